@@ -1,0 +1,15 @@
+"""Rank the whole catalogue for every user and measure HR and NDCG."""
+
+import hydra
+from omegaconf import DictConfig
+
+from tigerrec import pipeline
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="config")
+def main(cfg: DictConfig) -> None:
+    pipeline.command(cfg, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Read the raw files of a data set into numbered items and histories."""
+
+import hydra
+from omegaconf import DictConfig
+
+from tigerrec import pipeline
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="config")
+def main(cfg: DictConfig) -> None:
+    pipeline.command(cfg, "prepare")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The search against exhaustive scoring, against transformers' own beam search, and at the edges of the catalogue."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tigerrec.batches import history_tokens
+from tigerrec.beam_search import NO_ITEM, Searcher, beam_search, score_catalogue
+from tigerrec.generator import T5
+from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, add_suffix
+from tigerrec.trie import build_trie
+
+CODE_SIZES = (5, 4, 3)
+
+
+def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
+    codes = np.random.default_rng(seed).integers(0, CODE_SIZES, (n_items, 3)).astype(np.int32)
+    return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), TokenLayout(CODE_SIZES, (*CODE_SIZES, n_items)))
+
+
+def generator(ids: SemanticIds, seed: int = 0):
+    model = T5(num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=48, max_items=6).new(ids.layout, "bidirectional", seed).eval()
+    with torch.no_grad():  # random weights hardly look at their input: sharpen them
+        for parameter in model.parameters():
+            parameter.mul_(1.7)
+    return model
+
+
+def random_histories(n: int, n_items: int, seed: int = 1) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(n_items)[: rng.integers(1, min(9, n_items))].astype(np.int32) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def setting():
+    ids = catalogue(60)
+    return ids, generator(ids), random_histories(12, 60)
+
+
+def all_scores(ids, model, histories) -> np.ndarray:
+    inputs, mask = history_tokens([history[-6:] for history in histories], ids.tokens)
+    return score_catalogue(model, torch.from_numpy(ids.tokens), inputs, mask).numpy()
+
+
+def test_beam_as_wide_as_the_catalogue_equals_exhaustive_scoring(setting):
+    ids, model, histories = setting
+    items, scores = Searcher.of(model, ids, "fp32").rank(histories, k=60, beam_size=60, mask_seen=False)
+    expected = all_scores(ids, model, histories)
+    assert (np.sort(items, axis=1) == np.arange(60)).all()
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, items, 1), atol=1e-4)
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1), atol=1e-4)
+
+
+def test_masked_search_equals_exhaustive_scoring_without_the_seen_items(setting):
+    ids, model, histories = setting
+    items, scores = Searcher.of(model, ids, "fp32").rank(histories, k=60, beam_size=60, mask_seen=True)
+    expected = all_scores(ids, model, histories)
+    for user, history in enumerate(histories):
+        allowed = np.setdiff1d(np.arange(60), history)
+        n = len(allowed)
+        assert set(items[user, :n]) == set(allowed)
+        assert (items[user, n:] == NO_ITEM).all()
+        np.testing.assert_allclose(scores[user, :n], -np.sort(-expected[user, allowed]), atol=1e-4)
+
+
+def test_masked_list_is_full_where_a_whole_branch_was_seen():
+    codes = np.array([[0, 0, 0, s] for s in range(4)] + [[1, 1, 1, 0], [2, 1, 1, 0], [3, 1, 1, 0], [4, 1, 1, 0]], np.int32)
+    ids = SemanticIds(codes, TokenLayout(CODE_SIZES, (*CODE_SIZES, 8)))
+    items, _ = Searcher.of(generator(ids), ids, "fp32").rank([np.arange(4)], k=4, beam_size=4, mask_seen=True)
+    assert set(items[0]) == {4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("beam_size", [3, 10])
+def test_equals_generate_with_a_prefix_function(setting, beam_size):
+    ids, model, histories = setting
+    children: dict[tuple[int, ...], set[int]] = {}
+    for row in ids.tokens.tolist():
+        for level in range(len(row)):
+            children.setdefault(tuple(row[:level]), set()).add(row[level])
+    item_of = {tuple(row): item for item, row in enumerate(ids.tokens.tolist())}
+    items, scores = Searcher.of(model, ids, "fp32").rank(histories, k=beam_size, beam_size=beam_size, mask_seen=False)
+    for user, history in enumerate(histories):
+        inputs, mask = history_tokens([history[-6:]], ids.tokens)
+        encoded = model.encoder(input_ids=inputs, attention_mask=mask)
+        found = model.generate(
+            encoder_outputs=encoded, attention_mask=mask, num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=4, min_new_tokens=4,
+            do_sample=False, length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD, return_dict_in_generate=True,
+            output_scores=True, prefix_allowed_tokens_fn=lambda _, prefix: sorted(children[tuple(prefix.tolist()[1:])]),
+        )  # fmt: skip
+        assert [item_of[tuple(row)] for row in found.sequences[:, 1:].tolist()] == items[user].tolist()
+        expected = all_scores(ids, model, [history])[0, items[user]]
+        np.testing.assert_allclose(scores[user], expected, atol=1e-4)
+
+
+def test_a_batch_gives_what_each_user_gets_alone(setting):
+    ids, model, histories = setting
+    searcher = Searcher.of(model, ids, "fp32")
+    together, _ = searcher.rank(histories, k=10, beam_size=10, mask_seen=True)
+    alone = [searcher.rank([history], k=10, beam_size=10, mask_seen=True)[0][0] for history in histories]
+    assert (together == np.stack(alone)).all()
+
+
+@pytest.mark.parametrize("n_items", [1, 2, 7])
+def test_beam_wider_than_the_catalogue_gives_a_shorter_list_without_ghosts(n_items):
+    ids = catalogue(n_items)
+    items, scores = Searcher.of(generator(ids), ids, "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=False)
+    assert sorted(items[0, :n_items]) == list(range(n_items))
+    assert (items[0, n_items:] == NO_ITEM).all()
+    assert (scores[0, n_items:] == -np.inf).all()
+    if n_items == 1:
+        items, _ = Searcher.of(generator(ids), ids, "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=True)
+        assert (items == NO_ITEM).all()
+
+
+def test_relabelling_items_permutes_recommendations(setting):
+    ids, model, histories = setting
+    relabel = np.random.default_rng(3).permutation(60)
+    codes = np.empty_like(ids.codes)
+    codes[relabel] = ids.codes
+    before, _ = Searcher.of(model, ids, "fp32").rank(histories, k=10, beam_size=20, mask_seen=True)
+    after, _ = Searcher.of(model, SemanticIds(codes, ids.layout), "fp32").rank([relabel[history] for history in histories], k=10, beam_size=20, mask_seen=True)
+    assert (relabel[before] == after).all()
+
+
+def test_only_the_last_items_are_read(setting):
+    ids, model, _ = setting
+    searcher = Searcher.of(model, ids, "fp32")
+    long, short = np.arange(20), np.arange(14, 20)
+    assert (searcher.rank([long], k=5, beam_size=10, mask_seen=False)[0] == searcher.rank([short], k=5, beam_size=10, mask_seen=False)[0]).all()
+
+
+def test_refuses_an_empty_history_and_a_beam_narrower_than_k(setting):
+    ids, model, _ = setting
+    searcher = Searcher.of(model, ids, "fp32")
+    with pytest.raises(ValueError, match="empty"):
+        searcher.rank([np.array([], int)], k=5, beam_size=5, mask_seen=False)
+    with pytest.raises(ValueError, match="beam size"):
+        searcher.rank([np.array([1])], k=6, beam_size=5, mask_seen=False)
+
+
+def test_beam_search_is_a_function_of_tensors(setting):
+    ids, model, histories = setting
+    inputs, mask = history_tokens(histories[:3], ids.tokens)
+    items, scores = beam_search(model, build_trie(ids.tokens), inputs, mask, beam_size=4)
+    assert items.shape == scores.shape == (3, 4)
+    assert (scores.diff(dim=1) <= 0).all()

@@ -1,0 +1,171 @@
+"""The evaluate stage: what it writes agrees with itself, with the split, and with an interrupted run."""
+
+import numpy as np
+import pytest
+from tiny_run import N_USERS, build_run
+
+from tigerrec import artifacts
+from tigerrec import evaluate as stage
+from tigerrec.baselines.popularity import Popularity
+from tigerrec.evaluate import EvaluateConfig, Ranking, check_lists, evaluate
+from tigerrec.histories import load_histories, split
+from tigerrec.metrics import item_ranks, metrics
+
+CONFIG = EvaluateConfig(model="tiny", precision="fp32", device="cpu")
+FILES = ("metrics.json", "recommendations.parquet", "ranks.parquet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return build_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    return evaluate(run["prepare"], run["tokenize"], run["train"], CONFIG, run["train"] / "eval-full")
+
+
+def test_rows_cover_every_case(evaluated):
+    rows = artifacts.read_json(evaluated, "metrics.json")
+    found = {(row["model"], row["hit"], row["seen"]) for row in rows}
+    assert found == {(model, hit, seen) for model in ("tiny", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")}
+    assert len(rows) == 8
+    for row in rows:
+        assert row["split"] == "test"
+        assert row["users"] == N_USERS
+        for name in ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"):
+            assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
+
+
+def test_metrics_follow_from_ranks_to_the_last_digit(evaluated):
+    ranks = artifacts.read_table(evaluated, "ranks.parquet").to_pandas()
+    for row in artifacts.read_json(evaluated, "metrics.json"):
+        chosen = ranks[(ranks["model"] == row["model"]) & (ranks["hit"] == row["hit"]) & (ranks["seen"] == row["seen"])]
+        assert {key: row[key] for key in row if "@" in key} == metrics(chosen["rank"].to_numpy())
+
+
+def test_metrics_follow_from_recommendations_and_the_split(run, evaluated):
+    table = artifacts.read_table(evaluated, "recommendations.parquet").to_pandas()
+    histories = load_histories(run["prepare"])
+    targets = np.array([split(histories[user], "test")[1] for user in range(N_USERS)])
+    for row in artifacts.read_json(evaluated, "metrics.json"):
+        if row["hit"] == "item":
+            chosen = table[(table["model"] == row["model"]) & (table["seen"] == row["seen"])]
+            items = np.full((N_USERS, 20), -1)
+            items[chosen["user"], chosen["rank"] - 1] = chosen["item"]
+            assert {key: row[key] for key in row if "@" in key} == metrics(item_ranks(items, targets))
+
+
+def test_the_validation_split_has_its_own_targets(run, tmp_path):
+    config = EvaluateConfig(model="tiny", split="validation", precision="fp32", device="cpu")
+    out = evaluate(run["prepare"], run["tokenize"], run["train"], config, tmp_path / "out")
+    histories = load_histories(run["prepare"])
+    ranks = artifacts.read_table(out, "ranks.parquet").to_pandas()
+    assert all(histories[user][-2] == target for user, target in zip(ranks["user"], ranks["target"], strict=True))
+    assert {row["split"] for row in artifacts.read_json(out, "metrics.json")} == {"validation"}
+
+
+def test_masked_lists_are_full_and_hold_nothing_seen(run, evaluated):
+    table = artifacts.read_table(evaluated, "recommendations.parquet").to_pandas()
+    histories = load_histories(run["prepare"])
+    masked = table[table["seen"] == "masked"]
+    assert (masked.groupby(["model", "user"], observed=True).size() == 20).all()
+    for user, items in masked.groupby("user")["item"]:
+        assert not set(items) & set(split(histories[user], "test")[0].tolist())
+    assert str(table.dtypes["user"]) == str(table.dtypes["item"]) == "int32"
+    assert str(table.dtypes["score"]) == "float32"
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(run, evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "SHARD_USERS", 20)
+    folders = [run[name] for name in ("prepare", "tokenize", "train")]
+    whole = evaluate(*folders, CONFIG, tmp_path / "whole")
+    ranked = []
+    real = stage._generator
+
+    def dying(*args):
+        rank, facts = real(*args)
+
+        def counted(histories, mask_seen, progress):
+            if len(ranked) == 4:
+                raise KeyboardInterrupt
+            ranked.append(mask_seen)
+            return rank(histories, mask_seen, progress)
+
+        return counted, facts
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(stage, "_generator", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*folders, CONFIG, out)
+    assert artifacts.read_manifest(out) is None
+    ranked[:] = [None, None]
+    evaluate(*folders, CONFIG, out)
+    assert len(ranked) == 4
+    assert ranked[2:] == [True, True]
+    for name in FILES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not (out / "shards").exists()
+
+
+def test_shards_of_another_evaluation_are_not_used(run, tmp_path):
+    out = tmp_path / "out"
+    inputs = {name: run[name] for name in ("prepare", "tokenize", "train")}
+    mine = stage._shards_folder(out, CONFIG, inputs)
+    mine.mkdir(parents=True)
+    assert stage._shards_folder(out, CONFIG, inputs) == mine
+    assert stage._shards_folder(out, EvaluateConfig(model="tiny", beam_size=30), inputs) != mine
+    assert not mine.exists()
+
+
+def test_a_generator_of_other_semantic_ids_is_refused(run, tmp_path):
+    other = build_run(tmp_path / "other", seed=1)
+    with pytest.raises(artifacts.StaleError, match="made from another 'tokenize'"):
+        evaluate(run["prepare"], other["tokenize"], run["train"], CONFIG, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"beam_size": 10}, "beam_size must be at least k=20, got 10"),
+        ({"k": 10}, "k must be at least the largest cut-off, 20, got 10"),
+        ({"split": "train"}, "split must be"),
+        ({"model": "popularity"}, "model must be"),
+    ],
+)
+def test_config_out_of_range(values, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("items", "seen", "fault"),
+    [
+        ([[1, -1, 2]], "kept", "a gap"),
+        ([[1, 2, 1]], "kept", "an item twice"),
+        ([[1, 9, 2]], "kept", "does not exist"),
+        ([[1, 3, -1]], "masked", "a seen item"),
+    ],
+)
+def test_broken_lists_are_caught(items, seen, fault):
+    ranking = Ranking("tiny", seen, np.array(items, np.int32), np.zeros((1, 3), np.float32))
+    with pytest.raises(RuntimeError, match=fault):
+        check_lists(ranking, [np.array([3, 4])], n_items=5)
+
+
+def test_short_lists_are_no_fault():
+    ranking = Ranking("tiny", "masked", np.array([[1, -1, -1]], np.int32), np.array([[0, -np.inf, -np.inf]], np.float32))
+    check_lists(ranking, [np.array([3, 4])], n_items=5)
+
+
+def test_popularity_counts_training_only_and_breaks_ties_by_index():
+    training = [np.array([2, 1]), np.array([2, 3]), np.array([], np.int32)]
+    histories = [np.array([2, 1]), np.array([0, 0]), np.array([3])]
+    items, scores = Popularity().rank(training, 4, histories, k=3, mask_seen=False)
+    assert items.tolist() == [[2, 1, 3]] * 3
+    assert np.isfinite(scores).all()
+    assert (np.diff(scores) <= 0).all()
+    items, scores = Popularity().rank(training, 4, histories, k=3, mask_seen=True)
+    assert items.tolist() == [[3, 0, -1], [2, 1, 3], [2, 1, 0]]
+    assert scores[0, 2] == -np.inf

@@ -1,0 +1,155 @@
+"""Filters, numbering, order, the prepare stage's files, and the split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tigerrec import artifacts
+from tigerrec.histories import DatasetError, Histories, RawData, RawItem, arrange, item_text, k_core, load_histories, prepare, split, training_part
+
+pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=80)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A data set of interactions given in the test: (user, item, time)."""
+
+    path: Path = artifacts.not_identity()  # noqa: RUF009
+    rows: tuple[tuple[str, str, int], ...] = artifacts.not_identity()
+    min_user_interactions: int = 0
+    min_item_interactions: int = 0
+    max_dropped: float = 0.001
+    expected: tuple[int, ...] = ()
+    dropped: int = artifacts.not_identity(default=0)
+
+    def sources(self) -> dict[str, Path]:
+        self.path.write_text(json.dumps(self.rows))
+        return {"rows": self.path}
+
+    def read(self) -> RawData:
+        users, items, times = (list(column) for column in zip(*self.rows, strict=True))
+        metadata = {"a": RawItem("Ann's soap", "Ann", ["Bath", "Soap"], 3.5)}
+        return RawData(users, items, np.array(times, dtype=np.int64), metadata, {"not JSON": self.dropped} if self.dropped else {}, len(users) + self.dropped)
+
+
+ROWS = (("u", "b", 5), ("v", "a", 1), ("u", "a", 5), ("v", "c", -3), ("u", "c", 2), ("w", "d", 1), ("v", "b", 1), ("u", "b", 5), ("w", "a", 2))
+
+
+@given(pairs)
+def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -> None:
+    users, items = (np.array(column) for column in zip(*interactions, strict=True))
+    kept = list(range(len(interactions)))
+    while True:  # oracle: remove one offender at a time, in any order
+        by_user, by_item = Counter(users[i] for i in kept), Counter(items[i] for i in kept)
+        offenders = [i for i in kept if by_user[users[i]] < 3 or by_item[items[i]] < 2]
+        if not offenders:
+            break
+        kept.remove(offenders[0])
+    assert np.flatnonzero(k_core(users, items, 3, 2)).tolist() == kept
+
+
+@given(st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(-2, 2)), min_size=1, max_size=60))
+def test_arrange_keeps_each_users_stable_order(rows: list[tuple[str, str, int]]) -> None:
+    unique = list(dict.fromkeys(rows))
+    lengths = Counter(user for user, _, _ in unique)
+    kept = [row for row in unique if lengths[row[0]] >= 3]
+    users, items, times = (list(column) for column in zip(*rows, strict=True))
+    raw = RawData(users, items, np.array(times, dtype=np.int64), {}, {}, len(rows))
+    if not kept:
+        with pytest.raises(DatasetError, match="Nothing is left"):
+            arrange(raw, 0, 0)
+        return
+    prepared = arrange(raw, 0, 0)
+    assert prepared.user_ids == list(dict.fromkeys(row[0] for row in kept))
+    assert prepared.item_ids == list(dict.fromkeys(row[1] for row in kept))
+    expected = [row for user in prepared.user_ids for row in sorted((row for row in kept if row[0] == user), key=lambda row: row[2])]
+    found = [(prepared.user_ids[u], prepared.item_ids[i], int(t)) for u, i, t in zip(prepared.users, prepared.items, prepared.timestamps, strict=True)]
+    assert found == expected
+    assert prepared.stats["repeated_interactions"] == len(rows) - len(unique)
+    assert prepared.positions.tolist() == [n for user in prepared.user_ids for n in range(lengths[user])]
+
+
+def test_prepare_writes_the_contract(tmp_path: Path) -> None:
+    out = prepare(Fixed(tmp_path / "raw.json", ROWS), tmp_path / "out")
+    artifacts.open_stage(out, "prepare")
+    items = artifacts.read_table(out, "items.parquet")
+    assert items.schema.names == ["item", "item_id", "title", "brand", "categories", "price", "text"]
+    assert [str(kind) for kind in items.schema.types] == ["int32", "string", "string", "string", "list<element: string>", "double", "string"]
+    assert items["item_id"].to_pylist() == ["b", "a", "c"]
+    assert items["text"].to_pylist() == ["Item b.", "Title: Ann's soap; Brand: Ann; Categories: Bath > Soap; Price: 3.50.", "Item c."]
+    assert items["title"].to_pylist() == [None, "Ann's soap", None]
+    interactions = artifacts.read_table(out, "interactions.parquet")
+    assert [f"{field.name} {field.type}" for field in interactions.schema] == ["user int32", "item int32", "timestamp int64", "position int32"]
+    assert artifacts.read_table(out, "users.parquet").to_pylist() == [{"user": 0, "user_id": "u"}, {"user": 1, "user_id": "v"}]
+    stats = artifacts.read_json(out, "stats.json")
+    assert (stats["users"], stats["items"], stats["interactions"]) == (2, 3, 6)
+    assert (stats["users_with_fewer_than_3"], stats["repeated_interactions"], stats["items_without_metadata"]) == (1, 1, 2)
+    histories = load_histories(out)
+    assert (len(histories), histories.n_items, histories.items.dtype, histories.offsets.dtype) == (2, 3, np.int32, np.int64)
+    assert [history.tolist() for history in histories] == [[2, 0, 1], [2, 1, 0]]
+
+
+def test_identity_is_content_and_filters_not_paths(tmp_path: Path) -> None:
+    def fingerprint(name: str, rows: tuple[tuple[str, str, int], ...] = ROWS, minimum: int = 0) -> str:
+        out = prepare(Fixed(tmp_path / f"{name}.json", rows, min_item_interactions=minimum), tmp_path / name)
+        return artifacts.open_stage(out, "prepare").fingerprint
+
+    first = fingerprint("first")
+    assert fingerprint("second") == first
+    assert fingerprint("filtered", minimum=1) != first
+    assert fingerprint("other", rows=ROWS[::-1]) != first
+    assert (tmp_path / "first" / "interactions.parquet").read_bytes() == (tmp_path / "second" / "interactions.parquet").read_bytes()
+
+
+def test_too_many_dropped_lines_stop_the_stage(tmp_path: Path) -> None:
+    dataset = Fixed(tmp_path / "raw.json", ROWS, dropped=1)
+    with pytest.raises(DatasetError, match=r"1 of 10 lines .* \(not JSON: 1\).*`dataset\.max_dropped=0\.1`"):
+        prepare(dataset, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    out = prepare(dataclasses.replace(dataset, max_dropped=0.1), tmp_path / "out")
+    assert artifacts.read_json(out, "stats.json")["dropped"] == {"not JSON": 1}
+
+
+def test_unexpected_counts_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        prepare(Fixed(tmp_path / "raw.json", ROWS, expected=(2, 3, 6)), tmp_path / "out")
+        assert not caplog.records
+        prepare(Fixed(tmp_path / "raw.json", ROWS, expected=(2, 3, 7)), tmp_path / "out2")
+    assert "expected 2 users, 3 items, 7 interactions, found 2, 3, 6" in caplog.text
+
+
+def test_nothing_left_names_the_counts(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"9 interactions of 3 users .* 4 items .*min_item_interactions=4"):
+        prepare(Fixed(tmp_path / "raw.json", ROWS, min_item_interactions=4), tmp_path / "out")
+
+
+def test_item_text_leaves_missing_parts_out() -> None:
+    assert item_text("007", RawItem(None, None, [], None)) == "Item 007."
+    assert item_text("007", RawItem("NA", None, [], 0.0)) == "Title: NA; Price: 0.00."
+    assert item_text("007", RawItem("💄", None, ["A"], None)) == "Title: 💄; Categories: A."
+
+
+def test_split_is_leave_one_out() -> None:
+    history = np.array([7, 3, 9, 4], dtype=np.int32)
+    assert training_part(history).tolist() == [7, 3]
+    validation, test = split(history, "validation"), split(history, "test")
+    assert (validation[0].tolist(), validation[1]) == ([7, 3], 9)
+    assert (test[0].tolist(), test[1]) == ([7, 3, 9], 4)
+    with pytest.raises(ValueError, match="validation"):
+        split(history, "train")
+
+
+def test_histories_end_where_users_end() -> None:
+    histories = Histories(np.array([0, 2, 5]), np.arange(5, dtype=np.int32), 5)
+    assert [history.tolist() for history in histories] == [[0, 1], [2, 3, 4]]
+    with pytest.raises(IndexError):
+        histories[-1]

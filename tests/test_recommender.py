@@ -1,0 +1,145 @@
+"""Recommendations from a run folder and from an export, and the errors a user meets."""
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import N_ITEMS, build_run, write_train
+
+from tigerrec import TigerrecError, artifacts
+from tigerrec.evaluate import EvaluateConfig, evaluate
+from tigerrec.export import export
+from tigerrec.recommender import Recommender
+from tigerrec.semantic_ids import load_semantic_ids
+
+HISTORY = ["0000000003", "0000000011", "0000000007"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return build_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def recommender(run):
+    return Recommender.from_pretrained(run["train"], device="cpu")
+
+
+def test_recommendations_are_items_with_titles_and_semantic_ids(run, recommender):
+    found = recommender.recommend(HISTORY, k=10)
+    codes = load_semantic_ids(run["tokenize"]).codes
+    assert len(found) == len({item.item_id for item in found}) == 10
+    assert not {item.item_id for item in found} & set(HISTORY)
+    assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+    for item in found:
+        assert item.semantic_id == tuple(codes[int(item.item_id)])
+        assert item.title == (None if item.item_id == "0000000007" else f"Item {int(item.item_id)}")
+
+
+def test_the_whole_catalogue_at_most(recommender):
+    assert len(recommender.recommend(HISTORY, k=1_000)) == N_ITEMS - len(HISTORY)
+    kept = recommender.recommend(HISTORY, k=1_000, mask_seen=False)
+    assert sorted(int(item.item_id) for item in kept) == list(range(N_ITEMS))
+
+
+def test_a_batch_equals_one_by_one(recommender):
+    histories = [HISTORY, HISTORY[:1], [f"{number:010d}" for number in range(12)]]
+    for history, together in zip(histories, recommender.recommend_batch(histories, k=5), strict=True):
+        alone = recommender.recommend(history, k=5)
+        assert [item.item_id for item in alone] == [item.item_id for item in together]
+        assert [item.score for item in alone] == pytest.approx([item.score for item in together], abs=1e-4)
+
+
+def test_unknown_items_are_ignored_and_named(recommender, caplog):
+    with caplog.at_level(logging.WARNING, "tigerrec"):
+        found = recommender.recommend(["B000NOWHERE", *HISTORY])
+    assert found == recommender.recommend(HISTORY)
+    assert "ignored 1 of 4 item ids" in caplog.text
+    assert "'B000NOWHERE'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("history", "k", "message"),
+    [([], 10, "history is empty"), (["B000NOWHERE"], 10, "None of the item ids is in the catalogue .*B000NOWHERE"), (HISTORY, 0, "k must be at least 1")],
+)
+def test_requests_without_an_answer(recommender, history, k, message):
+    with pytest.raises(TigerrecError, match=message):
+        recommender.recommend(history, k=k)
+
+
+def test_a_folder_that_is_no_run(run, tmp_path):
+    with pytest.raises(artifacts.MissingError, match="No finished 'train' stage"):
+        Recommender.from_pretrained(tmp_path)
+    with pytest.raises(artifacts.MissingError, match="holds the stage 'tokenize', not 'train'"):
+        Recommender.from_pretrained(run["tokenize"])
+
+
+def test_semantic_ids_of_another_run_are_refused(tmp_path):
+    folders, other = build_run(tmp_path / "one"), build_run(tmp_path / "two", seed=1)
+    for path in other["tokenize"].iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folders["tokenize"] / path.name)
+    with pytest.raises(artifacts.StaleError, match="made from another 'tokenize'"):
+        Recommender.from_pretrained(folders["train"])
+
+
+def test_an_export_recommends_the_same_anywhere(run, recommender, tmp_path):
+    folder = export(run["train"], tmp_path / "export")
+    moved = shutil.move(folder, tmp_path / "moved")
+    assert Recommender.from_pretrained(moved, device="cpu").recommend(HISTORY) == recommender.recommend(HISTORY)
+    assert "was not evaluated" in (Path(moved) / "README.md").read_text()
+
+
+def test_a_damaged_export_is_refused(run, tmp_path):
+    folder = export(run["train"], tmp_path / "export")
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(artifacts.DamagedError, match=r"model\.safetensors is damaged"):
+        Recommender.from_pretrained(folder)
+
+
+def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
+    folder = export(run["train"], tmp_path / "export")
+    (folder / "left-over.txt").write_text("of before")
+    assert not (export(run["train"], folder) / "left-over.txt").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("keep me")
+    with pytest.raises(artifacts.ArtifactError, match="not empty and is no earlier export"):
+        export(run["train"], mine)
+    with pytest.raises(artifacts.ArtifactError, match="not empty and is no earlier export"):
+        export(run["train"], run["train"])
+    assert (mine / "letter.txt").read_text() == "keep me"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "mine"]
+
+
+def test_the_model_card_tells_what_was_measured(tmp_path):
+    run = build_run(tmp_path / "runs")
+    config = EvaluateConfig(model="tiny", precision="fp32", device="cpu")
+    evaluate(run["prepare"], run["tokenize"], run["train"], config, run["train"] / "eval-full")
+    card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
+    row = next(row for row in artifacts.read_json(run["train"] / "eval-full", "metrics.json") if row["model"] == "popularity" and row["seen"] == "masked")
+    for text in (
+        "50 users, 40 items",
+        "4 × 3 codes, 3 tokens an item",
+        "`hashed`",
+        "0000000001",
+        f"{row['ndcg@10']:.4f}",
+        "| popularity | test | item | masked | 50 |",
+    ):
+        assert text in card
+    write_train(run, load_semantic_ids(run["tokenize"]).layout, seed=9)
+    assert "was not evaluated" in (export(run["train"], tmp_path / "export") / "README.md").read_text()
+
+
+def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
+    scripts = Path(__file__).parent.parent / "scripts"
+    asked = subprocess.run([sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True)
+    assert asked.returncode == 1
+    assert asked.stdout == ""
+    assert asked.stderr.startswith("No finished 'train' stage")
+    assert len(asked.stderr.splitlines()) == 1

@@ -1,0 +1,313 @@
+"""The contract of every tokenizer found in configs/tokenizer, the tokenize stage, and what each tokenizer alone must do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tigerrec import TigerrecError, artifacts, config
+from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec.tokenizers import TokenizeConfig, TokenizeError, Tokenizer, encode_items, families, fit, load_tokenizer, tokenize
+from tigerrec.tokenizers.random import RandomCodes
+from tigerrec.tokenizers.rkmeans import ResidualKMeans
+from tigerrec.tokenizers.rqvae import RQVAE, quantize, restart_dead_codes
+
+RESERVED = tuple(field.name for field in dataclasses.fields(TokenizeConfig) if field.name != "tokenizer")
+SMALL = {"codebook_size": 8, "hidden": [16], "latent_dim": 4, "epochs": 4, "batch_size": 64, "iterations": 5}
+CHOICES = sorted(path.stem for path in (config.config_folder() / "tokenizer").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(choice: str, **overrides: Any) -> TokenizeConfig:
+    node = dict(OmegaConf.to_container(OmegaConf.load(config.config_folder() / "tokenizer" / f"{choice}.yaml")))
+    node |= {key: value for key, value in SMALL.items() if key in node} | overrides
+    tokenizer, taken = config.build_choice(node, "tokenizer", RESERVED)
+    return TokenizeConfig(tokenizer, **{key: value for key, value in taken.items() if key in RESERVED})
+
+
+def make_vectors(n: int = 200, dim: int = 12, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(10, dim))[rng.integers(0, 10, n)] + rng.normal(0, 0.3, (n, dim))).astype(np.float32)
+
+
+def extra_of(choice: TokenizeConfig, n: int) -> dict[str, np.ndarray]:
+    return {name: make_vectors(n, seed=9) for name in choice.tokenizer.needs}
+
+
+def fitted(choice: TokenizeConfig, vectors: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    return choice.tokenizer.fit(vectors, seed=choice.seed, extra=extra_of(choice, len(vectors)))
+
+
+def same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(one[key].dtype == other[key].dtype and one[key].tobytes() == other[key].tobytes() for key in one)
+
+
+def embedded(folder: Path, vectors: np.ndarray) -> Path:
+    with artifacts.writing(folder, "embed", {"made": "up"}) as files:
+        files.arrays("embeddings.safetensors", {"embeddings": vectors})
+    return folder
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+class TestContract:
+    def test_codes_are_in_range_and_ids_unique(self, choice):
+        chosen, vectors = build(choice), make_vectors()
+        result = fit(vectors, chosen, extra_of(chosen, len(vectors)))
+        sizes = chosen.tokenizer.code_sizes
+        codes = result.ids.codes[:, : len(sizes)]
+        assert isinstance(chosen.tokenizer, Tokenizer)
+        assert codes.dtype == np.int32
+        assert codes.min() >= 0
+        assert (codes < sizes).all()
+        assert len(np.unique(result.ids.codes, axis=0)) == len(vectors)
+        assert len(result.diagnostics["levels"]) == len(sizes)
+        assert json.loads(json.dumps(result.diagnostics, allow_nan=False)) == result.diagnostics
+
+    def test_a_seed_decides_every_byte(self, choice):
+        vectors = make_vectors()
+        state, codes = fitted(build(choice), vectors)
+        again, codes_again = fitted(build(choice), vectors)
+        _, codes_other = fitted(build(choice, seed=1), vectors)
+        assert same_bytes(state, again)
+        assert np.array_equal(codes, codes_again)
+        assert not np.array_equal(codes, codes_other)
+
+    def test_encoding_goes_row_by_row(self, choice):
+        chosen, vectors = build(choice), make_vectors(1100)
+        state, codes = fitted(chosen, vectors)
+        assert np.array_equal(chosen.tokenizer.encode(state, vectors), codes)
+        for cut in (1, 7, 1024):
+            parts = [chosen.tokenizer.encode(state, vectors[:cut]), chosen.tokenizer.encode(state, vectors[cut:])]
+            assert np.array_equal(np.concatenate(parts), codes)
+        order = np.random.default_rng(1).permutation(len(vectors))
+        assert np.array_equal(chosen.tokenizer.encode(state, vectors[order]), codes[order])
+
+    def test_a_stage_can_be_read_back(self, choice, tmp_path):
+        chosen, vectors = build(choice), make_vectors()
+        extra = {name: embedded(tmp_path / name, matrix) for name, matrix in extra_of(chosen, len(vectors)).items()}
+        out = tokenize(embedded(tmp_path / "embed", vectors), chosen, tmp_path / "out", extra)
+        tokenizer, state = load_tokenizer(out)
+        assert tokenizer == chosen.tokenizer
+        ids = load_semantic_ids(out)
+        sizes = chosen.tokenizer.code_sizes
+        assert ids.layout.code_sizes == sizes
+        assert np.array_equal(tokenizer.encode(state, vectors), ids.codes[:, : len(sizes)])
+        assert np.array_equal(encode_items(out, vectors[5:8]), ids.codes[5:8, : len(sizes)])
+        with pytest.raises(TokenizeError, match="have 3 dimensions"):
+            encode_items(out, vectors[:, :3])
+        content = artifacts.open_stage(out, "tokenize").content
+        again = tokenize(tmp_path / "embed", chosen, tmp_path / "again", extra)
+        assert artifacts.open_stage(again, "tokenize").content == content
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_fewer_items_than_codes(self, choice, n, caplog):
+        chosen, vectors = build(choice), make_vectors(n)
+        result = fit(vectors, chosen, extra_of(chosen, n))
+        assert len(np.unique(result.ids.codes, axis=0)) == n
+        assert (result.ids.codes >= 0).all()
+        assert np.array_equal(chosen.tokenizer.encode(result.state, vectors), result.ids.codes[:, :-1])
+        if n == 1:
+            assert "uses only 1 of its" in caplog.text
+
+    def test_equal_vectors_share_codes_and_differ_in_the_suffix(self, choice):
+        chosen = build(choice)
+        vectors = np.tile(make_vectors(40), (3, 1))
+        result = fit(vectors, chosen, extra_of(chosen, len(vectors)))
+        codes = result.ids.codes
+        if not chosen.tokenizer.needs:
+            assert np.array_equal(codes[:40, :-1], codes[40:80, :-1])
+            assert result.diagnostics["collision_rate"] == 1
+        assert len(np.unique(codes, axis=0)) == len(vectors)
+
+    def test_constant_vectors(self, choice):
+        chosen, vectors = build(choice), np.full((50, 6), 0.3, dtype=np.float32)
+        result = fit(vectors, chosen, extra_of(chosen, 50))
+        assert len(np.unique(result.ids.codes, axis=0)) == 50
+        assert (result.ids.codes < result.ids.layout.level_sizes).all()
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_vectors_that_are_not_finite_are_refused_by_name(self, choice, value, tmp_path):
+        vectors = make_vectors()
+        vectors[[3, 17], 2] = value
+        with pytest.raises(TokenizeError, match=r"NaN or infinity in 2 rows \(items 3, 17\)"):
+            tokenize(embedded(tmp_path / "embed", vectors), build(choice), tmp_path / "out")
+        assert artifacts.read_manifest(tmp_path / "out") is None
+
+    def test_sizes_out_of_range_are_refused_before_any_work(self, choice):
+        fields = {field.name for field in dataclasses.fields(build(choice).tokenizer)}
+        for name, value in (("levels", 0), ("codebook_size", 1)):
+            if name in fields:
+                with pytest.raises(config.ConfigError, match=f"{name} must be"):
+                    build(choice, **{name: value})
+
+    def test_its_family_is_known(self, choice):
+        tokenizer = build(choice).tokenizer
+        assert families()[tokenizer.family] is type(tokenizer)
+
+
+def edit_facts(folder: Path, **changes: Any) -> None:
+    """Rewrite tokenizer.json as someone would who also mends the manifest."""
+    facts = artifacts.read_json(folder, "tokenizer.json") | changes
+    artifacts.write_json(folder / "tokenizer.json", facts)
+    manifest = artifacts.read_json(folder, artifacts.MANIFEST)
+    manifest["files"]["tokenizer.json"]["sha256"] = artifacts.sha256_file(folder / "tokenizer.json")
+    artifacts.write_json(folder / artifacts.MANIFEST, manifest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "os.system"}, "names the tokenizer 'os.system', and this version knows"),
+        ({"family": ["rkmeans"]}, "names the tokenizer"),
+        ({"hyper_parameters": {"levels": 3, "command": "true"}}, "command is not an option"),
+        ({"hyper_parameters": {"levels": "three"}}, "levels='three' has the wrong type"),
+        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": None}, "no plain hyper-parameters"),
+    ],
+)
+def test_an_artefact_cannot_name_code_or_unknown_settings(changes, message, tmp_path):
+    out = tokenize(embedded(tmp_path / "embed", make_vectors(20)), TokenizeConfig(RandomCodes()), tmp_path / "out")
+    edit_facts(out, **changes)
+    with pytest.raises(TigerrecError, match=message):
+        load_tokenizer(out)
+
+
+def test_too_many_collisions_fail_the_stage_by_their_rate(tmp_path):
+    vectors = np.tile(make_vectors(30), (2, 1))
+    with pytest.raises(TokenizeError, match=r"100\.0% of the items share their codes .* tokenizer\.max_collision=0\.5"):
+        tokenize(embedded(tmp_path / "embed", vectors), TokenizeConfig(ResidualKMeans(), max_collision=0.5), tmp_path / "out")
+    assert artifacts.read_manifest(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("collisions", "hope"), ("max_collision", 1.5), ("seed", -1)])
+def test_settings_of_the_stage_are_checked(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        TokenizeConfig(RandomCodes(), **{field: value})
+
+
+def test_further_vectors_must_be_there_and_aligned():
+    @dataclasses.dataclass(frozen=True)
+    class Needy(RandomCodes):
+        needs = ("collaborative",)
+
+    with pytest.raises(TokenizeError, match=r"needs vectors named 'collaborative'; .*tokenizer\.inputs\.collaborative"):
+        fit(make_vectors(20), TokenizeConfig(Needy()))
+    with pytest.raises(TokenizeError, match="'collaborative' are of 19 items, not 20"):
+        fit(make_vectors(20), TokenizeConfig(Needy()), {"collaborative": make_vectors(19)})
+
+
+def test_residual_kmeans_is_fifteen_lines_of_numpy():
+    tokenizer, vectors = ResidualKMeans(codebook_size=16), make_vectors(300)
+    state, codes = tokenizer.fit(vectors, seed=0, extra={})
+    for row, row_codes in zip(vectors.astype(np.float64), codes, strict=True):
+        residual = row
+        for level, code in enumerate(row_codes):
+            codebook = state[f"codebook_{level}"]
+            assert codebook.shape == (16, vectors.shape[1])
+            assert code == np.argmin(((codebook - residual) ** 2).sum(axis=1))
+            residual = residual - codebook[code]
+    assert np.allclose(tokenizer.decode(state, codes), np.sum([state[f"codebook_{level}"][codes[:, level]] for level in range(3)], axis=0))
+
+
+def test_residual_kmeans_learns_means():
+    vectors = make_vectors(400)
+    state, codes = ResidualKMeans(levels=1, codebook_size=8, iterations=100).fit(vectors, seed=0, extra={})
+    for code in range(8):
+        assert np.allclose(state["codebook_0"][code], vectors[codes[:, 0] == code].mean(axis=0), atol=1e-5)
+
+
+def test_residual_kmeans_keeps_few_vectors_exactly():
+    vectors = make_vectors(5)
+    tokenizer = ResidualKMeans()
+    state, codes = tokenizer.fit(vectors, seed=0, extra={})
+    assert np.array_equal(tokenizer.decode(state, codes), vectors)
+    assert codes[:, 1:].max() == 0
+
+
+def test_quantize_passes_the_gradient_and_gives_the_sum_of_codewords():
+    torch.manual_seed(0)
+    latents = torch.randn(10, 4, requires_grad=True)
+    codebooks = [torch.randn(6, 4, requires_grad=True) for _ in range(3)]
+    quantized, codes, _ = quantize(latents, codebooks, beta=0.25)
+    torch.testing.assert_close(quantized, sum(book[level] for book, level in zip(codebooks, codes, strict=True)))
+    weights = torch.randn(10, 4)
+    (quantized * weights).sum().backward()
+    assert torch.equal(latents.grad, weights)
+    assert all(book.grad is None for book in codebooks)
+
+
+def test_the_quantisation_loss_of_one_item_by_hand():
+    latents = torch.tensor([[3.0]], requires_grad=True)
+    codebooks = [torch.tensor([[0.0], [2.0]], requires_grad=True), torch.tensor([[0.5], [9.0]], requires_grad=True)]
+    quantized, codes, loss = quantize(latents, codebooks, beta=0.5)
+    loss.backward()
+    assert [level.item() for level in codes] == [1, 0]
+    assert quantized.item() == 2.5
+    assert loss.item() == pytest.approx((1 + 0.25) * 1.5)
+    assert latents.grad.item() == pytest.approx(0.5 * (2 * 1 + 2 * 0.5))
+    assert codebooks[0].grad.tolist() == [[0.0], [-2.0]]
+    assert codebooks[1].grad.tolist() == [[-1.0], [0.0]]
+
+
+def test_dead_codes_move_to_residuals_and_used_ones_stay():
+    latents = torch.tensor([[1.0], [2.0], [10.0]])
+    codebooks = [torch.tensor([[1.0], [100.0], [200.0]])]
+    restart_dead_codes(latents, codebooks, [torch.tensor([3, 0, 0])], torch.Generator().manual_seed(0))
+    assert codebooks[0][0] == 1
+    assert set(codebooks[0][1:, 0].tolist()) < {1.0, 2.0, 10.0}
+
+
+def test_rqvae_learns_and_keeps_its_codes():
+    vectors = make_vectors(600)
+    config_of = lambda epochs: TokenizeConfig(RQVAE(codebook_size=16, hidden=(32,), latent_dim=8, epochs=epochs, batch_size=128))  # noqa: E731
+    short, long = fit(vectors, config_of(1)), fit(vectors, config_of(40))
+    assert long.diagnostics["reconstruction_error"] < min(0.3, short.diagnostics["reconstruction_error"] / 2)
+    assert all(level["used_codes"] >= 15 for level in long.diagnostics["levels"])
+
+
+def test_rqvae_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fitted(build("rqvae"), make_vectors(30))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("field", ["levels", "latent_dim", "epochs", "batch_size"])
+def test_rqvae_refuses_sizes_below_one(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        RQVAE(**{field: 0})
+
+
+def test_rqvae_that_diverges_stops_and_says_how_to_go_on():
+    with pytest.raises(TokenizeError, match=r"loss became (nan|inf) in epoch 1 .* lower tokenizer\.learning_rate"):
+        fit(make_vectors(), TokenizeConfig(RQVAE(codebook_size=8, batch_size=20, learning_rate=1e15)))
+
+
+def test_rqvae_must_end_without_restarts():
+    with pytest.raises(ValueError, match="restart_share must be between 0 and"):
+        RQVAE(restart_share=0.9)
+
+
+def test_random_codes_look_uniform():
+    _, codes = RandomCodes(codebook_size=8).fit(make_vectors(4000), seed=0, extra={})
+    counts = np.stack([np.bincount(codes[:, level], minlength=8) for level in range(3)])
+    assert (np.abs(counts - 500) < 120).all()
+    assert abs(np.corrcoef(codes[:, 0], codes[:, 1])[0, 1]) < 0.1

@@ -1,0 +1,68 @@
+"""A made-up run with an untrained tiny generator: prepare, tokenize and train folders as the stages write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tigerrec import artifacts
+from tigerrec.generator import T5
+from tigerrec.semantic_ids import TokenLayout, add_suffix
+
+N_USERS = 50
+N_ITEMS = 40
+CODE_SIZES = (4, 3)
+
+
+def build_run(root: Path, seed: int = 0) -> dict[str, Path]:
+    """The folders `prepare`, `tokenize` and `train` below `root`, laid out as the pipeline does."""
+    rng = np.random.default_rng(seed)
+    folders = {
+        "prepare": root / "toy",
+        "tokenize": root / "toy" / "hashed" / "random-seed0",
+        "train": root / "toy" / "hashed" / "random-seed0" / "t5-prefix-seed0",
+    }
+    lengths = rng.integers(3, 9, N_USERS)
+    histories = [rng.permutation(N_ITEMS)[:length].astype(np.int32) for length in lengths]
+    with artifacts.writing(folders["prepare"], "prepare", {"seed": seed}) as files:
+        files.parquet("items.parquet", _items())
+        users = np.repeat(np.arange(N_USERS, dtype=np.int32), lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        columns = {"user": users, "item": np.concatenate(histories), "timestamp": positions.astype(np.int64), "position": positions.astype(np.int32)}
+        files.parquet("interactions.parquet", pa.table(columns))
+        files.json("stats.json", {"users": N_USERS, "items": N_ITEMS, "interactions": int(lengths.sum())})
+    codes = rng.integers(0, CODE_SIZES, (N_ITEMS, len(CODE_SIZES))).astype(np.int32)
+    layout = TokenLayout(CODE_SIZES, (*CODE_SIZES, 40))
+    with artifacts.writing(folders["tokenize"], "tokenize", {"seed": seed}) as files:
+        columns = {"item": np.arange(N_ITEMS, dtype=np.int32), "code_0": codes[:, 0], "code_1": codes[:, 1], "suffix": add_suffix(codes)}
+        files.parquet("semantic_ids.parquet", pa.table(columns))
+        files.json("tokenizer.json", {"family": "random", "hyper_parameters": {}, "code_sizes": CODE_SIZES, "level_sizes": layout.level_sizes})
+        files.arrays("tokenizer.safetensors", {"nothing": np.zeros(1)})
+    write_train(folders, layout, seed)
+    return folders
+
+
+def write_train(folders: dict[str, Path], layout: TokenLayout, seed: int) -> None:
+    """An untrained generator as a train stage."""
+    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5).new(layout, "bidirectional", seed)
+    model.generation_config.num_beams = 20
+    inputs = {name: folders[name] for name in ("prepare", "tokenize")}
+    with artifacts.writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
+        scratch = folders["train"] / "scratch"
+        model.save_pretrained(scratch)
+        for path in sorted(scratch.iterdir()):
+            files.adopt(path, path.name)
+        scratch.rmdir()
+
+
+def _items() -> pa.Table:
+    numbers = range(N_ITEMS)
+    return pa.table(
+        {
+            "item": pa.array(numbers, pa.int32()),
+            "item_id": [f"{number:010d}" for number in numbers],
+            "title": [None if number == 7 else f"Item {number}" for number in numbers],
+        }
+    )

@@ -1,0 +1,147 @@
+"""Amazon product data, release of 2014 (McAuley et al., SIGIR 2015): the only place that knows its raw format."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tigerrec import artifacts
+from tigerrec.download import download_missing
+from tigerrec.histories import SHORTEST_HISTORY, RawData, RawItem, check_filters
+from tigerrec.raw import Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
+
+ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
+
+
+def parse_review(text: str) -> tuple[str, str, int]:
+    """User, item and time of a review, one JSON record a line."""
+    record = json_record(text)
+    return checked_id(record.get("reviewerID"), "user"), checked_id(record.get("asin"), "item"), checked_time(record.get("unixReviewTime"))
+
+
+def parse_rating(text: str) -> tuple[str, str, int]:
+    """User, item and time of a rating, one line `user,item,rating,time`."""
+    fields = text.rstrip("\r\n").split(",")
+    if len(fields) != 4:
+        raise Unreadable("not user,item,rating,time")
+    try:
+        time: int | str = int(fields[3])
+    except ValueError:
+        time = fields[3]
+    return checked_id(fields[0], "user"), checked_id(fields[1], "item"), checked_time(time)
+
+
+def parse_metadata(text: str) -> dict[str, Any]:
+    """A record of the metadata: a Python literal (the 2014 release) or JSON (some mirrors); nothing in it is ever executed."""
+    try:
+        record = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        try:
+            record = json_record(text)
+        except Unreadable:
+            raise Unreadable("neither a Python literal nor JSON") from None
+    if not isinstance(record, dict):
+        raise Unreadable("not a record of named values")
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class AmazonReviews:
+    """A category of the 2014 release: reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`: user,item,rating,time), and metadata.
+
+    Attributes:
+        raw_dir: the folder of the raw files.
+        interactions: the file of reviews or ratings; its ending tells which.
+        metadata: the file of item records.
+        url: where the files are downloaded from when they are missing; None to never download.
+        min_user_interactions: users with fewer are left out (0: no filter); repeated together with the item filter until nothing changes.
+        min_item_interactions: items with fewer are left out (0: no filter).
+        max_dropped: the largest share of unreadable lines that is put up with.
+        expected: users, items and interactions of the known release; other counts are warned of.
+    """
+
+    raw_dir: Path = artifacts.not_identity()  # noqa: RUF009
+    interactions: str = artifacts.not_identity()
+    metadata: str = artifacts.not_identity()
+    url: str | None = artifacts.not_identity(default=None)
+    min_user_interactions: int = 5
+    min_item_interactions: int = 5
+    max_dropped: float = artifacts.not_identity(default=0.001)
+    expected: tuple[int, ...] = artifacts.not_identity(default=())
+
+    def __post_init__(self) -> None:
+        check_filters(self.min_user_interactions, self.min_item_interactions, self.max_dropped)
+        if len(self.expected) not in (0, 3):
+            raise ValueError(f"expected must be [users, items, interactions] or [], got {list(self.expected)}")
+        if not self.interactions.endswith((".json.gz", ".json", ".csv", ".csv.gz")):
+            raise ValueError(f"interactions must end in .json.gz (reviews) or .csv (ratings), got {self.interactions}")
+
+    def present(self) -> dict[str, Path]:
+        """Role → raw file, of those that are there."""
+        folder = self.raw_dir.expanduser()
+        files = {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
+        return {role: path for role, path in files.items() if path.is_file()}
+
+    def sources(self) -> dict[str, Path]:
+        """Role → existing raw file, downloaded where it was missing.
+
+        Raises:
+            TigerrecError: a file is missing and cannot be downloaded.
+        """
+        folder = self.raw_dir.expanduser()
+        download_missing(folder, [self.interactions, self.metadata], self.url)
+        return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
+
+    def read(self) -> RawData:
+        """The raw files, read to their end; metadata only of items that a user with enough interactions has.
+
+        Raises:
+            DatasetError: a file is missing or damaged.
+        """
+        tally = Tally()
+        parse = parse_rating if ".csv" in self.interactions else parse_review
+        users, items, times = [], [], []
+        for line in self._lines(self.interactions):
+            with tally.line("interactions"):
+                user, item, time = parse(text_of(line))
+                users.append(user)
+                items.append(item)
+                times.append(time)
+        lengths = Counter(users)
+        long_enough = {item for user, item in zip(users, items, strict=True) if lengths[user] >= max(self.min_user_interactions, SHORTEST_HISTORY)}
+        metadata = self._read_metadata(long_enough, tally)
+        return RawData(users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
+
+    def _lines(self, name: str) -> Iterator[bytes | None]:
+        path = self.raw_dir.expanduser() / name
+        remedy = f"delete it and {'run the command again to download it' if self.url else f'put a whole {name} in its place'}, or try `DATASET=sample`"
+        yield from tqdm(read_lines(path, remedy), desc=name, unit=" lines", disable=None, leave=False)
+
+    def _read_metadata(self, needed: set[str], tally: Tally) -> dict[str, RawItem]:
+        """The first readable record of each needed item; lines of other items are skipped unparsed."""
+        found: dict[str, RawItem] = {}
+        needed_bytes = {item.encode() for item in needed}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of odd backslashes in literals
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for line in self._lines(self.metadata):
+                with tally.line("metadata"):
+                    named = ASIN.findall(line or b"")
+                    if named and needed_bytes.isdisjoint(named):
+                        continue
+                    record = parse_metadata(text_of(line))
+                    item = checked_id(record.get("asin"), "item")
+                    if item in found:
+                        tally.noted["repeated metadata"] += 1
+                    elif item in needed:
+                        found[item] = make_item(record.get("title"), record.get("brand"), record.get("categories"), record.get("price"), tally)
+        return found

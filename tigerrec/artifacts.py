@@ -1,0 +1,474 @@
+"""Stage folders: atomic files, a manifest as the commit record, fingerprints, and the errors about them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tigerrec import TigerrecError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+WORKING_FOLDERS = ("checkpoint", "shards")
+MANIFEST_LIMIT = 4 * 1024 * 1024
+VERSIONED_PACKAGES = ("tigerrec", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy", "pandas", "pyarrow")
+
+
+class ArtifactError(TigerrecError):
+    """A stage folder that cannot be used: missing, damaged, stale or busy."""
+
+
+class MissingError(ArtifactError):
+    """No finished stage stands in this folder."""
+
+
+class DamagedError(ArtifactError):
+    """A file of a finished stage is not the one that was committed."""
+
+
+class StaleError(ArtifactError):
+    """The stage was made with another configuration or from other inputs."""
+
+
+class BusyError(ArtifactError):
+    """Another process is writing this stage."""
+
+
+def not_identity(**kwargs: Any) -> Any:
+    """A dataclass field that may change without changing what a stage produces (paths, devices, batch sizes)."""
+    return dataclasses.field(metadata={"identity": False}, **kwargs)
+
+
+def describe(value: Any) -> Any:
+    """The JSON form of a configuration: dataclasses with their class path, without the fields outside identity."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata.get("identity", True)
+        }
+        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    """The sha256 of a text in UTF-8, as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(stage: str, config: Any, inputs: Mapping[str, str]) -> str:
+    """What a stage is made of: the sha256 over its name, the schema, its configuration (seed included) and its inputs' fingerprints."""
+    return sha256_text(canonical_json([stage, SCHEMA, describe(config), dict(inputs)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The commit record of a stage folder."""
+
+    stage: str
+    schema: int
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, Any]]
+    fingerprint: str
+    content: str
+    files: dict[str, dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+def _valid_name(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
+
+
+def _manifest_fault(data: Any) -> str | None:
+    """What is wrong with a parsed manifest, or None."""
+    if not isinstance(data, dict):
+        return "is not a JSON object"
+    types = {
+        "stage": str, "schema": int, "config": dict, "inputs": dict,
+        "fingerprint": str, "content": str, "files": dict, "provenance": dict,
+    }  # fmt: skip
+    for key, kind in types.items():
+        if not isinstance(data.get(key), kind):
+            return f"has no valid '{key}'"
+    for name, entry in data["files"].items():
+        if not _valid_name(name):
+            return f"names a file outside its folder: {name!r}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or not isinstance(entry.get("bytes"), int):
+            return f"has no valid sha256 and size for {name!r}"
+    for name, entry in data["inputs"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("fingerprint"), str):
+            return f"has no valid fingerprint for its input {name!r}"
+    return None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder, or None where no finished stage stands.
+
+    Raises:
+        DamagedError: the manifest is there but cannot be a manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MANIFEST_LIMIT:
+            raise DamagedError(f"{path} is larger than any manifest; delete the folder {folder} and run the stage again.")
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        raise DamagedError(f"{path} is not valid JSON; delete the folder {folder} and run the stage again.") from None
+    fault = _manifest_fault(data)
+    if fault:
+        raise DamagedError(f"{path} {fault}; delete the folder {folder} and run the stage again.")
+    return Manifest(**{field.name: data[field.name] for field in dataclasses.fields(Manifest)})
+
+
+_verified: dict[tuple[str, int, int], str] = {}
+
+
+def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing; {remedy}.") from None
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    actual = _verified.get(key) or sha256_file(path)
+    if actual != entry["sha256"]:
+        raise DamagedError(
+            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, "
+            f"found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
+        )
+    _verified[key] = actual
+
+
+def open_stage(folder: Path | str, stage: str, *or_stages: str) -> Manifest:
+    """The manifest of a finished stage, after every file in it was checked against its sha256 (once a process).
+
+    Args:
+        or_stages: other stages whose folders will do as well.
+
+    Raises:
+        MissingError: no finished stage stands there, or another one.
+        DamagedError: a file is missing or changed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise MissingError(f"No finished '{stage}' stage in {folder}; run `python scripts/pipeline.py until={stage}` with the same options.")
+    if manifest.stage not in (stage, *or_stages):
+        raise MissingError(f"{folder} holds the stage '{manifest.stage}', not '{stage}'; give the folder of a '{stage}' stage.")
+    if manifest.schema != SCHEMA:
+        raise StaleError(f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={manifest.stage}` to build it again.")
+    remedy = f"add `overwrite={manifest.stage}` to build it again" if manifest.stage == stage else "export it again"
+    for name, entry in manifest.files.items():
+        _verify_file(folder / name, entry, remedy)
+    return manifest
+
+
+def input_record(folder: Path) -> dict[str, Any]:
+    """What a manifest keeps of an input stage: fingerprint, content and configuration."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise MissingError(f"No finished stage in {folder}; run the stage that makes it first.")
+    return {"fingerprint": manifest.fingerprint, "content": manifest.content, "config": manifest.config}
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The leaves in which two configurations differ, as `key: old → new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            found += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
+
+
+def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], choices: str) -> bool:
+    """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
+
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; `choices` names the config groups whose `name=` would keep both versions.
+
+    Raises:
+        StaleError: a finished stage stands there but was made of something else; names what changed.
+        DamagedError: a file is missing or changed.
+    """
+    if read_manifest(folder) is None:
+        return False
+    manifest = open_stage(folder, stage)
+    differences = changed_keys(manifest.config, json.loads(canonical_json(describe(config))))
+    for name in sorted(set(inputs) | set(manifest.inputs)):
+        old, new = manifest.inputs.get(name, {}), inputs.get(name, {})
+        if any(old.get(key) != new.get(key) for key in ("fingerprint", "content")):
+            keys = changed_keys(old.get("config"), new.get("config"))
+            differences.append(f"made from other {name}" + (f" ({', '.join(keys)})" if keys else ""))
+    if differences:
+        raise StaleError(
+            f"{folder} was made with other settings ({'; '.join(differences)}); give {choices} another name to keep both, "
+            f"or add `overwrite={stage}` to build it again."
+        )
+    return True
+
+
+def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path) -> None:
+    """Refuse a finished stage beside an input stage that it was not made from.
+
+    Raises:
+        StaleError: the stage in `upstream` is not the `name` that the manifest of `folder` records.
+    """
+    recorded, found = manifest.inputs.get(name, {}), input_record(upstream)
+    if any(recorded.get(key) != found[key] for key in ("fingerprint", "content")):
+        raise StaleError(f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to build it again.")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold the folder's lock; the operating system frees it when the process ends, however it ends.
+
+    Raises:
+        BusyError: another process holds it and `wait` is False.
+        ArtifactError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise ArtifactError(f"Cannot write in {folder} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            if not wait:
+                raise BusyError(f"{folder} is being written by {holder}; wait for it to end, or stop it, and run this again.") from None
+            announce(f"waiting for {holder}, which is writing {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_failure(path: Path, error: Exception) -> ArtifactError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    reason = "the disk is full or the file too large" if full else str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ArtifactError(f"Could not write {path} ({reason}); nothing half-written was left; free space or choose another `paths.runs=<folder>` and run again.")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to; it takes the name `path` once it is whole and on disk, or disappears.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and "write" in str(error).lower()):
+            raise _write_failure(path, error) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file atomically, readable by people."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class StageFiles:
+    """The files of a stage that is being written; each gets its name only when it is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.provenance: dict[str, Any] = {}
+
+    def _record(self, name: str, measured: bool) -> None:
+        path = self.folder / name
+        self.entries[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size} | ({"measured": True} if measured else {})
+
+    @contextlib.contextmanager
+    def create(self, name: str, measured: bool = False) -> Iterator[Path]:
+        """A temporary path to write the file `name` to; `measured` files hold timings and do not count as content."""
+        with atomic(self.folder / name) as temporary:
+            yield temporary
+        self._record(name, measured)
+
+    def adopt(self, path: Path, name: str, measured: bool = False) -> None:
+        """Take a finished file from elsewhere on the same disk."""
+        _fsync(path)
+        os.replace(path, self.folder / name)
+        self._record(name, measured)
+
+    def json(self, name: str, value: Any, measured: bool = False) -> None:
+        """Write a JSON file."""
+        write_json(self.folder / name, value)
+        self._record(name, measured)
+
+    def parquet(self, name: str, table: Any) -> None:
+        """Write a `pyarrow.Table`."""
+        import pyarrow.parquet
+
+        with self.create(name) as temporary:
+            pyarrow.parquet.write_table(table, temporary)
+
+    def arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Write numpy arrays by name as safetensors."""
+        import numpy
+        from safetensors.numpy import save_file
+
+        with self.create(name) as temporary:
+            save_file({key: numpy.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = lambda *args: subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+@contextlib.contextmanager
+def writing(
+    out: Path, stage: str, config: Any, inputs: Mapping[str, Path] | None = None, sources: Mapping[str, str] | None = None
+) -> Iterator[StageFiles]:
+    """Write a stage: yields its files; the manifest comes last, and only if the body ended well.
+
+    Args:
+        out: the stage's folder; an older version of the stage stops existing when the body begins.
+        config: the stage's checked dataclass, seed included.
+        inputs: the stage folders read, by stage name.
+        sources: the sha256 of files read from outside, by role.
+
+    Raises:
+        ArtifactError: the folder cannot be written or an input is no finished stage.
+    """
+    records = {name: input_record(folder) for name, folder in (inputs or {}).items()}
+    records |= {name: {"fingerprint": digest} for name, digest in (sources or {}).items()}
+    started = time.perf_counter()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"Cannot write in {out} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
+    files = StageFiles(out)
+    yield files
+    content = sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.entries.items() if not entry.get("measured")}))
+    provenance = {
+        "versions": _versions(),
+        "git": _git_commit(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **files.provenance,
+    }
+    write_json(
+        out / MANIFEST,
+        {
+            "stage": stage,
+            "schema": SCHEMA,
+            "config": json.loads(canonical_json(describe(config))),
+            "inputs": records,
+            "fingerprint": fingerprint(stage, config, {name: record["fingerprint"] for name, record in records.items()}),
+            "content": content,
+            "files": files.entries,
+            "provenance": provenance,
+        },
+    )
+
+
+def read_table(folder: Path, name: str) -> Any:
+    """A Parquet file of a stage as a `pyarrow.Table`."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(folder / name)
+
+
+def read_arrays(folder: Path, name: str) -> dict[str, Any]:
+    """A safetensors file of a stage as numpy arrays by name."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / name)
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """A JSON file of a stage."""
+    return json.loads((folder / name).read_bytes())
+
+
+def discard_working_files(folder: Path) -> None:
+    """Forget what an unfinished run left in a stage's folder to go on from."""
+    for name in WORKING_FOLDERS:
+        remove_tree(folder / name)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a working folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+

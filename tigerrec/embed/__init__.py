@@ -1,0 +1,178 @@
+"""The embed stage: the text of every item becomes a vector, by an encoder, by feature hashing, or from the user's own file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from tigerrec import TigerrecError, artifacts
+
+logger = logging.getLogger(__name__)
+
+FILE = "embeddings.safetensors"
+
+Encode = Callable[[list[str], list[str]], np.ndarray]
+
+
+class EmbedError(TigerrecError):
+    """Item vectors that cannot be had: no encoder, a wrong file, or values that are not numbers."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns items into vectors: a frozen dataclass of settings."""
+
+    shard_items: ClassVar[int | None]
+    """Items encoded between two saves, or None where encoding takes seconds."""
+
+    def present(self) -> dict[str, Path]:
+        """Those of the files of `sources` that are on this machine; never downloads."""
+        ...
+
+    def sources(self) -> dict[str, Path]:
+        """The existing files, by role, whose sha256 say which vectors come out; cheap.
+
+        Raises:
+            EmbedError: a file is not there, cannot be fetched, or is not the expected one.
+        """
+        ...
+
+    def open(self) -> Encode:
+        """A function from (item ids, texts) of n items to their vectors (n, dim), float32, in the order given."""
+        ...
+
+
+def few(names: Sequence[str], limit: int = 3) -> str:
+    """The first few of some names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors at Euclidean length 1; a zero vector stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def embed(prepared: Path, embedder: Embedder, out: Path) -> Path:
+    """The vectors of a prepared data set's items: `embeddings` float32 (items, dim), row = item index, finite.
+
+    A run that was stopped goes on where it was, from the shards it left in `out/shards`.
+
+    Raises:
+        EmbedError: there is no encoder, an item has no vector, or a vector is not finite.
+        ArtifactError: the input is not finished or damaged, or `out` cannot be written.
+    """
+    artifacts.open_stage(prepared, "prepare")
+    table = artifacts.read_table(prepared, "items.parquet")
+    if table.column("item").to_pylist() != list(range(table.num_rows)):
+        raise EmbedError(f"The rows of {prepared / 'items.parquet'} are not in the order of their item numbers; add `overwrite=prepare` to build it again.")
+    item_ids, texts = table.column("item_id").to_pylist(), table.column("text").to_pylist()
+    logger.info("read %d items from %s", len(item_ids), prepared)
+    sources = {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()}
+    started = time.perf_counter()
+    vectors, computed = _vectors(embedder, sources, item_ids, texts, out / "shards")
+    seconds = time.perf_counter() - started
+    warn_degenerate(vectors, item_ids)
+    with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared}, sources=sources) as files:
+        files.arrays(FILE, {"embeddings": vectors})
+        threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
+        files.provenance |= {"embedder": repr(embedder), "threads": threads, "encoded_items": computed, "encode_seconds": round(seconds, 3)}
+    artifacts.remove_tree(out / "shards")
+    logger.info("wrote %d vectors of %d dimensions to %s (%d encoded, %.0f items/s)", *vectors.shape, out, computed, computed / max(seconds, 1e-9))
+    return out
+
+
+def load_embeddings(folder: Path) -> np.ndarray:
+    """The vectors of a finished embed stage, float32 (items, dim), row = item index.
+
+    Raises:
+        ArtifactError: no finished embed stage stands there, or it is damaged.
+    """
+    artifacts.open_stage(folder, "embed")
+    return artifacts.read_arrays(folder, FILE)["embeddings"]
+
+
+def _vectors(embedder: Embedder, sources: dict[str, str], item_ids: list[str], texts: list[str], shards: Path) -> tuple[np.ndarray, int]:
+    """The items' vectors, encoded in shards cut by item index, and how many of them were encoded now."""
+    from tqdm import tqdm
+
+    if not item_ids:
+        raise EmbedError("There are no items to embed; loosen the filters of the data set and run `make data` again.")
+    try:
+        shards.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise artifacts.ArtifactError(f"Cannot write in {shards} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
+    size = embedder.shard_items or len(item_ids)
+    key = artifacts.sha256_text(artifacts.canonical_json([repr(embedder), size, sources, item_ids, texts]))[:16]
+    encode: Encode | None = None
+    parts, computed = [], 0
+    with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:
+        for start in range(0, len(item_ids), size):
+            ids, path = item_ids[start : start + size], shards / f"{start:08d}-{key}.safetensors"
+            part = _read_shard(path, len(ids))
+            if part is None:
+                encode = encode or embedder.open()
+                part = checked(encode(ids, texts[start : start + size]), ids)
+                _write_shard(path, part)
+                computed += len(ids)
+            parts.append(part)
+            progress.update(len(ids))
+    if computed < len(item_ids):
+        logger.info("took %d items from the shards of a stopped run", len(item_ids) - computed)
+    return np.concatenate(parts), computed
+
+
+def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:
+    """The vectors, after making sure that there is one finite row of float32 an item.
+
+    Raises:
+        EmbedError: the shape is another, or values are NaN or infinite; names the items.
+    """
+    if vectors.ndim != 2 or len(vectors) != len(item_ids) or vectors.dtype != np.float32:
+        raise EmbedError(f"The embedder gave {vectors.dtype} of shape {vectors.shape} for {len(item_ids)} items; it must give float32 (items, dim).")
+    bad = [item_ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
+    if bad:
+        raise EmbedError(f"The vectors of {len(bad)} items are NaN or infinite ({few(bad)}); correct them, or choose another embedder with `EMBEDDER=<name>`.")
+    return vectors
+
+
+def warn_degenerate(vectors: np.ndarray, item_ids: list[str]) -> None:
+    """Warn of vectors that say nothing (all components equal) and of items that share one vector."""
+    constant = [item_ids[row] for row in np.flatnonzero((vectors == vectors[:, :1]).all(axis=1))] if vectors.shape[1] > 1 else []
+    if constant:
+        logger.warning("%d items have a constant vector (all components equal): %s", len(constant), few(constant))
+    shared = [count for count in Counter(row.tobytes() for row in vectors).values() if count > 1]
+    if shared:
+        logger.warning(
+            "%d of %d items share their vector with another item (%d groups, the largest of %d); their Semantic IDs will differ only in the suffix",
+            sum(shared), len(item_ids), len(shared), max(shared),
+        )  # fmt: skip
+
+
+def _write_shard(path: Path, part: np.ndarray) -> None:
+    from safetensors.numpy import save_file
+
+    with artifacts.atomic(path) as temporary:
+        save_file({"embeddings": np.ascontiguousarray(part)}, temporary, metadata={"sha256": hashlib.sha256(part.tobytes()).hexdigest()})
+
+
+def _read_shard(path: Path, n_items: int) -> np.ndarray | None:
+    """A shard left by a stopped run; None where there is none or it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            part: Any = file.get_tensor("embeddings")
+            digest = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return part if len(part) == n_items and hashlib.sha256(part.tobytes()).hexdigest() == digest else None

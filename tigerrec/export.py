@@ -1,0 +1,190 @@
+"""One self-contained folder of a trained run: model, Semantic IDs, items, tokenizer and a model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tigerrec import artifacts
+from tigerrec.recommender import EXPORT, upstream_folders
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "input_module.safetensors")
+COPIED = {"prepare": ("items.parquet",), "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"), "train": MODEL_FILES}
+ENCODER_NOTES = {
+    "bidirectional": "The encoder reads the history without a mask, so `generate` of transformers computes the scores that tigerrec computes.",
+}
+OTHER_MASK = (
+    "The encoder reads the history under a mask of its own, which `generate` of transformers does not apply: rank with tigerrec, or pass `encoder_outputs`."
+)
+SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
+AMAZON = (
+    "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. 2015). Where they are that release, "
+    "the licence of tigerrec does not cover them: its owners' terms apply to `items.parquet`, and to the model as far as it derives from the data."
+)
+OWN_DATA = "`items.parquet` comes from the data the model was trained on: the terms of its owners apply to it, not the licence of this software."
+
+
+def export(run: Path, out: Path) -> Path:
+    """Write everything that recommending needs into one folder, whole or not at all.
+
+    Args:
+        run: the folder of a finished train stage.
+        out: a new or empty folder, or an older export, which is replaced.
+
+    Raises:
+        ArtifactError: the run or a folder above it cannot be used, or `out` holds something else.
+    """
+    out = out.resolve()
+    _check_free(out)
+    folders = upstream_folders(run)
+    evaluations = _evaluations(folders["train"])
+    partial = out.with_name(f".{out.name}.partial")
+    artifacts.remove_tree(partial)
+    try:
+        with artifacts.writing(partial, EXPORT, {}, inputs=folders | {folder.name: folder for folder in evaluations}) as files:
+            for stage, names in COPIED.items():
+                for name in names:
+                    if (folders[stage] / name).exists():
+                        with files.create(name) as temporary:
+                            shutil.copyfile(folders[stage] / name, temporary)
+            with files.create("README.md") as temporary:
+                temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
+        artifacts.remove_tree(out)
+        os.rename(partial, out)
+    finally:
+        artifacts.remove_tree(partial)
+    logger.info("wrote the run %s to %s", folders["train"], out)
+    return out
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a path that holds anything but an older export."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    manifest = artifacts.read_manifest(out)
+    if manifest is None or manifest.stage != EXPORT:
+        raise artifacts.ArtifactError(f"{out} is not empty and is no earlier export; give a new folder with `OUT=<folder>`.")
+
+
+def _evaluations(trained: Path) -> list[Path]:
+    """The finished evaluations of this training, by name."""
+    found = []
+    for folder in sorted(trained.glob("eval-*")):
+        manifest = artifacts.read_manifest(folder)
+        train = artifacts.input_record(trained)
+        if manifest and all(manifest.inputs.get("train", {}).get(key) == train[key] for key in ("fingerprint", "content")):
+            artifacts.open_stage(folder, "evaluate")
+            found.append(folder)
+    return found
+
+
+def count_parameters(weights: Path) -> int:
+    """The number of values in a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def _settings(title: str, config: dict[str, Any]) -> str:
+    return f"<details><summary>{title}</summary>\n\n```json\n{json.dumps(config, indent=2, ensure_ascii=False)}\n```\n\n</details>"
+
+
+def metrics_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of `metrics.json` in Markdown, NDCG@10 with its 95 % interval."""
+    lines = ["| model | split | hit | seen | users | HR@5 | NDCG@5 | HR@10 | NDCG@10 | 95 % |", "|---|---|---|---|--:|--:|--:|--:|--:|---|"]
+    for row in rows:
+        figures = " | ".join(f"{row[name]:.4f}" for name in ("hr@5", "ndcg@5", "hr@10", "ndcg@10"))
+        interval = f"{row['ndcg@10_low']:.4f}–{row['ndcg@10_high']:.4f}"
+        lines.append(f"| {row['model']} | {row['split']} | {row['hit']} | {row['seen']} | {row['users']:,} | {figures} | {interval} |")
+    return "\n".join(lines)
+
+
+def _data_note(dataset: str, config: dict[str, Any]) -> str:
+    if dataset == "sample":
+        return SAMPLE
+    return AMAZON if str(config.get("_target_", "")).startswith("tigerrec.amazon.") else OWN_DATA
+
+
+def _results(evaluations: list[Path]) -> str:
+    if not evaluations:
+        return "This run was not evaluated before the export."
+    tables = [f"`{folder.name}`:\n\n{metrics_table(artifacts.read_json(folder, 'metrics.json'))}" for folder in evaluations]
+    protocol = (
+        "Leave-one-out by time: the last item of a user is the test target, the one before it the validation target, and neither is ever a training target. "
+        "All items are ranked, none sampled. `hit` says what counts: the item itself (the result), or any item with the same codes without suffix (`sid`). "
+        "`seen` says whether the items of the user's history are masked out of the ranking. Intervals: bootstrap over users."
+    )
+    return "\n\n".join([protocol, *tables])
+
+
+def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
+    """The README.md of an export, filled from manifests and results."""
+    manifests = {name: artifacts.open_stage(folder, name) for name, folder in folders.items()}
+    stats = artifacts.read_json(folders["prepare"], "stats.json")
+    facts = artifacts.read_json(folders["train"], "config.json")["tigerrec"]
+    dataset, embedder, tokenizer, run = folders["prepare"].name, folders["tokenize"].parent.name, folders["tokenize"].name, folders["train"].name
+    example = artifacts.read_table(folders["prepare"], "items.parquet")["item_id"].slice(0, 2).to_pylist()
+    data = manifests["prepare"].config
+    versions = manifests["train"].provenance.get("versions", {})
+    embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
+    return f"""---
+library_name: tigerrec
+tags: [recommendation, generative-retrieval, semantic-ids, t5]
+---
+
+# {run} on {dataset}
+
+A generative recommender (TIGER: Rajput et al. 2023, arXiv 2305.05065):
+it reads the Semantic IDs of the items a user chose, oldest first, and generates the Semantic ID of the next one.
+
+| | |
+|---|---|
+| data set | `{dataset}`: {stats["users"]:,} users, {stats["items"]:,} items, {stats["interactions"]:,} interactions |
+| embedder | `{embedder}` |
+| tokenizer | `{tokenizer}`: {" × ".join(map(str, facts["code_sizes"]))} codes, {len(facts["level_sizes"])} tokens an item |
+| generator | `{run}`: {count_parameters(folders["train"] / "model.safetensors"):,} parameters, reads the last {facts["max_items"]} items |
+| made with | {", ".join(f"{name} {version}" for name, version in versions.items())} |
+
+## Use
+
+```python
+from tigerrec.recommender import Recommender
+
+recommender = Recommender.from_pretrained("<this folder>")
+for item in recommender.recommend({example!r}, k=10):
+    print(item.item_id, item.title, item.score, item.semantic_id)
+```
+
+Only items of this data set can be given and are recommended. {ENCODER_NOTES.get(facts["encoder_mask"], OTHER_MASK)}
+
+## Results
+
+{_results(evaluations)}
+
+## Intended use and limits
+
+Made for research on generative recommendation and for comparing tokenizers. It repeats the tastes, gaps and biases of its data,
+knows nothing of users but the items given, and was not tested on people; do not base decisions about persons on it.
+
+## Data and licence
+
+{_data_note(dataset, data)}
+
+## Settings
+
+{_settings("data set", data)}
+
+{_settings("embedder", embed)}
+
+{_settings("tokenizer", manifests["tokenize"].config)}
+
+{_settings("training", manifests["train"].config)}
+"""

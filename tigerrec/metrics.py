@@ -1,0 +1,89 @@
+"""Ranks and what is read off them: HR@K, NDCG@K and their bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+
+HR_CUTOFFS = (1, 5, 10, 20)
+NDCG_CUTOFFS = (5, 10, 20)
+LARGEST_CUTOFF = max(HR_CUTOFFS + NDCG_CUTOFFS)
+RESAMPLES = 1_000
+BOOTSTRAP_SEED = 0
+DECIMALS = 8
+
+
+def item_ranks(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The place of each user's target in the list, int16 (n,); 0 = not in the list.
+
+    Args:
+        items: recommended items, best first, (n, k); -1 where a list is shorter.
+        targets: item index of the one relevant item, (n,).
+    """
+    hits = items == targets[:, None]
+    return np.where(hits.any(1), hits.argmax(1) + 1, 0).astype(np.int16)
+
+
+def semantic_id_ranks(items: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The place of the target's codes among the distinct codes of the list, int16 (n,); 0 = not in the list.
+
+    Args:
+        items: recommended items, best first, (n, k); -1 where a list is shorter.
+        targets: item index of the one relevant item, (n,).
+        groups: a number for each distinct row of codes without suffix, (n_items,): `semantic_ids.group_codes`.
+    """
+    listed = np.where(items >= 0, groups[items], -1)
+    first = np.ones(listed.shape, bool)
+    for place in range(1, listed.shape[1]):
+        first[:, place] = (listed[:, :place] != listed[:, place, None]).all(1)
+    hits = listed == groups[targets][:, None]
+    places = np.take_along_axis(np.cumsum(first, axis=1), hits.argmax(1)[:, None], axis=1)[:, 0]
+    return np.where(hits.any(1), places, 0).astype(np.int16)
+
+
+def _gains(largest_rank: int) -> dict[str, np.ndarray]:
+    """What a user with rank 0, 1, … `largest_rank` adds to each metric, by metric name.
+
+    With one relevant item the ideal DCG is 1, so NDCG = 1 / log2(1 + rank) (Järvelin and Kekäläinen 2002).
+    """
+    ranks = np.arange(largest_rank + 1)
+    discount = 1 / np.log2(1 + np.maximum(ranks, 1))
+    within = {cutoff: (ranks >= 1) & (ranks <= cutoff) for cutoff in {*HR_CUTOFFS, *NDCG_CUTOFFS}}
+    gains = {f"hr@{cutoff}": within[cutoff].astype(float) for cutoff in HR_CUTOFFS}
+    return gains | {f"ndcg@{cutoff}": np.where(within[cutoff], discount, 0.0) for cutoff in NDCG_CUTOFFS}
+
+
+def metrics(ranks: np.ndarray) -> dict[str, float]:
+    """The mean over users of every metric, with the 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
+
+    A resample of the users is a multinomial draw over the distinct ranks, so that it costs the same for any number of users.
+    Values are rounded to eight decimals.
+
+    Args:
+        ranks: one rank a user, 0 = not in the list, (n,).
+
+    Raises:
+        ValueError: there are no ranks.
+    """
+    if len(ranks) == 0:
+        raise ValueError("there must be at least one rank")
+    counts = np.bincount(ranks, minlength=LARGEST_CUTOFF + 1)
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    resamples = generator.multinomial(len(ranks), counts / len(ranks), size=RESAMPLES)
+    row = {}
+    for name, gain in _gains(len(counts) - 1).items():
+        low, high = np.percentile((resamples * gain).sum(1) / len(ranks), [2.5, 97.5])
+        row[name] = round(float((counts * gain).sum() / len(ranks)), DECIMALS)
+        row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)
+    return row
+
+
+def format_metrics(rows: list[dict]) -> str:
+    """The main figures of `metrics.json` as a table to read: HR@10 and NDCG@10 with their intervals."""
+    lines = [("model", "split", "hit", "seen", "users", "HR@10", "95 %", "NDCG@10", "95 %")]
+    for row in rows:
+        figures = []
+        for name in ("hr@10", "ndcg@10"):
+            figures += [f"{row[name]:.4f}", f"{row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}"]
+        lines.append((row["model"], row["split"], row["hit"], row["seen"], f"{row['users']:,}", *figures))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,206 @@
+"""Which stage needs which; runs what is missing, skips what is up to date, refuses what is stale or damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tigerrec import TigerrecError, artifacts
+from tigerrec.config import ConfigError, build, build_choice
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
+MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval"}
+GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One stage with everything decided: what it is made of, where it stands and how it is run.
+
+    Attributes:
+        config: the stage's checked dataclass; its JSON form is the stage's identity.
+        inputs: the folders of the stages it reads.
+        present: the outside files it would read, by role, as far as they are there now.
+        choices: the config groups whose name makes up the folder's name.
+        run: takes the folder and builds the stage in it.
+    """
+
+    stage: str
+    folder: Path
+    config: Any
+    inputs: Mapping[str, Path]
+    present: Callable[[], Mapping[str, Path]]
+    choices: str
+    run: Callable[[Path], Path]
+
+    def is_current(self) -> bool:
+        """Whether the stage is finished, undamaged and made of exactly this.
+
+        Raises:
+            ArtifactError: it is finished but damaged, or made of something else.
+        """
+        manifest = artifacts.read_manifest(self.folder)
+        if manifest is None:
+            return False
+        inputs = {name: artifacts.input_record(folder) for name, folder in self.inputs.items()}
+        outside = {role: record for role, record in manifest.inputs.items() if role not in self.inputs}
+        outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
+        return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.choices)
+
+
+def _nothing() -> Mapping[str, Path]:
+    return {}
+
+
+def _function(path: str) -> Callable[..., Path]:
+    """A stage's function, imported when it is called, so that an up-to-date stage loads no heavy library."""
+    module, _, name = path.rpartition(".")
+
+    def call(*args: Any) -> Path:
+        found: Path = getattr(importlib.import_module(module), name)(*args)
+        return found
+
+    return call
+
+
+def _name(values: Mapping[str, Any], where: str) -> str:
+    name = values.get("name")
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise ConfigError(f"{where}.name={name!r} must be a folder name; give `{where}.name=<name>`.")
+    return name
+
+
+def _seed(values: Mapping[str, Any], where: str) -> int:
+    seed = values.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"{where}.seed={seed!r} must be a whole number from 0 up; give `{where}.seed=<number>`.")
+    return seed
+
+
+def plan(cfg: DictConfig) -> dict[str, Step]:
+    """All five stages of a configuration, checked before any work.
+
+    Raises:
+        ConfigError: an option is unknown, has the wrong type or is out of range.
+    """
+    tokenize_keys = ("seed", "collisions", "max_collision")
+    dataset, data_keys = build_choice(cfg.dataset, "dataset")
+    embedder, embed_keys = build_choice(cfg.embedder, "embedder")
+    tokenizer, token_keys = build_choice(cfg.tokenizer, "tokenizer", tokenize_keys)
+    generator, generator_keys = build_choice(cfg.generator, "generator", ("seed",))
+    training, train_keys = build_choice(cfg.train, "train")
+    evaluation, evaluate_keys = build_choice(cfg.evaluate, "evaluate")
+    tokenize_config = build(
+        {"_target_": "tigerrec.tokenizers.TokenizeConfig", "tokenizer": tokenizer, **{key: token_keys[key] for key in tokenize_keys if key in token_keys}}, "tokenizer"
+    )
+    train_config = build(
+        {"_target_": "tigerrec.train.TrainConfig", "generator": generator, "training": training, "seed": _seed(generator_keys, "generator")}, "train"
+    )
+    prepared = Path(cfg.paths.runs) / _name(data_keys, "dataset")
+    embedded = prepared / _name(embed_keys, "embedder")
+    tokenized = embedded / f"{_name(token_keys, 'tokenizer')}-seed{_seed(token_keys, 'tokenizer')}"
+    trained = tokenized / f"{_name(generator_keys, 'generator')}-{_name(train_keys, 'train')}-seed{train_config.seed}"
+    evaluated = trained / f"eval-{_name(evaluate_keys, 'evaluate')}"
+    steps = [
+        Step("prepare", prepared, dataset, {}, dataset.present, "dataset", lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
+        Step("embed", embedded, embedder, {"prepare": prepared}, embedder.present, "embedder", lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out)),
+        Step("tokenize", tokenized, tokenize_config, {"embed": embedded}, _nothing, "tokenizer",
+             lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out)),
+        Step("train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "generator or train",
+             lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out)),
+        Step("evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate",
+             lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out)),
+    ]  # fmt: skip
+    return {step.stage: step for step in steps}
+
+
+def run(cfg: DictConfig, until: str | None = None) -> Path:
+    """Bring a stage and everything it needs up to date.
+
+    Args:
+        cfg: a composed configuration.
+        until: the stage asked for; `cfg.until` by default.
+
+    Returns:
+        The folder of the stage asked for.
+
+    Raises:
+        TigerrecError: an option is wrong, something on the way is stale or damaged, or a stage failed.
+    """
+    until = until or cfg.until
+    for key, value in (("until", until), ("overwrite", cfg.overwrite or until)):
+        if value not in STAGES:
+            raise ConfigError(f"{key}={value!r} is no stage; allowed: {', '.join(STAGES)}.")
+    steps = plan(cfg)
+    wanted = STAGES[: STAGES.index(until) + 1]
+    if cfg.overwrite and cfg.overwrite not in wanted:
+        raise ConfigError(f"overwrite={cfg.overwrite} is not among the stages asked for; allowed: {', '.join(wanted)}.")
+    for stage in wanted:
+        rebuild = bool(cfg.overwrite) and STAGES.index(stage) >= STAGES.index(cfg.overwrite)
+        _bring_up_to_date(steps[stage], rebuild, asked=stage == until)
+    return steps[until].folder
+
+
+def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
+    if not rebuild and step.is_current():
+        logger.info("%s: up to date in %s", step.stage, step.folder)
+        return
+    with artifacts.locked(step.folder, wait=not asked, announce=logger.info):
+        if not rebuild and step.is_current():
+            logger.info("%s: up to date in %s", step.stage, step.folder)
+            return
+        if rebuild:
+            artifacts.discard_working_files(step.folder)
+        logger.info("%s: %s", step.stage, step.folder)
+        started = time.perf_counter()
+        step.run(step.folder)
+        logger.info("%s: done in %.1f s", step.stage, time.perf_counter() - started)
+
+
+def make_command(stage: str, overrides: list[str]) -> str:
+    """The make command that runs a stage with these Hydra overrides."""
+    choices, options = [], []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in GROUPS:
+            choices.append(f"{key.upper()}={shlex.quote(value)}")
+        elif key not in ("until", "overwrite"):
+            options.append(shlex.quote(override))
+    return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *([f"ARGS={shlex.quote(' '.join(options))}"] if options else [])])
+
+
+def command(cfg: DictConfig, until: str | None = None) -> None:
+    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one sentence on a user's error."""
+    from hydra.core.hydra_config import HydraConfig
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("tigerrec").setLevel(logging.INFO)
+    until = until or cfg.until
+    try:
+        folder = run(cfg, until)
+    except TigerrecError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as stop:
+        print(stop, file=sys.stderr)
+        raise
+    overrides = list(HydraConfig.get().overrides.task)
+    if until == "evaluate":
+        logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)
+    else:
+        logger.info("next: %s", make_command(STAGES[STAGES.index(until) + 1], overrides))
+    if not any(override.startswith("dataset=") for override in overrides):
+        logger.info("this is the bundled sample; DATASET=beauty runs the real thing")
+    print(folder, flush=True)

@@ -1,0 +1,138 @@
+"""Recommendations for histories of item ids, from a trained run or an exported folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tigerrec import TigerrecError, artifacts
+from tigerrec.semantic_ids import load_semantic_ids
+
+if TYPE_CHECKING:
+    from tigerrec.beam_search import Searcher
+
+logger = logging.getLogger(__name__)
+
+EXPORT = "export"
+SMALLEST_BEAM = 20
+SHOWN_IDS = 10
+
+
+class RecommendError(TigerrecError):
+    """A request that cannot be answered: no known item, or no items asked for."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item; `score` is the log-probability of its Semantic ID (codes, the suffix included)."""
+
+    item_id: str
+    title: str | None
+    score: float
+    semantic_id: tuple[int, ...]
+
+
+def upstream_folders(run: Path) -> dict[str, Path]:
+    """The finished prepare, tokenize and train folders of a run, given its train folder, in the order of the pipeline.
+
+    Raises:
+        ArtifactError: one is missing or damaged, or the run was not made from the folders above it.
+    """
+    run = run.resolve()
+    folders = {"prepare": run.parent.parent.parent, "tokenize": run.parent, "train": run}
+    manifest = artifacts.open_stage(run, "train")
+    for name in ("prepare", "tokenize"):
+        artifacts.open_stage(folders[name], name)
+        artifacts.check_made_from(run, manifest, name, folders[name])
+    return folders
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A trained generator with the catalogue that it ranks.
+
+    Attributes:
+        codes: int32 (n_items, n_levels), the Semantic IDs, suffix included.
+        item_ids: the data set's own item ids, by item index.
+        titles: the items' titles, by item index.
+        numbers: the item index of each item id.
+    """
+
+    searcher: Searcher
+    codes: np.ndarray
+    item_ids: list[str]
+    titles: list[str | None]
+    numbers: dict[str, int]
+
+    @staticmethod
+    def from_pretrained(folder: Path | str, device: str = "auto") -> Recommender:
+        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
+
+        Args:
+            device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
+
+        Raises:
+            ArtifactError: the folder is neither, or something in it is damaged.
+        """
+        from tigerrec.beam_search import Searcher
+        from tigerrec.generator import load_generator
+        from tigerrec.precision import resolve_device
+
+        folder = Path(folder)
+        exported = artifacts.open_stage(folder, "train", EXPORT).stage == EXPORT
+        folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
+        semantic_ids = load_semantic_ids(folders["tokenize"])
+        items = artifacts.read_table(folders["prepare"], "items.parquet").select(["item_id", "title"]).to_pydict()
+        model = load_generator(folder).to(resolve_device(device))  # type: ignore[arg-type]
+        logger.info("read the generator and %s items from %s", f"{len(items['item_id']):,}", folder)
+        numbers = {item_id: number for number, item_id in enumerate(items["item_id"])}
+        return Recommender(Searcher.of(model, semantic_ids, "fp32"), semantic_ids.codes, items["item_id"], items["title"], numbers)
+
+    def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
+        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.
+
+        Args:
+            item_ids: the history, oldest first; unknown ids are ignored with a warning.
+            k: how many items.
+            mask_seen: recommend nothing of the history.
+
+        Raises:
+            RecommendError: k is below 1, or no item of the history is known.
+        """
+        return self.recommend_batch([item_ids], k, mask_seen)[0]
+
+    def recommend_batch(self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True) -> list[list[Recommendation]]:
+        """`recommend` for many histories at once."""
+        if k < 1:
+            raise RecommendError(f"k must be at least 1, got {k}; give for instance `K=10`.")
+        known = [self._known(history) for history in histories]
+        k = min(k, len(self.item_ids))
+        items, scores = self.searcher.rank(known, k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen)
+        return [
+            [self._recommendation(item, score) for item, score in zip(*pair, strict=True) if item >= 0]
+            for pair in zip(items.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _recommendation(self, item: int, score: float) -> Recommendation:
+        return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
+
+    def _known(self, history: Sequence[str]) -> np.ndarray:
+        """The item indices of a history without its unknown ids, int32 (n,)."""
+        ids = [history] if isinstance(history, str) else list(history)
+        unknown = [item_id for item_id in ids if item_id not in self.numbers]
+        shown = ", ".join(map(repr, unknown[:SHOWN_IDS])) + (", …" if len(unknown) > SHOWN_IDS else "")
+        example = ",".join(self.item_ids[:2])
+        if not ids:
+            raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")
+        if len(unknown) == len(ids):
+            raise RecommendError(
+                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of items.parquet, for instance `ITEMS={example}`."
+            )
+        if unknown:
+            logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), len(ids), shown)
+        return np.array([self.numbers[item_id] for item_id in ids if item_id in self.numbers], np.int32)

@@ -1,0 +1,207 @@
+"""Semantic IDs: collision policies, code and token arithmetic, and how good a set of codes is."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import TigerrecError, artifacts
+
+PAD = 0
+MIN_SUFFIX_SIZE = 8
+NEIGHBOURS = 10
+SAMPLE = 2000
+
+
+class SemanticIdError(TigerrecError):
+    """Codes that cannot become Semantic IDs."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How codes become tokens: 0 is padding and decoder start, then one block of tokens a level.
+
+    Args:
+        code_sizes: the number of codes a level of the tokenizer.
+        level_sizes: `code_sizes`, plus the size of the suffix level where there is one.
+    """
+
+    code_sizes: tuple[int, ...]
+    level_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code_sizes", tuple(int(size) for size in self.code_sizes))
+        object.__setattr__(self, "level_sizes", tuple(int(size) for size in self.level_sizes))
+        if not self.level_sizes or min(self.level_sizes) < 1:
+            raise ValueError(f"level_sizes must hold at least one positive size, got {self.level_sizes}")
+        if self.level_sizes[: len(self.code_sizes)] != self.code_sizes:
+            raise ValueError(f"level_sizes must begin with code_sizes {self.code_sizes}, got {self.level_sizes}")
+
+    @property
+    def n_levels(self) -> int:
+        """Tokens an item, the suffix included."""
+        return len(self.level_sizes)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The token of code 0 at each level, int64 [T]."""
+        return 1 + np.concatenate([[0], np.cumsum(self.level_sizes[:-1])]).astype(np.int64)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in all, padding included."""
+        return 1 + sum(self.level_sizes)
+
+    def to_tokens(self, codes: np.ndarray) -> np.ndarray:
+        """Tokens (int64) of codes (..., T)."""
+        return np.asarray(codes).astype(np.int64) + self.offsets
+
+    def to_codes(self, tokens: np.ndarray) -> np.ndarray:
+        """Codes (int32) of tokens (..., T)."""
+        return (np.asarray(tokens).astype(np.int64) - self.offsets).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class SemanticIds:
+    """The codes of every item.
+
+    Args:
+        codes: int32 [I, T], the suffix included; row = item index.
+        layout: the token layout of these codes.
+    """
+
+    codes: np.ndarray
+    layout: TokenLayout
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens of every item, int64 [I, T]."""
+        return self.layout.to_tokens(self.codes)
+
+
+def load_semantic_ids(folder: Path | str) -> SemanticIds:
+    """The Semantic IDs that a tokenize stage wrote.
+
+    Raises:
+        ArtifactError: no finished tokenize stage stands there, or it is damaged.
+    """
+    folder = Path(folder)
+    artifacts.open_stage(folder, "tokenize", "export")
+    facts = artifacts.read_json(folder, "tokenizer.json")
+    layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
+    table = artifacts.read_table(folder, "semantic_ids.parquet")
+    names = [f"code_{level}" for level in range(len(layout.code_sizes))] + ["suffix"] * (layout.n_levels - len(layout.code_sizes))
+    codes = np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.int32)
+    return SemanticIds(codes, layout)
+
+
+def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which items share their codes.
+
+    Returns:
+        The group of each item, int64 [I], and the size of each group, int64 [G].
+    """
+    _, groups, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return groups.reshape(-1), sizes
+
+
+def add_suffix(codes: np.ndarray) -> np.ndarray:
+    """Number the items that share their codes 0, 1, 2, …, by item index.
+
+    Args:
+        codes: int (I, L).
+
+    Returns:
+        int32 (I,); codes and suffix together are unique.
+    """
+    groups, sizes = group_codes(codes)
+    order = np.argsort(groups, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    suffix = np.empty(len(codes), dtype=np.int32)
+    suffix[order] = np.arange(len(codes)) - np.repeat(starts, sizes)
+    return suffix
+
+
+def suffix_size(codes: np.ndarray) -> int:
+    """Size of the suffix level: twice the largest group, so that new items fit, and at least 8."""
+    return max(2 * int(group_codes(codes)[1].max()), MIN_SUFFIX_SIZE)
+
+
+def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
+    """The collision policy of TIGER: one more level tells items with equal codes apart (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
+    layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
+    return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
+
+
+COLLISION_POLICIES: dict[str, Callable[[np.ndarray, tuple[int, ...]], SemanticIds]] = {"suffix": with_suffix}
+
+
+def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
+    """The suffixes of new items, continuing those of the known items.
+
+    Args:
+        known: the Semantic IDs of the known items, with a suffix level.
+        codes: the codes of the new items without suffix, int (n, L).
+
+    Returns:
+        int32 (n,).
+
+    Raises:
+        SemanticIdError: more items share one tuple of codes than the suffix level holds.
+    """
+    suffixes = add_suffix(np.concatenate([known.codes[:, :-1], codes]))[len(known.codes) :]
+    size = known.layout.level_sizes[-1]
+    if len(suffixes) and suffixes.max() >= size:
+        raise SemanticIdError(
+            f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the suffix level holds {size}; "
+            "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
+        )
+    return suffixes
+
+
+def collisions(codes: np.ndarray) -> dict[str, Any]:
+    """How often items share their codes (I, L, without suffix): `collision_rate` is the share of items whose codes another item has too."""
+    groups, sizes = group_codes(codes)
+    return {"collision_rate": float(np.mean(sizes[groups] > 1)), "unique_ids": len(sizes), "largest_group": int(sizes.max())}
+
+
+def level_usage(codes: np.ndarray, size: int) -> dict[str, Any]:
+    """How one level (I,) uses its codes: `perplexity` is exp of the entropy of code frequencies, `size` when all are equally frequent."""
+    counts = np.bincount(codes, minlength=size)
+    shares = counts[counts > 0] / len(codes)
+    used = len(shares)
+    return {"codes": size, "used_codes": used, "dead_codes": size - used, "perplexity": float(np.exp(-np.sum(shares * np.log(shares))))}
+
+
+def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray) -> float | None:
+    """Mean squared error over the variance, both (I, D): 0 is perfect, 1 no better than the mean vector; None where vectors do not vary."""
+    vectors = vectors.astype(np.float64)
+    variance = float(np.square(vectors - vectors.mean(axis=0)).sum())
+    return float(np.square(vectors - reconstructed).sum()) / variance if variance > 0 else None
+
+
+def neighbour_agreement(vectors: np.ndarray, first_codes: np.ndarray, seed: int) -> float | None:
+    """Share of items' ten nearest neighbours (cosine) that have the item's first code, over at most 2,000 sampled items; None for a single item.
+
+    Args:
+        vectors: float (I, D).
+        first_codes: int (I,).
+    """
+    count = min(NEIGHBOURS, len(vectors) - 1)
+    if count < 1:
+        return None
+    generator = np.random.default_rng([seed, zlib.crc32(b"neighbour agreement")])
+    sample = np.sort(generator.permutation(len(vectors))[:SAMPLE])
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    agreements = []
+    for block in np.array_split(sample, -(-len(sample) // 256)):
+        similarity = unit[block] @ unit.T
+        similarity[np.arange(len(block)), block] = -np.inf
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        agreements.append(first_codes[nearest] == first_codes[block, None])
+    return float(np.concatenate(agreements).mean())

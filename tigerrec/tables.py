@@ -1,0 +1,231 @@
+"""Anyone's own data: a table of interactions and one of items, as CSV, JSON Lines or Parquet with named columns."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import artifacts
+from tigerrec.histories import DatasetError, RawData, RawItem, check_filters
+from tigerrec.raw import LINE_LIMIT, Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
+GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, JSON Lines or Parquet)"
+Row = dict[str, Any] | Unreadable
+
+
+def _format(path: Path) -> str:
+    """The file's ending without `.gz`."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+
+
+def _delimited_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
+    lines = (line if line is None else line.decode("utf-8", "surrogateescape") for line in read_lines(path, "give a whole file"))
+    csv.field_size_limit(LINE_LIMIT)
+    reader = csv.reader((line or "" for line in lines), delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
+    try:
+        header = next(reader, [])
+        yield dict.fromkeys(header)
+        for row in reader:
+            yield dict(zip(header, row, strict=True)) if len(row) == len(header) else Unreadable("another number of columns than the header")
+    except csv.Error as error:
+        raise DatasetError(f"{path} is no valid table at line {reader.line_num:,} ({error}); repair that line.") from None
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    rows = _parsed_json(path)
+    first = list(itertools.islice(rows, FIRST_LINES))
+    yield dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)
+    yield from first
+    yield from rows
+
+
+def _parsed_json(path: Path) -> Iterator[Row]:
+    for line in read_lines(path, "give a whole file"):
+        try:
+            yield json_record(text_of(line))
+        except Unreadable as reason:
+            yield reason
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield dict.fromkeys(file.schema_arrow.names)
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); write it again.") from None
+
+
+def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
+    """The names of a table's columns, and its rows; a row that cannot be read is an `Unreadable` with the reason.
+
+    Raises:
+        DatasetError: the file is damaged or no table (also while the rows are read).
+    """
+    kind = _format(path)
+    rows = _delimited_rows(path) if kind in (".csv", ".tsv") else _parquet_rows(path) if kind == ".parquet" else _json_rows(path)
+    return list(next(rows) or {}), rows  # type: ignore[arg-type]
+
+
+def _plain_id(value: Any, name: str) -> str:
+    """An id as text; whole numbers are taken too (12 and 12.0 become "12"), text stays as it is."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return checked_id(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, name)
+
+
+def parse_time(value: Any) -> int:
+    """A time as int64: numbers keep their unit (fractions are cut off), dates (ISO 8601; UTC where no zone is given) become seconds since 1970.
+
+    Raises:
+        Unreadable: neither a number nor an ISO date.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        for read in (int, float, datetime.datetime.fromisoformat):
+            try:
+                value = read(text)
+                break
+            except ValueError:
+                continue
+        else:
+            raise Unreadable("no time" if not text else "time is neither a number nor an ISO date")
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = datetime.datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime.datetime):
+        value = (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
+    return checked_time(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TablesDataset:
+    """A user's own interactions and, if there are any, items.
+
+    Attributes:
+        interactions: a table with one row an interaction: user, item, time.
+        items: a table with one row an item; None: item ids stand for titles.
+        user_column, item_column, time_column: columns of `interactions`.
+        items_item_column: the column of item ids in `items`; None: as `item_column`.
+        title_column, brand_column, categories_column, price_column: columns of `items`; None: `title`, `brand`, `categories`, `price` where the file has them.
+        categories_separator: between the levels of a category written as one text.
+        min_user_interactions: users with fewer are left out (0: no filter, but three are always needed); repeated with the item filter until nothing changes.
+        min_item_interactions: items with fewer are left out (0: no filter).
+        max_dropped: the largest share of unreadable lines that is put up with.
+    """
+
+    interactions: Path | None = artifacts.not_identity(default=None)  # noqa: RUF009
+    items: Path | None = artifacts.not_identity(default=None)  # noqa: RUF009
+    user_column: str = "user"
+    item_column: str = "item"
+    time_column: str = "time"
+    items_item_column: str | None = None
+    title_column: str | None = None
+    brand_column: str | None = None
+    categories_column: str | None = None
+    price_column: str | None = None
+    categories_separator: str = ">"
+    min_user_interactions: int = 0
+    min_item_interactions: int = 0
+    max_dropped: float = artifacts.not_identity(default=0.001)
+
+    def __post_init__(self) -> None:
+        check_filters(self.min_user_interactions, self.min_item_interactions, self.max_dropped)
+        if not self.categories_separator:
+            raise ValueError("categories_separator must not be empty")
+
+    @property
+    def expected(self) -> tuple[int, ...]:
+        """Nothing is known of a user's own data."""
+        return ()
+
+    def present(self) -> dict[str, Path]:
+        """Role → file, of those that are named and there."""
+        files = {"interactions": self.interactions, "items": self.items}
+        return {role: path.expanduser() for role, path in files.items() if path is not None and path.expanduser().is_file()}
+
+    def sources(self) -> dict[str, Path]:
+        """Role → existing file.
+
+        Raises:
+            DatasetError: no file was named, or it does not exist, or its ending is unknown.
+        """
+        if self.interactions is None:
+            raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
+        named = {"interactions": self.interactions, "items": self.items}
+        found = {role: path.expanduser() for role, path in named.items() if path is not None}
+        for role, path in found.items():
+            if not path.is_file():
+                raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
+            if _format(path) not in SUFFIXES or (path.suffix == ".gz" and _format(path) == ".parquet"):
+                raise DatasetError(f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but Parquet also with .gz.")
+        return found
+
+    def read(self) -> RawData:
+        """Both tables, read to their end.
+
+        Raises:
+            DatasetError: a file or column is missing, or a file is damaged.
+        """
+        sources = self.sources()
+        tally = Tally()
+        users, items, times = [], [], []
+        for row in self._rows("interactions", sources["interactions"], ["user_column", "item_column", "time_column"], tally):
+            with tally.line("interactions"):
+                if isinstance(row, Unreadable):
+                    raise row
+                user, item = _plain_id(row.get(self.user_column), "user"), _plain_id(row.get(self.item_column), "item")
+                time = parse_time(row.get(self.time_column))
+                users.append(user)
+                items.append(item)
+                times.append(time)
+        if "items" in sources:
+            metadata = self._read_items(sources["items"], tally)
+        else:
+            logger.warning("no dataset.items: item ids stand for titles, so text embeddings know little of the items")
+            metadata = {item: RawItem(item, None, [], None) for item in dict.fromkeys(items)}
+        return RawData(users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
+
+    def _rows(self, role: str, path: Path, options: list[str], tally: Tally) -> Iterator[Row]:
+        """The rows of a table that has the columns named by the options."""
+        columns, rows = read_rows(path)
+        for option in options:
+            name = getattr(self, option) or self.item_column
+            if name not in columns:
+                raise DatasetError(f"{path} has no column '{name}', only {', '.join(columns) or 'none'}; name yours by `dataset.{option}=<column>`.")
+        yield from rows
+
+    def _read_items(self, path: Path, tally: Tally) -> dict[str, RawItem]:
+        """The first row of each item."""
+        id_column = self.items_item_column or self.item_column
+        options = ["title_column", "brand_column", "categories_column", "price_column"]
+        fields = [getattr(self, option) or option.removesuffix("_column") for option in options]
+        given = [option for option in options if getattr(self, option)]
+        found: dict[str, RawItem] = {}
+        for row in self._rows("items", path, ["items_item_column", *given], tally):
+            with tally.line("items"):
+                if isinstance(row, Unreadable):
+                    raise row
+                item = _plain_id(row.get(id_column), "item")
+                if item in found:
+                    tally.noted["repeated items"] += 1
+                    continue
+                title, brand, categories, price = (row.get(field) for field in fields)
+                found[item] = make_item(title, brand, categories, price, tally, self.categories_separator)
+        return found

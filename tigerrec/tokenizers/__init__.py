@@ -1,0 +1,281 @@
+"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import pkgutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from tigerrec import TigerrecError, artifacts, semantic_ids
+from tigerrec.semantic_ids import COLLISION_POLICIES, SemanticIds
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, np.ndarray]
+Codes = np.ndarray
+LOW_USAGE = 0.5
+
+
+class TokenizeError(TigerrecError):
+    """Vectors that cannot be tokenized, or a tokenizer that cannot be read."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Turns item vectors into codes: a frozen dataclass of hyper-parameters; what it learned is a dict of arrays."""
+
+    family: ClassVar[str]
+    """The name that an artefact keeps of it, unique in this package."""
+    needs: ClassVar[tuple[str, ...]]
+    """Names of further item-aligned matrices that `fit` reads from `extra`."""
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """The number of codes a level, without the suffix."""
+
+    def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
+        """Learn from finite vectors, float32 (I, D); returns what was learned and the items' codes, int32 (I, L)."""
+
+    def encode(self, state: State, vectors: np.ndarray) -> Codes:
+        """Codes, int32 (n, L), of vectors, float32 (n, D), each row by itself."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A tokenizer that can turn codes back into vectors."""
+
+    def decode(self, state: State, codes: Codes) -> np.ndarray:
+        """Vectors, float (n, D), of codes, int (n, L)."""
+
+
+def check_least(tokenizer: Tokenizer, **least: float) -> None:
+    """Check that fields are not below their smallest value.
+
+    Raises:
+        ValueError: names the field.
+    """
+    for name, smallest in least.items():
+        if not getattr(tokenizer, name) >= smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {getattr(tokenizer, name)}")
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """What the tokenize stage does.
+
+    Args:
+        tokenizer: the tokenizer to fit.
+        seed: seed of everything random in it.
+        collisions: the policy for items with equal codes, one of `COLLISION_POLICIES`.
+        max_collision: the share of items with codes that another item has too, above which the stage fails.
+    """
+
+    tokenizer: Tokenizer
+    seed: int = 0
+    collisions: str = "suffix"
+    max_collision: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.collisions not in COLLISION_POLICIES:
+            raise ValueError(f"collisions must be one of {', '.join(COLLISION_POLICIES)}, got {self.collisions!r}")
+        if not 0 <= self.max_collision <= 1:
+            raise ValueError(f"max_collision must be between 0 and 1, got {self.max_collision}")
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What fitting a tokenizer gives: its learned arrays, the items' Semantic IDs and how good they are."""
+
+    state: State
+    ids: SemanticIds
+    diagnostics: dict[str, Any]
+
+
+def families() -> dict[str, type]:
+    """The tokenizers of this package by family name."""
+    found: dict[str, type] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == module.__name__ and dataclasses.is_dataclass(value) and hasattr(value, "family"):
+                found[value.family] = value
+    return found
+
+
+def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
+    """The vectors as contiguous float32 (n, D).
+
+    Raises:
+        TokenizeError: they are no matrix, empty, or not finite; names the rows.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or not vectors.size:
+        raise TokenizeError(f"{where} must be a matrix with a row an item, got shape {vectors.shape}; run `make embed ARGS=overwrite=embed`.")
+    faulty = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(faulty):
+        shown = ", ".join(map(str, faulty[:10])) + (", …" if len(faulty) > 10 else "")
+        raise TokenizeError(f"{where} hold NaN or infinity in {len(faulty)} rows (items {shown}); correct them and run `make embed ARGS=overwrite=embed`.")
+    return vectors
+
+
+def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndarray] | None = None) -> Tokenized:
+    """Fit a tokenizer and give every item a Semantic ID.
+
+    Args:
+        vectors: float32 (I, D), row = item index.
+        config: the tokenizer, its seed and how to treat collisions.
+        extra: further item-aligned matrices by name, for the tokenizer's `needs`.
+
+    Raises:
+        TokenizeError: vectors are not finite, a needed matrix is missing, or too many items share their codes.
+    """
+    tokenizer, extra = config.tokenizer, extra or {}
+    missing = [name for name in tokenizer.needs if name not in extra]
+    if missing:
+        raise TokenizeError(f"The tokenizer {tokenizer.family} needs vectors named {missing[0]!r}; give their embed folder as `tokenizer.inputs.{missing[0]}`.")
+    vectors = check_vectors(vectors, "The vectors")
+    checked = {name: check_vectors(matrix, f"The vectors {name!r}") for name, matrix in extra.items()}
+    for name, matrix in checked.items():
+        if len(matrix) != len(vectors):
+            raise TokenizeError(f"The vectors {name!r} are of {len(matrix)} items, not {len(vectors)}; give the embed folder of the same data set.")
+    started = time.perf_counter()
+    state, codes = tokenizer.fit(vectors, seed=config.seed, extra=checked)
+    seconds = round(time.perf_counter() - started, 3)
+    diagnostics = diagnose(tokenizer, state, codes, vectors, config.seed) | {"seconds": seconds}
+    rate = diagnostics["collision_rate"]
+    if rate > config.max_collision:
+        raise TokenizeError(
+            f"{rate:.1%} of the items share their codes with another item, more than tokenizer.max_collision={config.max_collision:g} allows; "
+            "use more levels, larger codebooks or another tokenizer, or raise tokenizer.max_collision."
+        )
+    return Tokenized(state, COLLISION_POLICIES[config.collisions](codes, tokenizer.code_sizes), diagnostics)
+
+
+def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray, seed: int) -> dict[str, Any]:
+    """How good codes (I, L) are for vectors (I, D); warns of levels that use less than half of their codes."""
+    levels = [semantic_ids.level_usage(codes[:, level], size) for level, size in enumerate(tokenizer.code_sizes)]
+    for level, usage in enumerate(levels):
+        if usage["used_codes"] < LOW_USAGE * usage["codes"]:
+            logger.warning(
+                "Level %d uses only %d of its %d codes (perplexity %.1f, %d items): the codebook has collapsed, or it is too large for these items.",
+                level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
+            )  # fmt: skip
+    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
+    return semantic_ids.collisions(codes) | {
+        "levels": levels,
+        "reconstruction_error": None if reconstructed is None else semantic_ids.reconstruction_error(vectors, reconstructed),
+        "neighbour_agreement": semantic_ids.neighbour_agreement(vectors, codes[:, 0], seed),
+    }
+
+
+def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[str, Path] | None = None) -> Path:
+    """The tokenize stage: vectors to Semantic IDs.
+
+    Args:
+        embedded: the folder of the embed stage.
+        config: the tokenizer, its seed and how to treat collisions.
+        out: the folder to write.
+        extra: further embed folders by name, for the tokenizer's `needs`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        TigerrecError: an input is missing or damaged, vectors are not finite, or too many items share their codes.
+    """
+    from tigerrec.embed import load_embeddings
+
+    folders = dict(extra or {})
+    vectors = load_embeddings(embedded)
+    matrices = {name: load_embeddings(folder) for name, folder in folders.items()}
+    logger.info("read %d vectors of %d dimensions from %s", *vectors.shape, embedded)
+    with artifacts.writing(out, "tokenize", config, inputs={"embed": embedded, **folders}) as files:
+        result = fit(vectors, config, matrices)
+        _write(files, config, result, vectors.shape[1])
+        files.provenance["threads"] = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
+    logger.info(
+        "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s",
+        len(result.ids.codes), out, 100 * result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]],
+    )  # fmt: skip
+    return out
+
+
+def _write(files: artifacts.StageFiles, config: TokenizeConfig, result: Tokenized, dim: int) -> None:
+    import pyarrow
+
+    codes, layout = result.ids.codes, result.ids.layout
+    names = [f"code_{level}" for level in range(len(layout.code_sizes))] + ["suffix"]
+    columns = {"item": np.arange(len(codes), dtype=np.int32)} | {name: codes[:, level] for level, name in enumerate(names[: layout.n_levels])}
+    files.parquet("semantic_ids.parquet", pyarrow.table(columns))
+    facts = {
+        "family": config.tokenizer.family,
+        "hyper_parameters": {key: value for key, value in artifacts.describe(config.tokenizer).items() if key != "_target_"},
+        "seed": config.seed,
+        "dim": dim,
+        "code_sizes": list(layout.code_sizes),
+        "level_sizes": list(layout.level_sizes),
+        "collisions": config.collisions,
+    }
+    files.json("tokenizer.json", facts)
+    files.arrays("tokenizer.safetensors", result.state)
+    files.json("diagnostics.json", result.diagnostics, measured=True)
+
+
+def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
+    """The tokenizer of a finished tokenize stage and what it learned.
+
+    Raises:
+        TigerrecError: no finished stage stands there, it is damaged, or its tokenizer is unknown to this version.
+    """
+    folder = Path(folder)
+    artifacts.open_stage(folder, "tokenize", "export")
+    return tokenizer_of(artifacts.read_json(folder, "tokenizer.json"), folder), artifacts.read_arrays(folder, "tokenizer.safetensors")
+
+
+def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
+    """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code to run.
+
+    Raises:
+        TigerrecError: the family or a hyper-parameter is unknown, or a value has the wrong type.
+    """
+    from tigerrec import config
+
+    where, known = folder / "tokenizer.json", families()
+    family = facts.get("family") if isinstance(facts, dict) else None
+    if not isinstance(family, str) or family not in known:
+        raise TokenizeError(f"{where} names the tokenizer {family!r}, and this version knows {', '.join(known)}; add `overwrite=tokenize` to build it again.")
+    values = facts.get("hyper_parameters")
+    if not isinstance(values, dict) or config.TARGET in values or any(isinstance(value, dict) or "${" in str(value) for value in values.values()):
+        raise TokenizeError(f"{where} holds no plain hyper-parameters; add `overwrite=tokenize` to build it again.")
+    kind = known[family]
+    built: Tokenizer = config.build({config.TARGET: f"{kind.__module__}.{kind.__qualname__}", **values}, str(where))
+    return built
+
+
+def encode_items(folder: Path | str, vectors: np.ndarray) -> Codes:
+    """Codes without suffix, int32 (n, L), of new items by the tokenizer of a finished stage.
+
+    Args:
+        folder: the folder of the tokenize stage.
+        vectors: float32 (n, D), from the same embedder as the fitted ones.
+
+    Raises:
+        TigerrecError: the folder cannot be used, or the vectors have another dimension or are not finite.
+    """
+    tokenizer, state = load_tokenizer(folder)
+    vectors = check_vectors(vectors, "The new items' vectors")
+    dim = artifacts.read_json(Path(folder), "tokenizer.json")["dim"]
+    if vectors.shape[1] != dim:
+        raise TokenizeError(f"The new items' vectors have {vectors.shape[1]} dimensions, the tokenizer in {folder} was fitted on {dim}; use the same embedder.")
+    return tokenizer.encode(state, vectors)

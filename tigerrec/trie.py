@@ -1,0 +1,123 @@
+"""Which tokens may follow a prefix, as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trie:
+    """The prefix tree of all Semantic IDs, a compressed row per node.
+
+    Nodes of one depth are numbered from 0 in lexicographic order of their prefixes, so the children of a node are
+    neighbours. Depth 0 is the root; a node of depth T is an item.
+
+    Attributes:
+        first_child: for each depth 0..T-1 int64 (nodes + 1,): node n's children are `first_child[n]` .. `first_child[n + 1] - 1`, one level deeper.
+        token: for each depth 1..T int64 (nodes,): the last token of a node's prefix.
+        n_items_below: for each depth 1..T int64 (nodes,): how many items lie below a node.
+        path: int64 (T, I): the node of each item at depths 1..T.
+        leaf_item: int64 (I,): the item index at each node of depth T.
+    """
+
+    first_child: tuple[Tensor, ...]
+    token: tuple[Tensor, ...]
+    n_items_below: tuple[Tensor, ...]
+    path: Tensor
+    leaf_item: Tensor
+
+    @property
+    def n_levels(self) -> int:
+        """T, the number of tokens an item."""
+        return len(self.token)
+
+    @cached_property
+    def max_children(self) -> tuple[int, ...]:
+        """The largest number of children of a node, for each depth 0..T-1."""
+        return tuple(int(first.diff().max()) for first in self.first_child)
+
+    def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """The children of nodes of one depth, padded to the largest family of that depth.
+
+        Args:
+            nodes: int64 (...).
+
+        Returns:
+            Node numbers at depth + 1, int64 (..., max_children), and which of them exist, bool of the same shape.
+        """
+        first = self.first_child[depth][nodes].unsqueeze(-1)
+        end = self.first_child[depth][nodes + 1].unsqueeze(-1)
+        candidates = first + torch.arange(self.max_children[depth], device=nodes.device)
+        exists = candidates < end
+        return torch.where(exists, candidates, 0), exists
+
+    def closed(self, rows: Tensor, items: Tensor) -> list[Tensor]:
+        """The nodes below which a row's forbidden items are all there is.
+
+        Args:
+            rows: int64 (n,): who forbids.
+            items: int64 (n,): what is forbidden; a pair may occur more than once.
+
+        Returns:
+            For each depth 1..T the sorted keys `row * nodes + node` of the closed nodes.
+        """
+        n_items = len(self.leaf_item)
+        pairs = torch.unique(rows * n_items + items)
+        rows, items = pairs // n_items, pairs % n_items
+        closed = []
+        for path, below in zip(self.path, self.n_items_below, strict=True):
+            keys, counts = torch.unique(rows * len(below) + path[items], return_counts=True)
+            closed.append(keys[counts == below[keys % len(below)]])
+        return closed
+
+    def is_closed(self, depth: int, closed: list[Tensor], rows: Tensor, nodes: Tensor) -> Tensor:
+        """Whether nodes of a depth (1..T) are among a row's closed ones; `rows` broadcasts against `nodes`."""
+        wanted = closed[depth - 1]
+        if not len(wanted):
+            return torch.zeros_like(nodes, dtype=torch.bool)
+        keys = rows * len(self.token[depth - 1]) + nodes
+        found = torch.searchsorted(wanted, keys).clamp_(max=len(wanted) - 1)
+        return wanted[found] == keys
+
+    def to(self, device: torch.device | str) -> Trie:
+        """The same trie on another device."""
+        move = lambda tensors: tuple(tensor.to(device) for tensor in tensors)  # noqa: E731
+        return Trie(move(self.first_child), move(self.token), move(self.n_items_below), self.path.to(device), self.leaf_item.to(device))
+
+
+def build_trie(tokens: np.ndarray) -> Trie:
+    """The trie of a catalogue.
+
+    Args:
+        tokens: int (I, T), row = item index; rows unique.
+
+    Raises:
+        ValueError: two items have the same tokens, or there is no item.
+    """
+    n_items, n_levels = tokens.shape
+    if n_items == 0:
+        raise ValueError("a trie needs at least one item")
+    order = np.lexsort(tokens.T[::-1])
+    ordered = tokens[order].astype(np.int64)
+    differs = ordered[1:] != ordered[:-1]
+    starts_node = np.concatenate([np.ones((1, n_levels), bool), np.logical_or.accumulate(differs, axis=1)])
+    if not starts_node[:, -1].all():
+        raise ValueError("two items have the same tokens")
+    node_of_row = np.cumsum(starts_node, axis=0) - 1
+    first_child, token, n_items_below = [], [], []
+    parent_starts = np.zeros(1, np.int64)
+    for level in range(n_levels):
+        starts = np.flatnonzero(starts_node[:, level])
+        first_child.append(np.append(np.searchsorted(starts, parent_starts), len(starts)))
+        token.append(ordered[starts, level])
+        n_items_below.append(np.diff(np.append(starts, n_items)))
+        parent_starts = starts
+    path = np.empty((n_levels, n_items), np.int64)
+    path[:, order] = node_of_row.T
+    tensors = lambda arrays: tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)  # noqa: E731
+    return Trie(tensors(first_child), tensors(token), tensors(n_items_below), torch.from_numpy(path), torch.from_numpy(order.astype(np.int64)))
