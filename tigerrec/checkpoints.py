@@ -120,6 +120,7 @@ class Checkpoints:
                 self._check_candidates(state)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 logger.warning("checkpoint %s cannot be used (%s); trying the one before", record.stem, error)
+                record.unlink(missing_ok=True)
                 continue
             differences = artifacts.changed_keys(identity, self.identity)
             if differences:

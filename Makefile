@@ -1,0 +1,67 @@
+# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= choose a config; ARGS="train.epochs=5" passes any option.
+PYTHON ?= python3
+BIN := .venv/bin
+CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
+RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(CHOICES) $(ARGS)
+
+.PHONY: help setup data embed tokenize train eval demo recommend export lint test test-all sample clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= (files in configs/), pass options as ARGS="train.epochs=5".'
+
+setup: .venv/.installed  ## make .venv and install tigerrec with its offline encoder
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("tigerrec needs Python 3.11 or later: give one as PYTHON=<python3.x>.") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline]'
+	@touch $@
+
+.venv/.developed: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	@touch $@
+
+data: .venv/.installed  ## raw files → items and interactions
+	$(call RUN_SCRIPT,prepare)
+
+embed: .venv/.installed  ## item texts → vectors
+	$(call RUN_SCRIPT,embed)
+
+tokenize: .venv/.installed  ## vectors → Semantic IDs
+	$(call RUN_SCRIPT,tokenize_items)
+
+train: .venv/.installed  ## histories of Semantic IDs → generator
+	$(call RUN_SCRIPT,train)
+
+eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
+	$(call RUN_SCRIPT,evaluate)
+
+demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
+	@set -e; $(BIN)/python scripts/pipeline.py $(CHOICES) $(ARGS) | tee .venv/demo-folder; \
+	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$(tail -n 1 .venv/demo-folder)")" --example
+
+recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
+	@$(BIN)/python scripts/recommend.py --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
+
+export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
+	@$(BIN)/python scripts/export.py --run "$(RUN)" --out "$(OUT)"
+
+sample: .venv/.installed  ## write data/sample again
+	@$(BIN)/python scripts/make_sample.py
+
+lint: .venv/.developed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: .venv/.developed  ## the tests that take minutes together
+	$(BIN)/python -m pytest -n 2 -m 'not long'
+
+test-all: .venv/.developed  ## all tests
+	$(BIN)/python -m pytest -n 2
+
+clean:  ## remove .venv and caches; runs/ and data/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
