@@ -40,8 +40,8 @@ eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
 	$(call RUN_SCRIPT,evaluate)
 
 demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
-	@set -e; $(BIN)/python scripts/pipeline.py $(CHOICES) $(ARGS) | tee .venv/demo-folder; \
-	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$(tail -n 1 .venv/demo-folder)")" --example
+	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS)); echo "$$folder"; \
+	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$folder")" --items B00SP2RMPG,B00VM0APYS --k 5
 
 recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
 	@$(BIN)/python scripts/recommend.py --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)

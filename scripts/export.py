@@ -17,4 +17,4 @@ if __name__ == "__main__":
     try:
         print(export(options.run, options.out))
     except TigerrecError as error:
-        sys.exit(str(error))
+        sys.exit(f"Error: {error}")

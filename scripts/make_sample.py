@@ -12,4 +12,4 @@ if __name__ == "__main__":
     try:
         print(write_sample(Path(sys.argv[1] if len(sys.argv) > 1 else "data/sample")))
     except TigerrecError as error:
-        sys.exit(str(error))
+        sys.exit(f"Error: {error}")

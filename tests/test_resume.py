@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.test_train import CONFIG, TRAINING, folders, run, weights  # noqa: F401
 
+from tests.test_train import CONFIG, TRAINING, folders, run, weights  # noqa: F401
 from tigerrec import artifacts
-from tigerrec.train import Trainer
+from tigerrec.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -88,14 +88,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.test_train import CONFIG
-from tigerrec import train
+from tigerrec import train, trainer
 import time
-step = train.Trainer.step
+step = trainer.Trainer.step
 def slow_step(self, number):
     print(number, flush=True)
     time.sleep(0.05)
     return step(self, number)
-train.Trainer.step = slow_step
+trainer.Trainer.step = slow_step
 prepared, tokenized, out = map(Path, sys.argv[1:])
 try:
     train.train(prepared, tokenized, CONFIG, out)

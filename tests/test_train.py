@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.tiny_run import build_run
 
+from tests.tiny_run import build_run
 from tigerrec import TigerrecError, artifacts
 from tigerrec.beam_search import Searcher
 from tigerrec.generator import T5, load_generator
 from tigerrec.histories import Histories, load_histories
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
-from tigerrec.train import PrefixTraining, TrainConfig, Trainer, train, validation_sample
+from tigerrec.train import PrefixTraining, TrainConfig, train
+from tigerrec.trainer import Trainer, validation_sample
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 TRAINING = PrefixTraining(epochs=3, batch_tokens=256, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
@@ -128,7 +130,7 @@ def test_schedule_rises_linearly_and_ends_at_zero():
     rates = [training.learning_rate_at(step, 100) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert max(rates) == 1.0
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0)
 
 

@@ -1,38 +1,41 @@
-"""Stage folders: atomic files, a manifest as the commit record, fingerprints, and the errors about them."""
+"""Stage folders: a manifest as the commit record, fingerprints, and the errors about them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import datetime
-import errno
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import resource
-import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tigerrec import TigerrecError
+from tigerrec.files import (
+    FULL,
+    ArtifactError,
+    atomic,
+    fsync,
+    not_writable,
+    remove_temporaries,
+    remove_tree,
+    sha256_file,
+    sha256_text,
+    system_code,
+    write_failure,
+    write_json,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 WORKING_FOLDERS = ("checkpoint", "shards")
 MANIFEST_LIMIT = 4 * 1024 * 1024
 VERSIONED_PACKAGES = ("tigerrec", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy", "pandas", "pyarrow")
-
-
-class ArtifactError(TigerrecError):
-    """A stage folder that cannot be used: missing, damaged, stale or busy."""
 
 
 class MissingError(ArtifactError):
@@ -47,10 +50,6 @@ class StaleError(ArtifactError):
     """The stage was made with another configuration or from other inputs."""
 
 
-class BusyError(ArtifactError):
-    """Another process is writing this stage."""
-
-
 def not_identity(**kwargs: Any) -> Any:
     """A dataclass field that may change without changing what a stage produces (paths, devices, batch sizes)."""
     return dataclasses.field(metadata={"identity": False}, **kwargs)
@@ -59,11 +58,7 @@ def not_identity(**kwargs: Any) -> Any:
 def describe(value: Any) -> Any:
     """The JSON form of a configuration: dataclasses with their class path, without the fields outside identity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: describe(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.metadata.get("identity", True)
-        }
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.metadata.get("identity", True)}
         return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
@@ -79,20 +74,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def sha256_text(text: str) -> str:
-    """The sha256 of a text in UTF-8, as 64 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(stage: str, config: Any, inputs: Mapping[str, str]) -> str:
     """What a stage is made of: the sha256 over its name, the schema, its configuration (seed included) and its inputs' fingerprints."""
     return sha256_text(canonical_json([stage, SCHEMA, describe(config), dict(inputs)]))
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a stage holds: the sha256 over its files' sha256 by name, without the measured ones."""
+    return sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.items() if not entry.get("measured")}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +104,11 @@ def _valid_name(name: str) -> bool:
 
 
 def _manifest_fault(data: Any) -> str | None:
-    """What is wrong with a parsed manifest, or None."""
+    """What is wrong with a parsed manifest, or None.
+
+    Raises:
+        ValueError: it holds what no manifest of ours can hold, such as NaN.
+    """
     if not isinstance(data, dict):
         return "is not a JSON object"
     types = {
@@ -133,6 +126,9 @@ def _manifest_fault(data: Any) -> str | None:
     for name, entry in data["inputs"].items():
         if not isinstance(entry, dict) or not isinstance(entry.get("fingerprint"), str):
             return f"has no valid fingerprint for its input {name!r}"
+    made_of = fingerprint(data["stage"], data["config"], {name: entry["fingerprint"] for name, entry in data["inputs"].items()})
+    if data["schema"] == SCHEMA and (data["fingerprint"] != made_of or data["content"] != content_digest(data["files"])):
+        return "does not agree with its own fingerprint"
     return None
 
 
@@ -143,17 +139,21 @@ def read_manifest(folder: Path) -> Manifest | None:
         DamagedError: the manifest is there but cannot be a manifest.
     """
     path = folder / MANIFEST
+    data: Any = None
     try:
         if path.stat().st_size > MANIFEST_LIMIT:
-            raise DamagedError(f"{path} is larger than any manifest; delete the folder {folder} and run the stage again.")
-        data = json.loads(path.read_bytes())
+            fault: str | None = "is larger than any manifest"
+        else:
+            data = json.loads(path.read_bytes())
+            fault = _manifest_fault(data)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
     except (ValueError, RecursionError):
-        raise DamagedError(f"{path} is not valid JSON; delete the folder {folder} and run the stage again.") from None
-    fault = _manifest_fault(data)
+        fault = "is not valid JSON"
     if fault:
-        raise DamagedError(f"{path} {fault}; delete the folder {folder} and run the stage again.")
+        raise DamagedError(f"{path} {fault}; delete it and run the stage again.")
     return Manifest(**{field.name: data[field.name] for field in dataclasses.fields(Manifest)})
 
 
@@ -163,14 +163,15 @@ _verified: dict[tuple[str, int, int], str] = {}
 def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
     try:
         stat = path.stat()
+        key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        actual = _verified.get(key) or sha256_file(path)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing; {remedy}.") from None
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    actual = _verified.get(key) or sha256_file(path)
-    if actual != entry["sha256"]:
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
+    if actual != entry["sha256"] or stat.st_size != entry["bytes"]:
         raise DamagedError(
-            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, "
-            f"found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
+            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
         )
     _verified[key] = actual
 
@@ -254,78 +255,6 @@ def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path)
         raise StaleError(f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to build it again.")
 
 
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold the folder's lock; the operating system frees it when the process ends, however it ends.
-
-    Raises:
-        BusyError: another process holds it and `wait` is False.
-        ArtifactError: the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise ArtifactError(f"Cannot write in {folder} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            if not wait:
-                raise BusyError(f"{folder} is being written by {holder}; wait for it to end, or stop it, and run this again.") from None
-            announce(f"waiting for {holder}, which is writing {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_failure(path: Path, error: Exception) -> ArtifactError:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    reason = "the disk is full or the file too large" if full else str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ArtifactError(f"Could not write {path} ({reason}); nothing half-written was left; free space or choose another `paths.runs=<folder>` and run again.")
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; it takes the name `path` once it is whole and on disk, or disappears.
-
-    Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and "write" in str(error).lower()):
-            raise _write_failure(path, error) from error
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file atomically, readable by people."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 class StageFiles:
     """The files of a stage that is being written; each gets its name only when it is whole."""
 
@@ -347,7 +276,7 @@ class StageFiles:
 
     def adopt(self, path: Path, name: str, measured: bool = False) -> None:
         """Take a finished file from elsewhere on the same disk."""
-        _fsync(path)
+        fsync(path)
         os.replace(path, self.folder / name)
         self._record(name, measured)
 
@@ -391,10 +320,21 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def _provenance(started: float) -> dict[str, Any]:
+    """How and when a stage came about, `started` seconds on the performance counter; no part of what it is."""
+    return {
+        "versions": _versions(),
+        "git": _git_commit(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
 @contextlib.contextmanager
-def writing(
-    out: Path, stage: str, config: Any, inputs: Mapping[str, Path] | None = None, sources: Mapping[str, str] | None = None
-) -> Iterator[StageFiles]:
+def writing(out: Path, stage: str, config: Any, inputs: Mapping[str, Path] | None = None, sources: Mapping[str, str] | None = None) -> Iterator[StageFiles]:
     """Write a stage: yields its files; the manifest comes last, and only if the body ended well.
 
     Args:
@@ -412,21 +352,17 @@ def writing(
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
+        remove_temporaries(out)
     except OSError as error:
-        raise ArtifactError(f"Cannot write in {out} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
+        raise not_writable(out, error) from None
     files = StageFiles(out)
-    yield files
-    content = sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.entries.items() if not entry.get("measured")}))
-    provenance = {
-        "versions": _versions(),
-        "git": _git_commit(),
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 3),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        **files.provenance,
-    }
+    try:
+        yield files
+    except Exception as error:
+        if system_code(error) in FULL:
+            raise write_failure(out, error) from error
+        raise
+    files.provenance = _provenance(started) | files.provenance
     write_json(
         out / MANIFEST,
         {
@@ -435,9 +371,9 @@ def writing(
             "config": json.loads(canonical_json(describe(config))),
             "inputs": records,
             "fingerprint": fingerprint(stage, config, {name: record["fingerprint"] for name, record in records.items()}),
-            "content": content,
+            "content": content_digest(files.entries),
             "files": files.entries,
-            "provenance": provenance,
+            "provenance": files.provenance,
         },
     )
 
@@ -465,10 +401,3 @@ def discard_working_files(folder: Path) -> None:
     """Forget what an unfinished run left in a stage's folder to go on from."""
     for name in WORKING_FOLDERS:
         remove_tree(folder / name)
-
-
-def remove_tree(folder: Path) -> None:
-    """Delete a working folder, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -33,9 +33,9 @@ class BeamDecoder:
     """
 
     def __init__(self, model: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, n_levels: int) -> None:
-        self.model = model
+        self.model = cast(Any, model)
         self.n_heads = model.config.num_heads
-        self.blocks = [block.layer for block in model.decoder.block]
+        self.blocks = [block.layer for block in self.model.decoder.block]
         self.cross = [(self._heads(layer[1].EncDecAttention.k(encoded)), self._heads(layer[1].EncDecAttention.v(encoded))) for layer in self.blocks]
         self.cross_mask = torch.where(attention_mask.bool(), 0.0, -torch.inf).to(self.cross[0][0].dtype)[:, None, None, :]
         self.position_bias = self.blocks[0][0].SelfAttention.compute_bias(n_levels, n_levels)[0]
@@ -228,10 +228,3 @@ class Searcher:
         with autocast(device, self.precision):
             items, scores = beam_search(self.model, self.trie, input_ids.to(device), mask.to(device), beam_size=beam_size, closed=closed)
         return items.cpu().numpy(), scores.cpu().numpy()
-
-
-def rank(
-    model: T5ForConditionalGeneration, semantic_ids: SemanticIds, histories: Sequence[np.ndarray], *, k: int, beam_size: int, mask_seen: bool, precision: str = "auto"
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items for each history: see `Searcher.rank`."""
-    return Searcher.of(model, semantic_ids, precision).rank(histories, k=k, beam_size=beam_size, mask_seen=mask_seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,10 @@ class ConfigError(TigerrecError):
     """A configuration that cannot be built: unknown key, wrong type, value out of range."""
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def config_folder() -> Path:
     """The folder of the yaml files: inside an installed package, or beside it in a checkout."""
     installed = Path(__file__).parent / "configs"
@@ -33,12 +38,33 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
 
     Args:
         overrides: Hydra overrides, for instance `["dataset=beauty", "tokenizer=rkmeans"]`.
+
+    Raises:
+        ConfigError: an override names no choice or no option.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.errors import HydraException
 
-    with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-        return hydra_compose("config", overrides=overrides or [])
+    try:
+        with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            return hydra_compose("config", overrides=overrides or [])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(composition_fault(error)) from None
+
+
+def composition_fault(error: Exception) -> str:
+    """One sentence for what Hydra or OmegaConf says of a configuration: what is wrong, and what is allowed where that is known."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    choices = getattr(error, "options", None)
+    if choices:
+        group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+        return f"{group}={choice} is not a choice; allowed: {', '.join(choices)}."
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(parent, DictConfig) and getattr(cause, "key", None) not in parent:
+        allowed = sorted(str(key) for key in parent if key != TARGET)
+        return f"{getattr(cause, 'full_key', '')} is not an option; allowed: {', '.join(allowed)}."
+    return f"The configuration cannot be read: {_first_line(error)}."
 
 
 def target_class(path: Any, where: str) -> type:
@@ -53,7 +79,7 @@ def target_class(path: Any, where: str) -> type:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
             found = None
-        if isinstance(found, type) and dataclasses.is_dataclass(found):
+        if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__.startswith("tigerrec."):
             return found
     raise ConfigError(f"{where}._target_={path!r} is not a dataclass of tigerrec; correct the yaml of this choice.")
 
@@ -64,16 +90,29 @@ def _check_keys(node: Mapping[str, Any], allowed: list[str], where: str) -> None
         raise ConfigError(f"{where}.{unknown[0]} is not an option; allowed: {', '.join(sorted(allowed))}.")
 
 
+def _plain(node: Any, where: str) -> dict[str, Any]:
+    """A node as a dict of plain values and dataclasses, its interpolations resolved."""
+    try:
+        values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where} cannot be read: {_first_line(error)}.") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be one of the choices in configs/{where}/, got {values!r}.")
+    return {str(key): value for key, value in values.items()}
+
+
 def _check_flat(values: dict[str, Any], types: dict[str, Any], where: str) -> dict[str, Any]:
     """The values converted to their annotated types by OmegaConf."""
-    schema = dataclasses.make_dataclass("Schema", [(name, types[name]) for name in values])
     checked = {}
     for name, value in values.items():
+        schema = dataclasses.make_dataclass("Schema", [(name, types[name])])
         try:
             merged = OmegaConf.merge(OmegaConf.structured(schema), {name: value})
-            item = OmegaConf.to_container(merged, throw_on_missing=False)[name]  # type: ignore[index, call-overload]
+            item = OmegaConf.to_container(merged, throw_on_missing=True)[name]  # type: ignore[index, call-overload]
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{where}.{name}={value!r} has the wrong type: {str(error).splitlines()[0]}.") from None
+            raise ConfigError(f"{where}.{name}={value!r} has the wrong type: {_first_line(error)}.") from None
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ConfigError(f"{where}.{name}={value!r} must be a finite number.")
         is_tuple = typing.get_origin(types[name]) is tuple
         checked[name] = tuple(item) if is_tuple and item is not None else item
     return checked
@@ -95,7 +134,7 @@ def build(node: Any, where: str) -> Any:
     Raises:
         ConfigError: names the key, what is wrong with it and what is allowed.
     """
-    values = dict(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)  # type: ignore[arg-type]
+    values = _plain(node, where)
     kind = target_class(values.pop(TARGET, None), where)
     types = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
@@ -125,7 +164,7 @@ def build_choice(node: Any, where: str, reserved: tuple[str, ...] = ()) -> tuple
     Returns:
         The dataclass built of the node without its reserved keys, and those keys (`name` is always one).
     """
-    values = dict(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)  # type: ignore[arg-type]
+    values = _plain(node, where)
     taken = {key: values.pop(key) for key in (NAME, *reserved) if key in values}
     kind = target_class(values.get(TARGET), where)
     allowed = [field.name for field in dataclasses.fields(kind) if field.init]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tigerrec import artifacts
+from tigerrec import artifacts, files
 from tigerrec.histories import DatasetError
 from tigerrec.raw import read_lines
 
@@ -104,7 +104,7 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(f"{folder} cannot be written")
-            with artifacts.locked(folder, wait=True, announce=logger.info):
+            with files.locked(folder, wait=True, announce=logger.info):
                 for name in missing():
                     logger.info("downloading %s/%s to %s", url, name, folder)
                     download(f"{url}/{name}", folder / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import os
 import shlex
 import sys
 import time
@@ -12,10 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from tigerrec import TigerrecError, artifacts
-from tigerrec.config import ConfigError, build, build_choice
+from tigerrec import TigerrecError, artifacts, files
+from tigerrec.config import ConfigError, build, build_choice, composition_fault
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,14 @@ class Step:
     choices: str
     run: Callable[[Path], Path]
 
+    def input_records(self) -> dict[str, dict[str, Any]]:
+        """What the stages it reads are made of now.
+
+        Raises:
+            ArtifactError: one of them is not finished.
+        """
+        return {name: artifacts.input_record(folder) for name, folder in self.inputs.items()}
+
     def is_current(self) -> bool:
         """Whether the stage is finished, undamaged and made of exactly this.
 
@@ -53,7 +63,7 @@ class Step:
         manifest = artifacts.read_manifest(self.folder)
         if manifest is None:
             return False
-        inputs = {name: artifacts.input_record(folder) for name, folder in self.inputs.items()}
+        inputs = self.input_records()
         outside = {role: record for role, record in manifest.inputs.items() if role not in self.inputs}
         outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
         return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.choices)
@@ -81,6 +91,13 @@ def _name(values: Mapping[str, Any], where: str) -> str:
     return name
 
 
+def _runs(cfg: DictConfig) -> Path:
+    runs = OmegaConf.select(cfg, "paths.runs")
+    if not isinstance(runs, str) or not runs:
+        raise ConfigError(f"paths.runs={runs!r} must be a folder; give `paths.runs=<folder>`.")
+    return Path(runs)
+
+
 def _seed(values: Mapping[str, Any], where: str) -> int:
     seed = values.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -95,26 +112,28 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
     tokenize_keys = ("seed", "collisions", "max_collision")
-    dataset, data_keys = build_choice(cfg.dataset, "dataset")
-    embedder, embed_keys = build_choice(cfg.embedder, "embedder")
-    tokenizer, token_keys = build_choice(cfg.tokenizer, "tokenizer", tokenize_keys)
-    generator, generator_keys = build_choice(cfg.generator, "generator", ("seed",))
-    training, train_keys = build_choice(cfg.train, "train")
-    evaluation, evaluate_keys = build_choice(cfg.evaluate, "evaluate")
+    dataset, data_keys = build_choice(cfg.get("dataset"), "dataset")
+    embedder, embed_keys = build_choice(cfg.get("embedder"), "embedder")
+    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", tokenize_keys)
+    generator, generator_keys = build_choice(cfg.get("generator"), "generator", ("seed",))
+    training, train_keys = build_choice(cfg.get("train"), "train")
+    evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate")
     tokenize_config = build(
-        {"_target_": "tigerrec.tokenizers.TokenizeConfig", "tokenizer": tokenizer, **{key: token_keys[key] for key in tokenize_keys if key in token_keys}}, "tokenizer"
+        {"_target_": "tigerrec.tokenizers.TokenizeConfig", "tokenizer": tokenizer, **{key: token_keys[key] for key in tokenize_keys if key in token_keys}},
+        "tokenizer",
     )
     train_config = build(
         {"_target_": "tigerrec.train.TrainConfig", "generator": generator, "training": training, "seed": _seed(generator_keys, "generator")}, "train"
     )
-    prepared = Path(cfg.paths.runs) / _name(data_keys, "dataset")
+    prepared = _runs(cfg) / _name(data_keys, "dataset")
     embedded = prepared / _name(embed_keys, "embedder")
     tokenized = embedded / f"{_name(token_keys, 'tokenizer')}-seed{_seed(token_keys, 'tokenizer')}"
     trained = tokenized / f"{_name(generator_keys, 'generator')}-{_name(train_keys, 'train')}-seed{train_config.seed}"
     evaluated = trained / f"eval-{_name(evaluate_keys, 'evaluate')}"
     steps = [
         Step("prepare", prepared, dataset, {}, dataset.present, "dataset", lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
-        Step("embed", embedded, embedder, {"prepare": prepared}, embedder.present, "embedder", lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out)),
+        Step("embed", embedded, embedder, {"prepare": prepared}, embedder.present, "embedder",
+             lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out)),
         Step("tokenize", tokenized, tokenize_config, {"embed": embedded}, _nothing, "tokenizer",
              lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out)),
         Step("train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "generator or train",
@@ -156,7 +175,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
     if not rebuild and step.is_current():
         logger.info("%s: up to date in %s", step.stage, step.folder)
         return
-    with artifacts.locked(step.folder, wait=not asked, announce=logger.info):
+    with files.locked(step.folder, wait=not asked, announce=logger.info):
         if not rebuild and step.is_current():
             logger.info("%s: up to date in %s", step.stage, step.folder)
             return
@@ -164,7 +183,11 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
             artifacts.discard_working_files(step.folder)
         logger.info("%s: %s", step.stage, step.folder)
         started = time.perf_counter()
+        read = step.input_records()
         step.run(step.folder)
+        if step.input_records() != read:
+            (step.folder / artifacts.MANIFEST).unlink()
+            raise artifacts.StaleError(f"What {step.folder} is made from was built again by another process meanwhile; run the same command again.")
         logger.info("%s: done in %.1f s", step.stage, time.perf_counter() - started)
 
 
@@ -177,7 +200,8 @@ def make_command(stage: str, overrides: list[str]) -> str:
             choices.append(f"{key.upper()}={shlex.quote(value)}")
         elif key not in ("until", "overwrite"):
             options.append(shlex.quote(override))
-    return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *([f"ARGS={shlex.quote(' '.join(options))}"] if options else [])])
+    arguments = [f"ARGS={shlex.quote(' '.join(options))}"] if options else []
+    return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *arguments]).replace("$", "$$")
 
 
 def command(cfg: DictConfig, until: str | None = None) -> None:
@@ -191,16 +215,31 @@ def command(cfg: DictConfig, until: str | None = None) -> None:
         folder = run(cfg, until)
     except TigerrecError as error:
         sys.exit(f"Error: {error}")
+    except OSError as error:
+        sys.exit(f"Error: {str(error).splitlines()[0]}.")
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as stop:
         print(stop, file=sys.stderr)
         raise
-    overrides = list(HydraConfig.get().overrides.task)
+    hydra = HydraConfig.get()
     if until == "evaluate":
         logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)
     else:
-        logger.info("next: %s", make_command(STAGES[STAGES.index(until) + 1], overrides))
-    if not any(override.startswith("dataset=") for override in overrides):
+        logger.info("next: %s", make_command(STAGES[STAGES.index(until) + 1], list(hydra.overrides.task)))
+    if hydra.runtime.choices["dataset"] == "sample":
         logger.info("this is the bundled sample; DATASET=beauty runs the real thing")
     print(folder, flush=True)
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a script's Hydra function; what Hydra itself refuses ends in one sentence too."""
+    from hydra.errors import HydraException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let it raise what it would print
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"Error: {composition_fault(error)}")
+    except OSError as error:
+        sys.exit(f"Error: {str(error).splitlines()[0]}; choose a folder to write in with `paths.runs=<folder>`.")

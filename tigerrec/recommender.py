@@ -118,6 +118,19 @@ class Recommender:
             for pair in zip(items.tolist(), scores.tolist(), strict=True)
         ]
 
+    def report(self, item_ids: Sequence[str], k: int = 10) -> str:
+        """A history and its recommendations as text to read: item id, log-probability, Semantic ID and title."""
+        recommended = self.recommend(item_ids, k)
+        known = [self.numbers[item_id] for item_id in item_ids if item_id in self.numbers]
+        history = [self._recommendation(item, float("nan")) for item in known]
+        lines = ["history:", *(self._line("", item, "") for item in history), "recommended, with log-probabilities:"]
+        lines += [self._line(str(rank), item, f"{item.score:.3f}") for rank, item in enumerate(recommended, start=1)]
+        return "\n".join(lines)
+
+    @staticmethod
+    def _line(rank: str, item: Recommendation, score: str) -> str:
+        return f"{rank:>3}  {item.item_id}  {score:>8}  {'-'.join(map(str, item.semantic_id)):<16}  {item.title or '(no title)'}"
+
     def _recommendation(self, item: int, score: float) -> Recommendation:
         return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
 

@@ -1,0 +1,484 @@
+"""Stage folders: whole or not there, damage and staleness refused, one writer at a time, and the same bytes after any crash."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tigerrec import TigerrecError, artifacts, files
+from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
+
+WRITING_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    width: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    part: Part = Part()
+    levels: tuple[int, ...] = (2, 3)
+    seed: int = 0
+    device: str = artifacts.not_identity(default="cpu")
+
+
+def write(folder: Path, seed: int = 0, *, stage: str = "embed", seconds: float = 0.0, inputs: dict[str, Path] | None = None) -> Path:
+    """A small stage; `seed` decides its content."""
+    with artifacts.writing(folder, stage, Config(seed=seed), inputs=inputs) as out:
+        out.json("facts.json", {"seed": seed, "name": "näme"})
+        out.arrays("arrays.safetensors", {"values": np.arange(seed, seed + 5, dtype=np.float32)})
+        out.json("timing.json", {"seconds": seconds}, measured=True)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files by name without what may differ between two runs: provenance and measurements."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (artifacts.MANIFEST, files.LOCK, "timing.json")}
+    manifest = json.loads((folder / artifacts.MANIFEST).read_bytes())
+    del manifest["provenance"], manifest["files"]["timing.json"]
+    return found | {"manifest": json.dumps(manifest, sort_keys=True).encode()}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def one_sentence(error: BaseException) -> str:
+    text = str(error)
+    assert isinstance(error, TigerrecError)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+# Writing
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    for fault in (ValueError("mine"), KeyboardInterrupt()):
+        with pytest.raises(type(fault)), files.atomic(path) as temporary:  # noqa: PT012
+            temporary.write_text("half")
+            raise fault
+        assert names(path.parent) == set()
+    with files.atomic(path) as temporary:
+        temporary.write_text("whole")
+    with pytest.raises(ValueError, match="mine"), files.atomic(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise ValueError("mine")
+    assert path.read_text() == "whole"
+    assert names(path.parent) == {"file.txt"}
+
+
+def test_the_manifest_comes_last(tmp_path):
+    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path, "embed", Config()) as out:  # noqa: PT012
+        out.json("facts.json", {})
+        assert artifacts.read_manifest(tmp_path) is None
+        raise ValueError("mine")
+    assert names(tmp_path) == {"facts.json"}
+    with pytest.raises(MissingError, match=r"No finished 'embed' stage in .*; run `python scripts/pipeline.py until=embed`"):
+        artifacts.open_stage(tmp_path, "embed")
+
+
+def test_a_manifest_says_what_the_stage_is(tmp_path):
+    upstream = write(tmp_path / "up", stage="prepare")
+    folder = write(tmp_path / "down", 3, inputs={"prepare": upstream})
+    manifest = artifacts.open_stage(folder, "embed")
+    assert manifest.config == {"_target_": f"{__name__}.Config", "part": {"_target_": f"{__name__}.Part", "width": 4}, "levels": [2, 3], "seed": 3}
+    assert set(manifest.files) == {"facts.json", "arrays.safetensors", "timing.json"}
+    assert manifest.inputs["prepare"]["fingerprint"] == artifacts.read_manifest(upstream).fingerprint
+    assert manifest.fingerprint == artifacts.fingerprint("embed", Config(seed=3), {"prepare": manifest.inputs["prepare"]["fingerprint"]})
+    assert {"versions", "seconds", "finished", "machine"} <= set(manifest.provenance)
+    assert artifacts.read_json(folder, "facts.json") == {"seed": 3, "name": "näme"}
+    assert artifacts.read_arrays(folder, "arrays.safetensors")["values"].tolist() == [3, 4, 5, 6, 7]
+
+
+def test_tables_and_adopted_files(tmp_path):
+    table = pa.table({"item": pa.array([0, 1], pa.int32()), "title": ["a", None]})
+    (tmp_path / "elsewhere").write_text("made by another library")
+    with artifacts.writing(tmp_path / "out", "prepare", Config()) as out:
+        out.parquet("items.parquet", table)
+        out.adopt(tmp_path / "elsewhere", "config.json")
+    artifacts.open_stage(tmp_path / "out", "prepare")
+    assert artifacts.read_table(tmp_path / "out", "items.parquet").equals(table)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_input_must_be_finished(tmp_path):
+    (tmp_path / "up").mkdir()
+    with pytest.raises(MissingError, match="No finished stage in"):
+        write(tmp_path / "down", inputs={"prepare": tmp_path / "up"})
+    assert not (tmp_path / "down").exists()
+
+
+@pytest.mark.parametrize("below", ["stage", "stage/deeper"])
+def test_a_file_in_the_place_of_the_folder(tmp_path, below):
+    (tmp_path / "stage").write_text("")
+    with pytest.raises(ArtifactError, match=r"Cannot write in .*; choose another place with `paths.runs=<folder>`") as caught:
+        write(tmp_path / below)
+    one_sentence(caught.value)
+    with pytest.raises(ArtifactError, match="Cannot write in"), files.locked(tmp_path / below):
+        pass
+    assert artifacts.read_manifest(tmp_path / below) is None
+
+
+# Reading what is damaged
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    folder = write(tmp_path / "stage")
+    for name in sorted(names(folder) - {artifacts.MANIFEST}):
+        path, whole = folder / name, (folder / name).read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(DamagedError, match=rf"{name} is damaged \(expected sha256 .* found .*\); add `overwrite=embed`") as caught:
+                artifacts.open_stage(folder, "embed")
+            one_sentence(caught.value)
+        path.write_bytes(whole)
+        artifacts.open_stage(folder, "embed")
+
+
+def test_a_flipped_bit_in_the_manifest_is_found_or_harmless(tmp_path):
+    folder = write(tmp_path / "stage", inputs={"prepare": write(tmp_path / "up", stage="prepare")})
+    path = folder / artifacts.MANIFEST
+    whole, before = path.read_bytes(), artifacts.read_manifest(folder)
+    refused = 0
+    for place in range(0, whole.index(b'"provenance"'), 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            after = artifacts.open_stage(folder, "embed")
+        except ArtifactError as error:
+            refused += 1
+            one_sentence(error)
+        else:  # white space, or what is kept of an input, which is held against the input itself
+            assert dataclasses.replace(after, inputs={}, provenance={}) == dataclasses.replace(before, inputs={}, provenance={})
+            assert after.inputs["prepare"]["fingerprint"] == before.inputs["prepare"]["fingerprint"]
+    assert refused > 100
+
+
+@pytest.mark.parametrize("fault", ["truncated", "emptied", "deleted", "a folder"])
+@pytest.mark.parametrize("name", ["facts.json", "arrays.safetensors"])
+def test_a_file_that_is_not_whole_is_refused(tmp_path, name, fault):
+    path = write(tmp_path / "stage") / name
+    whole = path.read_bytes()
+    path.unlink()
+    if fault == "a folder":
+        path.mkdir()
+    elif fault != "deleted":
+        path.write_bytes(whole[: len(whole) // 2] if fault == "truncated" else b"")
+    with pytest.raises(DamagedError, match=rf"{name} .*; add `overwrite=embed` to build it again\.$") as caught:
+        artifacts.open_stage(tmp_path / "stage", "embed")
+    one_sentence(caught.value)
+
+
+def edited(**changes):
+    return lambda manifest: json.dumps(manifest | changes).encode()
+
+
+def naming(name):
+    return lambda manifest: json.dumps(manifest | {"files": {name: {"sha256": "0" * 64, "bytes": 1}}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda manifest: b"", "is not valid JSON"),
+        (lambda manifest: b"\xff\xfe{", "is not valid JSON"),
+        (lambda manifest: b"[" * 100_000, "is not valid JSON"),
+        (lambda manifest: b'{"stage": ' + b"9" * 10_000 + b"}", "is not valid JSON"),
+        (lambda manifest: b"[]", "is not a JSON object"),
+        (lambda manifest: b"{}", "has no valid 'stage'"),
+        (edited(files=[]), "has no valid 'files'"),
+        (edited(schema="1"), "has no valid 'schema'"),
+        (edited(files={"a": {"sha256": 5, "bytes": 1}}), "has no valid sha256 and size for 'a'"),
+        (edited(files={"a": None}), "has no valid sha256 and size for 'a'"),
+        (edited(inputs={"prepare": {}}), "has no valid fingerprint for its input 'prepare'"),
+        (edited(config={"seed": float("nan")}), "is not valid JSON"),
+        (edited(config={"seed": 1}), "does not agree with its own fingerprint"),
+        (edited(files={}), "does not agree with its own fingerprint"),
+        (naming("../../x"), "names a file outside its folder"),
+        (naming("a/../../x"), "names a file outside its folder"),
+        (naming("/etc/passwd"), "names a file outside its folder"),
+        (naming("a\0"), "names a file outside its folder"),
+        (naming(""), "names a file outside its folder"),
+        (naming("\ud800"), "is not valid JSON"),
+        (lambda manifest: b" " * (artifacts.MANIFEST_LIMIT + 1), "is larger than any manifest"),
+    ],
+)
+def test_a_manifest_that_cannot_be_one(tmp_path, make, complaint):
+    path = write(tmp_path / "stage") / artifacts.MANIFEST
+    path.write_bytes(make(json.loads(path.read_bytes())))
+    for read in (lambda: artifacts.open_stage(path.parent, "embed"), lambda: artifacts.input_record(path.parent)):
+        with pytest.raises(DamagedError, match=complaint) as caught:
+            read()
+        assert one_sentence(caught.value).endswith("; delete it and run the stage again.")
+
+
+def test_a_folder_in_the_place_of_the_manifest(tmp_path):
+    (tmp_path / artifacts.MANIFEST).mkdir()
+    with pytest.raises(DamagedError, match=r"cannot be read \(Is a directory\)"):
+        artifacts.open_stage(tmp_path, "embed")
+
+
+def test_another_stage_or_format(tmp_path):
+    folder = write(tmp_path / "stage")
+    with pytest.raises(MissingError, match="holds the stage 'embed', not 'train'"):
+        artifacts.open_stage(folder, "train")
+    assert artifacts.open_stage(folder, "train", "embed").stage == "embed"
+    path = folder / artifacts.MANIFEST
+    path.write_bytes(edited(schema=artifacts.SCHEMA + 1)(json.loads(path.read_bytes())))
+    with pytest.raises(StaleError, match=r"was written in format 2, this version reads 1; add `overwrite=embed`"):
+        artifacts.open_stage(folder, "embed")
+
+
+def test_a_moved_folder_is_still_valid(tmp_path):
+    upstream = write(tmp_path / "a" / "up", stage="prepare")
+    folder = write(tmp_path / "a" / "up" / "down", inputs={"prepare": upstream})
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    os.utime(tmp_path / "b" / "up" / "facts.json", (0, 0))
+    moved = tmp_path / "b" / "up" / folder.name
+    assert artifacts.check_current(moved, "embed", Config(), {"prepare": artifacts.input_record(moved.parent)}, "embedder")
+    artifacts.check_made_from(moved, artifacts.open_stage(moved, "embed"), "prepare", moved.parent)
+
+
+# Identity
+
+
+def test_the_fingerprint_knows_what_counts():
+    same = artifacts.fingerprint("embed", Config(), {"prepare": "1"})
+    assert artifacts.fingerprint("embed", Config(device="cuda"), {"prepare": "1"}) == same
+    others = [
+        artifacts.fingerprint("train", Config(), {"prepare": "1"}),
+        artifacts.fingerprint("embed", Config(seed=1), {"prepare": "1"}),
+        artifacts.fingerprint("embed", Config(part=Part(5)), {"prepare": "1"}),
+        artifacts.fingerprint("embed", Config(levels=(2, 3, 4)), {"prepare": "1"}),
+        artifacts.fingerprint("embed", Config(), {"prepare": "2"}),
+        artifacts.fingerprint("embed", Config(), {"tokenize": "1"}),
+        artifacts.fingerprint("embed", Part(), {"prepare": "1"}),
+    ]
+    assert len({same, *others}) == len(others) + 1
+
+
+def test_measurements_are_no_content(tmp_path):
+    first, again, other = write(tmp_path / "1"), write(tmp_path / "2", seconds=5.0), write(tmp_path / "3", 1)
+    digests = [artifacts.read_manifest(folder).content for folder in (first, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_current_or_stale(tmp_path):
+    upstream = write(tmp_path / "up", stage="prepare")
+    folder = tmp_path / "down"
+
+    def current(config=Config()):
+        return artifacts.check_current(folder, "embed", config, {"prepare": artifacts.input_record(upstream)}, "embedder")
+
+    assert not current()
+    write(folder, inputs={"prepare": upstream})
+    assert current()
+    assert current(Config(device="cuda"))
+    with pytest.raises(StaleError, match=r"\(part.width: 4 → 5; seed: 0 → 7\); give embedder another name to keep both, or add `overwrite=embed`") as caught:
+        current(Config(part=Part(5), seed=7))
+    one_sentence(caught.value)
+    write(upstream, 1, stage="prepare")
+    with pytest.raises(StaleError, match=r"made from other prepare \(seed: 0 → 1\)"):
+        current()
+
+
+def test_other_content_under_one_fingerprint_is_stale(tmp_path):
+    upstream = tmp_path / "up"
+    for values in ([0.5], [0.25]):
+        with artifacts.writing(upstream, "embed", Config()) as out:
+            out.arrays("a.safetensors", {"a": np.array(values)})
+        if not (tmp_path / "down").exists():
+            write(tmp_path / "down", stage="tokenize", inputs={"embed": upstream})
+    folder = tmp_path / "down"
+    with pytest.raises(StaleError, match="made from other embed"):
+        artifacts.check_current(folder, "tokenize", Config(), {"embed": artifacts.input_record(upstream)}, "tokenizer")
+    with pytest.raises(StaleError, match=r"was made from another 'embed' than the one in .*; add `overwrite=tokenize`"):
+        artifacts.check_made_from(folder, artifacts.open_stage(folder, "tokenize"), "embed", upstream)
+
+
+# One writer at a time
+
+HOLD = "import sys, pathlib; from tigerrec import files\nwith files.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+
+
+@contextlib.contextmanager
+def held_elsewhere(folder):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.stdin.close()
+
+
+def test_the_second_is_refused_and_told_who_is_first(tmp_path):
+    with held_elsewhere(tmp_path) as process:
+        with pytest.raises(files.BusyError, match=f"is being written by process {process.pid} on .*; wait for it to end") as caught, files.locked(tmp_path):
+            pass
+        one_sentence(caught.value)
+    with files.locked(tmp_path):
+        pass
+
+
+def test_waiting_for_the_first(tmp_path):
+    with held_elsewhere(tmp_path) as process:
+        announced = []
+
+        def announce(text):
+            announced.append(text)
+            process.stdin.close()
+
+        with files.locked(tmp_path, wait=True, announce=announce):
+            assert f"waiting for process {process.pid}" in announced[0]
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    with held_elsewhere(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with files.locked(tmp_path):
+            pass
+
+
+# Crashes and a full disk
+
+
+def interrupted(call, number: int, stop) -> bool:
+    """Run `call` with `stop` in place of the number-th call that changes the disk; whether it came to that call."""
+    count = 0
+
+    def counted(function):
+        def replaced(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == number + 1:
+                stop()
+            return function(*args, **kwargs)
+
+        return replaced
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in WRITING_CALLS:
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        call()
+    return count > number
+
+
+def killed(call, number: int) -> bool:
+    """The same in a process of its own, which ends there without clean-up."""
+    child = os.fork()
+    if child == 0:
+        try:
+            interrupted(call, number, lambda: os._exit(9))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def raised(call, number: int) -> bool:
+    def stop():
+        raise KeyboardInterrupt
+
+    try:
+        return interrupted(call, number, stop)
+    except KeyboardInterrupt:
+        return True
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """No child processes, no look into installed packages and no waiting for the disk, which a crash test has no use for."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
+    monkeypatch.setattr(artifacts, "_versions", dict)
+
+
+@pytest.mark.parametrize("end", [killed, raised])
+@pytest.mark.parametrize("older", [False, True])
+def test_crash_anywhere_then_run_again(tmp_path, quiet, end, older):
+    expected = {seed: contents(write(tmp_path / f"expected-{seed}", seed)) for seed in (0, 1)}
+    seen = set()
+    for number in range(1_000):
+        folder = tmp_path / f"crash-{number}"
+        if older:
+            write(folder)
+        if not end(lambda folder=folder: write(folder, 1), number):
+            break
+        if artifacts.read_manifest(folder) is None:
+            seen.add("none")
+        else:
+            artifacts.open_stage(folder, "embed")
+            state = contents(folder)
+            assert {name: state[name] for name in expected[0]} in (expected[0], expected[1])
+            seen.add("old" if state["manifest"] == expected[0]["manifest"] else "new")
+        write(folder, 1)
+        assert contents(folder) == expected[1]
+        shutil.rmtree(folder)
+    assert number > 15
+    assert seen == {"none", "new"} | ({"old"} if older else set())
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+import numpy as np, pyarrow as pa
+from tigerrec import TigerrecError, artifacts
+folder, kind, limit = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+values = np.random.default_rng(0).random(5_000)
+try:
+    with artifacts.writing(folder, "embed", {}) as out:
+        if kind == "json": out.json("file", values.tolist())
+        if kind == "arrays": out.arrays("file", {"values": values})
+        if kind == "parquet": out.parquet("file", pa.table({"values": values}))
+        if kind == "library":
+            from safetensors.numpy import save_file
+            save_file({"values": values}, folder / "scratch")
+except TigerrecError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("kind", ["json", "arrays", "parquet", "library"])
+@pytest.mark.parametrize("limit", [0, 4_096])
+def test_a_full_disk_is_one_sentence_and_nothing_torn(tmp_path, kind, limit):
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "file").write_text("older")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder), kind, str(limit)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "Could not write" in done.stderr
+    assert "the disk is full or the file too large" in done.stderr
+    assert names(folder) == {"file"}
+    assert (folder / "file").read_text() == "older"
+
+
+def test_a_fault_of_the_program_is_not_called_a_full_disk(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", float("nan"))
+    with pytest.raises(RuntimeError, match="cannot write this"), files.atomic(tmp_path / "a.json"):
+        raise RuntimeError("cannot write this")
+    with pytest.raises(ArtifactError, match=r"Could not write .* \(No such file or directory\)"), files.atomic(tmp_path / "a.json") as temporary:
+        (temporary / "no folder").write_text("")
+    assert names(tmp_path) == set()
+
+
+def test_left_over_temporaries_go_with_the_next_run(tmp_path):
+    for name in (".facts.json.tmp", ".tmpAbCdEf", ".lock", "mine.tmp", ".keep"):
+        (tmp_path / name).write_text("")
+    write(tmp_path)
+    assert names(tmp_path) == {".lock", "mine.tmp", ".keep", "facts.json", "arrays.safetensors", "timing.json", artifacts.MANIFEST}

@@ -1,0 +1,152 @@
+"""Files that are whole or not there, folders that one process writes at a time, and the errors about both."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tigerrec import TigerrecError
+
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+TEMPORARY = (".*.tmp", ".tmp*")  # ours, and those of safetensors
+
+
+class ArtifactError(TigerrecError):
+    """A stage folder that cannot be used: missing, damaged, stale, busy or not writable."""
+
+
+class BusyError(ArtifactError):
+    """Another process is writing this stage."""
+
+
+def sha256_text(text: str) -> str:
+    """The sha256 of a text in UTF-8, as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def system_code(error: BaseException) -> int | None:
+    """The number of the system's error behind an exception (0 where an OSError has none); None where the system refused nothing.
+
+    Libraries written in Rust, safetensors among them, report it in the text of an exception of their own.
+    """
+    if isinstance(error, OSError):
+        return error.errno or 0
+    native = re.search(r"\(os error (\d+)\)", str(error))
+    return int(native[1]) if native else None
+
+
+def write_failure(path: Path, error: BaseException) -> ArtifactError:
+    """What to tell of a file or folder that the system did not let us write."""
+    code = system_code(error)
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = "the disk is full or the file too large" if code in FULL else os.strerror(code) if code else first_line
+    return ArtifactError(f"Could not write {path} ({reason}); nothing half-written was left; free space or choose another `paths.runs=<folder>` and run again.")
+
+
+def not_writable(folder: Path, error: OSError) -> ArtifactError:
+    """What to tell of a folder that cannot be made or written in."""
+    return ArtifactError(f"Cannot write in {folder} ({error.strerror}); choose another place with `paths.runs=<folder>`.")
+
+
+def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        if not wait:
+            lock.close()
+            raise BusyError(f"{folder} is being written by {holder}; wait for it to end, or stop it, and run this again.") from None
+        announce(f"waiting for {holder}, which is writing {folder}")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold the folder's lock; the operating system frees it when the process ends, however it ends.
+
+    Raises:
+        BusyError: another process holds it and `wait` is False.
+        ArtifactError: the folder cannot be made or written.
+    """
+    try:
+        lock = _acquire(folder, wait, announce)
+    except OSError as error:
+        raise not_writable(folder, error) from None
+    with lock:
+        yield
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to; it takes the name `path` once it is whole and on disk, or disappears.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if system_code(error) is None:
+            raise
+        raise write_failure(path, error) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file atomically, readable by people."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in a folder."""
+    for pattern in TEMPORARY:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a working folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
