@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tigerrec.dropout import dropout, use_cheap_dropout
+from tigerrec.dropout import drop, use_cheap_dropout
 from tigerrec.generator import T5
 from tigerrec.semantic_ids import TokenLayout
 
@@ -14,7 +14,7 @@ from tigerrec.semantic_ids import TokenLayout
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_share_scale_and_independence(p, dtype):
     torch.manual_seed(0)
-    dropped = dropout(torch.ones(1000, 999, dtype=dtype), p)
+    dropped = drop(torch.ones(1000, 999, dtype=dtype), p)
     kept = dropped != 0
     share = 1 - kept.float().mean().item()
     assert abs(share - p) < 0.003
@@ -27,14 +27,14 @@ def test_share_scale_and_independence(p, dtype):
 def test_gradient_passes_where_values_do():
     torch.manual_seed(0)
     values = torch.randn(50, 50, requires_grad=True)
-    dropped = dropout(values, 0.3)
+    dropped = drop(values, 0.3)
     dropped.sum().backward()
     assert torch.allclose(values.grad, torch.where(dropped != 0, 1 / 0.7, 0.0))
 
 
 def test_zero_probability_changes_nothing():
     values = torch.randn(3)
-    assert dropout(values, 0.0) is values
+    assert drop(values, 0.0) is values
 
 
 def test_the_swapped_model_is_the_stock_model_in_evaluation_and_random_in_training():

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tiny_run import N_USERS, build_run
 
+from tests.tiny_run import N_USERS, build_run
 from tigerrec import artifacts
 from tigerrec import evaluate as stage
 from tigerrec.baselines.popularity import Popularity

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import N_ITEMS, build_run, write_train
 
+from tests.tiny_run import N_ITEMS, build_run, write_train
 from tigerrec import TigerrecError, artifacts
 from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.export import export
@@ -141,5 +141,5 @@ def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
     asked = subprocess.run([sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True)
     assert asked.returncode == 1
     assert asked.stdout == ""
-    assert asked.stderr.startswith("No finished 'train' stage")
+    assert asked.stderr.startswith("Error: No finished 'train' stage")
     assert len(asked.stderr.splitlines()) == 1

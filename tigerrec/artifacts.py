@@ -157,13 +157,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest(**{field.name: data[field.name] for field in dataclasses.fields(Manifest)})
 
 
-_verified: dict[tuple[str, int, int], str] = {}
+_verified: dict[tuple[str, int, int, int], str] = {}
 
 
 def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
     try:
         stat = path.stat()
-        key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        key = (str(path.resolve()), stat.st_ino, stat.st_mtime_ns, stat.st_size)
         actual = _verified.get(key) or sha256_file(path)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing; {remedy}.") from None

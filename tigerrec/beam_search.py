@@ -86,7 +86,8 @@ class BeamDecoder:
         states = self.model.decoder.final_layer_norm(states)
         if self.model.config.scale_decoder_outputs:
             states = states * self.model.model_dim**-0.5
-        return self.model.lm_head(states).float().log_softmax(-1)
+        with torch.autocast(states.device.type, enabled=False):  # in bf16 items of a list would tie
+            return self.model.lm_head(states.float()).log_softmax(-1)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         queries = self._heads(queries)

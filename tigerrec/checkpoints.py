@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tigerrec import artifacts
+from tigerrec import TigerrecError, artifacts
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -95,8 +95,10 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         self.writer: SummaryWriter | None = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise TigerrecError("train.tensorboard=true needs the package tensorboard; run `pip install tensorboard` or leave the option out.") from None
             self.writer = SummaryWriter(str(folder.parent / "tensorboard"))
 
     def _records(self) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 ATTENTION = "tigerrec_cheap_dropout"
 
 
-def dropout(values: Tensor, p: float) -> Tensor:
+def drop(values: Tensor, p: float) -> Tensor:
     """Each element dropped with probability `p`, the others scaled by 1 / (1 - p), drawn from torch's default generator."""
     if p == 0:
         return values
@@ -26,7 +26,7 @@ def dropout(values: Tensor, p: float) -> Tensor:
 
 
 class CheapDropout(nn.Module):
-    """`torch.nn.Dropout` by `dropout`."""
+    """`torch.nn.Dropout` by `drop`."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class CheapDropout(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Drop in training mode, pass through otherwise."""
-        return dropout(values, self.p) if self.training else values
+        return drop(values, self.p) if self.training else values
 
 
 def attention_forward(
@@ -47,7 +47,7 @@ def attention_forward(
         scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = CheapDropout(dropout).train(module.training)(scores.softmax(-1))
+    weights = drop(scores.softmax(-1), dropout if module.training else 0.0)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 

@@ -46,7 +46,7 @@ class EvaluateConfig:
     split: str = "test"
     beam_size: int = 20
     k: int = 20
-    precision: str = "auto"
+    precision: str = "fp32"
     device: str = not_identity(default="auto")
     batch_tokens: int = not_identity(default=8192)
 

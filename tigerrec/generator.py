@@ -91,7 +91,7 @@ def load_generator(folder: Path) -> T5ForConditionalGeneration:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     facts = getattr(model.config, "tigerrec", None)
     if not isinstance(facts, dict) or facts.get("encoder_mask") not in ENCODER_MASKS:
         raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a tigerrec train stage.")

@@ -9,8 +9,6 @@ import torch
 
 from tigerrec import TigerrecError
 
-PRECISIONS = ("auto", "fp32", "bf16")
-
 
 def resolve_device(device: str) -> torch.device:
     """`auto` is the first CUDA device where there is one, else the CPU.

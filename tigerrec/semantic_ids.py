@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.seeds import derived_seed
 
 PAD = 0
 MIN_SUFFIX_SIZE = 8
@@ -195,7 +195,7 @@ def neighbour_agreement(vectors: np.ndarray, first_codes: np.ndarray, seed: int)
     count = min(NEIGHBOURS, len(vectors) - 1)
     if count < 1:
         return None
-    generator = np.random.default_rng([seed, zlib.crc32(b"neighbour agreement")])
+    generator = np.random.default_rng(derived_seed(seed, "neighbour agreement"))
     sample = np.sort(generator.permutation(len(vectors))[:SAMPLE])
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     agreements = []

@@ -15,6 +15,7 @@ from tigerrec import artifacts
 from tigerrec.artifacts import not_identity
 from tigerrec.generator import Generator
 from tigerrec.histories import Histories, load_histories
+from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class PrefixTraining:
         tensorboard: also write TensorBoard event files beside `training.jsonl`.
     """
 
-    epochs: int = 10
+    epochs: int = 7
     batch_tokens: int = 8192
     learning_rate: float = 2e-3
     warmup: float = 0.05
@@ -128,10 +129,11 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         TigerrecError: the loss is not finite.
     """
     import torch
+    import transformers
 
     from tigerrec.checkpoints import Checkpoints
     from tigerrec.precision import resolve_device, resolve_precision
-    from tigerrec.trainer import Trainer, derived_seed, fit, select
+    from tigerrec.trainer import Trainer, fit, select
 
     histories, semantic_ids = load_inputs(prepared, tokenized)
     training = config.training
@@ -144,7 +146,9 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     logger.info("training on %s, %s, %s", sizes, device, precision)
     inputs = {"prepare": prepared, "tokenize": tokenized}
     identity = {"config": artifacts.describe(config), "inputs": {name: artifacts.input_record(folder) for name, folder in inputs.items()}}
-    environment = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": device.type}
+    environment = {
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "device": device.type, "precision": precision,
+    }  # fmt: skip
     checkpoints = Checkpoints(out / "checkpoint", json.loads(artifacts.canonical_json(identity)), environment, tensorboard=training.tensorboard)
     fit(trainer, checkpoints, histories, semantic_ids)
     best = select(trainer, checkpoints, histories, semantic_ids)
@@ -154,7 +158,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         with files.create("training.jsonl", measured=True) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in checkpoints.state.log))
         files.provenance = environment | {
-            "precision": precision, "parameters": n_parameters, "examples": len(trainer.examples), "steps": checkpoints.state.step,
+            "parameters": n_parameters, "examples": len(trainer.examples), "steps": checkpoints.state.step,
             "training_seconds": checkpoints.state.seconds, "selected": best,
         }  # fmt: skip
     artifacts.remove_tree(out / "checkpoint")

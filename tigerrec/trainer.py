@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import zlib
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,12 @@ from tigerrec.dropout import use_cheap_dropout
 from tigerrec.histories import Histories, split
 from tigerrec.metrics import item_ranks
 from tigerrec.precision import autocast
+from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds
 from tigerrec.train import VALIDATION_K, PrefixTraining, TrainConfig
 
 logger = logging.getLogger(__name__)
 KEPT_CANDIDATES = 3
-
-
-def derived_seed(seed: int, *purpose: object) -> int:
-    """A 32-bit seed for one purpose, so that no two random choices share a stream."""
-    return zlib.crc32(repr((seed, *purpose)).encode())
 
 
 class Trainer:
@@ -62,7 +57,11 @@ class Trainer:
         return length_sorted_batches(self.examples.lengths * self.tokens.shape[1], self.training.batch_tokens, rng)
 
     def step(self, number: int) -> torch.Tensor:
-        """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised."""
+        """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
+
+        A batch of a token budget holds many short examples or few long ones; its clipped mean gradient is weighted by
+        its number of examples over the mean number, so that every example of an epoch counts the same.
+        """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._epoch_batches(epoch))
@@ -70,9 +69,12 @@ class Trainer:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate_at(number, self.total_steps)
-        loss = self.loss(self._epoch[1][position])
+        rows = self._epoch[1][position]
+        loss = self.loss(rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
+        weight = len(rows) * self.steps_per_epoch / len(self.examples)
+        torch._foreach_mul_([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None], weight)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tigerrec.seeds import derived_seed
+
 BLOCK = 1024
-
-
-def purpose_seed(seed: int, purpose: str) -> int:
-    """A seed below 2^31 for one purpose."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0] >> 1)
 
 
 def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -69,7 +65,7 @@ def fit_residual_codebooks(rows: np.ndarray, levels: int, size: int, iterations:
     """One codebook a level, each fitted to what the levels before left over of all rows (n, D)."""
     residuals, codebooks = rows.astype(np.float64), []
     for level in range(levels):
-        codebook = fit_codebook(residuals, size, iterations, purpose_seed(seed, f"codebook {level}"))
+        codebook = fit_codebook(residuals, size, iterations, derived_seed(seed, "codebook", level))
         residuals = residuals - codebook[in_blocks(lambda block, words=codebook: nearest(block, words.astype(np.float64)), residuals)]  # type: ignore[misc]
         codebooks.append(codebook)
     return codebooks

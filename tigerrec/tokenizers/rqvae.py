@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from tqdm import tqdm
 
+from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State, TokenizeError, check_least
-from tigerrec.tokenizers.codebooks import decode_residuals, encode_residuals, fit_residual_codebooks, in_blocks, purpose_seed
+from tigerrec.tokenizers.codebooks import decode_residuals, encode_residuals, fit_residual_codebooks, in_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,7 @@ def train(tokenizer: RQVAE, rows: np.ndarray, seed: int) -> State:
     data = torch.from_numpy(rows)
     sizes = (rows.shape[1], *tokenizer.hidden, tokenizer.latent_dim)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(purpose_seed(seed, "rqvae weights"))
+        torch.manual_seed(derived_seed(seed, "rqvae weights"))
         networks = {"encoder": build_mlp(sizes), "decoder": build_mlp(sizes[::-1])}
     encoder, decoder = networks.values()
     with torch.no_grad():
@@ -165,7 +166,7 @@ def train(tokenizer: RQVAE, rows: np.ndarray, seed: int) -> State:
     weights = [weight for network in networks.values() for weight in network.parameters()]
     groups = [{"params": weights, "weight_decay": tokenizer.weight_decay}, {"params": codebooks, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=tokenizer.learning_rate)
-    generator = torch.Generator().manual_seed(purpose_seed(seed, "rqvae batches"))
+    generator = torch.Generator().manual_seed(derived_seed(seed, "rqvae batches"))
     for epoch in tqdm(range(tokenizer.epochs), desc="rqvae", unit="epoch", disable=None):
         for group in optimizer.param_groups:
             group["lr"] = tokenizer.learning_rate * (1 + math.cos(math.pi * epoch / tokenizer.epochs)) / 2

@@ -1,0 +1,105 @@
+"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy import."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tigerrec import artifacts
+from tigerrec.config import ConfigError, build_choice, compose, config_folder, target_class
+from tigerrec.pipeline import GROUPS, STAGES, plan
+
+RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",)}
+FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
+CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]
+BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}
+TOGETHER = [  # every choice once, in as few compositions as possible
+    [f"{group}={names[number % len(names)]}" for group, names in BY_GROUP.items()] for number in range(max(map(len, BY_GROUP.values())))
+]
+HEAVY = ("torch", "transformers", "faiss", "sentence_transformers", "pandas", "pyarrow", "sklearn", "tensorboard", "scipy")
+
+
+def test_every_group_has_choices():
+    assert {path.parent.name for path in FILES} == set(GROUPS)
+    folders = {path.name for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert folders <= {*GROUPS, "dataset_defaults", "experiment"}
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_a_choice_composes_and_plans(group, name):
+    cfg = compose([f"{group}={name}"])
+    assert cfg[group].name == name
+    steps = plan(cfg)
+    assert tuple(steps) == STAGES
+    for step in steps.values():
+        artifacts.canonical_json(artifacts.describe(step.config))
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_a_yaml_says_every_field_of_its_dataclass(group, name):
+    node = OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml"))
+    kind = target_class(node["_target_"], group)
+    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    assert set(node) - {"_target_"} == fields | {"name", *RESERVED.get(group, ())}
+    assert node["name"] == name
+
+
+def test_the_sample_of_dataset_defaults_only_names_options():
+    for path in (config_folder() / "dataset_defaults").glob("*.yaml"):
+        assert (config_folder() / "dataset" / path.name).exists()
+        cfg = compose([f"dataset={path.stem}"])
+        for group, values in OmegaConf.load(path).items():
+            assert {key: cfg[group][key] for key in values} == dict(values)
+
+
+def test_the_comments_of_the_main_file_list_the_choices():
+    text = (config_folder() / "config.yaml").read_text()
+    for group in GROUPS:
+        line = re.search(rf"^  - {group}: (\S+)(?: +# (.*))?$", text, re.MULTILINE)
+        listed = set(line[2].split()) if line[2] else {line[1]}
+        assert listed == set(BY_GROUP[group]), group
+    for stage in STAGES:
+        assert re.search(rf"^until: .*\b{stage}\b", text, re.MULTILINE)
+
+
+def test_the_sample_is_small_and_the_command_line_wins():
+    small, full = plan(compose([])), plan(compose(["dataset=beauty"]))
+    assert plan(compose(["dataset=sample"]))["train"].config == small["train"].config
+    assert small["train"].config.generator.d_model < full["train"].config.generator.d_model
+    assert small["tokenize"].config.tokenizer.codebook_size < full["tokenize"].config.tokenizer.codebook_size == 256
+    yaml = OmegaConf.load(config_folder() / "generator" / "t5.yaml")
+    assert full["train"].config.generator == build_choice(yaml, "generator", ("seed",))[0]
+    chosen = plan(compose(["generator.d_model=32", "train.epochs=3", "tokenizer.codebook_size=5"]))
+    assert chosen["train"].config.generator.d_model == 32
+    assert chosen["train"].config.training.epochs == 3
+    assert chosen["tokenize"].config.tokenizer.codebook_size == 5
+    assert chosen["train"].config.generator.num_layers == small["train"].config.generator.num_layers
+
+
+def test_an_option_that_a_choice_lacks_is_refused_before_any_work():
+    with pytest.raises(ConfigError, match=r"train.foo is not an option; allowed: batch_tokens, "):
+        plan(compose(["+train.foo=1"]))
+
+
+def test_no_path_is_part_of_an_identity():
+    for choices in TOGETHER:
+        for step in plan(compose(choices)).values():
+            for field in dataclasses.fields(step.config):
+                if isinstance(getattr(step.config, field.name), Path):
+                    assert not field.metadata.get("identity", True), f"{choices}: {field.name}"
+
+
+def test_planning_imports_nothing_heavy():
+    script = f"""
+import sys
+from tigerrec import config, pipeline
+for choices in {TOGETHER!r}:
+    pipeline.plan(config.compose(choices))
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
