@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
-RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(CHOICES) $(ARGS)
+RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
 
 .PHONY: help setup data embed tokenize train eval demo recommend export lint test test-all sample clean
 .NOTPARALLEL:
@@ -40,13 +40,15 @@ eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
 	$(call RUN_SCRIPT,evaluate)
 
 demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
-	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS)); echo "$$folder"; \
-	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$folder")" --items B00SP2RMPG,B00VM0APYS --k 5
+	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS) $(filter-out dataset=%,$(CHOICES)) dataset=sample); \
+	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$folder")" --items B00SP2RMPG,B00VM0APYS --k 5; echo "$$folder"
 
 recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
+	@test -n "$(RUN)" -a -n "$(ITEMS)" || { echo 'Error: give RUN=<train folder or export> and ITEMS=<item id>,<item id>.' >&2; exit 2; }
 	@$(BIN)/python scripts/recommend.py --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
 
 export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
+	@test -n "$(RUN)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder> and OUT=<new folder>.' >&2; exit 2; }
 	@$(BIN)/python scripts/export.py --run "$(RUN)" --out "$(OUT)"
 
 sample: .venv/.installed  ## write data/sample again

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from tigerrec.batches import PrefixExamples, history_tokens, length_sorted_batches
+from tigerrec.batches import PrefixExamples, equal_batches, history_tokens, length_sorted_batches
 from tigerrec.histories import Histories
 
 
@@ -44,21 +46,31 @@ def test_a_batch_holds_tokens_masks_and_labels(random_lists):
 
 
 @pytest.mark.parametrize("budget", [1, 17, 64, 10_000])
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_batches_are_a_partition_within_the_budget(budget, shuffled):
+def test_batches_are_a_partition_within_the_budget(budget):
     lengths = np.random.default_rng(1).integers(1, 20, 200)
-    batches = length_sorted_batches(lengths, budget, np.random.default_rng(2) if shuffled else None)
+    batches = length_sorted_batches(lengths, budget)
     assert sorted(np.concatenate(batches)) == list(range(200))
     for batch in batches:
         assert len(batch) == 1 or lengths[batch].max() * len(batch) <= budget
 
 
-def test_shuffling_depends_on_the_seed_alone_and_keeps_the_number_of_batches():
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_equal_batches_are_a_partition_of_one_size_and_similar_lengths(batch_size):
     lengths = np.random.default_rng(1).integers(1, 20, 200)
-    plans = [length_sorted_batches(lengths, 64, np.random.default_rng(seed)) for seed in (5, 5, 6)]
-    assert all((one == other).all() for one, other in zip(plans[0], plans[1], strict=True))
-    assert any(len(one) != len(other) or (one != other).any() for one, other in zip(plans[0], plans[2], strict=True))
-    assert len(plans[0]) == len(plans[2])
+    batches = equal_batches(lengths, batch_size, np.random.default_rng(2))
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    spans = sorted((lengths[batch].min(), lengths[batch].max()) for batch in batches)
+    assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))
+
+
+def test_shuffling_depends_on_the_seed_alone():
+    lengths = np.random.default_rng(1).integers(1, 20, 200)
+    plans = [np.concatenate(equal_batches(lengths, 10, np.random.default_rng(seed))) for seed in (5, 5, 6)]
+    assert (plans[0] == plans[1]).all()
+    assert (plans[0] != plans[2]).any()
 
 
 def test_no_rows_no_batches():

@@ -251,7 +251,7 @@ def test_other_raw_files_are_noticed(here, tmp_path):
         (["until=predict"], "until='predict' is no stage; allowed: prepare, embed, tokenize, train, evaluate."),
         (["overwrite=predict"], "overwrite='predict' is no stage; allowed: "),
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
-        (["train.epoch=5"], "train.epoch is not an option; allowed: batch_tokens, "),
+        (["train.epoch=5"], "train.epoch is not an option; allowed: batch_size, batch_tokens, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
         (["evaluate.beam_size=5"], "evaluate: beam_size must be at least k=20, got 5."),
         (["tokenizer._target_=os.system"], "tokenizer._target_='os.system' is not a dataclass of tigerrec"),
@@ -277,7 +277,7 @@ def test_errors_come_from_a_real_process_too(tmp_path):
     [
         (OSError(28, "No space left on device", "runs/x"), 1, "Error: [Errno 28] No space left on device: 'runs/x'.\n"),
         (DamagedError("It is broken; mend it."), 1, "Error: It is broken; mend it.\n"),
-        (Interrupted(15, Path("runs")), 143, "Stopped by SIGTERM; a checkpoint is in runs: run the same command again to go on.\n"),
+        (Interrupted(15, Path("runs")), 143, "Stopped by SIGTERM; a checkpoint is in runs: run the same command again, without overwrite=, to go on.\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

@@ -167,6 +167,9 @@ def edit_facts(folder: Path, **changes: Any) -> None:
     artifacts.write_json(folder / "tokenizer.json", facts)
     manifest = artifacts.read_json(folder, artifacts.MANIFEST)
     manifest["files"]["tokenizer.json"]["sha256"] = artifacts.sha256_file(folder / "tokenizer.json")
+    hashes = {name: entry["sha256"] for name, entry in manifest["files"].items() if not entry.get("measured")}
+    manifest["files"]["tokenizer.json"]["bytes"] = (folder / "tokenizer.json").stat().st_size
+    manifest["content"] = artifacts.sha256_text(artifacts.canonical_json(hashes))
     artifacts.write_json(folder / artifacts.MANIFEST, manifest)
 
 

@@ -23,7 +23,7 @@ from tigerrec.train import PrefixTraining, TrainConfig, train
 from tigerrec.trainer import Trainer, validation_sample
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
-TRAINING = PrefixTraining(epochs=3, batch_tokens=256, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
+TRAINING = PrefixTraining(epochs=3, batch_size=24, batch_tokens=64, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
 CONFIG = TrainConfig(MODEL, TRAINING)
 
 
@@ -83,6 +83,42 @@ def test_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(fo
     assert trainer.loss(rows).item() == pytest.approx(np.mean(single), abs=1e-5)
 
 
+def test_every_example_of_an_epoch_counts_the_same(folders):
+    """The gradients of one epoch, at fixed weights, add up to a multiple of the gradient of the mean loss over all its examples."""
+    histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
+    model = dataclasses.replace(MODEL, dropout_rate=0.0).new(ids.layout, "bidirectional", 3)
+    trainer = Trainer(model, histories, ids, dataclasses.replace(CONFIG, training=dataclasses.replace(TRAINING, max_grad_norm=1e9)))
+    assert trainer.steps_per_epoch > 2
+    total = {}
+
+    def collect():
+        for name, parameter in model.named_parameters():
+            total[name] = total.get(name, 0) + parameter.grad
+
+    trainer.optimizer.step = collect
+    for step in range(trainer.steps_per_epoch):
+        trainer.step(step)
+    trainer.loss(np.arange(len(trainer.examples))).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(total[name] / trainer.steps_per_epoch, parameter.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_an_interrupted_rebuild_goes_on_without_overwrite(folders, monkeypatch):
+    """From its first checkpoint on a rebuild has given up the older stage, so that the stage reads as unfinished."""
+    out = run(folders)
+    step = Trainer.step
+
+    def stopped(self, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(folders)
+    assert not (out / artifacts.MANIFEST).exists()
+
+
 def test_a_deterministic_next_item_is_learned_to_the_first_rank():
     n_items = 12
     codes = np.array([[item // 4, item % 4, 0] for item in range(n_items)], np.int32)
@@ -91,7 +127,7 @@ def test_a_deterministic_next_item_is_learned_to_the_first_rank():
     walks = [(rng.integers(n_items) + np.arange(rng.integers(5, 10))) % n_items for _ in range(60)]
     histories = Histories(np.cumsum([0, *map(len, walks)]).astype(np.int64), np.concatenate(walks).astype(np.int32), n_items)
     model = T5(num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=64, dropout_rate=0.0, max_items=4).new(ids.layout, "bidirectional", 0)
-    trainer = Trainer(model, histories, ids, TrainConfig(MODEL, PrefixTraining(epochs=80, batch_tokens=512, learning_rate=3e-3, precision="fp32")))
+    trainer = Trainer(model, histories, ids, TrainConfig(MODEL, PrefixTraining(epochs=80, batch_size=48, learning_rate=3e-3, precision="fp32")))
     for step in range(trainer.total_steps):
         loss = trainer.step(step)
     assert loss.item() < 0.05

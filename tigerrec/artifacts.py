@@ -334,7 +334,14 @@ def _provenance(started: float) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def writing(out: Path, stage: str, config: Any, inputs: Mapping[str, Path] | None = None, sources: Mapping[str, str] | None = None) -> Iterator[StageFiles]:
+def writing(
+    out: Path,
+    stage: str,
+    config: Any,
+    inputs: Mapping[str, Path] | None = None,
+    sources: Mapping[str, str] | None = None,
+    started: float | None = None,
+) -> Iterator[StageFiles]:
     """Write a stage: yields its files; the manifest comes last, and only if the body ended well.
 
     Args:
@@ -342,13 +349,14 @@ def writing(out: Path, stage: str, config: Any, inputs: Mapping[str, Path] | Non
         config: the stage's checked dataclass, seed included.
         inputs: the stage folders read, by stage name.
         sources: the sha256 of files read from outside, by role.
+        started: when the stage's work began, on `time.perf_counter`; now by default.
 
     Raises:
         ArtifactError: the folder cannot be written or an input is no finished stage.
     """
     records = {name: input_record(folder) for name, folder in (inputs or {}).items()}
     records |= {name: {"fingerprint": digest} for name, digest in (sources or {}).items()}
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Histories as training batches: every prefix an example, length-sorted batches cut by token budget."""
+"""Histories as training batches: every prefix an example, rows of similar length together."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ from tigerrec.histories import Histories, training_part
 from tigerrec.semantic_ids import PAD
 
 
-def length_sorted_batches(lengths: np.ndarray, token_budget: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
-    """Rows grouped so that a batch, padded to its longest row, holds at most `token_budget` tokens (or one row).
+def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Rows grouped so that a batch, padded to its longest row, holds at most `token_budget` tokens (or one row), in order of length.
 
     Args:
         lengths: int64 (n,): tokens of each row.
-        rng: shuffles rows of equal length and the order of the batches; without it the order is fixed.
 
     Returns:
         Arrays of row numbers; each row is in exactly one.
     """
     if not len(lengths):
         return []
-    order = rng.permutation(len(lengths)) if rng is not None else np.arange(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
+    order = np.argsort(lengths, kind="stable")
     batches, start = [], 0
     for end in range(1, len(order) + 1):
         if end == len(order) or lengths[order[end]] * (end + 1 - start) > token_budget:
             batches.append(order[start:end])
             start = end
-    if rng is not None:
-        batches = [batches[index] for index in rng.permutation(len(batches))]
     return batches
+
+
+def equal_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Rows in batches of one size (to within one row, at most `batch_size`), each of rows of similar length, shuffled.
+
+    Args:
+        lengths: int64 (n,).
+    """
+    order = rng.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches = np.array_split(order, -(-len(order) // batch_size))
+    return [batches[index] for index in rng.permutation(len(batches))]
 
 
 def history_tokens(histories: Sequence[np.ndarray], tokens: np.ndarray) -> tuple[Tensor, Tensor]:

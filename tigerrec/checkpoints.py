@@ -29,7 +29,7 @@ class Interrupted(SystemExit):
 
     def __init__(self, received: int, folder: Path) -> None:
         super().__init__(128 + received)
-        self.message = f"Stopped by {signal.Signals(received).name}; a checkpoint is in {folder}: run the same command again to go on."
+        self.message = f"Stopped by {signal.Signals(received).name}; a checkpoint is in {folder}: run the same command again, without overwrite=, to go on."
 
     def __str__(self) -> str:
         return self.message
@@ -160,7 +160,8 @@ class Checkpoints:
         optimizer.load_state_dict(state)
 
     def save(self, state: RunState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint and forget all but the last two."""
+        """Write a checkpoint and forget all but the last two; from the first one on, an older finished stage is given up."""
+        (self.folder.parent / artifacts.MANIFEST).unlink(missing_ok=True)
         tensors = {f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in values.items()}

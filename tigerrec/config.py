@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from tigerrec import TigerrecError
 
 NAME = "name"
 TARGET = "_target_"
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class ConfigError(TigerrecError):
@@ -170,3 +172,15 @@ def build_choice(node: Any, where: str, reserved: tuple[str, ...] = ()) -> tuple
     allowed = [field.name for field in dataclasses.fields(kind) if field.init]
     _check_keys({key: value for key, value in values.items() if key != TARGET}, [*allowed, NAME, *reserved], where)
     return build(values, where), taken
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError for a precision that is none."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that torch could not have."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:<number>, got {device!r}")

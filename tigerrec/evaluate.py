@@ -14,6 +14,7 @@ import numpy as np
 from tigerrec import artifacts
 from tigerrec.artifacts import not_identity
 from tigerrec.baselines.popularity import Popularity
+from tigerrec.config import check_device, check_precision
 from tigerrec.histories import load_histories, split, training_part
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.semantic_ids import group_codes, load_semantic_ids
@@ -59,8 +60,8 @@ class EvaluateConfig:
             raise ValueError(f"k must be at least the largest cut-off, {LARGEST_CUTOFF}, got {self.k}")
         if self.beam_size < self.k:
             raise ValueError(f"beam_size must be at least k={self.k}, got {self.beam_size}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
+        check_device(self.device)
+        check_precision(self.precision)
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
 
@@ -192,6 +193,13 @@ def metric_rows(ranks: dict[tuple[str, str, str], np.ndarray], split_name: str) 
     return rows
 
 
+def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> None:
+    """Warn of users whose target is in their history: where seen items are masked it cannot be hit."""
+    repeats = sum(int(target in history) for history, target in zip(histories, targets, strict=True))
+    if repeats:
+        logger.warning("%s of %s targets are in their user's history: rows with seen=masked cannot hit them", f"{repeats:,}", f"{len(targets):,}")
+
+
 def _generator(trained: Path, tokenized: Path, config: EvaluateConfig) -> tuple[RankFunction, dict[str, Any]]:
     """The trained generator as a function that ranks, and the facts of the machine it runs on."""
     import torch
@@ -239,13 +247,15 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     known, targets = [history for history, _ in parts], np.array([target for _, target in parts])
     training = [training_part(histories[user]) for user in range(len(histories))]
     logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained)
-    shards = _shards_folder(out, config, inputs)
-    with artifacts.writing(out, "evaluate", config, inputs=inputs) as files:
-        rank, files.provenance["search"] = _generator(trained, tokenized, config)
-        rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, shards)
-        groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
-        ranks = target_ranks(rankings, targets, groups)
-        rows = metric_rows(ranks, config.split)
+    warn_of_repeats(known, targets)
+    started = time.perf_counter()
+    rank, facts = _generator(trained, tokenized, config)
+    rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, _shards_folder(out, config, inputs))
+    groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
+    ranks = target_ranks(rankings, targets, groups)
+    rows = metric_rows(ranks, config.split)
+    with artifacts.writing(out, "evaluate", config, inputs=inputs, started=started) as files:
+        files.provenance |= facts
         files.parquet("recommendations.parquet", recommendations_table(rankings))
         files.parquet("ranks.parquet", ranks_table(ranks, targets))
         files.json("metrics.json", rows)

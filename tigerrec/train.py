@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tigerrec import artifacts
 from tigerrec.artifacts import not_identity
+from tigerrec.config import check_device, check_precision
 from tigerrec.generator import Generator
 from tigerrec.histories import Histories, load_histories
 from tigerrec.seeds import derived_seed
@@ -32,7 +34,8 @@ class PrefixTraining:
 
     Attributes:
         epochs: passes over all examples.
-        batch_tokens: encoder tokens a batch, padding included.
+        batch_size: examples a step, of similar length.
+        batch_tokens: encoder tokens, padding included, that pass the model at once; longer steps pass in parts whose gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
         warmup: share of all steps.
         weight_decay: AdamW's, on matrices only.
@@ -50,8 +53,9 @@ class PrefixTraining:
     """
 
     epochs: int = 7
+    batch_size: int = 128
     batch_tokens: int = 8192
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -67,7 +71,7 @@ class PrefixTraining:
     tensorboard: bool = not_identity(default=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
+        for name in ("epochs", "batch_size", "batch_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience"):
@@ -81,8 +85,8 @@ class PrefixTraining:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.beam_size < VALIDATION_K:
             raise ValueError(f"beam_size must be at least {VALIDATION_K}, got {self.beam_size}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision must be auto, fp32 or bf16, got {self.precision!r}")
+        check_device(self.device)
+        check_precision(self.precision)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """The learning rate of a step, counted from 0: linear warm-up, then half a cosine to zero."""
@@ -135,6 +139,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     from tigerrec.precision import resolve_device, resolve_precision
     from tigerrec.trainer import Trainer, fit, select
 
+    started = time.perf_counter()
     histories, semantic_ids = load_inputs(prepared, tokenized)
     training = config.training
     device = resolve_device(training.device)
@@ -152,7 +157,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     checkpoints = Checkpoints(out / "checkpoint", json.loads(artifacts.canonical_json(identity)), environment, tensorboard=training.tensorboard)
     fit(trainer, checkpoints, histories, semantic_ids)
     best = select(trainer, checkpoints, histories, semantic_ids)
-    with artifacts.writing(out, "train", config, inputs) as files:
+    with artifacts.writing(out, "train", config, inputs, started=started) as files:
         for name, path in saved_files(model, out / "checkpoint" / "final"):
             files.adopt(path, name)
         with files.create("training.jsonl", measured=True) as path:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import T5ForConditionalGeneration
 
 from tigerrec import TigerrecError
-from tigerrec.batches import PrefixExamples, length_sorted_batches
+from tigerrec.batches import PrefixExamples, equal_batches, length_sorted_batches
 from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints, stop_signals
 from tigerrec.dropout import use_cheap_dropout
@@ -43,6 +43,7 @@ class Trainer:
         self.examples = PrefixExamples.of(histories, model.config.tigerrec["max_items"])
         if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
+        self.lengths = self.examples.lengths * self.tokens.shape[1]
         use_cheap_dropout(model)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
@@ -54,13 +55,13 @@ class Trainer:
 
     def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch))
-        return length_sorted_batches(self.examples.lengths * self.tokens.shape[1], self.training.batch_tokens, rng)
+        return equal_batches(self.lengths, self.training.batch_size, rng)
 
     def step(self, number: int) -> torch.Tensor:
         """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
 
-        A batch of a token budget holds many short examples or few long ones; its clipped mean gradient is weighted by
-        its number of examples over the mean number, so that every example of an epoch counts the same.
+        All steps have the same number of examples, so that every example counts the same; those of one step are of similar
+        length, and pass the model in parts cut by token budget, whose gradients add up.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
@@ -70,14 +71,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate_at(number, self.total_steps)
         rows = self._epoch[1][position]
-        loss = self.loss(rows)
-        loss.backward()
+        total = torch.zeros((), device=self.model.device)
+        for part in length_sorted_batches(self.lengths[rows], self.training.batch_tokens):
+            loss = self.loss(rows[part]) * (len(part) * self.steps_per_epoch / len(self.examples))
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
-        weight = len(rows) * self.steps_per_epoch / len(self.examples)
-        torch._foreach_mul_([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None], weight)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return total
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """Mean cross-entropy over the target tokens of some examples, over the whole vocabulary."""

@@ -82,10 +82,10 @@ def embed(prepared: Path, embedder: Embedder, out: Path) -> Path:
     vectors, computed = _vectors(embedder, sources, item_ids, texts, out / "shards")
     seconds = time.perf_counter() - started
     warn_degenerate(vectors, item_ids)
-    with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared}, sources=sources) as files:
+    with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared}, sources=sources, started=started) as files:
         files.arrays(FILE, {"embeddings": vectors})
         threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
-        files.provenance |= {"embedder": repr(embedder), "threads": threads, "encoded_items": computed, "encode_seconds": round(seconds, 3)}
+        files.provenance |= {"embedder": repr(embedder), "threads": threads, "encoded_items": computed}
     artifacts.remove_tree(out / "shards")
     logger.info("wrote %d vectors of %d dimensions to %s (%d encoded, %.0f items/s)", *vectors.shape, out, computed, computed / max(seconds, 1e-9))
     return out

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tigerrec import artifacts
+from tigerrec.config import check_device
 from tigerrec.embed import EmbedError, Encode, few, unit
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -43,8 +44,7 @@ class SentenceTransformerEmbedder:
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:<number>, got {self.device!r}")
+        check_device(self.device)
 
     def present(self) -> dict[str, Path]:
         """The weight files, where the model is on this machine."""

@@ -200,8 +200,9 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
     vectors = load_embeddings(embedded)
     matrices = {name: load_embeddings(folder) for name, folder in folders.items()}
     logger.info("read %d vectors of %d dimensions from %s", *vectors.shape, embedded)
-    with artifacts.writing(out, "tokenize", config, inputs={"embed": embedded, **folders}) as files:
-        result = fit(vectors, config, matrices)
+    started = time.perf_counter()
+    result = fit(vectors, config, matrices)
+    with artifacts.writing(out, "tokenize", config, inputs={"embed": embedded, **folders}, started=started) as files:
         _write(files, config, result, vectors.shape[1])
         files.provenance["threads"] = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
     logger.info(
