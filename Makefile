@@ -4,6 +4,10 @@ BIN := .venv/bin
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
 
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE ARGS RUN ITEMS K OUT
+UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
+$(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
+
 .PHONY: help setup data embed tokenize train eval demo recommend export lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
@@ -17,11 +21,13 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("tigerrec needs Python 3.11 or later: give one as PYTHON=<python3.x>.") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline]'
+	@echo 'installing into .venv (about 2 GB, once) …'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline]'
 	@touch $@
 
 .venv/.developed: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	@echo 'installing what tests and lint need …'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
 	@touch $@
 
 data: .venv/.installed  ## raw files → items and interactions

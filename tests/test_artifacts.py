@@ -248,7 +248,7 @@ def test_a_moved_folder_is_still_valid(tmp_path):
     shutil.move(tmp_path / "a", tmp_path / "b")
     os.utime(tmp_path / "b" / "up" / "facts.json", (0, 0))
     moved = tmp_path / "b" / "up" / folder.name
-    assert artifacts.check_current(moved, "embed", Config(), {"prepare": artifacts.input_record(moved.parent)}, "embedder")
+    assert artifacts.check_current(moved, "embed", Config(), {"prepare": artifacts.input_record(moved.parent)}, "embedder.name")
     artifacts.check_made_from(moved, artifacts.open_stage(moved, "embed"), "prepare", moved.parent)
 
 
@@ -281,13 +281,15 @@ def test_current_or_stale(tmp_path):
     folder = tmp_path / "down"
 
     def current(config=Config()):
-        return artifacts.check_current(folder, "embed", config, {"prepare": artifacts.input_record(upstream)}, "embedder")
+        return artifacts.check_current(folder, "embed", config, {"prepare": artifacts.input_record(upstream)}, "embedder.name")
 
     assert not current()
     write(folder, inputs={"prepare": upstream})
     assert current()
     assert current(Config(device="cuda"))
-    with pytest.raises(StaleError, match=r"\(part.width: 4 → 5; seed: 0 → 7\); give embedder another name to keep both, or add `overwrite=embed`") as caught:
+    with pytest.raises(
+        StaleError, match=r"\(part.width: 4 → 5; seed: 0 → 7\); add `embedder.name=<new name>` to keep both, or add `overwrite=embed`"
+    ) as caught:
         current(Config(part=Part(5), seed=7))
     one_sentence(caught.value)
     write(upstream, 1, stage="prepare")

@@ -177,7 +177,7 @@ def test_a_changed_option_is_refused_with_the_key_and_the_remedy(here, finished)
     runs, _ = finished
     text = refused(here(runs, "train.epochs=2"))
     assert f"{runs / TRAINED} was made with other settings (training.epochs: 1 → 2)" in text
-    assert "give generator or train another name to keep both, or add `overwrite=train` to build it again" in text
+    assert "add `train.name=<new name>` to keep both, or add `overwrite=train` to build it again" in text
     assert "(dim: 16 → 8)" in refused(here(runs, "embedder.dim=8"))
     assert "(tokenizer.levels: 2 → 3)" in refused(here(runs, "tokenizer.levels=3", name="tokenize_items"))
     assert succeeded(here(runs, "train.log_steps=7", "evaluate.batch_tokens=100", "train.device=cpu"))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tigerrec import artifacts
 from tigerrec.download import download_missing
-from tigerrec.histories import SHORTEST_HISTORY, RawData, RawItem, check_filters
+from tigerrec.histories import SHORTEST_HISTORY, DatasetError, RawData, RawItem, check_filters
 from tigerrec.raw import Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
@@ -52,6 +52,9 @@ def parse_metadata(text: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise Unreadable("not a record of named values")
     return record
+
+
+DOWNLOADS = Path("data/raw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,9 @@ class AmazonReviews:
             TigerrecError: a file is missing and cannot be downloaded.
         """
         folder = self.raw_dir.expanduser()
+        if not folder.is_dir() and DOWNLOADS not in folder.parents:
+            files = f"{self.interactions} and {self.metadata}"
+            raise DatasetError(f"dataset.raw_dir={folder} is no folder; give the one that holds {files}, or leave the option out to download them.")
         download_missing(folder, [self.interactions, self.metadata], self.url)
         return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
 

@@ -218,10 +218,10 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
 
 
-def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], choices: str) -> bool:
+def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], name_option: str) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
-    `inputs` holds an `input_record` (or at least a fingerprint) a name; `choices` names the config groups whose `name=` would keep both versions.
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep both versions.
 
     Raises:
         StaleError: a finished stage stands there but was made of something else; names what changed.
@@ -238,7 +238,7 @@ def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Ma
             differences.append(f"made from other {name}" + (f" ({', '.join(keys)})" if keys else ""))
     if differences:
         raise StaleError(
-            f"{folder} was made with other settings ({'; '.join(differences)}); give {choices} another name to keep both, "
+            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep both, "
             f"or add `overwrite={stage}` to build it again."
         )
     return True

@@ -57,6 +57,7 @@ def stop_signals() -> Iterator[StopFlag]:
 
     def note(number: int, frame: Any) -> None:
         flag.received = number
+        logger.warning("stopping: the step in hand ends, then a checkpoint is written")
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import artifacts
-from tigerrec.recommender import EXPORT, upstream_folders
+from tigerrec.recommender import EXPORT, check_run, upstream_folders
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def export(run: Path, out: Path) -> Path:
     """
     out = out.resolve()
     _check_free(out)
+    check_run(run)
     folders = upstream_folders(run)
     evaluations = _evaluations(folders["train"])
     partial = out.with_name(f".{out.name}.partial")

@@ -223,6 +223,8 @@ def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float
     reasons = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0])))
     files = " and ".join(str(path) for path in sources.values())
     if dropped > max_dropped * raw.lines:
+        if dropped == raw.lines:
+            raise DatasetError(f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a date like 2024-03-01.")
         raise DatasetError(
             f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than max_dropped={max_dropped} allows; "
             f"repair or download the files again, or put up with it by `dataset.max_dropped={-(-dropped * 1000 // raw.lines) / 1000}`."

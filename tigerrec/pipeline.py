@@ -34,7 +34,7 @@ class Step:
         config: the stage's checked dataclass; its JSON form is the stage's identity.
         inputs: the folders of the stages it reads.
         present: the outside files it would read, by role, as far as they are there now.
-        choices: the config groups whose name makes up the folder's name.
+        name_option: the option that gives the folder another name.
         run: takes the folder and builds the stage in it.
     """
 
@@ -43,7 +43,7 @@ class Step:
     config: Any
     inputs: Mapping[str, Path]
     present: Callable[[], Mapping[str, Path]]
-    choices: str
+    name_option: str
     run: Callable[[Path], Path]
 
     def input_records(self) -> dict[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ class Step:
         inputs = self.input_records()
         outside = {role: record for role, record in manifest.inputs.items() if role not in self.inputs}
         outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
-        return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.choices)
+        return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option)
 
 
 def _nothing() -> Mapping[str, Path]:
@@ -131,14 +131,14 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     trained = tokenized / f"{_name(generator_keys, 'generator')}-{_name(train_keys, 'train')}-seed{train_config.seed}"
     evaluated = trained / f"eval-{_name(evaluate_keys, 'evaluate')}"
     steps = [
-        Step("prepare", prepared, dataset, {}, dataset.present, "dataset", lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
-        Step("embed", embedded, embedder, {"prepare": prepared}, embedder.present, "embedder",
+        Step("prepare", prepared, dataset, {}, dataset.present, "dataset.name", lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
+        Step("embed", embedded, embedder, {"prepare": prepared}, embedder.present, "embedder.name",
              lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out)),
-        Step("tokenize", tokenized, tokenize_config, {"embed": embedded}, _nothing, "tokenizer",
+        Step("tokenize", tokenized, tokenize_config, {"embed": embedded}, _nothing, "tokenizer.name",
              lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out)),
-        Step("train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "generator or train",
+        Step("train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
              lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out)),
-        Step("evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate",
+        Step("evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
              lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out)),
     ]  # fmt: skip
     return {step.stage: step for step in steps}

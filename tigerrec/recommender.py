@@ -37,6 +37,20 @@ class Recommendation:
     semantic_id: tuple[int, ...]
 
 
+def check_run(folder: Path) -> None:
+    """Refuse a folder in which no stage was finished, or another than a user means.
+
+    Raises:
+        RecommendError: says which folder to give.
+    """
+    manifest = artifacts.read_manifest(folder)
+    if manifest is None or manifest.stage not in ("train", EXPORT):
+        found = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
+        raise RecommendError(
+            f"{folder} {found if folder.is_dir() else 'does not exist'}; give the folder that `make train` printed, or an export, as `RUN=<folder>`."
+        )
+
+
 def upstream_folders(run: Path) -> dict[str, Path]:
     """The finished prepare, tokenize and train folders of a run, given its train folder, in the order of the pipeline.
 
@@ -52,7 +66,7 @@ def upstream_folders(run: Path) -> dict[str, Path]:
     return folders
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recommender:
     """A trained generator with the catalogue that it ranks.
 
@@ -84,6 +98,7 @@ class Recommender:
         from tigerrec.precision import resolve_device
 
         folder = Path(folder)
+        check_run(folder)
         exported = artifacts.open_stage(folder, "train", EXPORT).stage == EXPORT
         folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
         semantic_ids = load_semantic_ids(folders["tokenize"])

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
-GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, JSON Lines or Parquet)"
+GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
+FIELD_OPTIONS = ("title_column", "brand_column", "categories_column", "price_column")
 Row = dict[str, Any] | Unreadable
 
 
@@ -203,8 +204,12 @@ class TablesDataset:
         return RawData(users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
 
     def _rows(self, role: str, path: Path, options: list[str], tally: Tally) -> Iterator[Row]:
-        """The rows of a table that has the columns named by the options."""
+        """The rows of a table that has the columns named by the options; an items table must have one of its fields."""
         columns, rows = read_rows(path)
+        fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
+        if role == "items" and not set(fields) & set(columns):
+            wanted, there = ", ".join(fields), ", ".join(columns)
+            raise DatasetError(f"{path} has none of the columns {wanted}, only {there}; name yours, as `dataset.title_column=<column>`.")
         for option in options:
             name = getattr(self, option) or self.item_column
             if name not in columns:
@@ -214,9 +219,8 @@ class TablesDataset:
     def _read_items(self, path: Path, tally: Tally) -> dict[str, RawItem]:
         """The first row of each item."""
         id_column = self.items_item_column or self.item_column
-        options = ["title_column", "brand_column", "categories_column", "price_column"]
-        fields = [getattr(self, option) or option.removesuffix("_column") for option in options]
-        given = [option for option in options if getattr(self, option)]
+        fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
+        given = [option for option in FIELD_OPTIONS if getattr(self, option)]
         found: dict[str, RawItem] = {}
         for row in self._rows("items", path, ["items_item_column", *given], tally):
             with tally.line("items"):
