@@ -205,7 +205,7 @@ def test_a_part_of_another_file_is_started_anew(shop: tuple[AmazonReviews, type[
     assert len(dataset.read().user_ids) == 6
 
 
-@pytest.mark.parametrize("content", [b"<html>come back later</html>", gzip.compress(b"x" * 99)[:-4], None])
+@pytest.mark.parametrize("content", [b"<html>come back later</html>", gzip.compress(b"x" * 99, mtime=0)[:-4], None], ids=["html", "torn", "missing"])
 def test_a_bad_download_never_takes_the_final_name(shop: tuple[AmazonReviews, type[Shop]], content: bytes | None) -> None:
     dataset, handler = shop
     if content is None:
