@@ -127,6 +127,9 @@ def test_damaged_files_leave_nothing(tmp_path: Path, damage: Callable[[bytes], b
 
 def test_missing_files_are_named_with_the_remedies(tmp_path: Path) -> None:
     dataset = AmazonReviews(tmp_path / "raw", "reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
+    with pytest.raises(DatasetError, match=r"dataset\.raw_dir=.* is no folder; give the one that holds reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz"):
+        dataset.sources()
+    dataset.raw_dir.mkdir()
     with pytest.raises(DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*DATASET=sample"):
         dataset.sources()
 
@@ -171,6 +174,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Amaz
     handler = type("Handler", (Shop,), {"content": content, "faults": [], "ranges": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        (tmp_path / "raw").mkdir()
         yield AmazonReviews(tmp_path / "raw", "reviews.json.gz", "meta.json.gz", url=f"http://127.0.0.1:{server.server_port}"), handler
         server.shutdown()
 
@@ -199,7 +203,6 @@ def test_interrupted_download_keeps_the_part_and_ends_later(shop: tuple[AmazonRe
 
 def test_a_part_of_another_file_is_started_anew(shop: tuple[AmazonReviews, type[Shop]]) -> None:
     dataset, _ = shop
-    dataset.raw_dir.mkdir()
     (dataset.raw_dir / "reviews.json.gz.part").write_bytes(b"something else")
     dataset.sources()
     assert len(dataset.read().user_ids) == 6

@@ -413,5 +413,6 @@ def test_the_next_command_says_the_same_through_make(tmp_path):
     """The words that a script would get from make and the shell are the overrides it was made from."""
     overrides = ["tokenizer=rkmeans", "train.name='a b'", "train.name='lr${train.learning_rate}'", "dataset.expected=[1,2,3]", 'dataset.url="x y"']
     (tmp_path / "Makefile").write_text("train:\n\t@printf '%s\\n' $(if $(TOKENIZER),tokenizer=$(TOKENIZER)) $(ARGS)\n")
-    done = subprocess.run(make_command("train", overrides), shell=True, cwd=tmp_path, capture_output=True, text=True)
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")}
+    done = subprocess.run(make_command("train", overrides), shell=True, cwd=tmp_path, capture_output=True, text=True, env=outside)
     assert done.stdout.splitlines() == overrides

@@ -12,7 +12,7 @@ from tests.tiny_run import N_ITEMS, build_run, write_train
 from tigerrec import TigerrecError, artifacts
 from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.export import export
-from tigerrec.recommender import Recommender
+from tigerrec.recommender import RecommendError, Recommender
 from tigerrec.semantic_ids import load_semantic_ids
 
 HISTORY = ["0000000003", "0000000011", "0000000007"]
@@ -71,9 +71,11 @@ def test_requests_without_an_answer(recommender, history, k, message):
 
 
 def test_a_folder_that_is_no_run(run, tmp_path):
-    with pytest.raises(artifacts.MissingError, match="No finished 'train' stage"):
+    with pytest.raises(RecommendError, match="holds no finished stage; give the folder that `make train` printed"):
         Recommender.from_pretrained(tmp_path)
-    with pytest.raises(artifacts.MissingError, match="holds the stage 'tokenize', not 'train'"):
+    with pytest.raises(RecommendError, match="does not exist; give the folder"):
+        Recommender.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(RecommendError, match="holds the stage 'tokenize'; give the folder"):
         Recommender.from_pretrained(run["tokenize"])
 
 
@@ -141,5 +143,5 @@ def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
     asked = subprocess.run([sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True)
     assert asked.returncode == 1
     assert asked.stdout == ""
-    assert asked.stderr.startswith("Error: No finished 'train' stage")
+    assert asked.stderr.startswith(f"Error: {tmp_path} holds no finished stage")
     assert len(asked.stderr.splitlines()) == 1

@@ -125,4 +125,12 @@ def test_a_named_title_column_must_exist(tmp_path: Path) -> None:
     items = write_table(tmp_path / "items.csv", ["item", "name"], [("007", "Soap")])
     with pytest.raises(DatasetError, match="no column 'label', only item, name"):
         TablesDataset(interactions, items, title_column="label").read()
-    assert TablesDataset(interactions, items).read().items["007"].title is None
+    assert TablesDataset(interactions, items, title_column="name").read().items["007"].title == "Soap"
+
+
+def test_an_items_table_without_any_known_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("user,sku,time\nu,1,1\n")
+    (tmp_path / "items.csv").write_text("sku,label,maker\n1,Soap,Foamy\n")
+    dataset = TablesDataset(tmp_path / "orders.csv", tmp_path / "items.csv", item_column="sku")
+    with pytest.raises(DatasetError, match=r"none of the columns title, brand, categories, price, only sku, label, maker; .*dataset\.title_column="):
+        dataset.read()

@@ -206,14 +206,14 @@ class TablesDataset:
     def _rows(self, role: str, path: Path, options: list[str], tally: Tally) -> Iterator[Row]:
         """The rows of a table that has the columns named by the options; an items table must have one of its fields."""
         columns, rows = read_rows(path)
-        fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
-        if role == "items" and not set(fields) & set(columns):
-            wanted, there = ", ".join(fields), ", ".join(columns)
-            raise DatasetError(f"{path} has none of the columns {wanted}, only {there}; name yours, as `dataset.title_column=<column>`.")
         for option in options:
             name = getattr(self, option) or self.item_column
             if name not in columns:
                 raise DatasetError(f"{path} has no column '{name}', only {', '.join(columns) or 'none'}; name yours by `dataset.{option}=<column>`.")
+        fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
+        if role == "items" and not set(fields) & set(columns):
+            wanted, there = ", ".join(fields), ", ".join(columns)
+            raise DatasetError(f"{path} has none of the columns {wanted}, only {there}; name yours, as `dataset.title_column=<column>`.")
         yield from rows
 
     def _read_items(self, path: Path, tally: Tally) -> dict[str, RawItem]:
