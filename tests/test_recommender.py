@@ -12,7 +12,7 @@ from tests.tiny_run import N_ITEMS, build_run, write_train
 from tigerrec import TigerrecError, artifacts
 from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.export import export
-from tigerrec.recommender import RecommendError, Recommender
+from tigerrec.recommender import Recommender, RecommendError
 from tigerrec.semantic_ids import load_semantic_ids
 
 HISTORY = ["0000000003", "0000000011", "0000000007"]
