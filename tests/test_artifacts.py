@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tigerrec import TigerrecError, artifacts, files
+from tigerrec import TigerrecError, artifacts, files, provenance
 from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
 
 WRITING_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"))
@@ -405,8 +405,8 @@ def raised(call, number: int) -> bool:
 def quiet(monkeypatch):
     """No child processes, no look into installed packages and no waiting for the disk, which a crash test has no use for."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
-    monkeypatch.setattr(artifacts, "_versions", dict)
+    monkeypatch.setattr(provenance, "_git_commit", lambda: None)
+    monkeypatch.setattr(provenance, "_versions", dict)
 
 
 @pytest.mark.parametrize("end", [killed, raised])

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import resource
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -30,12 +25,12 @@ from tigerrec.files import (
     write_failure,
     write_json,
 )
+from tigerrec.provenance import provenance
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 WORKING_FOLDERS = ("checkpoint", "shards")
 MANIFEST_LIMIT = 4 * 1024 * 1024
-VERSIONED_PACKAGES = ("tigerrec", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy", "pandas", "pyarrow")
 
 
 class MissingError(ArtifactError):
@@ -301,38 +296,6 @@ class StageFiles:
             save_file({key: numpy.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
 
 
-def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        run = lambda *args: subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: E731
-        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in VERSIONED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-def _provenance(started: float) -> dict[str, Any]:
-    """How and when a stage came about, `started` seconds on the performance counter; no part of what it is."""
-    return {
-        "versions": _versions(),
-        "git": _git_commit(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 3),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
-
-
 @contextlib.contextmanager
 def writing(
     out: Path,
@@ -370,7 +333,7 @@ def writing(
         if system_code(error) in FULL:
             raise write_failure(out, error) from error
         raise
-    files.provenance = _provenance(started) | files.provenance
+    files.provenance = provenance(started) | files.provenance
     write_json(
         out / MANIFEST,
         {
