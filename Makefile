@@ -8,7 +8,7 @@ OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE ARGS RUN I
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
-.PHONY: help setup data embed tokenize train eval demo recommend export lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval bench demo recommend export lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -44,6 +44,10 @@ train: .venv/.installed  ## histories of Semantic IDs → generator
 
 eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
 	$(call RUN_SCRIPT,evaluate)
+
+bench: GENERATOR ?= t5_paper
+bench: .venv/.installed  ## training and search against transformers, at the paper's size
+	$(call RUN_SCRIPT,benchmark)
 
 demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
 	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS) $(filter-out dataset=%,$(CHOICES)) dataset=sample); \

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tigerrec.batches import PrefixExamples, equal_batches, history_tokens, length_sorted_batches
+from tigerrec.batches import NO_ITEM, Examples, length_sorted_batches, padded
 from tigerrec.histories import Histories
 
 
@@ -22,27 +22,59 @@ def random_lists() -> list[list[int]]:
     return [rng.permutation(100)[: rng.integers(3, 30)].tolist() for _ in range(40)]
 
 
-def test_examples_are_every_prefix_of_the_training_part(random_lists):
-    examples = PrefixExamples.of(histories_of(random_lists), max_items=5)
+def listed(examples: Examples) -> list[tuple[list[int], int]]:
+    """What each target is given, and the target."""
+    return [
+        (examples.items[start:place].tolist(), int(examples.items[place]))
+        for start, first, stop in zip(examples.start, examples.first, examples.stop, strict=True)
+        for place in range(first, stop + 1)
+    ]
+
+
+def test_prefixes_are_every_prefix_of_the_training_part(random_lists):
+    examples = Examples.prefixes(histories_of(random_lists), max_items=5)
     expected = []
     for history in random_lists:
         training = history[:-2]
         expected += [(training[max(0, end - 5) : end], training[end]) for end in range(1, len(training))]
-    found = [(examples.items[start:target].tolist(), int(examples.items[target])) for start, target in zip(examples.start, examples.target, strict=True)]
-    assert found == expected
-    assert (examples.lengths == [len(history) for history, _ in expected]).all()
+    assert listed(examples) == expected
+    assert (examples.n_targets == 1).all()
+    assert (examples.lengths == [len(given) for given, _ in expected]).all()
 
 
-def test_a_batch_holds_tokens_masks_and_labels(random_lists):
-    examples = PrefixExamples.of(histories_of(random_lists), max_items=5)
-    tokens = np.arange(1, 301).reshape(100, 3)
-    rows = np.array([7, 0, 90])
-    input_ids, mask, labels = examples.batch(rows, tokens)
-    for place, row in enumerate(rows):
-        items = examples.items[examples.start[row] : examples.target[row]]
-        assert input_ids[place][mask[place].bool()].tolist() == tokens[items].ravel().tolist()
-        assert (input_ids[place][~mask[place].bool()] == 0).all()
-        assert labels[place].tolist() == tokens[examples.items[examples.target[row]]].tolist()
+@pytest.mark.parametrize(("window", "stride"), [(9, 4), (5, 1), (30, 10)])
+def test_each_target_is_in_one_window_the_first_that_holds_it(random_lists, window, stride):
+    examples = Examples.windows(histories_of(random_lists), window, stride)
+    expected = []
+    for history in random_lists:
+        training = history[:-2]
+        for target in range(1, len(training)):
+            start = min(start for start in range(0, len(training), stride) if start <= target < start + window)
+            expected.append((training[start:target], training[target]))
+            assert target - start >= min(target, window - stride)
+    assert sorted(listed(examples)) == sorted(expected)
+    assert examples.lengths.max() < window
+
+
+def test_windows_and_prefixes_have_the_same_targets(random_lists):
+    histories = histories_of(random_lists)
+    targets = [sorted(target for _, target in listed(examples)) for examples in (Examples.windows(histories, 9, 4), Examples.prefixes(histories, 5))]
+    assert targets[0] == targets[1]
+
+
+@pytest.mark.parametrize("make", [lambda histories: Examples.prefixes(histories, 5), lambda histories: Examples.windows(histories, 9, 4)])
+def test_a_batch_holds_items_targets_and_what_each_sees(random_lists, make):
+    examples = make(histories_of(random_lists))
+    for rows in (np.array([7, 0, 40]), np.array([3]), np.arange(len(examples))):
+        batch = examples.batch(rows)
+        n_visible = batch.n_visible.expand_as(batch.targets)
+        for place, row in enumerate(rows):
+            items = batch.items[place][batch.items[place] != NO_ITEM].tolist()
+            assert items == examples.items[examples.start[row] : examples.stop[row]].tolist()
+            assert batch.items[place][: len(items)].tolist() == items
+            there = batch.targets[place] != NO_ITEM
+            assert batch.targets[place][there].tolist() == examples.items[examples.first[row] : examples.stop[row] + 1].tolist()
+            assert n_visible[place][there].tolist() == list(range(examples.first[row] - examples.start[row], examples.stop[row] - examples.start[row] + 1))
 
 
 @pytest.mark.parametrize("budget", [1, 17, 64, 10_000])
@@ -54,21 +86,28 @@ def test_batches_are_a_partition_within_the_budget(budget):
         assert len(batch) == 1 or lengths[batch].max() * len(batch) <= budget
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
-def test_equal_batches_are_a_partition_of_one_size_and_similar_lengths(batch_size):
-    lengths = np.random.default_rng(1).integers(1, 20, 200)
-    batches = equal_batches(lengths, batch_size, np.random.default_rng(2))
-    assert sorted(np.concatenate(batches)) == list(range(200))
-    sizes = {len(batch) for batch in batches}
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
-    spans = sorted((lengths[batch].min(), lengths[batch].max()) for batch in batches)
+@pytest.mark.parametrize("batch_targets", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("make", [lambda histories: Examples.prefixes(histories, 5), lambda histories: Examples.windows(histories, 9, 4)])
+def test_shuffled_batches_are_a_partition_of_nearly_equal_numbers_of_targets(random_lists, batch_targets, make):
+    examples = make(histories_of(random_lists))
+    batches = examples.shuffled_batches(batch_targets, np.random.default_rng(2))
+    assert sorted(np.concatenate(batches)) == list(range(len(examples)))
+    sizes = np.array([examples.n_targets[batch].sum() for batch in batches])
+    assert len(batches) <= -(-examples.n_targets.sum() // batch_targets)
+    assert sizes.max() <= batch_targets + examples.n_targets.max() - 1
+
+
+def test_batches_of_prefixes_have_one_size_and_similar_lengths(random_lists):
+    examples = Examples.prefixes(histories_of(random_lists), 5)
+    batches = examples.shuffled_batches(20, np.random.default_rng(2))
+    assert {len(batch) for batch in batches} <= {len(batches[0]) - 1, len(batches[0]), len(batches[0]) + 1}
+    spans = sorted((examples.lengths[batch].min(), examples.lengths[batch].max()) for batch in batches)
     assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))
 
 
-def test_shuffling_depends_on_the_seed_alone():
-    lengths = np.random.default_rng(1).integers(1, 20, 200)
-    plans = [np.concatenate(equal_batches(lengths, 10, np.random.default_rng(seed))) for seed in (5, 5, 6)]
+def test_shuffling_depends_on_the_seed_alone(random_lists):
+    examples = Examples.windows(histories_of(random_lists), 9, 4)
+    plans = [np.concatenate(examples.shuffled_batches(20, np.random.default_rng(seed))) for seed in (5, 5, 6)]
     assert (plans[0] == plans[1]).all()
     assert (plans[0] != plans[2]).any()
 
@@ -77,8 +116,5 @@ def test_no_rows_no_batches():
     assert length_sorted_batches(np.zeros(0, np.int64), 10) == []
 
 
-def test_history_tokens_pads_on_the_right():
-    tokens = np.array([[1, 4], [2, 5], [3, 6]])
-    input_ids, mask = history_tokens([np.array([2]), np.array([0, 1])], tokens)
-    assert input_ids.tolist() == [[3, 6, 0, 0], [1, 4, 2, 5]]
-    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+def test_histories_are_padded_on_the_right():
+    assert padded([np.array([2]), np.array([0, 1])]).tolist() == [[2, NO_ITEM], [0, 1]]

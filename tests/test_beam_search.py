@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
-from tigerrec.batches import history_tokens
-from tigerrec.beam_search import NO_ITEM, Searcher, beam_search, score_catalogue
+from tigerrec.batches import NO_ITEM, padded
+from tigerrec.beam_search import Searcher, beam_search, score_catalogue
 from tigerrec.generator import T5
+from tigerrec.history_t5 import HistoryT5
 from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, add_suffix
 from tigerrec.trie import build_trie
 
@@ -20,12 +25,31 @@ def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), TokenLayout(CODE_SIZES, (*CODE_SIZES, n_items)))
 
 
-def generator(ids: SemanticIds, seed: int = 0):
-    model = T5(num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=48, max_items=6).new(ids.layout, "bidirectional", seed).eval()
+def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", seed: int = 0) -> HistoryT5:
+    model = T5(num_layers=2, num_decoder_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=48, max_items=6, history=history).new(ids, mask, seed)
     with torch.no_grad():  # random weights hardly look at their input: sharpen them
         for parameter in model.parameters():
             parameter.mul_(1.7)
+        if model.inputs is not None:
+            model.inputs.item_embeddings.weight.normal_(generator=torch.Generator().manual_seed(seed))
     return model
+
+
+def stock_encoding(model: HistoryT5, history: np.ndarray) -> torch.Tensor:
+    """The output of transformers' own encoder for one history, (1, S, d): inputs and mask built position by position."""
+    read, t5 = history[-6:], model.t5
+    codes = [t5.shared.weight[model.tokens[int(item)]] for item in read]
+    if model.inputs is None:
+        embedded, item_of = torch.cat(codes), [place for place in range(len(read)) for _ in range(4)]
+    else:
+        own = model.inputs.item_embeddings.weight
+        embedded = torch.stack([model.inputs.code_projection.weight @ code.flatten() + own[int(item)] for code, item in zip(codes, read, strict=True)])
+        item_of = list(range(len(read)))
+    mask = torch.zeros(1, 1, len(item_of), len(item_of))
+    if model.facts["encoder_mask"] == "item_causal":
+        for query, key in itertools.product(range(len(item_of)), repeat=2):
+            mask[0, 0, query, key] = 0.0 if item_of[key] <= item_of[query] else torch.finfo(torch.float32).min
+    return t5.encoder(inputs_embeds=embedded[None], attention_mask=mask).last_hidden_state
 
 
 def random_histories(n: int, n_items: int, seed: int = 1) -> list[np.ndarray]:
@@ -33,20 +57,24 @@ def random_histories(n: int, n_items: int, seed: int = 1) -> list[np.ndarray]:
     return [rng.permutation(n_items)[: rng.integers(1, min(9, n_items))].astype(np.int32) for _ in range(n)]
 
 
-@pytest.fixture(scope="module")
-def setting():
+@pytest.fixture(scope="module", params=[("bidirectional", "codes"), ("item_causal", "codes"), ("item_causal", "items")], ids="-".join)
+def setting(request):
     ids = catalogue(60)
-    return ids, generator(ids), random_histories(12, 60)
+    return ids, generator(ids, *request.param), random_histories(12, 60)
 
 
+@torch.no_grad()
 def all_scores(ids, model, histories) -> np.ndarray:
-    inputs, mask = history_tokens([history[-6:] for history in histories], ids.tokens)
-    return score_catalogue(model, torch.from_numpy(ids.tokens), inputs, mask).numpy()
+    rows = []
+    for history in histories:
+        encoded = stock_encoding(model, history)
+        rows.append(score_catalogue(model.t5, torch.from_numpy(ids.tokens), encoded, torch.ones(encoded.shape[:2])))
+    return torch.cat(rows).numpy()
 
 
 def test_beam_as_wide_as_the_catalogue_equals_exhaustive_scoring(setting):
     ids, model, histories = setting
-    items, scores = Searcher.of(model, ids, "fp32").rank(histories, k=60, beam_size=60, mask_seen=False)
+    items, scores = Searcher.of(model, "fp32").rank(histories, k=60, beam_size=60, mask_seen=False)
     expected = all_scores(ids, model, histories)
     assert (np.sort(items, axis=1) == np.arange(60)).all()
     np.testing.assert_allclose(scores, np.take_along_axis(expected, items, 1), atol=1e-4)
@@ -55,7 +83,7 @@ def test_beam_as_wide_as_the_catalogue_equals_exhaustive_scoring(setting):
 
 def test_masked_search_equals_exhaustive_scoring_without_the_seen_items(setting):
     ids, model, histories = setting
-    items, scores = Searcher.of(model, ids, "fp32").rank(histories, k=60, beam_size=60, mask_seen=True)
+    items, scores = Searcher.of(model, "fp32").rank(histories, k=60, beam_size=60, mask_seen=True)
     expected = all_scores(ids, model, histories)
     for user, history in enumerate(histories):
         allowed = np.setdiff1d(np.arange(60), history)
@@ -68,7 +96,7 @@ def test_masked_search_equals_exhaustive_scoring_without_the_seen_items(setting)
 def test_masked_list_is_full_where_a_whole_branch_was_seen():
     codes = np.array([[0, 0, 0, s] for s in range(4)] + [[1, 1, 1, 0], [2, 1, 1, 0], [3, 1, 1, 0], [4, 1, 1, 0]], np.int32)
     ids = SemanticIds(codes, TokenLayout(CODE_SIZES, (*CODE_SIZES, 8)))
-    items, _ = Searcher.of(generator(ids), ids, "fp32").rank([np.arange(4)], k=4, beam_size=4, mask_seen=True)
+    items, _ = Searcher.of(generator(ids), "fp32").rank([np.arange(4)], k=4, beam_size=4, mask_seen=True)
     assert set(items[0]) == {4, 5, 6, 7}
 
 
@@ -80,12 +108,12 @@ def test_equals_generate_with_a_prefix_function(setting, beam_size):
         for level in range(len(row)):
             children.setdefault(tuple(row[:level]), set()).add(row[level])
     item_of = {tuple(row): item for item, row in enumerate(ids.tokens.tolist())}
-    items, scores = Searcher.of(model, ids, "fp32").rank(histories, k=beam_size, beam_size=beam_size, mask_seen=False)
+    items, scores = Searcher.of(model, "fp32").rank(histories, k=beam_size, beam_size=beam_size, mask_seen=False)
     for user, history in enumerate(histories):
-        inputs, mask = history_tokens([history[-6:]], ids.tokens)
-        encoded = model.encoder(input_ids=inputs, attention_mask=mask)
-        found = model.generate(
-            encoder_outputs=encoded, attention_mask=mask, num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=4, min_new_tokens=4,
+        encoded = stock_encoding(model, history)
+        found = model.t5.generate(
+            encoder_outputs=BaseModelOutput(encoded), attention_mask=torch.ones(encoded.shape[:2]).long(),
+            num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=4, min_new_tokens=4,
             do_sample=False, length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD, return_dict_in_generate=True,
             output_scores=True, prefix_allowed_tokens_fn=lambda _, prefix: sorted(children[tuple(prefix.tolist()[1:])]),
         )  # fmt: skip
@@ -95,8 +123,8 @@ def test_equals_generate_with_a_prefix_function(setting, beam_size):
 
 
 def test_a_batch_gives_what_each_user_gets_alone(setting):
-    ids, model, histories = setting
-    searcher = Searcher.of(model, ids, "fp32")
+    _, model, histories = setting
+    searcher = Searcher.of(model, "fp32")
     together, _ = searcher.rank(histories, k=10, beam_size=10, mask_seen=True)
     alone = [searcher.rank([history], k=10, beam_size=10, mask_seen=True)[0][0] for history in histories]
     assert (together == np.stack(alone)).all()
@@ -105,35 +133,38 @@ def test_a_batch_gives_what_each_user_gets_alone(setting):
 @pytest.mark.parametrize("n_items", [1, 2, 7])
 def test_beam_wider_than_the_catalogue_gives_a_shorter_list_without_ghosts(n_items):
     ids = catalogue(n_items)
-    items, scores = Searcher.of(generator(ids), ids, "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=False)
+    items, scores = Searcher.of(generator(ids), "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=False)
     assert sorted(items[0, :n_items]) == list(range(n_items))
     assert (items[0, n_items:] == NO_ITEM).all()
     assert (scores[0, n_items:] == -np.inf).all()
     if n_items == 1:
-        items, _ = Searcher.of(generator(ids), ids, "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=True)
+        items, _ = Searcher.of(generator(ids), "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=True)
         assert (items == NO_ITEM).all()
 
 
 def test_relabelling_items_permutes_recommendations(setting):
-    ids, model, histories = setting
+    _, model, histories = setting
     relabel = np.random.default_rng(3).permutation(60)
-    codes = np.empty_like(ids.codes)
-    codes[relabel] = ids.codes
-    before, _ = Searcher.of(model, ids, "fp32").rank(histories, k=10, beam_size=20, mask_seen=True)
-    after, _ = Searcher.of(model, SemanticIds(codes, ids.layout), "fp32").rank([relabel[history] for history in histories], k=10, beam_size=20, mask_seen=True)
+    tokens = np.empty_like(model.tokens.numpy())
+    tokens[relabel] = model.tokens.numpy()
+    inputs = copy.deepcopy(model.inputs)
+    if inputs is not None:
+        inputs.item_embeddings.weight.data[relabel] = model.inputs.item_embeddings.weight.data
+    before, _ = Searcher.of(model, "fp32").rank(histories, k=10, beam_size=20, mask_seen=True)
+    after, _ = Searcher.of(HistoryT5(model.t5, tokens, inputs), "fp32").rank([relabel[history] for history in histories], k=10, beam_size=20, mask_seen=True)
     assert (relabel[before] == after).all()
 
 
 def test_only_the_last_items_are_read(setting):
-    ids, model, _ = setting
-    searcher = Searcher.of(model, ids, "fp32")
+    _, model, _ = setting
+    searcher = Searcher.of(model, "fp32")
     long, short = np.arange(20), np.arange(14, 20)
     assert (searcher.rank([long], k=5, beam_size=10, mask_seen=False)[0] == searcher.rank([short], k=5, beam_size=10, mask_seen=False)[0]).all()
 
 
 def test_refuses_an_empty_history_and_a_beam_narrower_than_k(setting):
-    ids, model, _ = setting
-    searcher = Searcher.of(model, ids, "fp32")
+    _, model, _ = setting
+    searcher = Searcher.of(model, "fp32")
     with pytest.raises(ValueError, match="empty"):
         searcher.rank([np.array([], int)], k=5, beam_size=5, mask_seen=False)
     with pytest.raises(ValueError, match="beam size"):
@@ -142,7 +173,9 @@ def test_refuses_an_empty_history_and_a_beam_narrower_than_k(setting):
 
 def test_beam_search_is_a_function_of_tensors(setting):
     ids, model, histories = setting
-    inputs, mask = history_tokens(histories[:3], ids.tokens)
-    items, scores = beam_search(model, build_trie(ids.tokens), inputs, mask, beam_size=4)
+    read = padded([history[-6:] for history in histories[:3]])
+    items, scores = beam_search(
+        model.t5, build_trie(ids.tokens), model.encode(read), model.attention_mask(read), beam_size=4, dtype=torch.float32
+    )  # fmt: skip
     assert items.shape == scores.shape == (3, 4)
     assert (scores.diff(dim=1) <= 0).all()

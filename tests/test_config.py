@@ -13,10 +13,10 @@ from tigerrec.generator import T5
 from tigerrec.tokenizers import TokenizeConfig
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.tokenizers.rqvae import RQVAE
-from tigerrec.train import PrefixTraining, TrainConfig
+from tigerrec.train import TrainConfig, Training
 
 T5_NODE = {"_target_": "tigerrec.generator.T5", "num_layers": 2}
-TRAINING_NODE = {"_target_": "tigerrec.train.PrefixTraining"}
+TRAINING_NODE = {"_target_": "tigerrec.train.Training"}
 DATASET_NODE = {"_target_": "tigerrec.amazon.AmazonReviews", "raw_dir": "data", "interactions": "a.json.gz", "metadata": "b.json.gz"}
 
 
@@ -32,7 +32,7 @@ def refused(call, *arguments) -> str:
 def test_a_node_becomes_its_dataclass():
     assert build(T5_NODE, "generator") == T5(num_layers=2)
     assert build(OmegaConf.create(T5_NODE), "generator") == T5(num_layers=2)
-    assert build({"_target_": "tigerrec.train.PrefixTraining", "learning_rate": 1}, "train").learning_rate == 1.0
+    assert build({"_target_": "tigerrec.train.Training", "learning_rate": 1}, "train").learning_rate == 1.0
 
 
 def test_values_take_their_annotated_types():
@@ -84,7 +84,7 @@ def test_interpolations_are_resolved_or_named():
 
 def test_children_are_built_first():
     node = {"_target_": "tigerrec.train.TrainConfig", "generator": T5_NODE, "training": TRAINING_NODE, "seed": 3}
-    assert build(node, "train") == TrainConfig(T5(num_layers=2), PrefixTraining(), 3)
+    assert build(node, "train") == TrainConfig(T5(num_layers=2), Training(), 3)
     assert build(node | {"generator": T5(num_layers=5)}, "train").generator.num_layers == 5
     assert "train.generator.d_modle is not an option" in refused(build, node | {"generator": T5_NODE | {"d_modle": 1}}, "train")
 
@@ -95,7 +95,7 @@ def test_a_child_of_another_kind_is_refused():
     assert refused(build, node | {"tokenizer": T5_NODE}, "tokenizer") == "tokenizer.tokenizer must be a Tokenizer, not a T5."
     assert "tokenizer.tokenizer" in refused(build, node | {"tokenizer": 5}, "tokenizer")
     train = {"_target_": "tigerrec.train.TrainConfig", "generator": T5_NODE, "training": T5_NODE}
-    assert "train.training must be a PrefixTraining, not a T5" in refused(build, train, "train")
+    assert "train.training must be a Training, not a T5" in refused(build, train, "train")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_reserved_keys_are_handed_to_the_stage():
     assert part == T5(num_layers=2)
     assert keys == {"name": "t5", "seed": 4}
     assert "generator.seed is not an option" in refused(build_choice, T5_NODE | {"seed": 4}, "generator")
-    assert "allowed: d_ff, d_kv, d_model, dropout_rate, max_items, name, " in refused(build_choice, T5_NODE | {"nmae": "x"}, "generator")
+    assert "allowed: d_ff, d_kv, d_model, dropout_rate, history, item_loss, max_items, name, " in refused(build_choice, T5_NODE | {"nmae": "x"}, "generator")
     assert refused(build_choice, None, "generator") == "generator must be one of the choices in configs/generator/, got None."
 
 
@@ -149,7 +149,7 @@ def test_reserved_keys_are_handed_to_the_stage():
     ("override", "text"),
     [
         ("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "),
-        ("train.epoch=5", "train.epoch is not an option; allowed: batch_size, batch_tokens, "),
+        ("train.epoch=5", "train.epoch is not an option; allowed: batch_targets, beam_size, "),
         ("nothing=5", "nothing is not an option; allowed: dataset, "),
         ("train.epochs=[5", "The configuration cannot be read: "),
         ("train", "The configuration cannot be read: "),

@@ -81,7 +81,7 @@ def test_the_sample_is_small_and_the_command_line_wins():
 
 
 def test_an_option_that_a_choice_lacks_is_refused_before_any_work():
-    with pytest.raises(ConfigError, match=r"train.foo is not an option; allowed: batch_size, batch_tokens, "):
+    with pytest.raises(ConfigError, match=r"train.foo is not an option; allowed: batch_targets, beam_size, "):
         plan(compose(["+train.foo=1"]))
 
 

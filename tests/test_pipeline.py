@@ -22,10 +22,10 @@ from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
 ROOT = Path(__file__).parent.parent
 TINY = shlex.split(
     "embedder=hashed embedder.dim=16 tokenizer=random tokenizer.codebook_size=8 tokenizer.levels=2 "
-    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
-    "train.epochs=1 train.batch_tokens=8192 train.validation_users=50 evaluate.batch_tokens=65536"
+    "generator.num_layers=1 generator.num_decoder_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
+    "train.epochs=1 train.part_tokens=8192 train.validation_users=50 evaluate.batch_tokens=65536"
 )
-TRAINED = Path("sample/hashed/random-seed0/t5-prefix-seed0")
+TRAINED = Path("sample/hashed/random-seed0/t5-packed-seed0")
 METRICS = ["hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"]
 
 
@@ -251,7 +251,7 @@ def test_other_raw_files_are_noticed(here, tmp_path):
         (["until=predict"], "until='predict' is no stage; allowed: prepare, embed, tokenize, train, evaluate."),
         (["overwrite=predict"], "overwrite='predict' is no stage; allowed: "),
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
-        (["train.epoch=5"], "train.epoch is not an option; allowed: batch_size, batch_tokens, "),
+        (["train.epoch=5"], "train.epoch is not an option; allowed: batch_targets, beam_size, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
         (["evaluate.beam_size=5"], "evaluate: beam_size must be at least k=20, got 5."),
         (["tokenizer._target_=os.system"], "tokenizer._target_='os.system' is not a dataclass of tigerrec"),
@@ -326,8 +326,8 @@ def tiny_plan(runs, *options):
 
 
 def test_folders_mirror_the_pipeline():
-    steps = tiny_plan("runs", "tokenizer.seed=3", "generator.seed=4", "train.name='prefix-lr${train.learning_rate}'", "evaluate.name=wide")
-    trained = "runs/sample/hashed/random-seed3/t5-prefix-lr0.003-seed4"
+    steps = tiny_plan("runs", "tokenizer.seed=3", "generator.seed=4", "train.name='packed-lr${train.learning_rate}'", "evaluate.name=wide")
+    trained = "runs/sample/hashed/random-seed3/t5-packed-lr0.003-seed4"
     folders = ["runs/sample", "runs/sample/hashed", "runs/sample/hashed/random-seed3", trained, f"{trained}/eval-wide"]
     assert [str(step.folder) for step in steps.values()] == folders
     prepared, embedded, tokenized, *_ = (step.folder for step in steps.values())

@@ -134,7 +134,7 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
         "| popularity | test | item | masked | 50 |",
     ):
         assert text in card
-    write_train(run, load_semantic_ids(run["tokenize"]).layout, seed=9)
+    write_train(run, load_semantic_ids(run["tokenize"]), seed=9)
     assert "was not evaluated" in (export(run["train"], tmp_path / "export") / "README.md").read_text()
 
 

@@ -15,15 +15,17 @@ import torch
 
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, artifacts
+from tigerrec.batches import Batch
 from tigerrec.beam_search import Searcher
+from tigerrec.dropout import Dropout
 from tigerrec.generator import T5, load_generator
-from tigerrec.histories import Histories, load_histories
+from tigerrec.histories import Histories, load_histories, training_part
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
-from tigerrec.train import PrefixTraining, TrainConfig, train
+from tigerrec.train import TrainConfig, Training, train
 from tigerrec.trainer import Trainer, validation_sample
 
-MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
-TRAINING = PrefixTraining(epochs=3, batch_size=24, batch_tokens=64, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
+MODEL = T5(num_layers=1, num_decoder_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
+TRAINING = Training(epochs=3, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
 CONFIG = TrainConfig(MODEL, TRAINING)
 
 
@@ -70,24 +72,54 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
-def test_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders):
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders, label_smoothing):
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
-    model = dataclasses.replace(MODEL, dropout_rate=0.0).new(ids.layout, "bidirectional", 3)
-    trainer = Trainer(model, histories, ids, CONFIG)
-    rows = np.arange(0, len(trainer.examples), 3)
+    model = MODEL.new(ids, "bidirectional", 3)
+    training = dataclasses.replace(TRAINING, examples="prefix", label_smoothing=label_smoothing)
+    trainer = Trainer(model, histories, TrainConfig(MODEL, training))
+    examples = trainer.examples
+    rows = np.arange(0, len(examples), 3)
     single = []
     for row in rows:
-        items = trainer.examples.items[trainer.examples.start[row] : trainer.examples.target[row]]
-        target = trainer.examples.items[trainer.examples.target[row]]
-        single.append(model(input_ids=torch.from_numpy(ids.tokens[items].reshape(1, -1)), labels=torch.from_numpy(ids.tokens[[target]])).loss.item())
-    assert trainer.loss(rows).item() == pytest.approx(np.mean(single), abs=1e-5)
+        inputs = torch.from_numpy(ids.tokens[examples.items[examples.start[row] : examples.stop[row]]].reshape(1, -1))
+        labels = torch.from_numpy(ids.tokens[[examples.items[examples.stop[row]]]])
+        logits = model.t5(input_ids=inputs, labels=labels).logits
+        single.append(torch.nn.functional.cross_entropy(logits[0], labels[0], label_smoothing=label_smoothing).item())
+    total, _ = trainer.losses(rows, Dropout(0.0))
+    assert total.item() / len(rows) == pytest.approx(np.mean(single), abs=1e-5)
 
 
-def test_every_example_of_an_epoch_counts_the_same(folders):
-    """The gradients of one epoch, at fixed weights, add up to a multiple of the gradient of the mean loss over all its examples."""
+@pytest.mark.parametrize("item_loss", [None, 0.0, 1.0], ids=["codes", "items", "items with item loss"])
+def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_items_of_its_window(item_loss):
+    ids = catalogue(60)
+    rng = np.random.default_rng(0)
+    histories = made_of([rng.permutation(60)[: rng.integers(4, 50)] for _ in range(20)])
+    generator = dataclasses.replace(MODEL, num_layers=2, num_decoder_layers=2, history="codes" if item_loss is None else "items", item_loss=item_loss or 0.0)
+    model = generator.new(ids, "item_causal", 0)
+    if model.inputs is not None:
+        torch.nn.init.normal_(model.inputs.item_embeddings.weight, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(model, histories, TrainConfig(generator, TRAINING))
+    examples, none = trainer.examples, Dropout(0.0)
+    assert (examples.first > examples.start + 1).any()
+    singles = []
+    for start, first, stop in zip(examples.start, examples.first, examples.stop, strict=True):
+        for place in range(first, stop + 1):
+            history, target = torch.from_numpy(examples.items[start:place].astype(np.int64)), torch.tensor([[int(examples.items[place])]])
+            alone = Batch(history[None], target, torch.tensor([[place - start]]))
+            singles.append([loss.item() for loss in model.losses(alone, torch.float32, none, known=trainer.known)])
+    packed = [loss.item() / trainer.n_targets for loss in trainer.losses(np.arange(len(examples)), none)]
+    assert len(singles) == trainer.n_targets
+    assert packed == pytest.approx(np.mean(singles, axis=0), abs=1e-5)
+
+
+@pytest.mark.parametrize("examples", ["packed", "prefix"])
+def test_every_target_of_an_epoch_counts_the_same(folders, examples):
+    """The gradients of one epoch, at fixed weights, add up to a multiple of the gradient of the mean loss over all its targets."""
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
-    model = dataclasses.replace(MODEL, dropout_rate=0.0).new(ids.layout, "bidirectional", 3)
-    trainer = Trainer(model, histories, ids, dataclasses.replace(CONFIG, training=dataclasses.replace(TRAINING, max_grad_norm=1e9)))
+    generator = dataclasses.replace(MODEL, dropout_rate=0.0)
+    model = generator.new(ids, "item_causal", 3)
+    trainer = Trainer(model, histories, TrainConfig(generator, dataclasses.replace(TRAINING, max_grad_norm=1e9, examples=examples)))
     assert trainer.steps_per_epoch > 2
     total = {}
 
@@ -98,7 +130,7 @@ def test_every_example_of_an_epoch_counts_the_same(folders):
     trainer.optimizer.step = collect
     for step in range(trainer.steps_per_epoch):
         trainer.step(step)
-    trainer.loss(np.arange(len(trainer.examples))).backward()
+    (trainer.losses(np.arange(len(trainer.examples)), Dropout(0.0))[0] / trainer.n_targets).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(total[name] / trainer.steps_per_epoch, parameter.grad, atol=1e-6, rtol=1e-3)
 
@@ -119,20 +151,53 @@ def test_an_interrupted_rebuild_goes_on_without_overwrite(folders, monkeypatch):
     assert not (out / artifacts.MANIFEST).exists()
 
 
-def test_a_deterministic_next_item_is_learned_to_the_first_rank():
-    n_items = 12
+def catalogue(n_items: int) -> SemanticIds:
     codes = np.array([[item // 4, item % 4, 0] for item in range(n_items)], np.int32)
-    ids = SemanticIds(codes, TokenLayout((3, 4), (3, 4, 8)))
+    return SemanticIds(codes, TokenLayout((n_items // 4, 4), (n_items // 4, 4, 8)))
+
+
+def made_of(lists: list[np.ndarray]) -> Histories:
+    n_items = int(max(map(max, lists))) + 1
+    return Histories(np.cumsum([0, *map(len, lists)]).astype(np.int64), np.concatenate(lists).astype(np.int32), n_items)
+
+
+@pytest.mark.parametrize(
+    ("examples", "mask", "item_loss"), [("prefix", "bidirectional", None), ("packed", "item_causal", None), ("packed", "item_causal", 1.0)]
+)
+def test_a_deterministic_next_item_is_learned_to_the_first_rank(examples, mask, item_loss):
+    n_items = 12
+    ids = catalogue(n_items)
     rng = np.random.default_rng(0)
     walks = [(rng.integers(n_items) + np.arange(rng.integers(5, 10))) % n_items for _ in range(60)]
-    histories = Histories(np.cumsum([0, *map(len, walks)]).astype(np.int64), np.concatenate(walks).astype(np.int32), n_items)
-    model = T5(num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=64, dropout_rate=0.0, max_items=4).new(ids.layout, "bidirectional", 0)
-    trainer = Trainer(model, histories, ids, TrainConfig(MODEL, PrefixTraining(epochs=80, batch_size=48, learning_rate=3e-3, precision="fp32")))
+    history = "codes" if item_loss is None else "items"
+    generator = T5(
+        num_layers=2, num_decoder_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=64, dropout_rate=0.0, max_items=4,
+        history=history, item_loss=item_loss or 0.0,
+    )  # fmt: skip
+    model = generator.new(ids, mask, 0)
+    training = Training(examples=examples, epochs=80, batch_targets=48, stride=2, learning_rate=3e-3, precision="fp32")
+    trainer = Trainer(model, made_of(walks), TrainConfig(generator, training))
     for step in range(trainer.total_steps):
         loss = trainer.step(step)
     assert loss.item() < 0.05
-    items, _ = Searcher.of(model, ids, "fp32").rank([walk[:-1] for walk in walks], k=1, beam_size=5, mask_seen=False)
+    items, _ = Searcher.of(model, "fp32").rank([walk[:-1] for walk in walks], k=1, beam_size=5, mask_seen=False)
     assert (items[:, 0] == [walk[-1] for walk in walks]).all()
+
+
+def test_items_unseen_in_training_are_read_by_their_codes_and_can_be_recommended(folders):
+    generator = dataclasses.replace(MODEL, history="items", item_loss=1.0)
+    ids = load_semantic_ids(folders["tokenize"])
+    out = run(folders, TrainConfig(generator, TRAINING))
+    seen = np.unique(np.concatenate([training_part(history) for history in load_histories(folders["prepare"])]))
+    wider = SemanticIds(np.concatenate([ids.codes, [[3, 2, 39], [3, 1, 39]]]).astype(np.int32), ids.layout)
+    model = load_generator(out, wider)
+    embeddings = model.inputs.item_embeddings.weight
+    unseen = np.setdiff1d(np.arange(len(wider.codes)), seen)
+    assert (embeddings[unseen] == 0).all()
+    assert (embeddings[seen].abs().sum(1) > 0).all()
+    items, _ = Searcher.of(model, "fp32").rank([np.array([40]), np.array([41])], k=42, beam_size=42, mask_seen=True)
+    assert set(items[0]) == {*range(42), -1} - {40}
+    assert (items[0] != items[1]).any()
 
 
 def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
@@ -140,10 +205,10 @@ def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
 
     out = run(folders)
     stock = T5ForConditionalGeneration.from_pretrained(out)
-    assert stock.config.tigerrec["encoder_mask"] == "bidirectional"
+    assert stock.config.tigerrec["encoder_mask"] == "item_causal"
     assert stock.config.tigerrec["max_items"] == 5
-    ours = load_generator(out)
-    assert all(torch.equal(one, other) for one, other in zip(stock.parameters(), ours.parameters(), strict=True))
+    ours = load_generator(out, load_semantic_ids(folders["tokenize"]))
+    assert all(torch.equal(one, other) for one, other in zip(stock.parameters(), ours.t5.parameters(), strict=True))
     lines = read_log(out)
     assert {"step", "epoch", "loss", "lr", "seconds"} <= set(lines[0])
     validations = [line for line in lines if "validation_ndcg@10" in line and not line.get("selection")]
@@ -162,7 +227,7 @@ def test_patience_stops_early(folders):
 
 
 def test_schedule_rises_linearly_and_ends_at_zero():
-    training = PrefixTraining(learning_rate=1.0, warmup=0.1)
+    training = Training(learning_rate=1.0, warmup=0.1)
     rates = [training.learning_rate_at(step, 100) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert max(rates) == 1.0

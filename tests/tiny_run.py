@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from tigerrec import artifacts
-from tigerrec.generator import T5
-from tigerrec.semantic_ids import TokenLayout, add_suffix
+from tigerrec.generator import T5, save_generator
+from tigerrec.semantic_ids import SemanticIds, TokenLayout, add_suffix
 
 N_USERS = 50
 N_ITEMS = 40
@@ -22,7 +22,7 @@ def build_run(root: Path, seed: int = 0) -> dict[str, Path]:
     folders = {
         "prepare": root / "toy",
         "tokenize": root / "toy" / "hashed" / "random-seed0",
-        "train": root / "toy" / "hashed" / "random-seed0" / "t5-prefix-seed0",
+        "train": root / "toy" / "hashed" / "random-seed0" / "t5-packed-seed0",
     }
     lengths = rng.integers(3, 9, N_USERS)
     histories = [rng.permutation(N_ITEMS)[:length].astype(np.int32) for length in lengths]
@@ -40,19 +40,17 @@ def build_run(root: Path, seed: int = 0) -> dict[str, Path]:
         files.parquet("semantic_ids.parquet", pa.table(columns))
         files.json("tokenizer.json", {"family": "random", "hyper_parameters": {}, "code_sizes": CODE_SIZES, "level_sizes": layout.level_sizes})
         files.arrays("tokenizer.safetensors", {"nothing": np.zeros(1)})
-    write_train(folders, layout, seed)
+    write_train(folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed)
     return folders
 
 
-def write_train(folders: dict[str, Path], layout: TokenLayout, seed: int) -> None:
+def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int) -> None:
     """An untrained generator as a train stage."""
-    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5).new(layout, "bidirectional", seed)
-    model.generation_config.num_beams = 20
+    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5).new(semantic_ids, "bidirectional", seed)
     inputs = {name: folders[name] for name in ("prepare", "tokenize")}
     with artifacts.writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
         scratch = folders["train"] / "scratch"
-        model.save_pretrained(scratch)
-        for path in sorted(scratch.iterdir()):
+        for path in save_generator(model, scratch):
             files.adopt(path, path.name)
         scratch.rmdir()
 

@@ -1,4 +1,4 @@
-"""Histories as training batches: every prefix an example, rows of similar length together."""
+"""Histories as training batches: pieces of training histories with their targets, those of similar length together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tigerrec.histories import Histories, training_part
-from tigerrec.semantic_ids import PAD
+
+NO_ITEM = -1
 
 
 def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
@@ -33,71 +34,114 @@ def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.nda
     return batches
 
 
-def equal_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Rows in batches of one size (to within one row, at most `batch_size`), each of rows of similar length, shuffled.
-
-    Args:
-        lengths: int64 (n,).
-    """
-    order = rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
-    batches = np.array_split(order, -(-len(order) // batch_size))
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def history_tokens(histories: Sequence[np.ndarray], tokens: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Encoder inputs of histories: the tokens of their items one after the other, padded on the right.
-
-    Args:
-        histories: arrays of item indices, oldest first.
-        tokens: int64 (I, T).
-
-    Returns:
-        `input_ids` int64 (n, longest * T) and `attention_mask` of the same shape.
-    """
+def padded(histories: Sequence[np.ndarray]) -> Tensor:
+    """Histories of item indices as rows, int64 (n, longest), padded on the right with `NO_ITEM`."""
     lengths = np.array([len(history) for history in histories])
     there = np.arange(lengths.max()) < lengths[:, None]
-    items = np.zeros(there.shape, np.int64)
+    items = np.full(there.shape, NO_ITEM, np.int64)
     items[there] = np.concatenate(histories)
-    input_ids = np.where(there[:, :, None], tokens[items], PAD).reshape(len(histories), -1)
-    mask = np.repeat(there, tokens.shape[1], axis=1).astype(np.int64)
-    return torch.from_numpy(input_ids), torch.from_numpy(mask)
+    return torch.from_numpy(items)
 
 
 @dataclass(frozen=True)
-class PrefixExamples:
-    """Every item of a training history but the first as a target, given the items before it.
+class Batch:
+    """Examples as rows.
 
     Attributes:
-        items: int32 (n,): all training parts one after the other.
-        start: int64 (m,): where in `items` the input of an example begins.
-        target: int64 (m,): where its target stands; the input ends before it.
+        items: int64 (B, n): what the encoder reads, `NO_ITEM` where a row is shorter.
+        targets: int64 (B, m), `NO_ITEM` where a row has fewer.
+        n_visible: int64 (B, m) or (1, m): how many of the row's items precede a target.
     """
 
-    items: np.ndarray
-    start: np.ndarray
-    target: np.ndarray
+    items: Tensor
+    targets: Tensor
+    n_visible: Tensor
+
+
+class Examples:
+    """Pieces of training histories: the encoder reads a piece, each target is given the items of the piece before it.
+
+    Args:
+        items: int32 (n,): all training parts one after the other.
+        start: int64 (m,): where in `items` a piece begins.
+        first: int64 (m,): where its first target stands; all items from there on are targets.
+        stop: int64 (m,): where its last target stands, which the encoder does not read.
+        device: where batches are made.
+    """
+
+    def __init__(self, items: np.ndarray, start: np.ndarray, first: np.ndarray, stop: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self.items, self.start, self.first, self.stop = items, start, first, stop
+        self.device = torch.device(device)
+        self._items = torch.from_numpy(items.astype(np.int64)).to(device)
+        self._places = torch.from_numpy(np.stack([start, first, stop])).to(device)
 
     @staticmethod
-    def of(histories: Histories, max_items: int) -> PrefixExamples:
-        """The examples of all users; inputs are cut to their last `max_items` items."""
-        parts = [training_part(histories[user]) for user in range(len(histories))]
-        lengths = np.array([len(part) for part in parts], np.int64)
-        first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        position = np.arange(lengths.sum()) - first
+    def prefixes(histories: Histories, max_items: int, device: torch.device | str = "cpu") -> Examples:
+        """Every item but a history's first as the only target of a piece, which is the at most `max_items` items before it."""
+        items, position = _training_items(histories)
         target = np.flatnonzero(position > 0)
-        start = np.maximum(first[target], target - max_items)
-        return PrefixExamples(np.concatenate(parts) if parts else np.zeros(0, np.int32), start, target)
+        start = target - np.minimum(position[target], max_items)
+        return Examples(items, start, target, target, device)
+
+    @staticmethod
+    def windows(histories: Histories, window: int, stride: int, device: torch.device | str = "cpu") -> Examples:
+        """Windows of at most `window` items, one every `stride` items; a target belongs to the first window that holds it.
+
+        So a target is given all its earlier items up to `window - stride`, and between that many and `window - 1` beyond.
+        """
+        items, position = _training_items(histories)
+        ends = np.append(np.flatnonzero(position == 0)[1:], len(items))
+        start, first, stop = [], [], []
+        for begin, end in zip(np.flatnonzero(position == 0), ends, strict=True):
+            done = begin + 1
+            for window_start in range(begin, end, stride):
+                window_end = min(window_start + window, end)
+                if window_end > done:
+                    start.append(window_start)
+                    first.append(done)
+                    stop.append(window_end - 1)
+                    done = window_end
+        return Examples(items, np.array(start, np.int64), np.array(first, np.int64), np.array(stop, np.int64), device)
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.start)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Input items of each example, int64 (m,)."""
-        return self.target - self.start
+        """Items that the encoder reads of each piece, int64 (m,)."""
+        return self.stop - self.start
 
-    def batch(self, rows: np.ndarray, tokens: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """`input_ids` and `attention_mask` (n, S) and `labels` (n, T) of some examples."""
-        inputs = [self.items[start:target] for start, target in zip(self.start[rows], self.target[rows], strict=True)]
-        return *history_tokens(inputs, tokens), torch.from_numpy(tokens[self.items[self.target[rows]]])
+    @property
+    def n_targets(self) -> np.ndarray:
+        """Targets of each piece, int64 (m,)."""
+        return self.stop - self.first + 1
+
+    def shuffled_batches(self, batch_targets: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """All pieces in batches of similar length and of nearly equal numbers of targets, at most about `batch_targets`, shuffled."""
+        order = np.lexsort((rng.random(len(self)), self.lengths, self.first - self.start))
+        before = np.cumsum(self.n_targets[order]) - self.n_targets[order]
+        n_batches = -(-int(self.n_targets.sum()) // batch_targets)
+        cuts = np.searchsorted(before, np.arange(1, n_batches) * (self.n_targets.sum() / n_batches))
+        batches = [batch for batch in np.split(order, cuts) if len(batch)]
+        return [batches[number] for number in rng.permutation(len(batches))]
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Some examples as rows of tensors on the device."""
+        width, height = int(self.lengths[rows].max()), int(self.n_targets[rows].max())
+        start, first, stop = self._places[:, torch.from_numpy(rows).to(self.device, non_blocking=True)].unsqueeze(-1)
+        read = start + torch.arange(width, device=self.device)
+        asked = first + torch.arange(height, device=self.device)
+        n_visible = asked - start
+        alike = len(np.unique(self.first[rows] - self.start[rows])) == 1
+        return Batch(self._where(read, read < stop), self._where(asked, asked <= stop), n_visible[:1] if alike else n_visible)
+
+    def _where(self, places: Tensor, there: Tensor) -> Tensor:
+        return torch.where(there, self._items[places.clamp(max=len(self._items) - 1)], NO_ITEM)
+
+
+def _training_items(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+    """All training parts one after the other, and the position of each item in its part."""
+    parts = [training_part(histories[user]) for user in range(len(histories))]
+    lengths = np.array([len(part) for part in parts], np.int64)
+    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32), position

@@ -1,65 +1,73 @@
-"""Dropout whose masks are cheap on a CPU, for models of transformers.
+"""Dropout whose masks are cheap on a CPU.
 
 PyTorch draws one double-precision random number for each element, which takes a third of a training step on a CPU.
-Here one 64-bit random number serves four elements, 16 bits each: the drop probability is exact to 1 / 65,536.
+Here one 64-bit random number serves four elements, 16 bits each (the drop probability is exact to 1 / 65,536), and a
+mask is applied by one bitwise "and".
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-ATTENTION = "tigerrec_cheap_dropout"
-
-
-def drop(values: Tensor, p: float) -> Tensor:
-    """Each element dropped with probability `p`, the others scaled by 1 / (1 - p), drawn from torch's default generator."""
-    if p == 0:
-        return values
-    if values.device.type != "cpu":
-        return nn.functional.dropout(values, p)
-    words = torch.empty((values.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = words.view(torch.int16)[: values.numel()].view(values.shape) >= round(p * 2**16) - 2**15
-    return values * (kept.to(values.dtype) * (1 / (1 - p)))
+WORDS_AS_LARGE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class CheapDropout(nn.Module):
-    """`torch.nn.Dropout` by `drop`."""
+class Dropout:
+    """The dropout of one forward pass.
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
+    What is kept is not scaled here: the matrices that follow are multiplied by `scale`.
+
+    Args:
+        p: the probability that an element is dropped.
+        seed: of all masks; on CUDA, of PyTorch's own generator there.
+    """
+
+    def __init__(self, p: float, seed: int = 0) -> None:
         self.p = p
+        self.scale = 1 / (1 - p)
+        self._bits = np.random.SFC64(seed)
+        self._seed = seed
+        self._cuda: torch.Generator | None = None
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Drop in training mode, pass through otherwise."""
-        return drop(values, self.p) if self.training else values
+    def mask(self, like: Tensor) -> Tensor | None:
+        """All bits set where an element is kept, none where it is dropped, as an integer tensor of the same shape; None where p is 0."""
+        if self.p == 0:
+            return None
+        integer = WORDS_AS_LARGE[like.element_size()]
+        if like.device.type != "cpu":
+            if self._cuda is None:
+                self._cuda = torch.Generator(like.device).manual_seed(self._seed)
+            kept = torch.rand(like.shape, device=like.device, generator=self._cuda) >= self.p
+            return -kept.to(integer)
+        words = torch.from_numpy(self._bits.random_raw(-(-like.numel() // 4)).view(np.int16)[: like.numel()])
+        # 15 bits decide: a lane halved, less the bound, is negative with probability p
+        dropped = words.bitwise_right_shift_(1).sub_(round(self.p * 2**15) - 2**14).bitwise_right_shift_(15)
+        return dropped.bitwise_not_().view(like.shape).to(integer)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The values with some elements dropped, the others as they are."""
+        mask = self.mask(values)
+        return values if mask is None else Masked.apply(values, mask)
 
 
-def attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    dropout: float = 0.0, scaling: float = 1.0, position_bias: Tensor | None = None, **kwargs: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention as T5 defines it, with cheap dropout on its weights; the interface is that of transformers."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if position_bias is not None:
-        scores = scores + position_bias
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = drop(scores.softmax(-1), dropout if module.training else 0.0)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+def keep(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The values where the mask has all bits set, zero elsewhere; without gradients."""
+    return values if mask is None else (values.view(mask.dtype) & mask).view(values.dtype)
 
 
-def use_cheap_dropout(model: Any) -> None:
-    """Replace the dropout of a transformers model by the cheap one; weights and their names stay."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
+class Masked(torch.autograd.Function):
+    """`keep` with gradients."""
 
-    AttentionInterface.register(ATTENTION, attention_forward)
-    AttentionMaskInterface.register(ATTENTION, eager_mask)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout):
-                setattr(module, name, CheapDropout(child.p))
-    model.set_attn_implementation(ATTENTION)
+    @staticmethod
+    def forward(ctx, values, mask):  # type: ignore[no-untyped-def]
+        """Zero where the mask is."""
+        ctx.save_for_backward(mask)
+        return keep(values, mask)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        """Pass the gradient where values passed."""
+        (mask,) = ctx.saved_tensors
+        return keep(gradient.contiguous(), mask), None

@@ -209,8 +209,7 @@ def _generator(trained: Path, tokenized: Path, config: EvaluateConfig) -> tuple[
     from tigerrec.precision import resolve_device, resolve_precision
 
     device = resolve_device(config.device)
-    model = load_generator(trained).to(device)  # type: ignore[arg-type]
-    searcher = Searcher.of(model, load_semantic_ids(tokenized), config.precision)
+    searcher = Searcher.of(load_generator(trained, load_semantic_ids(tokenized)).to(device), config.precision)
 
     def rank(histories: Sequence[np.ndarray], mask_seen: bool, progress: str) -> tuple[np.ndarray, np.ndarray]:
         return searcher.rank(

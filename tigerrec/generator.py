@@ -1,28 +1,34 @@
-"""The generator: a stock transformers T5 over the tokens of Semantic IDs."""
+"""The generator: a stock transformers T5 over the tokens of Semantic IDs, and how it reads histories."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tigerrec import artifacts
-from tigerrec.semantic_ids import PAD, TokenLayout
+from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
-    from transformers import T5ForConditionalGeneration
+    from tigerrec.history_t5 import HistoryT5
 
-ENCODER_MASKS = ("bidirectional",)
+BIDIRECTIONAL, ITEM_CAUSAL = "bidirectional", "item_causal"
+ENCODER_MASKS = (BIDIRECTIONAL, ITEM_CAUSAL)
+CODES, ITEMS = "codes", "items"
+HISTORIES = (CODES, ITEMS)
+INPUT_MODULE = "input_module.safetensors"
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """A model family that generates the next item's tokens from a history's."""
+    """A model family that generates the next item's tokens from a history."""
 
     max_items: int
+    item_loss: float
 
-    def new(self, layout: TokenLayout, encoder_mask: str, seed: int) -> T5ForConditionalGeneration:
-        """A model with random weights for this token layout."""
+    def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryT5:
+        """A model with random weights for these items."""
         ...
 
 
@@ -31,68 +37,105 @@ class T5:
     """T5 (Raffel et al., 2020, arXiv 1910.10683) trained from scratch, as in TIGER (Rajput et al., 2023, arXiv 2305.05065).
 
     Attributes:
-        num_layers: blocks in the encoder, and as many in the decoder.
+        num_layers: blocks in the encoder.
+        num_decoder_layers: blocks in the decoder.
         d_model: width of the hidden states.
         num_heads: attention heads a layer.
         d_kv: width of one head.
         d_ff: width of the feed-forward layers.
         dropout_rate: dropout everywhere T5 has it.
         max_items: how many of a history's last items the encoder reads.
+        history: `codes`, one encoder position a token of an item, or `items`, one an item.
+        item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all; only with history=items.
     """
 
     num_layers: int = 4
+    num_decoder_layers: int = 4
     d_model: int = 128
     num_heads: int = 6
     d_kv: int = 64
     d_ff: int = 1024
     dropout_rate: float = 0.1
     max_items: int = 20
+    history: str = CODES
+    item_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items"):
+        for name in ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        if self.history not in HISTORIES:
+            raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
+        if self.item_loss < 0:
+            raise ValueError(f"item_loss must be 0 or more, got {self.item_loss}")
+        if self.item_loss and self.history != ITEMS:
+            raise ValueError("item_loss needs history=items")
 
-    def new(self, layout: TokenLayout, encoder_mask: str, seed: int) -> T5ForConditionalGeneration:
+    def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryT5:
         """A T5 with random weights; `config.tigerrec` says how its inputs are made."""
         import torch
         from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
+        from tigerrec.history_t5 import HistoryT5, ItemInputs
+
+        layout = semantic_ids.layout
         config = T5Config(
             vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff, num_layers=self.num_layers,
-            num_heads=self.num_heads, dropout_rate=self.dropout_rate, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
+            num_decoder_layers=self.num_decoder_layers, num_heads=self.num_heads, dropout_rate=self.dropout_rate,
+            pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
         )  # fmt: skip
         config.tigerrec = {
             "encoder_mask": encoder_mask,
-            "history": "codes",
+            "history": self.history,
             "max_items": self.max_items,
             "code_sizes": list(layout.code_sizes),
             "level_sizes": list(layout.level_sizes),
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = T5ForConditionalGeneration(config)
-        model.generation_config = GenerationConfig(
+            t5 = T5ForConditionalGeneration(config)
+            inputs = ItemInputs(len(semantic_ids.codes), layout.n_levels, self.d_model) if self.history == ITEMS else None
+        t5.generation_config = GenerationConfig(
             max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20, length_penalty=0.0, do_sample=False,
             pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,
         )  # fmt: skip
-        return model
+        return HistoryT5(t5, semantic_ids.tokens, inputs)
 
 
-def load_generator(folder: Path) -> T5ForConditionalGeneration:
+def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
     """The trained generator of a train stage or an exported folder, in evaluation mode.
+
+    Items beyond those it was trained with have no item embedding.
 
     Raises:
         ArtifactError: the folder's config was not written by tigerrec.
     """
+    from safetensors.torch import load_file
     from transformers import T5ForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar
 
+    from tigerrec.history_t5 import HistoryT5, ItemInputs
+
     disable_progress_bar()
-    model = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    facts = getattr(model.config, "tigerrec", None)
-    if not isinstance(facts, dict) or facts.get("encoder_mask") not in ENCODER_MASKS:
+    t5 = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    facts: Any = getattr(t5.config, "tigerrec", None)
+    if not isinstance(facts, dict) or facts.get("encoder_mask") not in ENCODER_MASKS or facts.get("history") not in HISTORIES:
         raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a tigerrec train stage.")
-    return model.eval()
+    inputs = None
+    if facts["history"] == ITEMS:
+        inputs = ItemInputs.of(load_file(folder / INPUT_MODULE), len(semantic_ids.codes))
+    return HistoryT5(t5, semantic_ids.tokens, inputs).eval()
+
+
+def save_generator(model: HistoryT5, folder: Path) -> Iterator[Path]:
+    """Write a generator as transformers does, and its input module where it has one; gives the files written."""
+    from safetensors.torch import save_file
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model.t5.save_pretrained(folder)
+    if model.inputs is not None:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.inputs.state_dict().items()}, folder / INPUT_MODULE)
+    yield from sorted(folder.iterdir())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
 
 from tigerrec import TigerrecError
@@ -34,8 +31,6 @@ def resolve_precision(device: torch.device, precision: str) -> str:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Matrix products in bf16 where the precision says so, with weights left in fp32."""
-    if resolve_precision(device, precision) == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+def product_type(device: torch.device, precision: str) -> torch.dtype:
+    """The type of matrix products, weights being fp32."""
+    return torch.bfloat16 if resolve_precision(device, precision) == "bf16" else torch.float32

@@ -35,6 +35,17 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def peak_mb() -> int:
+    """The largest memory of this process so far.
+
+    On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves elsewhere.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) // 1024
+
+
 def provenance(started: float) -> dict[str, Any]:
     """How and when a stage came about, `started` seconds on the performance counter; no part of what it is."""
     return {
@@ -44,5 +55,5 @@ def provenance(started: float) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mb": peak_mb(),
     }

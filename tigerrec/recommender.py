@@ -103,10 +103,10 @@ class Recommender:
         folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
         semantic_ids = load_semantic_ids(folders["tokenize"])
         items = artifacts.read_table(folders["prepare"], "items.parquet").select(["item_id", "title"]).to_pydict()
-        model = load_generator(folder).to(resolve_device(device))  # type: ignore[arg-type]
+        model = load_generator(folder, semantic_ids).to(resolve_device(device))
         logger.info("read the generator and %s items from %s", f"{len(items['item_id']):,}", folder)
         numbers = {item_id: number for number, item_id in enumerate(items["item_id"])}
-        return Recommender(Searcher.of(model, semantic_ids, "fp32"), semantic_ids.codes, items["item_id"], items["title"], numbers)
+        return Recommender(Searcher.of(model, "fp32"), semantic_ids.codes, items["item_id"], items["title"], numbers)
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
         """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.

@@ -5,37 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tigerrec import artifacts
 from tigerrec.artifacts import not_identity
 from tigerrec.config import check_device, check_precision
-from tigerrec.generator import Generator
+from tigerrec.generator import BIDIRECTIONAL, ITEM_CAUSAL, Generator
 from tigerrec.histories import Histories, load_histories
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
-if TYPE_CHECKING:
-    from transformers import T5ForConditionalGeneration
-
 logger = logging.getLogger(__name__)
 VALIDATION_K = 10
-ENCODER_MASK = "bidirectional"
+PACKED, PREFIX = "packed", "prefix"
+ENCODER_MASK = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
 
 
 @dataclass(frozen=True)
-class PrefixTraining:
-    """Every prefix of a training history is an example, as in the paper of TIGER.
+class Training:
+    """How a generator learns to continue training histories: every item but a history's first is a target once an epoch.
 
     Attributes:
-        epochs: passes over all examples.
-        batch_size: examples a step, of similar length.
-        batch_tokens: encoder tokens, padding included, that pass the model at once; longer steps pass in parts whose gradients add up.
+        examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before it, and all targets of
+            the window pass the decoder together; or `prefix`: each target has a pass of its own and the encoder no mask, as in the paper of TIGER.
+        stride: items between the windows of long histories, which hold `stride` items more than the generator reads; only with packed.
+        epochs: passes over all targets.
+        batch_targets: targets a step, of examples of similar length.
+        part_tokens: encoder and decoder tokens, padding included, that pass the model at once; longer steps pass in parts whose gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
         warmup: share of all steps.
         weight_decay: AdamW's, on matrices only.
@@ -52,9 +50,11 @@ class PrefixTraining:
         tensorboard: also write TensorBoard event files beside `training.jsonl`.
     """
 
+    examples: str = PACKED
+    stride: int = 10
     epochs: int = 7
-    batch_size: int = 128
-    batch_tokens: int = 8192
+    batch_targets: int = 512
+    part_tokens: int = 8192
     learning_rate: float = 1.5e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
@@ -71,7 +71,7 @@ class PrefixTraining:
     tensorboard: bool = not_identity(default=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "batch_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
+        for name in ("stride", "epochs", "batch_targets", "part_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience"):
@@ -83,6 +83,8 @@ class PrefixTraining:
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.examples not in ENCODER_MASK:
+            raise ValueError(f"examples must be one of {', '.join(ENCODER_MASK)}, got {self.examples!r}")
         if self.beam_size < VALIDATION_K:
             raise ValueError(f"beam_size must be at least {VALIDATION_K}, got {self.beam_size}")
         check_device(self.device)
@@ -102,7 +104,7 @@ class TrainConfig:
     """What identifies a train stage: the model, how it is trained, and the seed of both."""
 
     generator: Generator
-    training: PrefixTraining
+    training: Training
     seed: int = 0
 
 
@@ -136,6 +138,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     import transformers
 
     from tigerrec.checkpoints import Checkpoints
+    from tigerrec.generator import save_generator
     from tigerrec.precision import resolve_device, resolve_precision
     from tigerrec.trainer import Trainer, fit, select
 
@@ -143,11 +146,11 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     histories, semantic_ids = load_inputs(prepared, tokenized)
     training = config.training
     device = resolve_device(training.device)
-    model = config.generator.new(semantic_ids.layout, ENCODER_MASK, derived_seed(config.seed, "weights")).to(device)  # type: ignore[arg-type]
-    trainer = Trainer(model, histories, semantic_ids, config)
+    model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], derived_seed(config.seed, "weights")).to(device)
+    trainer = Trainer(model, histories, config)
     precision = resolve_precision(device, training.precision)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    sizes = f"{len(trainer.examples):,} examples, {trainer.total_steps:,} steps, {n_parameters / 1e6:.1f} M parameters"
+    sizes = f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, {n_parameters / 1e6:.1f} M parameters"
     logger.info("training on %s, %s, %s", sizes, device, precision)
     inputs = {"prepare": prepared, "tokenize": tokenized}
     identity = {"config": artifacts.describe(config), "inputs": {name: artifacts.input_record(folder) for name, folder in inputs.items()}}
@@ -155,27 +158,18 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "device": device.type, "precision": precision,
     }  # fmt: skip
     checkpoints = Checkpoints(out / "checkpoint", json.loads(artifacts.canonical_json(identity)), environment, tensorboard=training.tensorboard)
-    fit(trainer, checkpoints, histories, semantic_ids)
-    best = select(trainer, checkpoints, histories, semantic_ids)
+    fit(trainer, checkpoints, histories)
+    best = select(trainer, checkpoints, histories)
     with artifacts.writing(out, "train", config, inputs, started=started) as files:
-        for name, path in saved_files(model, out / "checkpoint" / "final"):
-            files.adopt(path, name)
+        final = out / "checkpoint" / "final"
+        artifacts.remove_tree(final)
+        for path in save_generator(model, final):
+            files.adopt(path, path.name)
         with files.create("training.jsonl", measured=True) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in checkpoints.state.log))
         files.provenance = environment | {
-            "parameters": n_parameters, "examples": len(trainer.examples), "steps": checkpoints.state.step,
+            "parameters": n_parameters, "examples": len(trainer.examples), "targets": trainer.n_targets, "steps": checkpoints.state.step,
             "training_seconds": checkpoints.state.seconds, "selected": best,
         }  # fmt: skip
     artifacts.remove_tree(out / "checkpoint")
     return out
-
-
-def saved_files(model: T5ForConditionalGeneration, folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of `save_pretrained`, by name."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    artifacts.remove_tree(folder)
-    model.save_pretrained(folder)
-    for name in sorted(os.listdir(folder)):
-        yield name, folder / name

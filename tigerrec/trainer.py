@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import T5ForConditionalGeneration
 
 from tigerrec import TigerrecError
-from tigerrec.batches import PrefixExamples, equal_batches, length_sorted_batches
+from tigerrec.batches import Examples, length_sorted_batches
 from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints, stop_signals
-from tigerrec.dropout import use_cheap_dropout
+from tigerrec.dropout import Dropout
 from tigerrec.histories import Histories, split
+from tigerrec.history_t5 import HistoryT5
 from tigerrec.metrics import item_ranks
-from tigerrec.precision import autocast
+from tigerrec.precision import product_type
 from tigerrec.seeds import derived_seed
-from tigerrec.semantic_ids import SemanticIds
-from tigerrec.train import VALIDATION_K, PrefixTraining, TrainConfig
+from tigerrec.train import PACKED, VALIDATION_K, TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 KEPT_CANDIDATES = 3
@@ -34,17 +33,21 @@ class Trainer:
     Args:
         model: on its device.
         histories: of all users; only their training parts are read here.
-        semantic_ids: of all items.
     """
 
-    def __init__(self, model: T5ForConditionalGeneration, histories: Histories, semantic_ids: SemanticIds, config: TrainConfig) -> None:
+    def __init__(self, model: HistoryT5, histories: Histories, config: TrainConfig) -> None:
         self.model, self.config, self.training = model, config, config.training
-        self.tokens = semantic_ids.tokens
-        self.examples = PrefixExamples.of(histories, model.config.tigerrec["max_items"])
+        max_items, device = model.facts["max_items"], model.device
+        if self.training.examples == PACKED:
+            self.examples = Examples.windows(histories, max_items + self.training.stride, self.training.stride, device)
+        else:
+            self.examples = Examples.prefixes(histories, max_items, device)
         if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
-        self.lengths = self.examples.lengths * self.tokens.shape[1]
-        use_cheap_dropout(model)
+        self.n_targets = int(self.examples.n_targets.sum())
+        self.n_tokens = self.examples.lengths * model.positions_per_item + self.examples.n_targets * model.tokens.shape[1]
+        self.known = torch.from_numpy(np.unique(self.examples.items).astype(np.int64)).to(device) if config.generator.item_loss else None
+        self.dtype = product_type(device, self.training.precision)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": self.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -55,54 +58,48 @@ class Trainer:
 
     def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch))
-        return equal_batches(self.lengths, self.training.batch_size, rng)
+        return self.examples.shuffled_batches(self.training.batch_targets, rng)
 
     def step(self, number: int) -> torch.Tensor:
         """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
 
-        All steps have the same number of examples, so that every example counts the same; those of one step are of similar
-        length, and pass the model in parts cut by token budget, whose gradients add up.
+        All steps have about the same number of targets and divide by the same number, so that every target counts the same;
+        examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._epoch_batches(epoch))
-        torch.manual_seed(derived_seed(self.config.seed, "dropout", number))
-        self.model.train()
+        dropout = Dropout(self.model.t5.config.dropout_rate, derived_seed(self.config.seed, "dropout", number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate_at(number, self.total_steps)
         rows = self._epoch[1][position]
         total = torch.zeros((), device=self.model.device)
-        for part in length_sorted_batches(self.lengths[rows], self.training.batch_tokens):
-            loss = self.loss(rows[part]) * (len(part) * self.steps_per_epoch / len(self.examples))
-            loss.backward()
-            total += loss.detach()
+        for part in length_sorted_batches(self.n_tokens[rows], self.training.part_tokens):
+            token_loss, item_loss = self.losses(rows[part], dropout)
+            loss = token_loss + self.config.generator.item_loss * item_loss
+            (loss * (self.steps_per_epoch / self.n_targets)).backward()
+            total += token_loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return total / float(self.examples.n_targets[rows].sum())
 
-    def loss(self, rows: np.ndarray) -> torch.Tensor:
-        """Mean cross-entropy over the target tokens of some examples, over the whole vocabulary."""
-        input_ids, mask, labels = (tensor.to(self.model.device) for tensor in self.examples.batch(rows, self.tokens))
-        start = torch.full_like(labels[:, :1], self.model.config.decoder_start_token_id)
-        with autocast(self.model.device, self.training.precision):
-            logits = self.model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=torch.cat([start, labels[:, :-1]], dim=1), use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.training.label_smoothing)
+    def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next item."""
+        return self.model.losses(self.examples.batch(rows), self.dtype, dropout, label_smoothing=self.training.label_smoothing, known=self.known)
 
 
-def validate(
-    model: T5ForConditionalGeneration, histories: Histories, semantic_ids: SemanticIds, users: np.ndarray, training: PrefixTraining
-) -> dict[str, float]:
+def validate(model: HistoryT5, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
     pairs = [split(histories[user], "validation") for user in users]
-    searcher = Searcher.of(model, semantic_ids, training.precision)
+    searcher = Searcher.of(model, training.precision)
     items, _ = searcher.rank([history for history, _ in pairs], k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
     ranks = item_ranks(items, np.array([target for _, target in pairs])).astype(float)
     gains = np.where(ranks > 0, 1 / np.log2(1 + np.maximum(ranks, 1)), 0.0)
     return {"validation_hr@10": float((ranks > 0).mean()), "validation_ndcg@10": float(gains.mean())}
 
 
-def validation_sample(histories: Histories, training: PrefixTraining, seed: int) -> np.ndarray:
+def validation_sample(histories: Histories, training: Training, seed: int) -> np.ndarray:
     """The fixed, seeded sample of users that have something before their validation target, in ascending order."""
     eligible = np.flatnonzero(np.diff(histories.offsets) >= 3)
     if len(eligible) <= training.validation_users:
@@ -111,7 +108,7 @@ def validation_sample(histories: Histories, training: PrefixTraining, seed: int)
     return np.sort(rng.choice(eligible, training.validation_users, replace=False))
 
 
-def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories, semantic_ids: SemanticIds) -> None:
+def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> None:
     """Train from the last checkpoint to the end, leaving the best candidates and the log with the checkpoints.
 
     Raises:
@@ -143,7 +140,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories, semant
                 bar.set_postfix(loss=f"{mean:.3f}")
                 checkpoints.log(state, {"step": state.step, "epoch": round(epoch, 4), "loss": mean, "lr": rate, "seconds": progress.seconds()})
             if at_epoch_end and (round(epoch) % training.validate_every == 0 or state.step == trainer.total_steps):
-                found = validate(trainer.model, histories, semantic_ids, users, training)
+                found = validate(trainer.model, histories, users, training)
                 checkpoints.log(state, {"step": state.step, "epoch": round(epoch, 4), "seconds": progress.seconds(), "users": len(users), **found})
                 logger.info("epoch %g of %d: %s", epoch, training.epochs, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
                 checkpoints.consider(state, trainer.model, found["validation_ndcg@10"], KEPT_CANDIDATES)
@@ -169,7 +166,7 @@ class Progress:
         return tqdm(total=total, initial=done, desc="train", unit="step", disable=None)
 
 
-def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories, semantic_ids: SemanticIds) -> dict[str, Any]:
+def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> dict[str, Any]:
     """Load the best candidate into the model; where validation was on a sample, the candidates are ranked again on all users."""
     state = checkpoints.state
     users = np.flatnonzero(np.diff(histories.offsets) >= 3)
@@ -177,7 +174,7 @@ def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories, sem
     sampled = len(users) > trainer.training.validation_users
     for candidate in state.candidates if sampled else state.candidates[:1]:
         checkpoints.load_candidate(candidate, trainer.model)
-        found = validate(trainer.model, histories, semantic_ids, users, trainer.training) if sampled else {"validation_ndcg@10": candidate["score"]}
+        found = validate(trainer.model, histories, users, trainer.training) if sampled else {"validation_ndcg@10": candidate["score"]}
         if sampled:
             checkpoints.log(state, {"step": candidate["step"], "selection": True, "users": len(users), **found})
         if not best or found["validation_ndcg@10"] > best["validation_ndcg@10"]:

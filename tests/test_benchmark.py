@@ -1,0 +1,211 @@
+"""The benchmark: what its numbers count, that both sides compute the same, and what the command leaves behind; never how long anything takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny_run import build_run
+from tigerrec import TigerrecError, benchmark
+from tigerrec.batches import Examples, padded
+from tigerrec.beam_search import Searcher
+from tigerrec.benchmark import Effort, operations
+from tigerrec.benchmark.growth import growth, made_up_items
+from tigerrec.benchmark.processes import in_own_process
+from tigerrec.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
+from tigerrec.config import compose
+from tigerrec.dropout import Dropout
+from tigerrec.generator import T5
+from tigerrec.histories import Histories
+from tigerrec.history_t5 import HistoryT5
+from tigerrec.train import TrainConfig, Training
+
+ROOT = Path(__file__).parent.parent
+N_ITEMS = 60
+IDS = made_up_items(N_ITEMS)
+CODES = T5(num_layers=2, num_decoder_layers=3, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5)
+ITEMS = T5(num_layers=2, num_decoder_layers=3, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5, history="items", item_loss=1.0)
+OPTIONS = [
+    "embedder=hashed",
+    "embedder.dim=16",
+    "tokenizer=random",
+    "tokenizer.codebook_size=8",
+    "tokenizer.levels=2",
+    "generator=t5_paper",
+    "generator.num_layers=1",
+    "generator.d_model=16",
+    "generator.num_heads=2",
+    "generator.d_kv=8",
+    "generator.d_ff=16",
+    "generator.max_items=5",
+    "train.batch_targets=4096",
+]
+TINY = Effort(
+    warmup_steps=1, stock_steps=1, stock_users=3, beam_size=3, matrix_size=64, catalogues=(30, 60), beams=(2, 4), history_lengths=(1, 7), growth_users=3
+)
+
+
+def sizes(generator: T5) -> operations.Sizes:
+    return operations.Sizes(generator, IDS.layout.vocab_size, IDS.layout.n_levels)
+
+
+def histories(lengths: list[int]) -> Histories:
+    rng = np.random.default_rng(0)
+    items = np.concatenate([rng.permutation(N_ITEMS)[:length] for length in lengths]).astype(np.int32)
+    return Histories(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), items, N_ITEMS)
+
+
+def random_model(generator: T5, mask: str = "bidirectional") -> HistoryT5:
+    model = generator.new(IDS, mask, 0)
+    model.t5.set_attn_implementation("eager")  # the counter does not see the fused attention of a CPU
+    return model
+
+
+def test_an_epoch_counts_what_the_counter_of_torch_counts_forward_and_backward():
+    examples = Examples.prefixes(histories([6, 6, 5, 9]), CODES.max_items)
+    model = random_model(CODES)
+    with FlopCounterMode(display=False) as counter:
+        for row in range(len(examples)):  # one at a time: without padding
+            batch = examples.batch(np.array([row]))
+            labels = model.tokens[batch.targets[:, 0]]
+            model.t5(input_ids=model.tokens[batch.items].flatten(1), labels=labels).loss.backward()
+    assert operations.epoch(sizes(CODES), examples) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("generator", [CODES, ITEMS], ids=["codes", "items"])
+def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator):
+    examples = Examples.windows(histories([8, 12]), generator.max_items + 3, 3)
+    model, known = random_model(generator, "item_causal"), torch.from_numpy(np.unique(examples.items).astype(np.int64))
+    per_token = 2 * 2 * 3 * 12 * 2  # scores and sums of attention: two operations, two products, three layers, the heads' width
+    unseen = 0
+    with FlopCounterMode(display=False) as counter:
+        for row in range(len(examples)):
+            batch = examples.batch(np.array([row]))
+            model.losses(batch, torch.float32, Dropout(0.0), known=known if generator.item_loss else None)
+            hidden = examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum())
+            unseen += per_token * hidden * model.positions_per_item * IDS.layout.n_levels
+    assert operations.epoch(sizes(generator), examples) == 3 * (counter.get_total_flops() - unseen)
+
+
+def test_a_search_with_one_beam_counts_a_forward_pass_less_the_tokens_to_come():
+    model, n_levels = random_model(CODES), IDS.layout.n_levels
+    lengths = np.array([1, 3, 5])
+    with FlopCounterMode(display=False) as counter:
+        for length in lengths:
+            model.t5(input_ids=torch.ones(1, length * n_levels, dtype=torch.long), decoder_input_ids=torch.ones(1, n_levels, dtype=torch.long))
+    to_come = n_levels * (n_levels - 1) // 2
+    expected = counter.get_total_flops() - len(lengths) * to_come * 2 * 2 * CODES.num_decoder_layers * CODES.num_heads * CODES.d_kv
+    assert operations.search(sizes(CODES), lengths, [1] * n_levels) == expected
+    wide = operations.search(sizes(CODES), lengths, [1] + [20] * (n_levels - 1))
+    assert expected < wide < 20 * expected
+
+
+def test_the_stock_loss_is_our_prefix_loss():
+    model = random_model(CODES)
+    batch = Examples.prefixes(histories([6, 4, 9]), CODES.max_items).batch(np.arange(10))
+    stock = stock_loss(model, batch)
+    token_loss, item_loss = model.losses(batch, torch.float32, Dropout(0.0))
+    assert item_loss.item() == 0
+    assert stock.item() == pytest.approx(token_loss.item() / 10, rel=1e-5)
+
+
+def test_the_stock_search_finds_what_ours_finds():
+    model = random_model(CODES)
+    known = [np.array([3]), np.array([1, 2, 4, 8, 16]), np.array([30, 20])]
+    with torch.no_grad():
+        sequences = stock_generate(model, padded(known), allowed_next(IDS.tokens), 4)
+    item_of = {tuple(row): item for item, row in enumerate(IDS.tokens.tolist())}
+    found = np.array([item_of[tuple(row)] for row in sequences[:, 1:].tolist()]).reshape(3, 4)
+    ours, _ = Searcher.of(model, "fp32").rank(known, k=4, beam_size=4, mask_seen=False)
+    assert (found == ours).all()
+
+
+def test_stock_inputs_are_as_long_as_the_longest_history():
+    model = random_model(CODES)
+    found = stock_inputs(model, padded([np.array([7]), np.array([8, 9])]))
+    assert found["input_ids"].shape == found["attention_mask"].shape == (2, CODES.max_items * IDS.layout.n_levels)
+    assert found["attention_mask"].sum(1).tolist() == [4, 8]
+    assert found["input_ids"][0].tolist() == IDS.tokens[7].tolist() + [0] * 16
+
+
+def test_growth_has_a_row_a_size_with_items_too():
+    found = growth(TrainConfig(ITEMS, Training(precision="fp32")), (30, 60), (2, 4), (1, 7), 3)
+    assert [row["items"] for row in found["catalogue"]] == [30, 60]
+    assert set(found["catalogue"][0]) == {"items", "trie_seconds", "trie_bytes", "ms_per_user_beam_2", "ms_per_user_beam_4"}
+    assert found["catalogue"][0]["trie_bytes"] < found["catalogue"][1]["trie_bytes"]
+    assert [set(row) for row in found["history"]] == [{"items", "ms_per_user"}] * 2
+
+
+def test_a_process_of_its_own_gives_its_result_or_says_why_not():
+    assert in_own_process("tests.test_benchmark.nothing")["peak_mb"] > 0
+    with pytest.raises(TigerrecError, match=r"^No such luck\.$"):
+        in_own_process("tests.test_benchmark.fail", "No such luck.")
+    with pytest.raises(TigerrecError, match=r"measurement kill ended without a result \(exit code -9\), most likely for want of memory\."):
+        in_own_process("tests.test_benchmark.kill")
+
+
+def nothing() -> dict[str, float]:
+    return {}
+
+
+def fail(text: str) -> None:
+    raise TigerrecError(text)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
+    benchmark.command(compose([*OPTIONS, f"paths.runs={tmp_path}"]), TINY)
+    out, err = capsys.readouterr()
+    path = Path(out.splitlines()[-1])
+    assert "extrapolated from 1 steps and 3 users; weights are random" in err
+    assert path == tmp_path / "benchmark" / "sample-t5_paper.json"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    results = json.loads(path.read_text())
+    assert set(results) == {"epoch", "search", "growth", "machine", "config", "git", "finished", "seconds"}
+    for name, measured in (("epoch", 1), ("search", 3)):
+        keys = {"seconds", "stock_seconds", "stock_measured", "ratio", "limit_seconds", "of_limit", "peak_mb", "stock_peak_mb"}
+        assert set(results[name]) == keys
+        assert all(value > 0 for value in results[name].values())
+        assert results[name]["stock_measured"] == measured
+    assert set(results["growth"]) == {"catalogue", "history"}
+    assert {"cpu", "threads", "torch", "precision"} <= set(results["machine"])
+    assert results["config"]["generator"]["d_model"] == 16
+    assert not (tmp_path / "sample" / "hashed" / "random-seed0" / "t5_paper-packed-seed0").exists()
+
+
+def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
+    folders = build_run(tmp_path)
+
+    def found(examples: str, beam_size: int) -> dict:
+        config = TrainConfig(CODES, Training(examples=examples, precision="fp32"))
+        return limits(benchmark.Setting(folders["prepare"], folders["tokenize"], config), beam_size, 32)
+
+    narrow, wide, prefixes = found("packed", 2), found("packed", 3), found("prefix", 3)
+    assert 0 < narrow["epoch"] == wide["epoch"] < prefixes["epoch"]
+    assert 0 < narrow["search"] < wide["search"] == prefixes["search"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "), ("train.epochs=0", "train: epochs must be")]
+)
+def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), f"paths.runs={tmp_path}", option]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {text}")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,85 @@
+"""The driven stacks against transformers' own modules: values, gradients, and the distribution under dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from tigerrec import stacks
+from tigerrec.dropout import Dropout
+
+
+def stock_model(dropout_rate: float = 0.0) -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=50, d_model=32, d_kv=16, num_heads=2, d_ff=48, num_layers=2, dropout_rate=dropout_rate, pad_token_id=0, decoder_start_token_id=0
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(1, 50, (3, 12), generator=generator)
+    there = torch.arange(12) < torch.tensor([[8], [12], [5]])
+    decoder_inputs = torch.cat([torch.zeros(3, 1, dtype=torch.long), torch.randint(1, 50, (3, 3), generator=generator)], 1)
+    return input_ids * there, there, decoder_inputs
+
+
+def driven_logits(model, input_ids, there, decoder_inputs, dropout: Dropout, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    visible = there[:, None, None, :]
+    encoded = stacks.encode(model, model.shared(input_ids), visible, dtype, dropout)
+    return stacks.decode(model, encoded, decoder_inputs[:, None], visible, dtype, dropout)[:, 0]
+
+
+def test_logits_and_all_gradients_are_those_of_the_stock_model(inputs):
+    input_ids, there, decoder_inputs = inputs
+    model = stock_model()
+    expected = model(input_ids=input_ids, attention_mask=there.long(), decoder_input_ids=decoder_inputs).logits
+    expected.square().mean().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    found = driven_logits(model, *inputs, Dropout(0.0))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+
+
+def test_bf16_products_stay_near_the_exact_logits(inputs):
+    model = stock_model()
+    exact = driven_logits(model, *inputs, Dropout(0.0))
+    rough = driven_logits(model, *inputs, Dropout(0.0), torch.bfloat16)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_under_dropout_logits_are_distributed_as_those_of_the_stock_model(inputs):
+    """The same example many times over in one batch: each row has masks of its own."""
+    rows = 4000
+    model = stock_model(dropout_rate=0.3).train()
+    input_ids, decoder_inputs = inputs[0][1:2].expand(rows, -1), inputs[2][1:2].expand(rows, -1)
+    with torch.no_grad():
+        stock = model(input_ids=input_ids, decoder_input_ids=decoder_inputs).logits
+        driven = driven_logits(model, input_ids, torch.ones_like(input_ids, dtype=torch.bool), decoder_inputs, Dropout(0.3, seed=1))
+    error = (stock.var(0) / rows + driven.var(0) / rows).sqrt()
+    assert ((stock.mean(0) - driven.mean(0)).abs() / error).max() < 5
+    ratio = driven.std(0) / stock.std(0)
+    assert 0.9 < ratio.min() < ratio.max() < 1.1
+    assert abs(ratio.mean() - 1) < 0.01
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_is_that_of_torch(label_smoothing):
+    logits = (3 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    labels = torch.randint(-1, 20, (50,), generator=torch.Generator().manual_seed(1))
+    found = stacks.CrossEntropy.apply(logits, labels, label_smoothing)
+    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found * 0.3, logits)[0], torch.autograd.grad(expected * 0.3, logits)[0])
+
+
+def test_cross_entropy_of_a_hopeless_target_is_finite():
+    loss = stacks.CrossEntropy.apply(torch.tensor([[0.0, 500.0]]), torch.tensor([0]), 0.0)
+    assert loss.item() == 500.0

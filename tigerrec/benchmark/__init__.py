@@ -1,0 +1,166 @@
+"""Training and search against the stock way of transformers and against the arithmetic limit, measured on one machine in one run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec.benchmark.processes import in_own_process
+from tigerrec.provenance import provenance
+from tigerrec.train import TrainConfig
+
+logger = logging.getLogger(__name__)
+SIDES, GROWTH = "tigerrec.benchmark.sides", "tigerrec.benchmark.growth.growth"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides are given: the folders of data and Semantic IDs, the generator and its training."""
+
+    prepared: Path
+    tokenized: Path
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        warmup_steps: training steps before the clock starts.
+        stock_steps: training steps of the stock side that are timed.
+        stock_users: users whom the stock side searches for.
+        beam_size: of the search.
+        matrix_size: of the products that give the machine's rate.
+        catalogues: numbers of made-up items.
+        beams: beam sizes on the made-up catalogues.
+        history_lengths: items of made-up histories.
+        growth_users: made-up histories.
+    """
+
+    warmup_steps: int = 2
+    stock_steps: int = 30
+    stock_users: int = 256
+    beam_size: int = 20
+    matrix_size: int = 2048
+    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    beams: tuple[int, ...] = (20, 50)
+    history_lengths: tuple[int, ...] = (5, 20, 50)
+    growth_users: int = 256
+
+
+def comparison(ours: Mapping[str, float], stock: Mapping[str, float], limit_seconds: float) -> dict[str, float]:
+    """Both sides of one measurement: `ratio` is how many times faster ours is, `of_limit` how many times longer it takes than arithmetic alone."""
+    return {
+        "seconds": ours["seconds"],
+        "stock_seconds": stock["seconds"],
+        "stock_measured": stock["measured"],
+        "ratio": stock["seconds"] / ours["seconds"],
+        "limit_seconds": limit_seconds,
+        "of_limit": ours["seconds"] / limit_seconds,
+        "peak_mb": ours["peak_mb"],
+        "stock_peak_mb": stock["peak_mb"],
+    }
+
+
+def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
+    """All measurements, one after the other, each in a process of its own."""
+
+    def run(label: str, function: str, *arguments: Any) -> dict[str, Any]:
+        logger.info("measuring %s", label)
+        return in_own_process(function, *arguments)
+
+    limits = run("the machine", f"{SIDES}.limits", setting, effort.beam_size, effort.matrix_size)
+    rate = limits["machine"]["operations_per_second"]
+    epoch = run("epoch, ours", f"{SIDES}.epoch", setting, effort.warmup_steps)
+    stock_epoch = run("epoch, stock", f"{SIDES}.stock_epoch", setting, effort.stock_steps, effort.warmup_steps)
+    search = run("search, ours", f"{SIDES}.search", setting, effort.beam_size)
+    stock_search = run("search, stock", f"{SIDES}.stock_search", setting, effort.beam_size, effort.stock_users)
+    growth = run("growth", GROWTH, setting.config, effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users)
+    return {
+        "epoch": comparison(epoch, stock_epoch, limits["epoch"] / rate),
+        "search": comparison(search, stock_search, limits["search"] / rate),
+        "growth": {"catalogue": growth["catalogue"], "history": growth["history"]},
+        "machine": limits["machine"],
+    }
+
+
+def rounded(value: Any) -> Any:
+    """A JSON value, its fractions to four digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def aligned(rows: Sequence[Sequence[Any]]) -> str:
+    """A table, its columns aligned."""
+    lines = [[f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The results as tables, readable by people."""
+    columns = ("seconds", "stock_seconds", "ratio", "limit_seconds", "of_limit", "peak_mb", "stock_peak_mb")
+    heading = ("", "seconds", "stock", "ratio", "limit", "of limit", "peak MB", "stock peak MB")
+    sides = [heading, *([name, *(results[name][column] for column in columns)] for name in ("epoch", "search"))]
+    growth, machine = results["growth"], results["machine"]
+    as_table = lambda rows: aligned([[key.replace("_", " ") for key in rows[0]], *(list(row.values()) for row in rows)])  # noqa: E731
+    return "\n".join(
+        [
+            aligned(sides),
+            f"stock: transformers in fp32, extrapolated from {results['epoch']['stock_measured']:,} steps and {results['search']['stock_measured']:,} users; "
+            "weights are random on both sides; limit: seconds of the matrix products alone, without padding, at the machine's rate",
+            f"\nmade-up catalogues, histories of 5 items:\n{as_table(growth['catalogue'])}",
+            f"\nhistories over {growth['catalogue'][0]['items']:,} items:\n{as_table(growth['history'])}",
+            f"\n{machine['cpu']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}, "
+            f"{machine['precision']}, {machine['operations_per_second'] / 1e9:,.0f} billion operations a second",
+        ]
+    )
+
+
+def benchmark(cfg: DictConfig, effort: Effort) -> Path:
+    """Bring the Semantic IDs of a configuration up to date, measure, and write the results.
+
+    Returns:
+        The JSON file of the results.
+
+    Raises:
+        TigerrecError: an option is wrong, a stage cannot be used, or a measurement failed.
+    """
+    started = time.perf_counter()
+    pipeline.run(cfg, "tokenize")
+    steps = pipeline.plan(cfg)
+    prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
+    results = rounded(measure(Setting(prepared, tokenized, config), effort))
+    facts = provenance(started)
+    results |= {"config": artifacts.describe(config), **{key: facts[key] for key in ("git", "finished", "seconds")}}
+    path = prepared.parent / "benchmark" / f"{prepared.name}-{cfg.generator.name}.json"
+    files.write_json(path, results)
+    logger.info("%s", report(results))
+    return path
+
+
+def command(cfg: DictConfig, effort: Effort | None = None) -> None:
+    """What the script does: measure, print the path of the results as the last line; end with one sentence on a user's error."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("tigerrec").setLevel(logging.INFO)
+    try:
+        path = benchmark(cfg, effort or Effort())
+    except TigerrecError as error:
+        sys.exit(f"Error: {error}")
+    except OSError as error:
+        sys.exit(f"Error: {str(error).splitlines()[0]}.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(path, flush=True)

@@ -1,0 +1,96 @@
+"""The least arithmetic of an epoch and of a search: every matrix product, over what is really read, without any padding.
+
+Counted are floating-point operations, two for a multiplication and its addition. Positions may be numbers or integer arrays,
+one entry a history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tigerrec.generator import ITEMS, T5
+
+if TYPE_CHECKING:
+    from tigerrec.batches import Examples
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how many operations a generator takes.
+
+    Attributes:
+        generator: widths and depths.
+        vocab_size: tokens that the output layer tells apart.
+        n_levels: tokens an item.
+    """
+
+    generator: T5
+    vocab_size: int
+    n_levels: int
+
+    @property
+    def positions_per_item(self) -> int:
+        """Encoder positions of one item."""
+        return 1 if self.generator.history == ITEMS else self.n_levels
+
+    @property
+    def heads_width(self) -> int:
+        """Width of all attention heads together."""
+        return self.generator.num_heads * self.generator.d_kv
+
+
+def encoder(sizes: Sizes, positions: Any) -> Any:
+    """Operations by which the encoder reads a history, each position seeing each."""
+    generator, width = sizes.generator, sizes.heads_width
+    layer = positions * (4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * positions**2 * width
+    inputs = positions * sizes.n_levels * generator.d_model**2 if generator.history == ITEMS else 0
+    return 2 * (generator.num_layers * layer + inputs)
+
+
+def cross_keys(sizes: Sizes, positions: Any) -> Any:
+    """Operations that make the decoder's keys and values of an encoded history."""
+    return 2 * sizes.generator.num_decoder_layers * 2 * positions * sizes.generator.d_model * sizes.heads_width
+
+
+def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> Any:
+    """Operations of the decoder, its output layer included.
+
+    Args:
+        tokens: how many it is fed.
+        token_pairs: pairs of a token and a token that it attends to.
+        cross_pairs: pairs of a token and an encoder position that it attends to.
+    """
+    generator, width = sizes.generator, sizes.heads_width
+    layer = tokens * (6 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * (token_pairs + cross_pairs) * width
+    return 2 * (generator.num_decoder_layers * layer + tokens * generator.d_model * sizes.vocab_size)
+
+
+def epoch(sizes: Sizes, examples: Examples) -> int:
+    """Operations of one epoch, forward and backward; each product of the forward pass takes two in the backward pass."""
+    positions = examples.lengths * sizes.positions_per_item
+    fewest, most = examples.first - examples.start, examples.lengths
+    visible = int((examples.n_targets * (fewest + most) // 2).sum()) * sizes.positions_per_item
+    n_targets = int(examples.n_targets.sum())
+    tokens = n_targets * sizes.n_levels
+    forward = int((encoder(sizes, positions) + cross_keys(sizes, positions)).sum())
+    forward += decoder(sizes, tokens, tokens * sizes.n_levels, visible * sizes.n_levels)
+    if sizes.generator.item_loss:
+        forward += 2 * n_targets * sizes.generator.d_model * len(np.unique(examples.items))
+    return 3 * forward
+
+
+def search(sizes: Sizes, items_read: np.ndarray, beams: Sequence[int]) -> int:
+    """Operations of ranking for some histories.
+
+    Args:
+        items_read: int64 (n,): items that the encoder reads of each history.
+        beams: tokens fed for a history at each level, each of which sees its ancestors and itself.
+    """
+    positions = items_read * sizes.positions_per_item
+    token_pairs = sum(beam * (level + 1) for level, beam in enumerate(beams))
+    operations = encoder(sizes, positions) + cross_keys(sizes, positions) + decoder(sizes, sum(beams), token_pairs, sum(beams) * positions)
+    return int(operations.sum())

@@ -1,0 +1,49 @@
+"""A measurement in a process of its own, so that its memory is its own."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tigerrec import TigerrecError
+from tigerrec.provenance import peak_mb
+
+
+def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    module, _, name = function.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)(*arguments)
+        results.send(found | {"peak_mb": peak_mb()})
+    except TigerrecError as error:
+        results.send(error)
+
+
+def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
+    """The dict that a function gives in a new process, with the largest memory of that process as `peak_mb`.
+
+    Args:
+        function: its dotted path, imported only there.
+
+    Raises:
+        TigerrecError: the function raised it, or the process ended without a result.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sending, function, arguments), daemon=True)
+    process.start()
+    sending.close()
+    try:
+        result = receiving.recv()
+    except EOFError:
+        result = None
+    process.join()
+    if result is None:
+        reason = "most likely for want of memory" if process.exitcode == -signal.SIGKILL else "for the reason above"
+        raise TigerrecError(f"The measurement {function.rpartition('.')[2]} ended without a result (exit code {process.exitcode}), {reason}.")
+    if isinstance(result, TigerrecError):
+        raise result
+    return dict(result)

@@ -1,0 +1,187 @@
+"""What is measured: an epoch and a search of ours, the same the stock way of transformers, and the least time that the machine's arithmetic allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, EncoderDecoderCache
+
+from tigerrec.batches import NO_ITEM, Batch, Examples, padded
+from tigerrec.beam_search import Searcher
+from tigerrec.benchmark import Setting, operations
+from tigerrec.generator import CODES
+from tigerrec.histories import Histories, split
+from tigerrec.history_t5 import HistoryT5
+from tigerrec.precision import product_type, resolve_device, resolve_precision
+from tigerrec.seeds import derived_seed
+from tigerrec.semantic_ids import PAD, SemanticIds
+from tigerrec.train import ENCODER_MASK, TrainConfig, load_inputs
+from tigerrec.trainer import Trainer
+
+STOCK_BATCH_EXAMPLES, STOCK_BATCH_USERS = 256, 64
+
+
+def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds that some work takes, until its results are there."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) -> HistoryT5:
+    """The configured generator with random weights, on its device.
+
+    Args:
+        changes: fields of the generator to replace.
+    """
+    generator: Any = config.generator
+    mask, seed = ENCODER_MASK[config.training.examples], derived_seed(config.seed, "weights")
+    return dataclasses.replace(generator, **changes).new(semantic_ids, mask, seed).to(resolve_device(config.training.device))
+
+
+def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
+    """The generator whose `t5` is the stock side: of the same sizes, with one position a token."""
+    return new_model(config, semantic_ids, history=CODES, item_loss=0.0)
+
+
+def known_items(histories: Histories) -> list[np.ndarray]:
+    """What the search is given for each user at test."""
+    return [split(histories[user], "test")[0] for user in range(len(histories))]
+
+
+def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
+    """Seconds of all steps of one epoch of ours, after some steps of the next."""
+    histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
+    model = new_model(setting.config, semantic_ids)
+    trainer = Trainer(model, histories, setting.config)
+    run = lambda start, count: [trainer.step(number) for number in range(start, start + count)]  # noqa: E731
+    run(trainer.steps_per_epoch, warmup_steps)
+    return {"seconds": seconds_of(model.device, lambda: run(0, trainer.steps_per_epoch))}
+
+
+def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
+    """Histories as a stock model reads them: tokens padded on the right to the longest history possible, and the mask of what is there.
+
+    Args:
+        items: int64 (B, n), n at most `max_items`, padded with `NO_ITEM`.
+    """
+    items = functional.pad(items, (0, model.facts["max_items"] - items.shape[1]), value=NO_ITEM)
+    mask = model.attention_mask(items)
+    return {"input_ids": model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD), "attention_mask": mask}
+
+
+def stock_loss(model: HistoryT5, batch: Batch) -> Tensor:
+    """The loss of a stock model on prefixes with one target each, the mean over the tokens of the targets."""
+    loss: Tensor = model.t5(**stock_inputs(model, batch.items), labels=model.tokens[batch.targets[:, 0]]).loss
+    return loss
+
+
+def stock_epoch(setting: Setting, steps: int, warmup_steps: int) -> dict[str, float]:
+    """Seconds of an epoch of the stock model over every prefix, extrapolated from some steps."""
+    histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
+    model = stock_model(setting.config, semantic_ids).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.config.training.learning_rate, fused=True)
+    examples = Examples.prefixes(histories, model.facts["max_items"], model.device)
+    size = min(STOCK_BATCH_EXAMPLES, len(examples))
+    order = np.random.default_rng(0).permutation(len(examples))
+    batches = itertools.cycle([order[start : start + size] for start in range(0, len(order) - size + 1, size)])
+
+    def run(count: int) -> None:
+        for rows in itertools.islice(batches, count):
+            stock_loss(model, examples.batch(rows)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    run(warmup_steps)
+    return {"seconds": seconds_of(model.device, lambda: run(steps)) * len(examples) / (steps * size), "measured": steps}
+
+
+def search(setting: Setting, beam_size: int) -> dict[str, float]:
+    """Seconds of our search for all users."""
+    histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
+    searcher = Searcher.of(new_model(setting.config, semantic_ids), setting.config.training.precision)
+    known = known_items(histories)
+    rank = lambda users: searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)  # noqa: E731
+    rank(known[:STOCK_BATCH_USERS])
+    return {"seconds": seconds_of(searcher.model.device, lambda: rank(known))}
+
+
+def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
+    """For each prefix of an item's tokens (I, T) the tokens that continue it to an item, in order."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for row in tokens.tolist():
+        for level, token in enumerate(row):
+            following.setdefault(tuple(row[:level]), set()).add(token)
+    return {prefix: sorted(found) for prefix, found in following.items()}
+
+
+def stock_generate(model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int) -> Tensor:
+    """What `generate` finds along the tokens allowed, int64 (B * beam_size, 1 + T), the first of each row being the decoder's start.
+
+    Args:
+        items: int64 (B, n), padded with `NO_ITEM`.
+    """
+    n_levels = model.tokens.shape[1]
+    found: Tensor = model.t5.generate(
+        **stock_inputs(model, items),
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),  # the default one has as many layers as the encoder
+        prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [PAD]),  # beams of score -inf have left the catalogue
+        num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=n_levels, min_new_tokens=n_levels, do_sample=False,
+        length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD,
+    )  # fmt: skip
+    return found
+
+
+def stock_search(setting: Setting, beam_size: int, users: int) -> dict[str, float]:
+    """Seconds of `generate` for all users, extrapolated from the first ones."""
+    histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
+    model, allowed = stock_model(setting.config, semantic_ids), allowed_next(semantic_ids.tokens)
+    items = padded([known[-model.facts["max_items"] :] for known in known_items(histories)[:users]]).to(model.device)
+    stock_generate(model, items[:2], allowed, beam_size)
+    seconds = seconds_of(model.device, lambda: [stock_generate(model, batch, allowed, beam_size) for batch in items.split(STOCK_BATCH_USERS)])
+    return {"seconds": seconds * len(histories) / len(items), "measured": len(items)}
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int, trials: int = 20) -> float:
+    """Floating-point operations a second of the fastest of several products of two square matrices."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds_of(device, lambda: left @ right) for _ in range(trials))
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]:
+    """Operations of an epoch and of a search, the machine's rate, and the machine."""
+    histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
+    model, training = new_model(setting.config, semantic_ids), setting.config.training
+    generator: Any = setting.config.generator
+    sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
+    items_read = np.array([min(len(known), generator.max_items) for known in known_items(histories)], np.int64)
+    beams = [min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1 for level in range(sizes.n_levels)]
+    machine = {
+        "cpu": cpu_name(), "device": str(model.device), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+        "precision": resolve_precision(model.device, training.precision),
+        "operations_per_second": matrix_rate(model.device, product_type(model.device, training.precision), matrix_size),
+    }  # fmt: skip
+    return {
+        "epoch": operations.epoch(sizes, Trainer(model, histories, setting.config).examples),
+        "search": operations.search(sizes, items_read, beams),
+        "machine": machine,
+    }

@@ -1,0 +1,147 @@
+"""A stock T5 that reads histories of items: what its encoder is given and what each position sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tigerrec import stacks
+from tigerrec.batches import Batch
+from tigerrec.dropout import Dropout
+from tigerrec.generator import ITEM_CAUSAL
+from tigerrec.semantic_ids import PAD
+
+IGNORED = -1
+
+
+class ItemInputs(nn.Module):
+    """One encoder position an item: a projection of the embeddings of its tokens plus an embedding of its own.
+
+    Item embeddings begin at zero and those of items that training never sees stay there: such an item is read by its tokens alone.
+
+    Args:
+        n_items: rows of the item embeddings.
+        n_levels: tokens an item.
+        d_model: width of the hidden states.
+    """
+
+    def __init__(self, n_items: int, n_levels: int, d_model: int) -> None:
+        super().__init__()
+        self.code_projection = nn.Linear(n_levels * d_model, d_model, bias=False)
+        nn.init.normal_(self.code_projection.weight, std=(n_levels * d_model) ** -0.5)
+        self.item_embeddings = nn.Embedding(n_items, d_model)
+        nn.init.zeros_(self.item_embeddings.weight)
+
+    @staticmethod
+    def of(arrays: dict[str, Tensor], n_items: int) -> ItemInputs:
+        """The module of saved arrays; items beyond those it was saved with have no embedding."""
+        known, d_model = arrays["item_embeddings.weight"].shape
+        module = ItemInputs(n_items, arrays["code_projection.weight"].shape[1] // d_model, d_model)
+        with torch.no_grad():
+            module.code_projection.weight.copy_(arrays["code_projection.weight"])
+            module.item_embeddings.weight[:known] = arrays["item_embeddings.weight"]
+        return module
+
+    def forward(self, items: Tensor, token_embeddings: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
+        """Encoder inputs, float32 (B, n, d).
+
+        Args:
+            items: int64 (B, n).
+            token_embeddings: float32 (B, n, T, d).
+            dropout: of the item embeddings.
+        """
+        projected = stacks.linear(token_embeddings.flatten(2).to(dtype), self.code_projection).float()
+        return projected + dropout(self.item_embeddings(items) * dropout.scale)
+
+
+class HistoryT5(nn.Module):
+    """A stock T5 with how it reads histories.
+
+    Args:
+        t5: `config.tigerrec` says what the encoder reads and under which mask.
+        tokens: int64 (I, T), row = item index.
+        inputs: of the encoder, where it reads one position an item.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, t5: Any, tokens: np.ndarray, inputs: ItemInputs | None = None) -> None:
+        super().__init__()
+        self.t5, self.inputs = t5.eval(), inputs
+        self.register_buffer("tokens", torch.from_numpy(tokens), persistent=False)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How histories are read: `encoder_mask`, `history`, `max_items` and the sizes of all levels."""
+        facts: dict[str, Any] = self.t5.config.tigerrec
+        return facts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tokens.device
+
+    @property
+    def positions_per_item(self) -> int:
+        """Encoder positions of one item."""
+        return self.tokens.shape[1] if self.inputs is None else 1
+
+    def _encoder_visible(self, items: Tensor) -> Tensor | None:
+        """Which encoder positions (last) a position sees, bool; None = all."""
+        if self.facts["encoder_mask"] == ITEM_CAUSAL:  # padding stands on the right, where no item sees it
+            item = torch.arange(items.shape[1], device=items.device).repeat_interleave(self.positions_per_item)
+            return item[:, None] >= item
+        return self.attention_mask(items).bool()[:, None, None, :]
+
+    def attention_mask(self, items: Tensor) -> Tensor:
+        """The two-dimensional mask of transformers, int64 (B, S): 1 where a history (B, n) has an item."""
+        return (items >= 0).repeat_interleave(self.positions_per_item, dim=1).long()
+
+    def encode(self, items: Tensor, dtype: torch.dtype = torch.float32, dropout: Dropout | None = None) -> Tensor:
+        """The encoder's output for histories of item indices, float32 (B, S, d).
+
+        Args:
+            items: int64 (B, n), oldest first, padded on the right with `NO_ITEM`.
+            dtype: of the matrix products.
+        """
+        dropout = dropout or Dropout(0.0)
+        items_or_any = items.clamp(min=0)
+        embedded = self.t5.shared(self.tokens[items_or_any])
+        embedded = embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
+        return stacks.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
+
+    def losses(self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropies of a batch's targets, in nats.
+
+        Args:
+            known: int64 (n,): the items that the encoder's output tells apart; None = it predicts nothing.
+
+        Returns:
+            Of the tokens, over the whole vocabulary, divided by the number of tokens an item; of the next item, 0 where `known` is None.
+        """
+        encoded = self.encode(batch.items, dtype, dropout)
+        n_levels = self.tokens.shape[1]
+        is_target = batch.targets >= 0
+        labels = self.tokens[batch.targets.clamp(min=0)]
+        inputs = functional.pad(labels[:, :, :-1], (1, 0), value=PAD)
+        item = torch.arange(batch.items.shape[1], device=self.device).repeat_interleave(self.positions_per_item)
+        visible = (item < batch.n_visible[:, :, None]).repeat_interleave(n_levels, dim=1)[:, None]
+        logits = stacks.decode(self.t5, encoded, inputs, visible, dtype, dropout)
+        labels = labels.masked_fill(~is_target[:, :, None], IGNORED)
+        token_loss = stacks.CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
+        if known is None:
+            return token_loss / n_levels, torch.zeros_like(token_loss)
+        return token_loss / n_levels, self._item_loss(encoded, batch, is_target, dtype, known)
+
+    def _item_loss(self, encoded: Tensor, batch: Batch, is_target: Tensor, dtype: torch.dtype, known: Tensor) -> Tensor:
+        """Cross-entropy of the next item given the encoder's output at the item before it, summed over targets."""
+        assert self.inputs is not None
+        before = (batch.n_visible - 1).expand_as(batch.targets)[:, :, None].expand(-1, -1, encoded.shape[2])
+        weight = self.inputs.item_embeddings.weight[known] * self.t5.model_dim**-0.5
+        logits = functional.linear(encoded.gather(1, before.clamp(max=encoded.shape[1] - 1)).flatten(0, 1).to(dtype), weight.to(dtype))
+        labels = torch.searchsorted(known, batch.targets.clamp(min=0)).masked_fill(~is_target, IGNORED)
+        return stacks.CrossEntropy.apply(logits, labels.flatten(), 0.0)
