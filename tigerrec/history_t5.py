@@ -21,7 +21,7 @@ IGNORED = -1
 class ItemInputs(nn.Module):
     """One encoder position an item: a projection of the embeddings of its tokens plus an embedding of its own.
 
-    Item embeddings begin at zero and those of items that training never sees stay there: such an item is read by its tokens alone.
+    An item that training never sees has an embedding of zeros: it is read by its tokens alone.
 
     Args:
         n_items: rows of the item embeddings.
@@ -34,7 +34,6 @@ class ItemInputs(nn.Module):
         self.code_projection = nn.Linear(n_levels * d_model, d_model, bias=False)
         nn.init.normal_(self.code_projection.weight, std=(n_levels * d_model) ** -0.5)
         self.item_embeddings = nn.Embedding(n_items, d_model)
-        nn.init.zeros_(self.item_embeddings.weight)
 
     @staticmethod
     def of(arrays: dict[str, Tensor], n_items: int) -> ItemInputs:
@@ -43,8 +42,14 @@ class ItemInputs(nn.Module):
         module = ItemInputs(n_items, arrays["code_projection.weight"].shape[1] // d_model, d_model)
         with torch.no_grad():
             module.code_projection.weight.copy_(arrays["code_projection.weight"])
-            module.item_embeddings.weight[:known] = arrays["item_embeddings.weight"]
+            module.item_embeddings.weight.zero_()[:known] = arrays["item_embeddings.weight"]
         return module
+
+    @torch.no_grad()
+    def keep_only(self, items: Tensor) -> None:
+        """Give up the embeddings of all items but some, int64 (n,)."""
+        kept = self.item_embeddings.weight[items]
+        self.item_embeddings.weight.zero_()[items] = kept
 
     def forward(self, items: Tensor, token_embeddings: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """Encoder inputs, float32 (B, n, d).

@@ -46,7 +46,10 @@ class Trainer:
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
         self.n_targets = int(self.examples.n_targets.sum())
         self.n_tokens = self.examples.lengths * model.positions_per_item + self.examples.n_targets * model.tokens.shape[1]
-        self.known = torch.from_numpy(np.unique(self.examples.items).astype(np.int64)).to(device) if config.generator.item_loss else None
+        known = torch.from_numpy(np.unique(self.examples.items).astype(np.int64)).to(device)
+        if model.inputs is not None:
+            model.inputs.keep_only(known)
+        self.known = known if config.generator.item_loss else None
         self.dtype = product_type(device, self.training.precision)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
