@@ -19,10 +19,11 @@ MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "in
 COPIED = {"prepare": ("items.parquet",), "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"), "train": MODEL_FILES}
 ENCODER_NOTES = {
     "bidirectional": "The encoder reads the history without a mask, so `generate` of transformers computes the scores that tigerrec computes.",
+    "item_causal": (
+        "The encoder reads the history under a mask by which an item sees itself and older items; `generate` of transformers knows none, "
+        "so rank with tigerrec, or give `generate` the output of `HistoryT5.encode` as `encoder_outputs`, with a two-dimensional attention mask."
+    ),
 }
-OTHER_MASK = (
-    "The encoder reads the history under a mask of its own, which `generate` of transformers does not apply: rank with tigerrec, or pass `encoder_outputs`."
-)
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (
     "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. 2015). Where they are that release, "
@@ -164,7 +165,7 @@ for item in recommender.recommend({example!r}, k=10):
     print(item.item_id, item.title, item.score, item.semantic_id)
 ```
 
-Only items of this data set can be given and are recommended. {ENCODER_NOTES.get(facts["encoder_mask"], OTHER_MASK)}
+Only items of this data set can be given and are recommended. {ENCODER_NOTES[facts["encoder_mask"]]}
 
 ## Results
 

@@ -102,7 +102,7 @@ def load_embeddings(folder: Path) -> np.ndarray:
 
 
 def _vectors(embedder: Embedder, sources: dict[str, str], item_ids: list[str], texts: list[str], shards: Path) -> tuple[np.ndarray, int]:
-    """The items' vectors, encoded in shards cut by item index, and how many of them were encoded now."""
+    """The items' vectors, encoded in shards of texts of similar length, and how many of them were encoded now."""
     from tqdm import tqdm
 
     if not item_ids:
@@ -113,22 +113,26 @@ def _vectors(embedder: Embedder, sources: dict[str, str], item_ids: list[str], t
         raise artifacts.ArtifactError(f"Cannot write in {shards} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
     size = embedder.shard_items or len(item_ids)
     key = artifacts.sha256_text(artifacts.canonical_json([repr(embedder), size, sources, item_ids, texts]))[:16]
+    order = np.argsort([len(text) for text in texts], kind="stable")
     encode: Encode | None = None
     parts, computed = [], 0
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:
         for start in range(0, len(item_ids), size):
-            ids, path = item_ids[start : start + size], shards / f"{start:08d}-{key}.safetensors"
+            rows, path = order[start : start + size], shards / f"{start:08d}-{key}.safetensors"
+            ids = [item_ids[row] for row in rows]
             part = _read_shard(path, len(ids))
             if part is None:
                 encode = encode or embedder.open()
-                part = checked(encode(ids, texts[start : start + size]), ids)
+                part = checked(encode(ids, [texts[row] for row in rows]), ids)
                 _write_shard(path, part)
                 computed += len(ids)
             parts.append(part)
             progress.update(len(ids))
     if computed < len(item_ids):
         logger.info("took %d items from the shards of a stopped run", len(item_ids) - computed)
-    return np.concatenate(parts), computed
+    vectors = np.concatenate(parts)
+    vectors[order] = vectors.copy()
+    return vectors, computed
 
 
 def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:

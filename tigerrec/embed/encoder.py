@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tigerrec import artifacts
-from tigerrec.config import check_device
+from tigerrec.config import check_device, check_precision
 from tigerrec.embed import EmbedError, Encode, few, unit
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -27,7 +27,7 @@ class SentenceTransformerEmbedder:
     weights_sha256: str | None = artifacts.not_identity(default=None)
     max_length: int | None = None
     normalize: bool = True
-    precision: str = "fp32"
+    precision: str = "auto"
     batch_size: int = artifacts.not_identity(default=32)
     device: str = artifacts.not_identity(default="auto")
 
@@ -40,8 +40,7 @@ class SentenceTransformerEmbedder:
             raise ValueError(f"weights_sha256 must be 64 hexadecimal digits or null, got {self.weights_sha256!r}")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token or null, got {self.max_length}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
+        check_precision(self.precision)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         check_device(self.device)
@@ -68,8 +67,10 @@ class SentenceTransformerEmbedder:
         """The loaded encoder."""
         import torch
 
-        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        model = _load(find_model(self.model), device)
+        from tigerrec.precision import product_type, resolve_device
+
+        device = resolve_device(self.device)
+        model = _load(find_model(self.model), str(device))
         if self.max_length is not None:
             limit = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None)
             if limit and self.max_length > limit:
@@ -77,7 +78,7 @@ class SentenceTransformerEmbedder:
             model.max_seq_length = self.max_length
 
         def encode(item_ids: list[str], texts: list[str]) -> np.ndarray:
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=product_type(device, self.precision) == torch.bfloat16):
                 vectors = model.encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
             vectors = np.asarray(vectors, dtype=np.float32)
             return unit(vectors) if self.normalize else vectors

@@ -1,0 +1,118 @@
+"""Several trained runs side by side: a table of what differs between them, and their validation over time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tigerrec import TigerrecError, artifacts
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a finished train stage says of itself.
+
+    Attributes:
+        name: its folder's name.
+        settings: every option of generator and training, by dotted name.
+        inputs: fingerprints of what it was trained on.
+        log: the lines of `training.jsonl`.
+        selected: validation of the weights kept.
+        seconds: of training, validation included.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    log: list[dict[str, Any]]
+    selected: dict[str, float]
+    seconds: float
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """The lines of the log that hold a validation on the sample of users."""
+        return [line for line in self.log if "validation_ndcg@10" in line and not line.get("selection")]
+
+    @property
+    def validated(self) -> dict[str, float]:
+        """HR@10 and NDCG@10 of the weights kept, on all validation users where there was a choice among them."""
+        selections = [line for line in self.log if line["step"] == self.selected["step"] and "validation_ndcg@10" in line]
+        return {name: selections[-1][f"validation_{name.lower()}"] for name in ("HR@10", "NDCG@10")}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def read_run(folder: Path) -> TrainedRun:
+    """The run in a folder; of its files only `manifest.json` and `training.jsonl` are needed.
+
+    Raises:
+        ArtifactError: the folder holds no finished train stage.
+    """
+    manifest = artifacts.read_manifest(folder)
+    log = folder / "training.jsonl"
+    if manifest is None or manifest.stage != "train" or not log.is_file():
+        raise artifacts.ArtifactError(f"{folder} is not the folder of a finished train stage; give folders that `make train` printed.")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    inputs = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
+    facts = manifest.provenance
+    return TrainedRun(folder.name, flat(manifest.config), inputs, lines, facts["selected"], facts["training_seconds"])
+
+
+def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
+    """The runs in some folders, which must have been trained on the same data.
+
+    Raises:
+        TigerrecError: there is none, or one was trained on other histories.
+    """
+    runs = [read_run(folder) for folder in folders]
+    if not runs:
+        raise TigerrecError("There is no run to report; give at least one folder of a train stage.")
+    for folder, run in zip(folders, runs, strict=True):
+        if run.inputs.get("prepare") != runs[0].inputs.get("prepare"):
+            raise TigerrecError(f"{folder} was trained on other histories than {folders[0]}; report them apart.")
+    return runs
+
+
+def training_table(runs: Sequence[TrainedRun]) -> str:
+    """Runs in Markdown, best first: the options in which they differ, minutes of training, and validation of the weights kept."""
+    names = sorted({name for run in runs for name in run.settings})
+    differing = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    rows = []
+    for run in sorted(runs, key=lambda run: -run.validated["NDCG@10"]):
+        options = [str(run.settings.get(name, "")) for name in differing]
+        rows.append([run.name, *options, f"{run.seconds / 60:.0f}", *(f"{run.validated[name]:.4f}" for name in ("HR@10", "NDCG@10"))])
+    heading = ["run", *(name.split(".")[-1] for name in differing), "minutes", "validation HR@10", "validation NDCG@10"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, ["---"] * len(heading), *rows])
+
+
+def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
+    """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names.
+
+    Raises:
+        TigerrecError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TigerrecError('A picture needs the package matplotlib; run `pip install "tigerrec[plots]"` or leave --plot out.') from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        validations = run.validations
+        axes.plot([line["seconds"] / 60 for line in validations], [line["validation_ndcg@10"] for line in validations], marker=".", label=run.name)
+    axes.set_xlabel("minutes of training, validation included")
+    axes.set_ylabel("validation NDCG@10 (item level, seen masked)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with artifacts.atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=150)
