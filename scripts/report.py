@@ -14,9 +14,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     try:
         runs = read_runs(options.folders)
-        print(training_table(runs))
         if options.plot:
             plot_validation(runs, options.plot)
-            print(options.plot)
+        print(training_table(runs))
     except TigerrecError as error:
         sys.exit(f"Error: {error}")

@@ -95,6 +95,7 @@ def test_shuffled_batches_are_a_partition_of_nearly_equal_numbers_of_targets(ran
     sizes = np.array([examples.n_targets[batch].sum() for batch in batches])
     assert len(batches) <= -(-examples.n_targets.sum() // batch_targets)
     assert sizes.max() <= batch_targets + examples.n_targets.max() - 1
+    assert sizes.max() - sizes.min() <= 2 * examples.n_targets.max()
 
 
 def test_batches_of_prefixes_have_one_size_and_similar_lengths(random_lists):

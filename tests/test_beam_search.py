@@ -26,7 +26,7 @@ def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
 
 
 def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", seed: int = 0) -> HistoryT5:
-    model = T5(num_layers=2, num_decoder_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=48, max_items=6, history=history).new(ids, mask, seed)
+    model = T5(num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=48, max_items=6, history=history).new(ids, mask, seed)
     with torch.no_grad():  # random weights hardly look at their input: sharpen them
         for parameter in model.parameters():
             parameter.mul_(1.7)

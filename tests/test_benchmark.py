@@ -32,8 +32,8 @@ from tigerrec.train import TrainConfig, Training
 ROOT = Path(__file__).parent.parent
 N_ITEMS = 60
 IDS = made_up_items(N_ITEMS)
-CODES = T5(num_layers=2, num_decoder_layers=3, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5)
-ITEMS = T5(num_layers=2, num_decoder_layers=3, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5, history="items", item_loss=1.0)
+CODES = T5(num_layers=3, num_decoder_layers=2, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5)
+ITEMS = T5(num_layers=3, num_decoder_layers=2, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5, history="items", item_loss=1.0)
 OPTIONS = [
     "embedder=hashed",
     "embedder.dim=16",
@@ -85,7 +85,7 @@ def test_an_epoch_counts_what_the_counter_of_torch_counts_forward_and_backward()
 def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator):
     examples = Examples.windows(histories([8, 12]), generator.max_items + 3, 3)
     model, known = random_model(generator, "item_causal"), torch.from_numpy(np.unique(examples.items).astype(np.int64))
-    per_token = 2 * 2 * 3 * 12 * 2  # scores and sums of attention: two operations, two products, three layers, the heads' width
+    per_token = 2 * 2 * 2 * 12 * 2  # scores and sums of attention: two operations, two products, two layers, the heads' width
     unseen = 0
     with FlopCounterMode(display=False) as counter:
         for row in range(len(examples)):
@@ -103,7 +103,7 @@ def test_a_search_with_one_beam_counts_a_forward_pass_less_the_tokens_to_come():
         for length in lengths:
             model.t5(input_ids=torch.ones(1, length * n_levels, dtype=torch.long), decoder_input_ids=torch.ones(1, n_levels, dtype=torch.long))
     to_come = n_levels * (n_levels - 1) // 2
-    expected = counter.get_total_flops() - len(lengths) * to_come * 2 * 2 * CODES.num_decoder_layers * CODES.num_heads * CODES.d_kv
+    expected = counter.get_total_flops() - len(lengths) * to_come * 2 * 2 * CODES.decoder_layers * CODES.num_heads * CODES.d_kv
     assert operations.search(sizes(CODES), lengths, [1] * n_levels) == expected
     wide = operations.search(sizes(CODES), lengths, [1] + [20] * (n_levels - 1))
     assert expected < wide < 20 * expected

@@ -52,6 +52,9 @@ class Spelled:
     def sources(self) -> dict[str, Path]:
         return {}
 
+    def environment(self) -> dict[str, str]:
+        return {}
+
     def open(self) -> Callable[[list[str], list[str]], np.ndarray]:
         def encode(item_ids: list[str], texts: list[str]) -> np.ndarray:
             if len(self.calls) == self.stop_after:

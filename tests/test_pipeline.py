@@ -22,7 +22,7 @@ from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
 ROOT = Path(__file__).parent.parent
 TINY = shlex.split(
     "embedder=hashed embedder.dim=16 tokenizer=random tokenizer.codebook_size=8 tokenizer.levels=2 "
-    "generator.num_layers=1 generator.num_decoder_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
+    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
     "train.epochs=1 train.part_tokens=8192 train.validation_users=50 evaluate.batch_tokens=65536"
 )
 TRAINED = Path("sample/hashed/random-seed0/t5-packed-seed0")

@@ -18,9 +18,9 @@ from tigerrec.semantic_ids import load_semantic_ids
 HISTORY = ["0000000003", "0000000011", "0000000007"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return build_run(tmp_path_factory.mktemp("runs"))
+@pytest.fixture(scope="module", params=["codes", "items"])
+def run(request, tmp_path_factory):
+    return build_run(tmp_path_factory.mktemp("runs"), history=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pytest
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, artifacts
 from tigerrec.generator import T5
-from tigerrec.report import read_runs, training_table
+from tigerrec.report import plot_validation, read_runs, training_table
 from tigerrec.train import TrainConfig, Training, train
 
 ROOT = Path(__file__).parent.parent
-MODEL = T5(num_layers=1, num_decoder_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
+MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,19 @@ def test_two_small_files_are_enough_and_the_script_draws(folders, tmp_path):
     picture = tmp_path / "picture.png"
     command = [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, copies), "--plot", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.splitlines()[-1] == str(picture)
-    assert done.stdout.startswith(training_table(read_runs(folders)))
+    assert done.stdout.strip() == training_table(read_runs(folders))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(folders, tmp_path):
+    for tokenizer, folder in zip(("one", "other"), folders, strict=True):
+        shutil.copytree(folder, tmp_path / tokenizer / "t5")
+    assert {run.name for run in read_runs([tmp_path / "one" / "t5", tmp_path / "other" / "t5"])} == {"one/t5", "other/t5"}
+
+
+def test_a_picture_of_another_kind_is_refused(folders, tmp_path):
+    with pytest.raises(TigerrecError, match=r"must end in \.png or \.svg"):
+        plot_validation(read_runs(folders), tmp_path / "picture.foo")
 
 
 def test_folders_that_are_no_runs_or_of_other_histories_are_refused(folders, tmp_path):

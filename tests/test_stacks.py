@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from tigerrec import stacks
+from tigerrec.batches import Batch
 from tigerrec.dropout import Dropout
+from tigerrec.generator import T5
+from tigerrec.semantic_ids import SemanticIds, TokenLayout
 
 
 def stock_model(dropout_rate: float = 0.0) -> T5ForConditionalGeneration:
@@ -83,3 +87,45 @@ def test_cross_entropy_is_that_of_torch(label_smoothing):
 def test_cross_entropy_of_a_hopeless_target_is_finite():
     loss = stacks.CrossEntropy.apply(torch.tensor([[0.0, 500.0]]), torch.tensor([0]), 0.0)
     assert loss.item() == 500.0
+
+
+@pytest.mark.parametrize("bias_shape", [(1, 2, 5, 6), None])
+def test_gradients_of_attention_under_dropout_are_those_of_plain_operations_with_the_same_mask(bias_shape):
+    generator = torch.Generator().manual_seed(2)
+    made = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).float().requires_grad_()  # noqa: E731
+    queries, keys, values = made(3, 2, 5, 4), made(3, 2, 6, 4), made(3, 2, 6, 4)
+    bias = made(*bias_shape) if bias_shape else None
+    visible = torch.arange(6) <= torch.arange(5)[:, None]
+    upstream = torch.randn(3, 2, 5, 4, generator=generator)
+    inputs = [tensor for tensor in (queries, keys, values, bias) if tensor is not None]
+    found = stacks.Attention.apply(queries, keys, values, bias, visible, Dropout(0.4, seed=3))
+    found_gradients = torch.autograd.grad((found * upstream).sum(), inputs)
+    kept = Dropout(0.4, seed=3)(torch.ones(3, 2, 5, 6))
+    scores = queries @ keys.mT + (0 if bias is None else bias)
+    expected = (scores.masked_fill(~visible, -torch.inf).softmax(-1) * kept) @ values
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(found_gradients, torch.autograd.grad((expected * upstream).sum(), inputs), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_of_relu_under_dropout_pass_where_its_result_is_positive():
+    values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept = Dropout(0.4, seed=3)
+    result = stacks.DroppedRelu.apply(values, kept.mask(values))
+    expected = values.detach().relu() * Dropout(0.4, seed=3)(torch.ones(40, 30))
+    assert torch.equal(result, expected)
+    result.sum().backward()
+    assert torch.equal(values.grad, (expected > 0).float())
+
+
+def test_a_training_step_reads_nothing_back_from_its_device():
+    """On the device `meta` there are no values: anything that waits for one, or mixes devices, fails."""
+    codes = np.zeros((7, 2), np.int32)
+    codes[:, 1] = np.arange(7)
+    ids = SemanticIds(codes, TokenLayout((4,), (4, 8)))
+    generator = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, history="items", item_loss=1.0)
+    model = generator.new(ids, "item_causal", 0).to("meta")
+    places = torch.zeros(3, 4, dtype=torch.long, device="meta")
+    losses = model.losses(Batch(places, places, places[:1]), torch.bfloat16, Dropout(0.0), label_smoothing=0.1, known=places[0])
+    sum(losses).backward()
+    assert model.t5.shared.weight.grad.device.type == model.inputs.item_embeddings.weight.grad.device.type == "meta"

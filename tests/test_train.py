@@ -24,8 +24,9 @@ from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.train import TrainConfig, Training, train
 from tigerrec.trainer import Trainer, validation_sample
 
-MODEL = T5(num_layers=1, num_decoder_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
+MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 TRAINING = Training(epochs=3, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
+STRIDE = {"packed": 3, "prefix": None}
 CONFIG = TrainConfig(MODEL, TRAINING)
 
 
@@ -76,7 +77,7 @@ def read_log(folder: Path) -> list[dict]:
 def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders, label_smoothing):
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
     model = MODEL.new(ids, "bidirectional", 3)
-    training = dataclasses.replace(TRAINING, examples="prefix", label_smoothing=label_smoothing)
+    training = dataclasses.replace(TRAINING, examples="prefix", stride=None, label_smoothing=label_smoothing)
     trainer = Trainer(model, histories, TrainConfig(MODEL, training))
     examples = trainer.examples
     rows = np.arange(0, len(examples), 3)
@@ -95,7 +96,7 @@ def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_item
     ids = catalogue(60)
     rng = np.random.default_rng(0)
     histories = made_of([rng.permutation(60)[: rng.integers(4, 50)] for _ in range(20)])
-    generator = dataclasses.replace(MODEL, num_layers=2, num_decoder_layers=2, history="codes" if item_loss is None else "items", item_loss=item_loss or 0.0)
+    generator = dataclasses.replace(MODEL, num_layers=2, history="codes" if item_loss is None else "items", item_loss=item_loss or 0.0)
     model = generator.new(ids, "item_causal", 0)
     if model.inputs is not None:
         torch.nn.init.normal_(model.inputs.item_embeddings.weight, generator=torch.Generator().manual_seed(0))
@@ -119,7 +120,7 @@ def test_every_target_of_an_epoch_counts_the_same(folders, examples):
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
     generator = dataclasses.replace(MODEL, dropout_rate=0.0)
     model = generator.new(ids, "item_causal", 3)
-    trainer = Trainer(model, histories, TrainConfig(generator, dataclasses.replace(TRAINING, max_grad_norm=1e9, examples=examples)))
+    trainer = Trainer(model, histories, TrainConfig(generator, dataclasses.replace(TRAINING, max_grad_norm=1e9, examples=examples, stride=STRIDE[examples])))
     assert trainer.steps_per_epoch > 2
     total = {}
 
@@ -171,11 +172,11 @@ def test_a_deterministic_next_item_is_learned_to_the_first_rank(examples, mask, 
     walks = [(rng.integers(n_items) + np.arange(rng.integers(5, 10))) % n_items for _ in range(60)]
     history = "codes" if item_loss is None else "items"
     generator = T5(
-        num_layers=2, num_decoder_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=64, dropout_rate=0.0, max_items=4,
+        num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=64, dropout_rate=0.0, max_items=4,
         history=history, item_loss=item_loss or 0.0,
     )  # fmt: skip
     model = generator.new(ids, mask, 0)
-    training = Training(examples=examples, epochs=80, batch_targets=48, stride=2, learning_rate=3e-3, precision="fp32")
+    training = Training(examples=examples, epochs=80, batch_targets=48, stride=STRIDE[examples], learning_rate=3e-3, precision="fp32")
     trainer = Trainer(model, made_of(walks), TrainConfig(generator, training))
     for step in range(trainer.total_steps):
         loss = trainer.step(step)
@@ -265,7 +266,9 @@ def test_semantic_ids_of_another_catalogue_are_refused(folders):
         run(folders)
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"beam_size": 5}, {"precision": "fp8"}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"beam_size": 5}, {"precision": "fp8"}, {"stride": None}, {"examples": "prefix"}]
+)
 def test_values_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(TRAINING, **change)

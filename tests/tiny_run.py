@@ -16,7 +16,7 @@ N_ITEMS = 40
 CODE_SIZES = (4, 3)
 
 
-def build_run(root: Path, seed: int = 0) -> dict[str, Path]:
+def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Path]:
     """The folders `prepare`, `tokenize` and `train` below `root`, laid out as the pipeline does."""
     rng = np.random.default_rng(seed)
     folders = {
@@ -40,13 +40,13 @@ def build_run(root: Path, seed: int = 0) -> dict[str, Path]:
         files.parquet("semantic_ids.parquet", pa.table(columns))
         files.json("tokenizer.json", {"family": "random", "hyper_parameters": {}, "code_sizes": CODE_SIZES, "level_sizes": layout.level_sizes})
         files.arrays("tokenizer.safetensors", {"nothing": np.zeros(1)})
-    write_train(folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed)
+    write_train(folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed, history)
     return folders
 
 
-def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int) -> None:
+def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes") -> None:
     """An untrained generator as a train stage."""
-    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5).new(semantic_ids, "bidirectional", seed)
+    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history).new(semantic_ids, "item_causal", seed)
     inputs = {name: folders[name] for name in ("prepare", "tokenize")}
     with artifacts.writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
         scratch = folders["train"] / "scratch"

@@ -17,7 +17,7 @@ from tigerrec.dropout import Dropout
 from tigerrec.history_t5 import HistoryT5
 from tigerrec.precision import product_type
 from tigerrec.semantic_ids import PAD
-from tigerrec.stacks import attention_weights, feed_forward, heads, linear, normalise
+from tigerrec.stacks import attend, feed_forward, heads, linear, normalise
 from tigerrec.trie import Trie, build_trie
 
 logger = logging.getLogger(__name__)
@@ -76,20 +76,14 @@ class BeamDecoder:
             if (cached := self.cache[index]) is not None:
                 keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
             self.cache[index] = keys, values
-            states = states + attend(attention, queries, keys, values, bias=bias)
+            states = states + attend((queries, keys, values), bias, None, attention, NO_DROPOUT)
             attention = cross_layer.EncDecAttention
             (queries,) = heads(linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads)
-            states = states + attend(attention, queries, *self.cross[index], visible=self.visible)
+            states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
             states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
         states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
         scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
         return linear(states, self.t5.lm_head, scale=scale).log_softmax(-1)  # in float32: in bf16 items of a list would tie
-
-
-def attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor, *, bias: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-    """The output of an attention layer, (B, K, d)."""
-    attended = torch.matmul(attention_weights(queries, keys, bias, visible), values)
-    return linear(attended.transpose(1, 2).flatten(2), attention.o)
 
 
 @torch.inference_mode()
@@ -205,7 +199,7 @@ class Searcher:
         max_items = self.model.facts["max_items"]
         lengths = np.array([min(len(history), max_items) for history in histories], np.int64)
         with tqdm(total=len(histories), desc=progress, unit="user", leave=False, disable=None if progress else True) as bar:
-            for batch in length_sorted_batches(lengths * self.trie.n_levels, batch_tokens):
+            for batch in length_sorted_batches(lengths * self.model.positions_per_item, batch_tokens):
                 found, found_scores = self._rank_batch([histories[row] for row in batch], beam_size, mask_seen)
                 width = min(k, found.shape[1])
                 items[batch, :width], scores[batch, :width] = found[:, :width], found_scores[:, :width]

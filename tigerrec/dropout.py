@@ -1,8 +1,8 @@
 """Dropout whose masks are cheap on a CPU.
 
 PyTorch draws one double-precision random number for each element, which takes a third of a training step on a CPU.
-Here one 64-bit random number serves four elements, 16 bits each (the drop probability is exact to 1 / 65,536), and a
-mask is applied by one bitwise "and".
+Here one 64-bit random number serves four elements (the drop probability is exact to 1 / 32,768), and a mask is applied
+by one bitwise "and".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Dropout:
 
     Args:
         p: the probability that an element is dropped.
-        seed: of all masks; on CUDA, of PyTorch's own generator there.
+        seed: of all masks; elsewhere than on the CPU, of a generator of PyTorch.
     """
 
     def __init__(self, p: float, seed: int = 0) -> None:
@@ -29,7 +29,7 @@ class Dropout:
         self.scale = 1 / (1 - p)
         self._bits = np.random.SFC64(seed)
         self._seed = seed
-        self._cuda: torch.Generator | None = None
+        self._generator: torch.Generator | None = None
 
     def mask(self, like: Tensor) -> Tensor | None:
         """All bits set where an element is kept, none where it is dropped, as an integer tensor of the same shape; None where p is 0."""
@@ -37,9 +37,9 @@ class Dropout:
             return None
         integer = WORDS_AS_LARGE[like.element_size()]
         if like.device.type != "cpu":
-            if self._cuda is None:
-                self._cuda = torch.Generator(like.device).manual_seed(self._seed)
-            kept = torch.rand(like.shape, device=like.device, generator=self._cuda) >= self.p
+            if self._generator is None:
+                self._generator = torch.Generator(like.device).manual_seed(self._seed)
+            kept = torch.rand(like.shape, device=like.device, generator=self._generator) >= self.p
             return -kept.to(integer)
         words = torch.from_numpy(self._bits.random_raw(-(-like.numel() // 4)).view(np.int16)[: like.numel()])
         # 15 bits decide: a lane halved, less the bound, is negative with probability p

@@ -17,13 +17,17 @@ logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "input_module.safetensors")
 COPIED = {"prepare": ("items.parquet",), "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"), "train": MODEL_FILES}
-ENCODER_NOTES = {
-    "bidirectional": "The encoder reads the history without a mask, so `generate` of transformers computes the scores that tigerrec computes.",
-    "item_causal": (
-        "The encoder reads the history under a mask by which an item sees itself and older items; `generate` of transformers knows none, "
-        "so rank with tigerrec, or give `generate` the output of `HistoryT5.encode` as `encoder_outputs`, with a two-dimensional attention mask."
-    ),
+READERS = {
+    "codes": "the Semantic IDs of the items a user chose, oldest first",
+    "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of its own",
 }
+ENCODER_NOTES = {
+    ("bidirectional", "codes"): "The encoder reads the history without a mask, so `generate` of transformers computes the scores that tigerrec computes.",
+}
+OWN_ENCODING = (
+    "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` the output of "
+    "`HistoryT5.encode` as `encoder_outputs`, with a two-dimensional attention mask."
+)
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (
     "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. 2015). Where they are that release, "
@@ -87,12 +91,15 @@ def _evaluations(trained: Path) -> list[Path]:
     return found
 
 
-def count_parameters(weights: Path) -> int:
-    """The number of values in a safetensors file."""
+def count_parameters(run: Path) -> int:
+    """The number of values in the weights of a train stage."""
     from safetensors import safe_open
 
-    with safe_open(weights, framework="np") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    count = 0
+    for weights in run.glob("*.safetensors"):
+        with safe_open(weights, framework="np") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def _settings(title: str, config: dict[str, Any]) -> str:
@@ -145,14 +152,14 @@ tags: [recommendation, generative-retrieval, semantic-ids, t5]
 # {run} on {dataset}
 
 A generative recommender (TIGER: Rajput et al. 2023, arXiv 2305.05065):
-it reads the Semantic IDs of the items a user chose, oldest first, and generates the Semantic ID of the next one.
+it reads {READERS[facts["history"]]}, and generates the Semantic ID of the next one.
 
 | | |
 |---|---|
 | data set | `{dataset}`: {stats["users"]:,} users, {stats["items"]:,} items, {stats["interactions"]:,} interactions |
 | embedder | `{embedder}` |
 | tokenizer | `{tokenizer}`: {" × ".join(map(str, facts["code_sizes"]))} codes, {len(facts["level_sizes"])} tokens an item |
-| generator | `{run}`: {count_parameters(folders["train"] / "model.safetensors"):,} parameters, reads the last {facts["max_items"]} items |
+| generator | `{run}`: {count_parameters(folders["train"]):,} parameters, reads the last {facts["max_items"]} items |
 | made with | {", ".join(f"{name} {version}" for name, version in versions.items())} |
 
 ## Use
@@ -165,7 +172,7 @@ for item in recommender.recommend({example!r}, k=10):
     print(item.item_id, item.title, item.score, item.semantic_id)
 ```
 
-Only items of this data set can be given and are recommended. {ENCODER_NOTES[facts["encoder_mask"]]}
+Only items of this data set can be given and are recommended. {ENCODER_NOTES.get((facts["encoder_mask"], facts["history"]), OWN_ENCODING)}
 
 ## Results
 

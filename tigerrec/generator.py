@@ -38,7 +38,7 @@ class T5:
 
     Attributes:
         num_layers: blocks in the encoder.
-        num_decoder_layers: blocks in the decoder.
+        num_decoder_layers: blocks in the decoder, at most as many as in the encoder (`generate` of transformers needs that); None = as many.
         d_model: width of the hidden states.
         num_heads: attention heads a layer.
         d_kv: width of one head.
@@ -50,7 +50,7 @@ class T5:
     """
 
     num_layers: int = 4
-    num_decoder_layers: int = 4
+    num_decoder_layers: int | None = None
     d_model: int = 128
     num_heads: int = 6
     d_kv: int = 64
@@ -61,17 +61,24 @@ class T5:
     item_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items"):
+        for name in ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        if not 1 <= self.decoder_layers <= self.num_layers:
+            raise ValueError(f"num_decoder_layers must be between 1 and num_layers, {self.num_layers}, or null, got {self.num_decoder_layers}")
+        if not 0 <= self.dropout_rate <= 0.99:
+            raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
         if self.history not in HISTORIES:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
         if self.item_loss < 0:
             raise ValueError(f"item_loss must be 0 or more, got {self.item_loss}")
         if self.item_loss and self.history != ITEMS:
-            raise ValueError("item_loss needs history=items")
+            raise ValueError("item_loss needs history=items; give generator.item_loss=0")
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks in the decoder."""
+        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
     def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryT5:
         """A T5 with random weights; `config.tigerrec` says how its inputs are made."""
@@ -83,7 +90,7 @@ class T5:
         layout = semantic_ids.layout
         config = T5Config(
             vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff, num_layers=self.num_layers,
-            num_decoder_layers=self.num_decoder_layers, num_heads=self.num_heads, dropout_rate=self.dropout_rate,
+            num_decoder_layers=self.decoder_layers, num_heads=self.num_heads, dropout_rate=self.dropout_rate,
             pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
         )  # fmt: skip
         config.tigerrec = {
@@ -126,7 +133,7 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
     inputs = None
     if facts["history"] == ITEMS:
         inputs = ItemInputs.of(load_file(folder / INPUT_MODULE), len(semantic_ids.codes))
-    return HistoryT5(t5, semantic_ids.tokens, inputs).eval()
+    return HistoryT5(t5, semantic_ids.tokens, inputs)
 
 
 def save_generator(model: HistoryT5, folder: Path) -> Iterator[Path]:

@@ -41,9 +41,9 @@ def peak_mb() -> int:
     On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves elsewhere.
     """
     status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) // 1024
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if peak is None else peak) // 1024
 
 
 def provenance(started: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 from tigerrec import TigerrecError, artifacts
 
+PICTURES = (".png", ".svg")
+
 
 @dataclass(frozen=True)
 class TrainedRun:
     """What a finished train stage says of itself.
 
     Attributes:
-        name: its folder's name.
+        name: its folder, below the one that all runs share.
         settings: every option of generator and training, by dotted name.
         inputs: fingerprints of what it was trained on.
         log: the lines of `training.jsonl`.
@@ -51,7 +54,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def read_run(folder: Path) -> TrainedRun:
+def read_run(folder: Path, name: str) -> TrainedRun:
     """The run in a folder; of its files only `manifest.json` and `training.jsonl` are needed.
 
     Raises:
@@ -64,7 +67,7 @@ def read_run(folder: Path) -> TrainedRun:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     inputs = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
     facts = manifest.provenance
-    return TrainedRun(folder.name, flat(manifest.config), inputs, lines, facts["selected"], facts["training_seconds"])
+    return TrainedRun(name, flat(manifest.config), inputs, lines, facts["selected"], facts["training_seconds"])
 
 
 def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
@@ -73,9 +76,10 @@ def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
     Raises:
         TigerrecError: there is none, or one was trained on other histories.
     """
-    runs = [read_run(folder) for folder in folders]
-    if not runs:
+    if not folders:
         raise TigerrecError("There is no run to report; give at least one folder of a train stage.")
+    shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    runs = [read_run(folder, str(folder.resolve().relative_to(shared))) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         if run.inputs.get("prepare") != runs[0].inputs.get("prepare"):
             raise TigerrecError(f"{folder} was trained on other histories than {folders[0]}; report them apart.")
@@ -85,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
 def training_table(runs: Sequence[TrainedRun]) -> str:
     """Runs in Markdown, best first: the options in which they differ, minutes of training, and validation of the weights kept."""
     names = sorted({name for run in runs for name in run.settings})
-    differing = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    differing = [name for name in names if not name.endswith("_target_") and len({repr(run.settings.get(name)) for run in runs}) > 1]
     rows = []
     for run in sorted(runs, key=lambda run: -run.validated["NDCG@10"]):
         options = [str(run.settings.get(name, "")) for name in differing]
@@ -98,8 +102,10 @@ def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
     """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names.
 
     Raises:
-        TigerrecError: matplotlib is not installed.
+        TigerrecError: matplotlib is not installed, or the ending is another.
     """
+    if path.suffix not in PICTURES:
+        raise TigerrecError(f"{path} must end in {' or '.join(PICTURES)}.")
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -115,4 +121,4 @@ def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     with artifacts.atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=150)
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)

@@ -120,7 +120,7 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """Probability less label, for each class."""
         (difference,) = ctx.saved_tensors
-        return difference * gradient.to(difference.dtype), None, None
+        return (difference * gradient).to(difference.dtype), None, None
 
 
 def heads(states: Tensor, n_parts: int, n_heads: int) -> tuple[Tensor, ...]:

@@ -30,10 +30,10 @@ class Training:
     Attributes:
         examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before it, and all targets of
             the window pass the decoder together; or `prefix`: each target has a pass of its own and the encoder no mask, as in the paper of TIGER.
-        stride: items between the windows of long histories, which hold `stride` items more than the generator reads; only with packed.
+        stride: items between the windows of long histories, which hold `stride` items more than the generator reads; None with prefix.
         epochs: passes over all targets.
         batch_targets: targets a step, of examples of similar length.
-        part_tokens: encoder and decoder tokens, padding included, that pass the model at once; longer steps pass in parts whose gradients add up.
+        part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
         warmup: share of all steps.
         weight_decay: AdamW's, on matrices only.
@@ -51,7 +51,7 @@ class Training:
     """
 
     examples: str = PACKED
-    stride: int = 10
+    stride: int | None = 10
     epochs: int = 7
     batch_targets: int = 512
     part_tokens: int = 8192
@@ -71,7 +71,7 @@ class Training:
     tensorboard: bool = not_identity(default=False)
 
     def __post_init__(self) -> None:
-        for name in ("stride", "epochs", "batch_targets", "part_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
+        for name in ("epochs", "batch_targets", "part_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience"):
@@ -85,6 +85,10 @@ class Training:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.examples not in ENCODER_MASK:
             raise ValueError(f"examples must be one of {', '.join(ENCODER_MASK)}, got {self.examples!r}")
+        if self.examples == PACKED and (self.stride is None or self.stride < 1):
+            raise ValueError(f"stride must be at least 1 with examples={PACKED}, got {self.stride}")
+        if self.examples == PREFIX and self.stride is not None:
+            raise ValueError(f"stride has no effect with examples={PREFIX}; leave it null, got {self.stride}")
         if self.beam_size < VALIDATION_K:
             raise ValueError(f"beam_size must be at least {VALIDATION_K}, got {self.beam_size}")
         check_device(self.device)
@@ -128,7 +132,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     """Train a generator on the training parts of all histories; a killed run continues from its last checkpoint.
 
     Returns:
-        `out`, with config.json, generation_config.json, model.safetensors and training.jsonl.
+        `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items, input_module.safetensors.
 
     Raises:
         ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.

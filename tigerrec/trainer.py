@@ -21,7 +21,7 @@ from tigerrec.history_t5 import HistoryT5
 from tigerrec.metrics import item_ranks
 from tigerrec.precision import product_type
 from tigerrec.seeds import derived_seed
-from tigerrec.train import PACKED, VALIDATION_K, TrainConfig, Training
+from tigerrec.train import VALIDATION_K, TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 KEPT_CANDIDATES = 3
@@ -38,10 +38,10 @@ class Trainer:
     def __init__(self, model: HistoryT5, histories: Histories, config: TrainConfig) -> None:
         self.model, self.config, self.training = model, config, config.training
         max_items, device = model.facts["max_items"], model.device
-        if self.training.examples == PACKED:
-            self.examples = Examples.windows(histories, max_items + self.training.stride, self.training.stride, device)
-        else:
+        if self.training.stride is None:
             self.examples = Examples.prefixes(histories, max_items, device)
+        else:
+            self.examples = Examples.windows(histories, max_items + self.training.stride, self.training.stride, device)
         if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
         self.n_targets = int(self.examples.n_targets.sum())
@@ -122,7 +122,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
     state = checkpoints.restore(trainer.model, trainer.optimizer)
     users = validation_sample(histories, training, trainer.config.seed)
     progress = Progress(state.seconds)
-    with stop_signals() as stop, torch.random.fork_rng(devices=[]), progress.bar(trainer.total_steps, state.step) as bar:
+    with stop_signals() as stop, progress.bar(trainer.total_steps, state.step) as bar:
         losses: list[torch.Tensor] = []
         while state.step < trainer.total_steps and not state.finished:
             losses.append(trainer.step(state.step))

@@ -145,7 +145,7 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
     results = rounded(measure(Setting(prepared, tokenized, config), effort))
     facts = provenance(started)
     results |= {"config": artifacts.describe(config), **{key: facts[key] for key in ("git", "finished", "seconds")}}
-    path = prepared.parent / "benchmark" / f"{prepared.name}-{cfg.generator.name}.json"
+    path = prepared.parent / "benchmark" / f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
     files.write_json(path, results)
     logger.info("%s", report(results))
     return path

@@ -1,4 +1,4 @@
-"""The least arithmetic of an epoch and of a search: every matrix product, over what is really read, without any padding.
+"""The arithmetic of an epoch and of a search: every matrix product, over what is really read, without any padding.
 
 Counted are floating-point operations, two for a multiplication and its addition. Positions may be numbers or integer arrays,
 one entry a history.
@@ -53,7 +53,7 @@ def encoder(sizes: Sizes, positions: Any) -> Any:
 
 def cross_keys(sizes: Sizes, positions: Any) -> Any:
     """Operations that make the decoder's keys and values of an encoded history."""
-    return 2 * sizes.generator.num_decoder_layers * 2 * positions * sizes.generator.d_model * sizes.heads_width
+    return 2 * sizes.generator.decoder_layers * 2 * positions * sizes.generator.d_model * sizes.heads_width
 
 
 def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> Any:
@@ -66,7 +66,7 @@ def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> An
     """
     generator, width = sizes.generator, sizes.heads_width
     layer = tokens * (6 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * (token_pairs + cross_pairs) * width
-    return 2 * (generator.num_decoder_layers * layer + tokens * generator.d_model * sizes.vocab_size)
+    return 2 * (generator.decoder_layers * layer + tokens * generator.d_model * sizes.vocab_size)
 
 
 def epoch(sizes: Sizes, examples: Examples) -> int:

@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, EncoderDecoderCache
 
 from tigerrec.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.beam_search import Searcher
@@ -136,7 +135,6 @@ def stock_generate(model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, 
     n_levels = model.tokens.shape[1]
     found: Tensor = model.t5.generate(
         **stock_inputs(model, items),
-        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),  # the default one has as many layers as the encoder
         prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [PAD]),  # beams of score -inf have left the catalogue
         num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=n_levels, min_new_tokens=n_levels, do_sample=False,
         length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD,

@@ -45,6 +45,10 @@ class Embedder(Protocol):
         """
         ...
 
+    def environment(self) -> dict[str, str]:
+        """What of this machine decides the last bits of the vectors."""
+        ...
+
     def open(self) -> Encode:
         """A function from (item ids, texts) of n items to their vectors (n, dim), float32, in the order given."""
         ...
@@ -85,7 +89,7 @@ def embed(prepared: Path, embedder: Embedder, out: Path) -> Path:
     with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared}, sources=sources, started=started) as files:
         files.arrays(FILE, {"embeddings": vectors})
         threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
-        files.provenance |= {"embedder": repr(embedder), "threads": threads, "encoded_items": computed}
+        files.provenance |= {"embedder": repr(embedder), **embedder.environment(), "threads": threads, "encoded_items": computed}
     artifacts.remove_tree(out / "shards")
     logger.info("wrote %d vectors of %d dimensions to %s (%d encoded, %.0f items/s)", *vectors.shape, out, computed, computed / max(seconds, 1e-9))
     return out
@@ -112,8 +116,8 @@ def _vectors(embedder: Embedder, sources: dict[str, str], item_ids: list[str], t
     except OSError as error:
         raise artifacts.ArtifactError(f"Cannot write in {shards} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
     size = embedder.shard_items or len(item_ids)
-    key = artifacts.sha256_text(artifacts.canonical_json([repr(embedder), size, sources, item_ids, texts]))[:16]
     order = np.argsort([len(text) for text in texts], kind="stable")
+    key = artifacts.sha256_text(artifacts.canonical_json([repr(embedder), embedder.environment(), size, sources, item_ids, texts, order.tolist()]))[:16]
     encode: Encode | None = None
     parts, computed = [], 0
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:

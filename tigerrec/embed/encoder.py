@@ -63,6 +63,13 @@ class SentenceTransformerEmbedder:
                 )
         return files
 
+    def environment(self) -> dict[str, str]:
+        """The device, and the precision of matrix products on it."""
+        from tigerrec.precision import resolve_device, resolve_precision
+
+        device = resolve_device(self.device)
+        return {"device": str(device), "precision": resolve_precision(device, self.precision)}
+
     def open(self) -> Encode:
         """The loaded encoder."""
         import torch

@@ -36,6 +36,10 @@ class Hashed:
         """No file at all."""
         return {}
 
+    def environment(self) -> dict[str, str]:
+        """Nothing: the vectors are the same everywhere."""
+        return {}
+
     def open(self) -> Encode:
         """A function of the texts alone, whose vectors have length 1."""
         return lambda item_ids, texts: unit(np.stack([self._vector(text) for text in texts]))

@@ -51,6 +51,10 @@ class Precomputed:
             raise EmbedError(f"{path} says not which row is which item; give a text file of item ids, one a line in row order, as `embedder.ids=<file>`.")
         return {"vectors": path, "ids": _existing(Path(self.ids).expanduser(), "embedder.ids")}
 
+    def environment(self) -> dict[str, str]:
+        """Nothing: the vectors are the same everywhere."""
+        return {}
+
     def open(self) -> Encode:
         """A function that looks the items up in the file."""
         sources = self.sources()
