@@ -221,6 +221,23 @@ def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
     assert not (out / "checkpoint").exists()
 
 
+def test_embeddings_learn_at_a_rate_of_their_own(folders):
+    """AdamW's first step moves each weight by its rate, whatever the gradient's size."""
+    histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
+    training = dataclasses.replace(TRAINING, embedding_rate=4.0, weight_decay=0.0, learning_rate=0.01)
+    generator = dataclasses.replace(MODEL, history="items")
+    model = generator.new(ids, "item_causal", 0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(model, histories, TrainConfig(generator, training))
+    trainer.step(0)
+    rate = training.learning_rate_at(0, trainer.total_steps)
+    moved = {name: (parameter.detach() - before[name]).abs().max().item() for name, parameter in model.named_parameters()}
+    embeddings = {"t5.shared.weight", "inputs.item_embeddings.weight"}
+    for name, distance in moved.items():
+        if name != "inputs.item_embeddings.weight":  # rows of items unseen in training are zeroed beforehand
+            assert distance == pytest.approx(rate * (4 if name in embeddings else 1), rel=0.01), name
+
+
 def test_patience_stops_early(folders):
     config = dataclasses.replace(CONFIG, training=dataclasses.replace(TRAINING, epochs=30, learning_rate=1e-12, patience=2))
     epochs = [line["epoch"] for line in read_log(run(folders, config)) if "validation_ndcg@10" in line and not line.get("selection")]

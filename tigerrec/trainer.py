@@ -51,10 +51,7 @@ class Trainer:
             model.inputs.keep_only(known)
         self.known = known if config.generator.item_loss else None
         self.dtype = product_type(device, self.training.precision)
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": self.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.training.learning_rate, fused=True)
+        self.optimizer = new_optimizer(model, self.training)
         self.steps_per_epoch = len(self._epoch_batches(0))
         self.total_steps = self.steps_per_epoch * self.training.epochs
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
@@ -74,7 +71,7 @@ class Trainer:
             self._epoch = (epoch, self._epoch_batches(epoch))
         dropout = Dropout(self.model.t5.config.dropout_rate, derived_seed(self.config.seed, "dropout", number))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.training.learning_rate_at(number, self.total_steps)
+            group["lr"] = self.training.learning_rate_at(number, self.total_steps) * group["rate"]
         rows = self._epoch[1][position]
         total = torch.zeros((), device=self.model.device)
         for part in length_sorted_batches(self.n_tokens[rows], self.training.part_tokens):
@@ -90,6 +87,22 @@ class Trainer:
     def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next item."""
         return self.model.losses(self.examples.batch(rows), self.dtype, dropout, label_smoothing=self.training.label_smoothing, known=self.known)
+
+
+def new_optimizer(model: HistoryT5, training: Training) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), each parameter group with its `rate`, a multiple of the learning rate.
+
+    Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move embeddings
+    relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv 1804.04235).
+    """
+    embeddings = [model.t5.shared.weight] + ([] if model.inputs is None else [model.inputs.item_embeddings.weight])
+    others = [parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in embeddings)]
+    groups = [
+        {"params": embeddings, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
+        {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": training.weight_decay, "rate": 1.0},
+        {"params": [parameter for parameter in others if parameter.ndim == 1], "weight_decay": 0.0, "rate": 1.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
 def validate(model: HistoryT5, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
