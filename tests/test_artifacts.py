@@ -16,6 +16,7 @@ import pytest
 
 from tigerrec import TigerrecError, artifacts, files, provenance
 from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
+from tigerrec.identity import not_identity
 
 WRITING_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"))
 
@@ -30,7 +31,7 @@ class Config:
     part: Part = Part()
     levels: tuple[int, ...] = (2, 3)
     seed: int = 0
-    device: str = artifacts.not_identity(default="cpu")
+    device: str = not_identity(default="cpu")
 
 
 def write(folder: Path, seed: int = 0, *, stage: str = "embed", seconds: float = 0.0, inputs: dict[str, Path] | None = None) -> Path:

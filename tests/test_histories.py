@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tigerrec import artifacts
 from tigerrec.histories import DatasetError, Histories, RawData, RawItem, arrange, item_text, k_core, load_histories, prepare, split, training_part
+from tigerrec.identity import not_identity
 
 pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=80)
 
@@ -23,13 +24,13 @@ pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, ma
 class Fixed:
     """A data set of interactions given in the test: (user, item, time)."""
 
-    path: Path = artifacts.not_identity()  # noqa: RUF009
-    rows: tuple[tuple[str, str, int], ...] = artifacts.not_identity()
+    path: Path = not_identity()  # noqa: RUF009
+    rows: tuple[tuple[str, str, int], ...] = not_identity()
     min_user_interactions: int = 0
     min_item_interactions: int = 0
     max_dropped: float = 0.001
     expected: tuple[int, ...] = ()
-    dropped: int = artifacts.not_identity(default=0)
+    dropped: int = not_identity(default=0)
 
     def sources(self) -> dict[str, Path]:
         self.path.write_text(json.dumps(self.rows))

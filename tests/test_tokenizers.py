@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tigerrec import TigerrecError, artifacts, config
+from tigerrec.files import sha256_text
 from tigerrec.semantic_ids import load_semantic_ids
 from tigerrec.tokenizers import TokenizeConfig, TokenizeError, Tokenizer, encode_items, families, fit, load_tokenizer, tokenize
 from tigerrec.tokenizers.random import RandomCodes
@@ -169,7 +170,7 @@ def edit_facts(folder: Path, **changes: Any) -> None:
     manifest["files"]["tokenizer.json"]["sha256"] = artifacts.sha256_file(folder / "tokenizer.json")
     hashes = {name: entry["sha256"] for name, entry in manifest["files"].items() if not entry.get("measured")}
     manifest["files"]["tokenizer.json"]["bytes"] = (folder / "tokenizer.json").stat().st_size
-    manifest["content"] = artifacts.sha256_text(artifacts.canonical_json(hashes))
+    manifest["content"] = sha256_text(artifacts.canonical_json(hashes))
     artifacts.write_json(folder / artifacts.MANIFEST, manifest)
 
 

@@ -25,7 +25,9 @@ from tigerrec.train import TrainConfig, Training, train
 from tigerrec.trainer import Trainer, validation_sample
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
-TRAINING = Training(epochs=3, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32")
+TRAINING = Training(
+    epochs=3, validate_every=1, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32"
+)
 STRIDE = {"packed": 3, "prefix": None}
 CONFIG = TrainConfig(MODEL, TRAINING)
 

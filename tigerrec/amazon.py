@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tigerrec import artifacts
 from tigerrec.download import download_missing
 from tigerrec.histories import SHORTEST_HISTORY, DatasetError, RawData, RawItem, check_filters
+from tigerrec.identity import not_identity
 from tigerrec.raw import Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
@@ -72,14 +72,14 @@ class AmazonReviews:
         expected: users, items and interactions of the known release; other counts are warned of.
     """
 
-    raw_dir: Path = artifacts.not_identity()  # noqa: RUF009
-    interactions: str = artifacts.not_identity()
-    metadata: str = artifacts.not_identity()
-    url: str | None = artifacts.not_identity(default=None)
+    raw_dir: Path = not_identity()  # noqa: RUF009
+    interactions: str = not_identity()
+    metadata: str = not_identity()
+    url: str | None = not_identity(default=None)
     min_user_interactions: int = 5
     min_item_interactions: int = 5
-    max_dropped: float = artifacts.not_identity(default=0.001)
-    expected: tuple[int, ...] = artifacts.not_identity(default=())
+    max_dropped: float = not_identity(default=0.001)
+    expected: tuple[int, ...] = not_identity(default=())
 
     def __post_init__(self) -> None:
         check_filters(self.min_user_interactions, self.min_item_interactions, self.max_dropped)

@@ -20,14 +20,13 @@ from tigerrec.files import (
     remove_temporaries,
     remove_tree,
     sha256_file,
-    sha256_text,
     system_code,
     write_failure,
     write_json,
 )
+from tigerrec.identity import SCHEMA, canonical_json, changed_keys, content_digest, describe, fingerprint
 from tigerrec.provenance import provenance
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
 WORKING_FOLDERS = ("checkpoint", "shards")
 MANIFEST_LIMIT = 4 * 1024 * 1024
@@ -43,40 +42,6 @@ class DamagedError(ArtifactError):
 
 class StaleError(ArtifactError):
     """The stage was made with another configuration or from other inputs."""
-
-
-def not_identity(**kwargs: Any) -> Any:
-    """A dataclass field that may change without changing what a stage produces (paths, devices, batch sizes)."""
-    return dataclasses.field(metadata={"identity": False}, **kwargs)
-
-
-def describe(value: Any) -> Any:
-    """The JSON form of a configuration: dataclasses with their class path, without the fields outside identity."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.metadata.get("identity", True)}
-        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def fingerprint(stage: str, config: Any, inputs: Mapping[str, str]) -> str:
-    """What a stage is made of: the sha256 over its name, the schema, its configuration (seed included) and its inputs' fingerprints."""
-    return sha256_text(canonical_json([stage, SCHEMA, describe(config), dict(inputs)]))
-
-
-def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a stage holds: the sha256 over its files' sha256 by name, without the measured ones."""
-    return sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.items() if not entry.get("measured")}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,16 +166,6 @@ def input_record(folder: Path) -> dict[str, Any]:
     if manifest is None:
         raise MissingError(f"No finished stage in {folder}; run the stage that makes it first.")
     return {"fingerprint": manifest.fingerprint, "content": manifest.content, "config": manifest.config}
-
-
-def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The leaves in which two configurations differ, as `key: old → new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            found += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
-    return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
 
 
 def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], name_option: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -106,12 +107,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.start)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Items that the encoder reads of each piece, int64 (m,)."""
         return self.stop - self.start
 
-    @property
+    @cached_property
     def n_targets(self) -> np.ndarray:
         """Targets of each piece, int64 (m,)."""
         return self.stop - self.first + 1
@@ -133,9 +134,10 @@ class Examples:
         asked = first + torch.arange(height, device=self.device)
         n_visible = asked - start
         alike = len(np.unique(self.first[rows] - self.start[rows])) == 1
-        return Batch(self._where(read, read < stop), self._where(asked, asked <= stop), n_visible[:1] if alike else n_visible)
+        return Batch(self._items_at(read, read < stop), self._items_at(asked, asked <= stop), n_visible[:1] if alike else n_visible)
 
-    def _where(self, places: Tensor, there: Tensor) -> Tensor:
+    def _items_at(self, places: Tensor, there: Tensor) -> Tensor:
+        """The items at some places, `NO_ITEM` where there is none."""
         return torch.where(there, self._items[places.clamp(max=len(self._items) - 1)], NO_ITEM)
 
 

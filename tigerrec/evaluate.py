@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from tigerrec import artifacts
-from tigerrec.artifacts import not_identity
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.config import check_device, check_precision
+from tigerrec.files import sha256_text
 from tigerrec.histories import load_histories, split, training_part
+from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.semantic_ids import group_codes, load_semantic_ids
 
@@ -224,7 +225,7 @@ def _shards_folder(out: Path, config: EvaluateConfig, inputs: dict[str, Path]) -
     """Where the shards of exactly this evaluation lie; those of any other are removed."""
     records = {name: artifacts.input_record(folder) for name, folder in inputs.items()}
     contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
-    mine = out / "shards" / artifacts.sha256_text(artifacts.canonical_json([artifacts.describe(config), SHARD_USERS, contents]))[:16]
+    mine = out / "shards" / sha256_text(artifacts.canonical_json([artifacts.describe(config), SHARD_USERS, contents]))[:16]
     for other in (out / "shards").glob("*"):
         if other != mine:
             artifacts.remove_tree(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import logging
@@ -9,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +205,13 @@ def make_command(stage: str, overrides: list[str]) -> str:
     return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *arguments]).replace("$", "$$")
 
 
-def command(cfg: DictConfig, until: str | None = None) -> None:
-    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one sentence on a user's error."""
-    from hydra.core.hydra_config import HydraConfig
-
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """Progress of the package on stderr; a user's error ends the process in one sentence."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("tigerrec").setLevel(logging.INFO)
-    until = until or cfg.until
     try:
-        folder = run(cfg, until)
+        yield
     except TigerrecError as error:
         sys.exit(f"Error: {error}")
     except OSError as error:
@@ -222,6 +221,15 @@ def command(cfg: DictConfig, until: str | None = None) -> None:
     except SystemExit as stop:
         print(stop, file=sys.stderr)
         raise
+
+
+def command(cfg: DictConfig, until: str | None = None) -> None:
+    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one sentence on a user's error."""
+    from hydra.core.hydra_config import HydraConfig
+
+    until = until or cfg.until
+    with reporting():
+        folder = run(cfg, until)
     hydra = HydraConfig.get()
     if until == "evaluate":
         logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)

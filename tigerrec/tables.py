@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec import artifacts
 from tigerrec.histories import DatasetError, RawData, RawItem, check_filters
+from tigerrec.identity import not_identity
 from tigerrec.raw import LINE_LIMIT, Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ class TablesDataset:
         max_dropped: the largest share of unreadable lines that is put up with.
     """
 
-    interactions: Path | None = artifacts.not_identity(default=None)  # noqa: RUF009
-    items: Path | None = artifacts.not_identity(default=None)  # noqa: RUF009
+    interactions: Path | None = not_identity(default=None)  # noqa: RUF009
+    items: Path | None = not_identity(default=None)  # noqa: RUF009
     user_column: str = "user"
     item_column: str = "item"
     time_column: str = "time"
@@ -144,7 +144,7 @@ class TablesDataset:
     categories_separator: str = ">"
     min_user_interactions: int = 0
     min_item_interactions: int = 0
-    max_dropped: float = artifacts.not_identity(default=0.001)
+    max_dropped: float = not_identity(default=0.001)
 
     def __post_init__(self) -> None:
         check_filters(self.min_user_interactions, self.min_item_interactions, self.max_dropped)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tigerrec import artifacts
-from tigerrec.artifacts import not_identity
 from tigerrec.config import check_device, check_precision
 from tigerrec.generator import BIDIRECTIONAL, ITEM_CAUSAL, Generator
 from tigerrec.histories import Histories, load_histories
+from tigerrec.identity import not_identity
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
@@ -53,16 +53,16 @@ class Training:
 
     examples: str = PACKED
     stride: int | None = 10
-    epochs: int = 7
+    epochs: int = 40
     batch_targets: int = 512
     part_tokens: int = 8192
-    learning_rate: float = 1.5e-3
-    embedding_rate: float = 5.0
+    learning_rate: float = 2e-3
+    embedding_rate: float = 10.0
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
-    validate_every: int = 1
+    validate_every: int = 5
     validation_users: int = 5000
     beam_size: int = 20
     patience: int = 0

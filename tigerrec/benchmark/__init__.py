@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec import artifacts, files, pipeline
 from tigerrec.benchmark.processes import in_own_process
 from tigerrec.provenance import provenance
 from tigerrec.train import TrainConfig
@@ -153,14 +152,6 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
 
 def command(cfg: DictConfig, effort: Effort | None = None) -> None:
     """What the script does: measure, print the path of the results as the last line; end with one sentence on a user's error."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("tigerrec").setLevel(logging.INFO)
-    try:
+    with pipeline.reporting():
         path = benchmark(cfg, effort or Effort())
-    except TigerrecError as error:
-        sys.exit(f"Error: {error}")
-    except OSError as error:
-        sys.exit(f"Error: {str(error).splitlines()[0]}.")
-    except KeyboardInterrupt:
-        sys.exit(130)
     print(path, flush=True)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.files import sha256_text
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def _vectors(embedder: Embedder, sources: dict[str, str], item_ids: list[str], t
         raise artifacts.ArtifactError(f"Cannot write in {shards} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
     size = embedder.shard_items or len(item_ids)
     order = np.argsort([len(text) for text in texts], kind="stable")
-    key = artifacts.sha256_text(artifacts.canonical_json([repr(embedder), embedder.environment(), size, sources, item_ids, texts, order.tolist()]))[:16]
+    key = sha256_text(artifacts.canonical_json([repr(embedder), embedder.environment(), size, sources, item_ids, texts, order.tolist()]))[:16]
     encode: Encode | None = None
     parts, computed = [], 0
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:

@@ -13,6 +13,7 @@ import numpy as np
 from tigerrec import artifacts
 from tigerrec.config import check_device, check_precision
 from tigerrec.embed import EmbedError, Encode, few, unit
+from tigerrec.identity import not_identity
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -23,13 +24,13 @@ TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 class SentenceTransformerEmbedder:
     """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra `offline`, or the hub."""
 
-    model: str = artifacts.not_identity(default=MINILM)
-    weights_sha256: str | None = artifacts.not_identity(default=None)
+    model: str = not_identity(default=MINILM)
+    weights_sha256: str | None = not_identity(default=None)
     max_length: int | None = None
     normalize: bool = True
     precision: str = "auto"
-    batch_size: int = artifacts.not_identity(default=32)
-    device: str = artifacts.not_identity(default="auto")
+    batch_size: int = not_identity(default=32)
+    device: str = not_identity(default="auto")
 
     shard_items: ClassVar[int | None] = 512
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec import artifacts
 from tigerrec.embed import EmbedError, Encode, few
+from tigerrec.identity import not_identity
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ def _existing(path: Path, option: str) -> Path:
 class Precomputed:
     """Vectors from a file of the user's, aligned by item id; ids that are no items are ignored."""
 
-    vectors: str | None = artifacts.not_identity(default=None)
-    ids: str | None = artifacts.not_identity(default=None)
+    vectors: str | None = not_identity(default=None)
+    ids: str | None = not_identity(default=None)
     id_column: str = "item_id"
     vector_column: str = "vector"
 
