@@ -18,6 +18,14 @@ from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, add_suffix
 from tigerrec.trie import build_trie
 
 CODE_SIZES = (5, 4, 3)
+SETTINGS = [
+    ("bidirectional", "codes", "history"),
+    ("bidirectional", "codes", "last_item"),
+    ("item_causal", "codes", "history"),
+    ("item_causal", "codes", "last_item"),
+    ("item_causal", "items", "history"),
+    ("item_causal", "items", "last_item"),
+]
 
 
 def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
@@ -25,8 +33,9 @@ def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), TokenLayout(CODE_SIZES, (*CODE_SIZES, n_items)))
 
 
-def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", seed: int = 0) -> HistoryT5:
-    model = T5(num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=48, max_items=6, history=history).new(ids, mask, seed)
+def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", reads: str = "history", seed: int = 0) -> HistoryT5:
+    sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6}
+    model = T5(**sizes, history=history, decoder_reads=reads).new(ids, mask, seed)
     with torch.no_grad():  # random weights hardly look at their input: sharpen them
         for parameter in model.parameters():
             parameter.mul_(1.7)
@@ -36,7 +45,7 @@ def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes
 
 
 def stock_encoding(model: HistoryT5, history: np.ndarray) -> torch.Tensor:
-    """The output of transformers' own encoder for one history, (1, S, d): inputs and mask built position by position."""
+    """What the decoder reads of transformers' own encoder for one history, (1, S, d): inputs and mask built position by position."""
     read, t5 = history[-6:], model.t5
     codes = [t5.shared.weight[model.tokens[int(item)]] for item in read]
     if model.inputs is None:
@@ -49,7 +58,9 @@ def stock_encoding(model: HistoryT5, history: np.ndarray) -> torch.Tensor:
     if model.facts["encoder_mask"] == "item_causal":
         for query, key in itertools.product(range(len(item_of)), repeat=2):
             mask[0, 0, query, key] = 0.0 if item_of[key] <= item_of[query] else torch.finfo(torch.float32).min
-    return t5.encoder(inputs_embeds=embedded[None], attention_mask=mask).last_hidden_state
+    encoded = t5.encoder(inputs_embeds=embedded[None], attention_mask=mask).last_hidden_state
+    last = [place for place, item in enumerate(item_of) if item == len(read) - 1]
+    return encoded[:, last] if model.facts["decoder_reads"] == "last_item" else encoded
 
 
 def random_histories(n: int, n_items: int, seed: int = 1) -> list[np.ndarray]:
@@ -57,7 +68,7 @@ def random_histories(n: int, n_items: int, seed: int = 1) -> list[np.ndarray]:
     return [rng.permutation(n_items)[: rng.integers(1, min(9, n_items))].astype(np.int32) for _ in range(n)]
 
 
-@pytest.fixture(scope="module", params=[("bidirectional", "codes"), ("item_causal", "codes"), ("item_causal", "items")], ids="-".join)
+@pytest.fixture(scope="module", params=SETTINGS, ids="-".join)
 def setting(request):
     ids = catalogue(60)
     return ids, generator(ids, *request.param), random_histories(12, 60)
@@ -175,7 +186,7 @@ def test_beam_search_is_a_function_of_tensors(setting):
     ids, model, histories = setting
     read = padded([history[-6:] for history in histories[:3]])
     items, scores = beam_search(
-        model.t5, build_trie(ids.tokens), model.encode(read), model.attention_mask(read), beam_size=4, dtype=torch.float32
+        model.t5, build_trie(ids.tokens), *model.read(read), beam_size=4, dtype=torch.float32
     )  # fmt: skip
     assert items.shape == scores.shape == (3, 4)
     assert (scores.diff(dim=1) <= 0).all()

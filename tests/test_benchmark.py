@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -81,8 +82,10 @@ def test_an_epoch_counts_what_the_counter_of_torch_counts_forward_and_backward()
     assert operations.epoch(sizes(CODES), examples) == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
 @pytest.mark.parametrize("generator", [CODES, ITEMS], ids=["codes", "items"])
-def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator):
+def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator, decoder_reads):
+    generator = dataclasses.replace(generator, decoder_reads=decoder_reads)
     examples = Examples.windows(histories([8, 12]), generator.max_items + 3, 3)
     model, known = random_model(generator, "item_causal"), torch.from_numpy(np.unique(examples.items).astype(np.int64))
     per_token = 2 * 2 * 2 * 12 * 2  # scores and sums of attention: two operations, two products, two layers, the heads' width
@@ -91,9 +94,16 @@ def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator):
         for row in range(len(examples)):
             batch = examples.batch(np.array([row]))
             model.losses(batch, torch.float32, Dropout(0.0), known=known if generator.item_loss else None)
-            hidden = examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum())
+            hidden = examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum()) if decoder_reads == "history" else 0
             unseen += per_token * hidden * model.positions_per_item * IDS.layout.n_levels
     assert operations.epoch(sizes(generator), examples) == 3 * (counter.get_total_flops() - unseen)
+
+
+def test_a_search_for_the_last_item_counts_what_a_history_of_one_item_takes_and_the_longer_encoder():
+    generator, lengths, beams = dataclasses.replace(CODES, decoder_reads="last_item"), np.array([1, 3, 5]), [1, 4, 4]
+    one = operations.search(sizes(CODES), np.ones(3, np.int64), beams)
+    encoders = [int(operations.encoder(sizes(CODES), IDS.layout.n_levels * n).sum()) for n in (lengths, np.ones(3, np.int64))]
+    assert operations.search(sizes(generator), lengths, beams) - one == encoders[0] - encoders[1]
 
 
 def test_a_search_with_one_beam_counts_a_forward_pass_less_the_tokens_to_come():

@@ -93,12 +93,14 @@ def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_
     assert total.item() / len(rows) == pytest.approx(np.mean(single), abs=1e-5)
 
 
+@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
 @pytest.mark.parametrize("item_loss", [None, 0.0, 1.0], ids=["codes", "items", "items with item loss"])
-def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_items_of_its_window(item_loss):
+def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_items_of_its_window(item_loss, decoder_reads):
     ids = catalogue(60)
     rng = np.random.default_rng(0)
     histories = made_of([rng.permutation(60)[: rng.integers(4, 50)] for _ in range(20)])
-    generator = dataclasses.replace(MODEL, num_layers=2, history="codes" if item_loss is None else "items", item_loss=item_loss or 0.0)
+    history = "codes" if item_loss is None else "items"
+    generator = dataclasses.replace(MODEL, num_layers=2, history=history, decoder_reads=decoder_reads, item_loss=item_loss or 0.0)
     model = generator.new(ids, "item_causal", 0)
     if model.inputs is not None:
         torch.nn.init.normal_(model.inputs.item_embeddings.weight, generator=torch.Generator().manual_seed(0))
@@ -165,9 +167,15 @@ def made_of(lists: list[np.ndarray]) -> Histories:
 
 
 @pytest.mark.parametrize(
-    ("examples", "mask", "item_loss"), [("prefix", "bidirectional", None), ("packed", "item_causal", None), ("packed", "item_causal", 1.0)]
+    ("examples", "mask", "item_loss", "reads"),
+    [
+        ("prefix", "bidirectional", None, "history"),
+        ("packed", "item_causal", None, "history"),
+        ("packed", "item_causal", None, "last_item"),
+        ("packed", "item_causal", 1.0, "last_item"),
+    ],
 )
-def test_a_deterministic_next_item_is_learned_to_the_first_rank(examples, mask, item_loss):
+def test_a_deterministic_next_item_is_learned_to_the_first_rank(examples, mask, item_loss, reads):
     n_items = 12
     ids = catalogue(n_items)
     rng = np.random.default_rng(0)
@@ -175,7 +183,7 @@ def test_a_deterministic_next_item_is_learned_to_the_first_rank(examples, mask, 
     history = "codes" if item_loss is None else "items"
     generator = T5(
         num_layers=2, d_model=32, num_heads=2, d_kv=16, d_ff=64, dropout_rate=0.0, max_items=4,
-        history=history, item_loss=item_loss or 0.0,
+        history=history, decoder_reads=reads, item_loss=item_loss or 0.0,
     )  # fmt: skip
     model = generator.new(ids, mask, 0)
     training = Training(examples=examples, epochs=80, batch_targets=48, stride=STRIDE[examples], learning_rate=3e-3, precision="fp32")

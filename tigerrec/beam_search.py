@@ -97,8 +97,8 @@ def beam_search(
 
     Args:
         t5: a stock T5.
-        encoded: (B, S, d), the encoder's output for each user's history.
-        attention_mask: (B, S), 1 where the history has a position.
+        encoded: (B, S, d), what the decoder attends to for each user.
+        attention_mask: (B, S), 1 where there is a position to attend to.
         beam_size: how many prefixes a user keeps at each level.
         dtype: of the matrix products, the last one apart, which is always float32.
 
@@ -134,8 +134,8 @@ def score_catalogue(t5: Any, tokens: Tensor, encoded: Tensor, attention_mask: Te
     Args:
         t5: a stock T5.
         tokens: int64 (I, T).
-        encoded: (B, S, d), the encoder's output for each user's history.
-        attention_mask: (B, S), 1 where the history has a position.
+        encoded: (B, S, d), what the decoder attends to for each user.
+        attention_mask: (B, S), 1 where there is a position to attend to.
         chunk: items decoded at once.
 
     Returns:
@@ -208,13 +208,13 @@ class Searcher:
 
     def _rank_batch(self, histories: list[np.ndarray], beam_size: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         device = self.model.device
-        read = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
+        recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
         closed = None
         if mask_seen:
             rows = torch.from_numpy(np.repeat(np.arange(len(histories)), [len(history) for history in histories])).to(device)
             closed = self.trie.closed(rows, torch.from_numpy(np.concatenate(histories).astype(np.int64)).to(device))
         dtype = product_type(device, self.precision)
         with torch.inference_mode():
-            encoded, mask = self.model.encode(read, dtype), self.model.attention_mask(read)
+            encoded, mask = self.model.read(recent, dtype)
             items, scores = beam_search(self.model.t5, self.trie, encoded, mask, beam_size=beam_size, dtype=dtype, closed=closed)
         return items.cpu().numpy(), scores.cpu().numpy()

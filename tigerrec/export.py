@@ -21,12 +21,11 @@ READERS = {
     "codes": "the Semantic IDs of the items a user chose, oldest first",
     "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of its own",
 }
-ENCODER_NOTES = {
-    ("bidirectional", "codes"): "The encoder reads the history without a mask, so `generate` of transformers computes the scores that tigerrec computes.",
-}
+STOCK_READING = {"encoder_mask": "bidirectional", "history": "codes", "decoder_reads": "history"}
+STOCK_ENCODING = "The model reads histories as transformers does, so `generate` of transformers computes the scores that tigerrec computes."
 OWN_ENCODING = (
     "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` the output of "
-    "`HistoryT5.encode` as `encoder_outputs`, with a two-dimensional attention mask."
+    "`HistoryT5.read` as `encoder_outputs` and `attention_mask`."
 )
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (
@@ -172,7 +171,7 @@ for item in recommender.recommend({example!r}, k=10):
     print(item.item_id, item.title, item.score, item.semantic_id)
 ```
 
-Only items of this data set can be given and are recommended. {ENCODER_NOTES.get((facts["encoder_mask"], facts["history"]), OWN_ENCODING)}
+Only items of this data set can be given and are recommended. {STOCK_ENCODING if STOCK_READING.items() <= facts.items() else OWN_ENCODING}
 
 ## Results
 

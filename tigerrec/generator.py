@@ -17,6 +17,8 @@ BIDIRECTIONAL, ITEM_CAUSAL = "bidirectional", "item_causal"
 ENCODER_MASKS = (BIDIRECTIONAL, ITEM_CAUSAL)
 CODES, ITEMS = "codes", "items"
 HISTORIES = (CODES, ITEMS)
+WHOLE_HISTORY, LAST_ITEM = "history", "last_item"
+DECODER_READS = (WHOLE_HISTORY, LAST_ITEM)
 INPUT_MODULE = "input_module.safetensors"
 
 
@@ -46,6 +48,8 @@ class T5:
         dropout_rate: dropout everywhere T5 has it.
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
+        decoder_reads: the encoder's output at the positions of the whole `history` or of its `last_item` alone. T5's attention to the
+            encoder knows no positions: under an item-causal mask only `last_item` tells the decoder which item was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all; only with history=items.
     """
 
@@ -58,6 +62,7 @@ class T5:
     dropout_rate: float = 0.1
     max_items: int = 20
     history: str = CODES
+    decoder_reads: str = WHOLE_HISTORY
     item_loss: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,6 +75,8 @@ class T5:
             raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
         if self.history not in HISTORIES:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
+        if self.decoder_reads not in DECODER_READS:
+            raise ValueError(f"decoder_reads must be one of {', '.join(DECODER_READS)}, got {self.decoder_reads!r}")
         if self.item_loss < 0:
             raise ValueError(f"item_loss must be 0 or more, got {self.item_loss}")
         if self.item_loss and self.history != ITEMS:
@@ -96,6 +103,7 @@ class T5:
         config.tigerrec = {
             "encoder_mask": encoder_mask,
             "history": self.history,
+            "decoder_reads": self.decoder_reads,
             "max_items": self.max_items,
             "code_sizes": list(layout.code_sizes),
             "level_sizes": list(layout.level_sizes),
@@ -128,7 +136,8 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
     disable_progress_bar()
     t5 = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     facts: Any = getattr(t5.config, "tigerrec", None)
-    if not isinstance(facts, dict) or facts.get("encoder_mask") not in ENCODER_MASKS or facts.get("history") not in HISTORIES:
+    choices = {"encoder_mask": ENCODER_MASKS, "history": HISTORIES, "decoder_reads": DECODER_READS}
+    if not isinstance(facts, dict) or any(facts.get(name) not in allowed for name, allowed in choices.items()):
         raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a tigerrec train stage.")
     inputs = None
     if facts["history"] == ITEMS:

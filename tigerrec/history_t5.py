@@ -12,7 +12,7 @@ from torch.nn import functional
 from tigerrec import stacks
 from tigerrec.batches import Batch
 from tigerrec.dropout import Dropout
-from tigerrec.generator import ITEM_CAUSAL
+from tigerrec.generator import ITEM_CAUSAL, LAST_ITEM
 from tigerrec.semantic_ids import PAD
 
 IGNORED = -1
@@ -81,7 +81,7 @@ class HistoryT5(nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How histories are read: `encoder_mask`, `history`, `max_items` and the sizes of all levels."""
+        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all levels."""
         facts: dict[str, Any] = self.t5.config.tigerrec
         return facts
 
@@ -119,6 +119,20 @@ class HistoryT5(nn.Module):
         embedded = embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
         return stacks.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
 
+    def read(self, items: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """What the decoder attends to for histories of item indices (B, n): the encoder's output, float32 (B, S, d), and its mask, int64 (B, S)."""
+        encoded, mask = self.encode(items, dtype), self.attention_mask(items)
+        if self.facts["decoder_reads"] != LAST_ITEM:
+            return encoded, mask
+        last = self._at_items(encoded, (items >= 0).sum(1, keepdim=True) - 1)
+        return last, torch.ones_like(mask[:, : last.shape[1]])
+
+    def _at_items(self, encoded: Tensor, places: Tensor) -> Tensor:
+        """The encoder's output (B, S, d) at some items of each history, int64 (B, m); (B * m, positions of an item, d)."""
+        by_item = encoded.unflatten(1, (-1, self.positions_per_item)).flatten(2)
+        chosen = by_item.gather(1, places[:, :, None].expand(-1, -1, by_item.shape[2]))
+        return chosen.view(-1, self.positions_per_item, encoded.shape[2])
+
     def losses(self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Summed cross-entropies of a batch's targets, in nats.
 
@@ -133,20 +147,28 @@ class HistoryT5(nn.Module):
         is_target = batch.targets >= 0
         labels = self.tokens[batch.targets.clamp(min=0)]
         inputs = functional.pad(labels[:, :, :-1], (1, 0), value=PAD)
-        item = torch.arange(batch.items.shape[1], device=self.device).repeat_interleave(self.positions_per_item)
-        visible = (item < batch.n_visible[:, :, None]).repeat_interleave(n_levels, dim=1)[:, None]
-        logits = stacks.decode(self.t5, encoded, inputs, visible, dtype, dropout)
+        if self.facts["decoder_reads"] == LAST_ITEM:
+            last = self._at_items(encoded, self._before(batch))
+            logits = stacks.decode(self.t5, last, inputs.flatten(0, 1)[:, None], None, dtype, dropout)
+        else:
+            item = torch.arange(batch.items.shape[1], device=self.device).repeat_interleave(self.positions_per_item)
+            visible = (item < batch.n_visible[:, :, None]).repeat_interleave(n_levels, dim=1)[:, None]
+            logits = stacks.decode(self.t5, encoded, inputs, visible, dtype, dropout)
         labels = labels.masked_fill(~is_target[:, :, None], IGNORED)
         token_loss = stacks.CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
         if known is None:
             return token_loss / n_levels, torch.zeros_like(token_loss)
         return token_loss / n_levels, self._item_loss(encoded, batch, is_target, dtype, known)
 
+    @staticmethod
+    def _before(batch: Batch) -> Tensor:
+        """Where in its row the item before each target stands, int64 (B, m); any place for an absent target."""
+        return (batch.n_visible - 1).expand_as(batch.targets).clamp(max=batch.items.shape[1] - 1)
+
     def _item_loss(self, encoded: Tensor, batch: Batch, is_target: Tensor, dtype: torch.dtype, known: Tensor) -> Tensor:
         """Cross-entropy of the next item given the encoder's output at the item before it, summed over targets."""
         assert self.inputs is not None
-        before = (batch.n_visible - 1).expand_as(batch.targets)[:, :, None].expand(-1, -1, encoded.shape[2])
         weight = self.inputs.item_embeddings.weight[known] * self.t5.model_dim**-0.5
-        logits = functional.linear(encoded.gather(1, before.clamp(max=encoded.shape[1] - 1)).flatten(0, 1).to(dtype), weight.to(dtype))
+        logits = functional.linear(self._at_items(encoded, self._before(batch)).flatten(0, 1).to(dtype), weight.to(dtype))
         labels = torch.searchsorted(known, batch.targets.clamp(min=0)).masked_fill(~is_target, IGNORED)
         return stacks.CrossEntropy.apply(logits, labels.flatten(), 0.0)

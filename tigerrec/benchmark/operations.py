@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerrec.generator import ITEMS, T5
+from tigerrec.generator import ITEMS, LAST_ITEM, T5
 
 if TYPE_CHECKING:
     from tigerrec.batches import Examples
@@ -71,26 +71,30 @@ def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> An
 
 def epoch(sizes: Sizes, examples: Examples) -> int:
     """Operations of one epoch, forward and backward; each product of the forward pass takes two in the backward pass."""
-    positions = examples.lengths * sizes.positions_per_item
-    fewest, most = examples.first - examples.start, examples.lengths
-    visible = int((examples.n_targets * (fewest + most) // 2).sum()) * sizes.positions_per_item
     n_targets = int(examples.n_targets.sum())
+    if sizes.generator.decoder_reads == LAST_ITEM:
+        items_read = items_visible = n_targets
+    else:
+        fewest, most = examples.first - examples.start, examples.lengths
+        items_read, items_visible = int(most.sum()), int((examples.n_targets * (fewest + most) // 2).sum())
     tokens = n_targets * sizes.n_levels
-    forward = int((encoder(sizes, positions) + cross_keys(sizes, positions)).sum())
-    forward += decoder(sizes, tokens, tokens * sizes.n_levels, visible * sizes.n_levels)
+    forward = int(encoder(sizes, examples.lengths * sizes.positions_per_item).sum())
+    forward += cross_keys(sizes, items_read * sizes.positions_per_item)
+    forward += decoder(sizes, tokens, tokens * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels)
     if sizes.generator.item_loss:
         forward += 2 * n_targets * sizes.generator.d_model * len(np.unique(examples.items))
     return 3 * forward
 
 
-def search(sizes: Sizes, items_read: np.ndarray, beams: Sequence[int]) -> int:
+def search(sizes: Sizes, lengths: np.ndarray, beams: Sequence[int]) -> int:
     """Operations of ranking for some histories.
 
     Args:
-        items_read: int64 (n,): items that the encoder reads of each history.
+        lengths: int64 (n,): items that the encoder reads of each history.
         beams: tokens fed for a history at each level, each of which sees its ancestors and itself.
     """
+    items_read = np.ones_like(lengths) if sizes.generator.decoder_reads == LAST_ITEM else lengths
     positions = items_read * sizes.positions_per_item
     token_pairs = sum(beam * (level + 1) for level, beam in enumerate(beams))
-    operations = encoder(sizes, positions) + cross_keys(sizes, positions) + decoder(sizes, sum(beams), token_pairs, sum(beams) * positions)
-    return int(operations.sum())
+    operations = encoder(sizes, lengths * sizes.positions_per_item) + cross_keys(sizes, positions)
+    return int((operations + decoder(sizes, sum(beams), token_pairs, sum(beams) * positions)).sum())

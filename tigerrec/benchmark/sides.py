@@ -18,7 +18,7 @@ from torch.nn import functional
 from tigerrec.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.beam_search import Searcher
 from tigerrec.benchmark import Setting, operations
-from tigerrec.generator import CODES
+from tigerrec.generator import CODES, WHOLE_HISTORY
 from tigerrec.histories import Histories, split
 from tigerrec.history_t5 import HistoryT5
 from tigerrec.precision import product_type, resolve_device, resolve_precision
@@ -51,8 +51,8 @@ def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) ->
 
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
-    """The generator whose `t5` is the stock side: of the same sizes, with one position a token."""
-    return new_model(config, semantic_ids, history=CODES, item_loss=0.0)
+    """The generator whose `t5` is the stock side: of the same sizes, with one position a token, all of which the decoder reads."""
+    return new_model(config, semantic_ids, history=CODES, decoder_reads=WHOLE_HISTORY, item_loss=0.0)
 
 
 def known_items(histories: Histories) -> list[np.ndarray]:
