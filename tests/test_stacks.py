@@ -118,12 +118,13 @@ def test_gradients_of_relu_under_dropout_pass_where_its_result_is_positive():
     assert torch.equal(values.grad, (expected > 0).float())
 
 
-def test_a_training_step_reads_nothing_back_from_its_device():
+@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
+def test_a_training_step_reads_nothing_back_from_its_device(decoder_reads):
     """On the device `meta` there are no values: anything that waits for one, or mixes devices, fails."""
     codes = np.zeros((7, 2), np.int32)
     codes[:, 1] = np.arange(7)
     ids = SemanticIds(codes, TokenLayout((4,), (4, 8)))
-    generator = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, history="items", item_loss=1.0)
+    generator = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, history="items", decoder_reads=decoder_reads, item_loss=1.0)
     model = generator.new(ids, "item_causal", 0).to("meta")
     places = torch.zeros(3, 4, dtype=torch.long, device="meta")
     losses = model.losses(Batch(places, places, places[:1]), torch.bfloat16, Dropout(0.0), label_smoothing=0.1, known=places[0])

@@ -35,7 +35,8 @@ class Training:
         batch_targets: targets a step, of examples of similar length.
         part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
-        embedding_rate: the embeddings of tokens and items learn at this multiple of the learning rate.
+        embedding_rate: the embeddings of tokens learn at this multiple of the learning rate.
+        item_embedding_rate: likewise those of items, each of which few targets reach.
         warmup: share of all steps.
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: gradients are scaled down to this norm.
@@ -53,11 +54,12 @@ class Training:
 
     examples: str = PACKED
     stride: int | None = 10
-    epochs: int = 40
+    epochs: int = 20
     batch_targets: int = 512
     part_tokens: int = 8192
     learning_rate: float = 2e-3
-    embedding_rate: float = 10.0
+    embedding_rate: float = 15.0
+    item_embedding_rate: float = 50.0
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -79,7 +81,7 @@ class Training:
         for name in ("weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("learning_rate", "embedding_rate", "max_grad_norm"):
+        for name in ("learning_rate", "embedding_rate", "item_embedding_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("warmup", "label_smoothing"):

@@ -95,10 +95,12 @@ def new_optimizer(model: HistoryT5, training: Training) -> torch.optim.Optimizer
     Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move embeddings
     relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv 1804.04235).
     """
-    embeddings = [model.t5.shared.weight] + ([] if model.inputs is None else [model.inputs.item_embeddings.weight])
-    others = [parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in embeddings)]
+    tokens = [model.t5.shared.weight]
+    items = [] if model.inputs is None else [model.inputs.item_embeddings.weight]
+    others = [parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)]
     groups = [
-        {"params": embeddings, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
+        {"params": tokens, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
+        {"params": items, "weight_decay": training.weight_decay, "rate": training.item_embedding_rate},
         {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": training.weight_decay, "rate": 1.0},
         {"params": [parameter for parameter in others if parameter.ndim == 1], "weight_decay": 0.0, "rate": 1.0},
     ]
