@@ -141,7 +141,9 @@ def test_reserved_keys_are_handed_to_the_stage():
     assert part == T5(num_layers=2)
     assert keys == {"name": "t5", "seed": 4}
     assert "generator.seed is not an option" in refused(build_choice, T5_NODE | {"seed": 4}, "generator")
-    assert "allowed: d_ff, d_kv, d_model, dropout_rate, history, item_loss, max_items, name, " in refused(build_choice, T5_NODE | {"nmae": "x"}, "generator")
+    assert "allowed: d_ff, d_kv, d_model, decoder_reads, dropout_rate, history, item_loss, max_items, name, " in refused(
+        build_choice, T5_NODE | {"nmae": "x"}, "generator"
+    )
     assert refused(build_choice, None, "generator") == "generator must be one of the choices in configs/generator/, got None."
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, artifacts
@@ -75,10 +76,11 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders, label_smoothing):
+def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders, label_smoothing, decoder_reads):
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
-    model = MODEL.new(ids, "bidirectional", 3)
+    model = dataclasses.replace(MODEL, decoder_reads=decoder_reads).new(ids, "bidirectional", 3)
     training = dataclasses.replace(TRAINING, examples="prefix", stride=None, label_smoothing=label_smoothing)
     trainer = Trainer(model, histories, TrainConfig(MODEL, training))
     examples = trainer.examples
@@ -87,7 +89,9 @@ def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_
     for row in rows:
         inputs = torch.from_numpy(ids.tokens[examples.items[examples.start[row] : examples.stop[row]]].reshape(1, -1))
         labels = torch.from_numpy(ids.tokens[[examples.items[examples.stop[row]]]])
-        logits = model.t5(input_ids=inputs, labels=labels).logits
+        encoded = model.t5.encoder(input_ids=inputs).last_hidden_state
+        read = encoded[:, -ids.tokens.shape[1] :] if decoder_reads == "last_item" else encoded
+        logits = model.t5(encoder_outputs=BaseModelOutput(read), labels=labels).logits
         single.append(torch.nn.functional.cross_entropy(logits[0], labels[0], label_smoothing=label_smoothing).item())
     total, _ = trainer.losses(rows, Dropout(0.0))
     assert total.item() / len(rows) == pytest.approx(np.mean(single), abs=1e-5)
@@ -298,3 +302,17 @@ def test_semantic_ids_of_another_catalogue_are_refused(folders):
 def test_values_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(TRAINING, **change)
+
+
+def test_a_model_that_does_not_say_what_its_decoder_reads_is_refused(folders):
+    out = run(folders)
+    config = json.loads((out / "config.json").read_text())
+    del config["tigerrec"]["decoder_reads"]
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(artifacts.ArtifactError, match="how the model reads histories"):
+        load_generator(out, load_semantic_ids(folders["tokenize"]))
+
+
+def test_an_unknown_reading_of_the_decoder_is_refused():
+    with pytest.raises(ValueError, match="decoder_reads must be one of history, last_item"):
+        dataclasses.replace(MODEL, decoder_reads="first_item")

@@ -24,8 +24,8 @@ READERS = {
 STOCK_READING = {"encoder_mask": "bidirectional", "history": "codes", "decoder_reads": "history"}
 STOCK_ENCODING = "The model reads histories as transformers does, so `generate` of transformers computes the scores that tigerrec computes."
 OWN_ENCODING = (
-    "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` the output of "
-    "`HistoryT5.read` as `encoder_outputs` and `attention_mask`."
+    "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` what "
+    "`HistoryT5.read` returns: `encoder_outputs=BaseModelOutput(encoded)` and `attention_mask`."
 )
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (

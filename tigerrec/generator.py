@@ -49,7 +49,7 @@ class T5:
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
         decoder_reads: the encoder's output at the positions of the whole `history` or of its `last_item` alone. T5's attention to the
-            encoder knows no positions: under an item-causal mask only `last_item` tells the decoder which item was the last.
+            encoder knows no positions: under an item-causal mask `history` leaves the decoder to infer which item was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all; only with history=items.
     """
 
@@ -138,7 +138,7 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
     facts: Any = getattr(t5.config, "tigerrec", None)
     choices = {"encoder_mask": ENCODER_MASKS, "history": HISTORIES, "decoder_reads": DECODER_READS}
     if not isinstance(facts, dict) or any(facts.get(name) not in allowed for name, allowed in choices.items()):
-        raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a tigerrec train stage.")
+        raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a train stage of this version.")
     inputs = None
     if facts["history"] == ITEMS:
         inputs = ItemInputs.of(load_file(folder / INPUT_MODULE), len(semantic_ids.codes))
