@@ -181,7 +181,7 @@ class Searcher:
         The last items that the model reads are read; with `mask_seen` no item of the whole history is recommended.
 
         Args:
-            batch_tokens: encoder tokens searched at once.
+            batch_tokens: encoder positions and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
 
         Returns:
@@ -199,7 +199,7 @@ class Searcher:
         max_items = self.model.facts["max_items"]
         lengths = np.array([min(len(history), max_items) for history in histories], np.int64)
         with tqdm(total=len(histories), desc=progress, unit="user", leave=False, disable=None if progress else True) as bar:
-            for batch in length_sorted_batches(lengths * self.model.positions_per_item, batch_tokens):
+            for batch in length_sorted_batches(lengths * self.model.positions_per_item + beam_size, batch_tokens):
                 found, found_scores = self._rank_batch([histories[row] for row in batch], beam_size, mask_seen)
                 width = min(k, found.shape[1])
                 items[batch, :width], scores[batch, :width] = found[:, :width], found_scores[:, :width]
