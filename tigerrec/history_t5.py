@@ -128,7 +128,12 @@ class HistoryT5(nn.Module):
         return last, torch.ones_like(mask[:, : last.shape[1]])
 
     def _at_items(self, encoded: Tensor, places: Tensor) -> Tensor:
-        """The encoder's output (B, S, d) at some items of each history, int64 (B, m); (B * m, positions of an item, d)."""
+        """The encoder's output at some items of each history, (B * m, positions of an item, d).
+
+        Args:
+            encoded: (B, S, d).
+            places: int64 (B, m).
+        """
         by_item = encoded.unflatten(1, (-1, self.positions_per_item)).flatten(2)
         chosen = by_item.gather(1, places[:, :, None].expand(-1, -1, by_item.shape[2]))
         return chosen.view(-1, self.positions_per_item, encoded.shape[2])
