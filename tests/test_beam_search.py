@@ -19,11 +19,11 @@ from tigerrec.trie import build_trie
 
 CODE_SIZES = (5, 4, 3)
 SETTINGS = [
-    ("bidirectional", "codes", "history"),
+    ("bidirectional", "codes", "all_items"),
     ("bidirectional", "codes", "last_item"),
-    ("item_causal", "codes", "history"),
+    ("item_causal", "codes", "all_items"),
     ("item_causal", "codes", "last_item"),
-    ("item_causal", "items", "history"),
+    ("item_causal", "items", "all_items"),
     ("item_causal", "items", "last_item"),
 ]
 
@@ -33,7 +33,7 @@ def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), TokenLayout(CODE_SIZES, (*CODE_SIZES, n_items)))
 
 
-def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", reads: str = "history", seed: int = 0) -> HistoryT5:
+def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", reads: str | None = None, seed: int = 0) -> HistoryT5:
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6}
     model = T5(**sizes, history=history, decoder_reads=reads).new(ids, mask, seed)
     with torch.no_grad():  # random weights hardly look at their input: sharpen them

@@ -82,7 +82,7 @@ def test_an_epoch_counts_what_the_counter_of_torch_counts_forward_and_backward()
     assert operations.epoch(sizes(CODES), examples) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
+@pytest.mark.parametrize("decoder_reads", ["all_items", "last_item"])
 @pytest.mark.parametrize("generator", [CODES, ITEMS], ids=["codes", "items"])
 def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator, decoder_reads):
     generator = dataclasses.replace(generator, decoder_reads=decoder_reads)
@@ -94,7 +94,7 @@ def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator, 
         for row in range(len(examples)):
             batch = examples.batch(np.array([row]))
             model.losses(batch, torch.float32, Dropout(0.0), known=known if generator.item_loss else None)
-            hidden = examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum()) if decoder_reads == "history" else 0
+            hidden = examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum()) if decoder_reads == "all_items" else 0
             unseen += per_token * hidden * model.positions_per_item * IDS.layout.n_levels
     assert operations.epoch(sizes(generator), examples) == 3 * (counter.get_total_flops() - unseen)
 
@@ -202,7 +202,8 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
     folders = build_run(tmp_path)
 
     def found(examples: str, beam_size: int) -> dict:
-        config = TrainConfig(CODES, Training(examples=examples, stride=10 if examples == "packed" else None, precision="fp32"))
+        training = Training(examples=examples, stride=10 if examples == "packed" else None, precision="fp32")
+        config = TrainConfig(dataclasses.replace(CODES, decoder_reads="all_items"), training)
         return limits(benchmark.Setting(folders["prepare"], folders["tokenize"], config), beam_size, 32)
 
     narrow, wide, prefixes = found("packed", 2), found("packed", 3), found("prefix", 3)

@@ -51,6 +51,33 @@ def test_logits_and_all_gradients_are_those_of_the_stock_model(inputs):
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
 
 
+def test_attention_to_one_position_is_that_of_the_stock_model_without_its_idle_weights(inputs):
+    model, decoder_inputs = stock_model(), inputs[2]
+    encoded = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    expected = model(encoder_outputs=(encoded,), decoder_input_ids=decoder_inputs).logits
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name.startswith(("decoder", "shared"))}
+    gradients = torch.autograd.grad(expected.square().mean(), [encoded, *parameters.values()])
+    found = stacks.decode(model, encoded, decoder_inputs[:, None], None, torch.float32, Dropout(0.0))[:, 0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    own = torch.autograd.grad(found.square().mean(), [encoded, *parameters.values()], allow_unused=True)
+    for name, stock, driven in zip(["encoded", *parameters], gradients, own, strict=True):
+        if driven is None:
+            assert "EncDecAttention" in name or "layer.1.layer_norm" in name
+            driven = torch.zeros_like(stock)
+        torch.testing.assert_close(driven, stock, atol=1e-6, rtol=1e-4)
+
+
+def test_dropout_never_hides_a_history_of_one_position(inputs):
+    """At this rate the weights of all heads would often be dropped together."""
+    model, decoder_inputs = stock_model(), inputs[2]
+    encoded = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    seen = []
+    for seed in range(20):
+        logits = stacks.decode(model, encoded, decoder_inputs[:, None, :1], None, torch.float32, Dropout(0.6, seed=seed))
+        seen.append(torch.autograd.grad(logits.square().sum(), encoded)[0].abs().sum(-1) > 0)
+    assert torch.stack(seen).all()
+
+
 def test_bf16_products_stay_near_the_exact_logits(inputs):
     model = stock_model()
     exact = driven_logits(model, *inputs, Dropout(0.0))
@@ -118,7 +145,7 @@ def test_gradients_of_relu_under_dropout_pass_where_its_result_is_positive():
     assert torch.equal(values.grad, (expected > 0).float())
 
 
-@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
+@pytest.mark.parametrize("decoder_reads", ["all_items", "last_item"])
 def test_a_training_step_reads_nothing_back_from_its_device(decoder_reads):
     """On the device `meta` there are no values: anything that waits for one, or mixes devices, fails."""
     codes = np.zeros((7, 2), np.int32)

@@ -76,7 +76,7 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
+@pytest.mark.parametrize("decoder_reads", ["all_items", "last_item"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders, label_smoothing, decoder_reads):
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
@@ -97,7 +97,7 @@ def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_
     assert total.item() / len(rows) == pytest.approx(np.mean(single), abs=1e-5)
 
 
-@pytest.mark.parametrize("decoder_reads", ["history", "last_item"])
+@pytest.mark.parametrize("decoder_reads", ["all_items", "last_item"])
 @pytest.mark.parametrize("item_loss", [None, 0.0, 1.0], ids=["codes", "items", "items with item loss"])
 def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_items_of_its_window(item_loss, decoder_reads):
     ids = catalogue(60)
@@ -173,8 +173,8 @@ def made_of(lists: list[np.ndarray]) -> Histories:
 @pytest.mark.parametrize(
     ("examples", "mask", "item_loss", "reads"),
     [
-        ("prefix", "bidirectional", None, "history"),
-        ("packed", "item_causal", None, "history"),
+        ("prefix", "bidirectional", None, "all_items"),
+        ("packed", "item_causal", None, "all_items"),
         ("packed", "item_causal", None, "last_item"),
         ("packed", "item_causal", 1.0, "last_item"),
     ],
@@ -239,7 +239,7 @@ def test_embeddings_learn_at_a_rate_of_their_own(folders):
     """AdamW's first step moves each weight by its rate, whatever the gradient's size."""
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
     training = dataclasses.replace(TRAINING, embedding_rate=4.0, item_embedding_rate=7.0, weight_decay=0.0, learning_rate=0.01)
-    generator = dataclasses.replace(MODEL, history="items")
+    generator = dataclasses.replace(MODEL, history="items", decoder_reads="all_items")
     model = generator.new(ids, "item_causal", 0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, histories, TrainConfig(generator, training))
@@ -313,6 +313,14 @@ def test_a_model_that_does_not_say_what_its_decoder_reads_is_refused(folders):
         load_generator(out, load_semantic_ids(folders["tokenize"]))
 
 
+@pytest.mark.parametrize(("mask", "reads"), [("item_causal", "last_item"), ("bidirectional", "all_items")])
+def test_what_the_decoder_reads_follows_the_mask_unless_told(folders, mask, reads):
+    ids = load_semantic_ids(folders["tokenize"])
+    assert MODEL.new(ids, mask, 0).facts["decoder_reads"] == reads
+    for told in ("all_items", "last_item"):
+        assert dataclasses.replace(MODEL, decoder_reads=told).new(ids, mask, 0).facts["decoder_reads"] == told
+
+
 def test_an_unknown_reading_of_the_decoder_is_refused():
-    with pytest.raises(ValueError, match="decoder_reads must be one of history, last_item"):
+    with pytest.raises(ValueError, match="decoder_reads must be one of all_items, last_item or null"):
         dataclasses.replace(MODEL, decoder_reads="first_item")

@@ -17,7 +17,7 @@ from tigerrec.dropout import Dropout
 from tigerrec.history_t5 import HistoryT5
 from tigerrec.precision import product_type
 from tigerrec.semantic_ids import PAD
-from tigerrec.stacks import attend, feed_forward, heads, linear, normalise
+from tigerrec.stacks import attend, attend_to_one, feed_forward, heads, linear, normalise
 from tigerrec.trie import Trie, build_trie
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,12 @@ class BeamDecoder:
         self.t5, self.dtype = t5, dtype
         self.blocks = [block.layer for block in t5.decoder.block]
         encoded = encoded.to(dtype)
-        self.cross = [
-            heads(linear(encoded, layer[1].EncDecAttention.k, layer[1].EncDecAttention.v), 2, t5.config.num_heads) for layer in self.blocks
-        ]  # fmt: skip
+        cross = [layer[1].EncDecAttention for layer in self.blocks]
+        self.has_one_position = encoded.shape[1] == 1
+        if self.has_one_position:
+            self.read = [attend_to_one(attention, encoded) for attention in cross]
+        else:
+            self.cross = [heads(linear(encoded, attention.k, attention.v), 2, attention.n_heads) for attention in cross]
         self.visible = attention_mask.bool()[:, None, None, :]
         self.position_bias = self.blocks[0][0].SelfAttention.compute_bias(n_levels, n_levels)[0]
         self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
@@ -77,9 +80,12 @@ class BeamDecoder:
                 keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
             self.cache[index] = keys, values
             states = states + attend((queries, keys, values), bias, None, attention, NO_DROPOUT)
-            attention = cross_layer.EncDecAttention
-            (queries,) = heads(linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads)
-            states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
+            if self.has_one_position:
+                states = states + self.read[index]
+            else:
+                attention = cross_layer.EncDecAttention
+                (queries,) = heads(linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads)
+                states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
             states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
         states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
         scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0

@@ -21,7 +21,7 @@ READERS = {
     "codes": "the Semantic IDs of the items a user chose, oldest first",
     "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of its own",
 }
-STOCK_READING = {"encoder_mask": "bidirectional", "history": "codes", "decoder_reads": "history"}
+STOCK_READING = {"encoder_mask": "bidirectional", "history": "codes", "decoder_reads": "all_items"}
 STOCK_ENCODING = "The model reads histories as transformers does, so `generate` of transformers computes the scores that tigerrec computes."
 OWN_ENCODING = (
     "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` what "

@@ -17,8 +17,8 @@ BIDIRECTIONAL, ITEM_CAUSAL = "bidirectional", "item_causal"
 ENCODER_MASKS = (BIDIRECTIONAL, ITEM_CAUSAL)
 CODES, ITEMS = "codes", "items"
 HISTORIES = (CODES, ITEMS)
-WHOLE_HISTORY, LAST_ITEM = "history", "last_item"
-DECODER_READS = (WHOLE_HISTORY, LAST_ITEM)
+ALL_ITEMS, LAST_ITEM = "all_items", "last_item"
+DECODER_READS = (ALL_ITEMS, LAST_ITEM)
 INPUT_MODULE = "input_module.safetensors"
 
 
@@ -48,8 +48,9 @@ class T5:
         dropout_rate: dropout everywhere T5 has it.
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
-        decoder_reads: the encoder's output at the positions of the whole `history` or of its `last_item` alone. T5's attention to the
-            encoder knows no positions: under an item-causal mask `history` leaves the decoder to infer which item was the last.
+        decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last under an item-causal
+            mask, else all. T5's attention to the encoder knows no positions: under that mask a decoder that reads all items has to infer
+            which was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all; only with history=items.
     """
 
@@ -62,7 +63,7 @@ class T5:
     dropout_rate: float = 0.1
     max_items: int = 20
     history: str = CODES
-    decoder_reads: str = WHOLE_HISTORY
+    decoder_reads: str | None = None
     item_loss: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,8 +76,8 @@ class T5:
             raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
         if self.history not in HISTORIES:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
-        if self.decoder_reads not in DECODER_READS:
-            raise ValueError(f"decoder_reads must be one of {', '.join(DECODER_READS)}, got {self.decoder_reads!r}")
+        if self.decoder_reads not in (None, *DECODER_READS):
+            raise ValueError(f"decoder_reads must be one of {', '.join(DECODER_READS)} or null, got {self.decoder_reads!r}")
         if self.item_loss < 0:
             raise ValueError(f"item_loss must be 0 or more, got {self.item_loss}")
         if self.item_loss and self.history != ITEMS:
@@ -86,6 +87,10 @@ class T5:
     def decoder_layers(self) -> int:
         """Blocks in the decoder."""
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    def reads(self, encoder_mask: str) -> str:
+        """What the decoder attends to under a mask: one of `DECODER_READS`."""
+        return self.decoder_reads or (LAST_ITEM if encoder_mask == ITEM_CAUSAL else ALL_ITEMS)
 
     def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryT5:
         """A T5 with random weights; `config.tigerrec` says how its inputs are made."""
@@ -103,7 +108,7 @@ class T5:
         config.tigerrec = {
             "encoder_mask": encoder_mask,
             "history": self.history,
-            "decoder_reads": self.decoder_reads,
+            "decoder_reads": self.reads(encoder_mask),
             "max_items": self.max_items,
             "code_sizes": list(layout.code_sizes),
             "level_sizes": list(layout.level_sizes),

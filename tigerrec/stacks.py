@@ -141,6 +141,16 @@ def self_attention(layer: Any, states: Tensor, bias: Tensor, visible: Tensor | N
     return states + attend(projections, bias, visible, attention, dropout)
 
 
+def attend_to_one(cross: Any, encoded: Tensor, scale: float = 1.0) -> Tensor:
+    """The output of a decoder's attention to a single encoder position, (B, 1, d): its weight is 1, whatever is asked.
+
+    Args:
+        encoded: (B, 1, d).
+        scale: of the result.
+    """
+    return linear(linear(encoded, cross.v), cross.o, scale=scale)
+
+
 def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
     """The states (..., d) after a feed-forward layer."""
     hidden = linear(normalise(layer.layer_norm, states, dtype), layer.DenseReluDense.wi)
@@ -171,7 +181,8 @@ def encode(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype
 def decode(t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
     """The logits of many targets a history.
 
-    A target's tokens see its own earlier tokens and the part of the history that is visible to it.
+    A target's tokens see its own earlier tokens and the part of the history that is visible to it. Where that is a single
+    position, dropout leaves its weight alone: it would hide the whole history.
 
     Args:
         encoded: (B, S, d).
@@ -190,9 +201,13 @@ def decode(t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dty
     for attention_layer, cross_layer, feed_forward_layer in blocks:
         states = self_attention(attention_layer, states, bias, causal, dtype, dropout)
         cross = cross_layer.EncDecAttention
-        queries = linear(normalise(cross_layer.layer_norm, states, dtype), cross.q).view(len(encoded), -1, cross.inner_dim)
-        projections = (*heads(queries, 1, cross.n_heads), *heads(linear(encoded, cross.k, cross.v), 2, cross.n_heads))
-        states = states + attend(projections, None, visible, cross, dropout).view(states.shape)
+        if encoded.shape[1] == 1:
+            read = dropout(attend_to_one(cross, encoded, dropout.scale).expand(-1, states.shape[0] // len(encoded) * n_tokens, -1))
+        else:
+            queries = linear(normalise(cross_layer.layer_norm, states, dtype), cross.q).view(len(encoded), -1, cross.inner_dim)
+            projections = (*heads(queries, 1, cross.n_heads), *heads(linear(encoded, cross.k, cross.v), 2, cross.n_heads))
+            read = attend(projections, None, visible, cross, dropout)
+        states = states + read.reshape(states.shape)
         states = feed_forward(feed_forward_layer, states, dtype, dropout)
     states = dropout(normalise(t5.decoder.final_layer_norm, states, dtype))
     scale = dropout.scale * (t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else 1.0)

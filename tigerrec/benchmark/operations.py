@@ -38,6 +38,11 @@ class Sizes:
         return 1 if self.generator.history == ITEMS else self.n_levels
 
     @property
+    def reads_one_position(self) -> bool:
+        """Whether the decoder attends to a single position, which takes neither queries nor keys."""
+        return self.generator.decoder_reads == LAST_ITEM and self.positions_per_item == 1
+
+    @property
     def heads_width(self) -> int:
         """Width of all attention heads together."""
         return self.generator.num_heads * self.generator.d_kv
@@ -52,7 +57,7 @@ def encoder(sizes: Sizes, positions: Any) -> Any:
 
 
 def cross_keys(sizes: Sizes, positions: Any) -> Any:
-    """Operations that make the decoder's keys and values of an encoded history."""
+    """Operations that make the decoder's keys and values of an encoded history; of a single position, values and what they add to a token."""
     return 2 * sizes.generator.decoder_layers * 2 * positions * sizes.generator.d_model * sizes.heads_width
 
 
@@ -65,7 +70,8 @@ def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> An
         cross_pairs: pairs of a token and an encoder position that it attends to.
     """
     generator, width = sizes.generator, sizes.heads_width
-    layer = tokens * (6 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * (token_pairs + cross_pairs) * width
+    products, pairs = (4, token_pairs) if sizes.reads_one_position else (6, token_pairs + cross_pairs)
+    layer = tokens * (products * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * pairs * width
     return 2 * (generator.decoder_layers * layer + tokens * generator.d_model * sizes.vocab_size)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from tigerrec.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.beam_search import Searcher
 from tigerrec.benchmark import Setting, operations
-from tigerrec.generator import CODES, WHOLE_HISTORY
+from tigerrec.generator import ALL_ITEMS, CODES
 from tigerrec.histories import Histories, split
 from tigerrec.history_t5 import HistoryT5
 from tigerrec.precision import product_type, resolve_device, resolve_precision
@@ -52,7 +52,7 @@ def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) ->
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
     """The generator whose `t5` is the stock side: of the same sizes, with one position a token, all of which the decoder reads."""
-    return new_model(config, semantic_ids, history=CODES, decoder_reads=WHOLE_HISTORY, item_loss=0.0)
+    return new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
 
 
 def known_items(histories: Histories) -> list[np.ndarray]:
@@ -168,7 +168,8 @@ def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]
     """Operations of an epoch and of a search, the machine's rate, and the machine."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model, training = new_model(setting.config, semantic_ids), setting.config.training
-    generator: Any = setting.config.generator
+    configured: Any = setting.config.generator
+    generator = dataclasses.replace(configured, decoder_reads=model.facts["decoder_reads"])
     sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
     items_read = np.array([min(len(known), generator.max_items) for known in known_items(histories)], np.int64)
     beams = [min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1 for level in range(sizes.n_levels)]
