@@ -138,6 +138,17 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
     assert "was not evaluated" in (export(run["train"], tmp_path / "export") / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("history", "mask", "as_stock"), [("codes", "bidirectional", True), ("codes", "item_causal", False), ("items", "bidirectional", False)]
+)
+def test_the_model_card_says_whether_transformers_reads_histories_as_the_model_does(tmp_path, history, mask, as_stock):
+    run = build_run(tmp_path / "runs")
+    write_train(run, load_semantic_ids(run["tokenize"]), seed=0, history=history, mask=mask)
+    card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
+    assert ("The model reads histories as transformers does" in card) == as_stock
+    assert ("`generate` of transformers does not read histories as this model does" in card) != as_stock
+
+
 def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
     scripts = Path(__file__).parent.parent / "scripts"
     asked = subprocess.run([sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True)

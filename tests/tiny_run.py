@@ -44,9 +44,9 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
     return folders
 
 
-def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes") -> None:
+def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes", mask: str = "item_causal") -> None:
     """An untrained generator as a train stage."""
-    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history).new(semantic_ids, "item_causal", seed)
+    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history).new(semantic_ids, mask, seed)
     inputs = {name: folders[name] for name in ("prepare", "tokenize")}
     with artifacts.writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
         scratch = folders["train"] / "scratch"
