@@ -26,7 +26,7 @@ HEAVY = ("torch", "transformers", "faiss", "sentence_transformers", "pandas", "p
 def test_every_group_has_choices():
     assert {path.parent.name for path in FILES} == set(GROUPS)
     folders = {path.name for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert folders <= {*GROUPS, "dataset_defaults", "experiment"}
+    assert folders <= {*GROUPS, "dataset_defaults", "train_defaults", "experiment"}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
@@ -54,6 +54,19 @@ def test_the_sample_of_dataset_defaults_only_names_options():
         cfg = compose([f"dataset={path.stem}"])
         for group, values in OmegaConf.load(path).items():
             assert {key: cfg[group][key] for key in values} == dict(values)
+
+
+def test_train_defaults_name_a_generator_a_way_of_training_and_options():
+    paths = list((config_folder() / "train_defaults").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        generator, _, train = path.stem.partition("-")
+        chosen, values = [f"generator={generator}", f"train={train}"], dict(OmegaConf.load(path))
+        cfg = compose(["dataset=beauty", *chosen])
+        assert {key: cfg.train[key] for key in values} == values
+        told = compose(["dataset=beauty", *chosen, *(f"train.{key}=0.25" for key in values)])
+        assert {told.train[key] for key in values} == {0.25}
+        assert compose(chosen).train.learning_rate == compose([]).train.learning_rate  # those of the sample stand above
 
 
 def test_the_comments_of_the_main_file_list_the_choices():

@@ -57,7 +57,7 @@ class Training:
     epochs: int = 20
     batch_targets: int = 512
     part_tokens: int = 8192
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     embedding_rate: float = 15.0
     item_embedding_rate: float = 50.0
     warmup: float = 0.05
