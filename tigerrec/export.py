@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import artifacts
+from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES
 from tigerrec.recommender import EXPORT, check_run, upstream_folders
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ READERS = {
     "codes": "the Semantic IDs of the items a user chose, oldest first",
     "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of its own",
 }
-STOCK_READING = {"encoder_mask": "bidirectional", "history": "codes", "decoder_reads": "all_items"}
+STOCK_READING = {"encoder_mask": BIDIRECTIONAL, "history": CODES, "decoder_reads": ALL_ITEMS}
 STOCK_ENCODING = "The model reads histories as transformers does, so `generate` of transformers computes the scores that tigerrec computes."
 OWN_ENCODING = (
     "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` what "

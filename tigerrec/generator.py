@@ -45,7 +45,7 @@ class T5:
         num_heads: attention heads a layer.
         d_kv: width of one head.
         d_ff: width of the feed-forward layers.
-        dropout_rate: dropout everywhere T5 has it.
+        dropout_rate: dropout everywhere T5 has it, but for attention to a single position.
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
         decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last under an item-causal
