@@ -7,11 +7,12 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from tigerrec.memory import peak_mb
 
 VERSIONED_PACKAGES = ("tigerrec", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy", "pandas", "pyarrow")
 
@@ -33,17 +34,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-def peak_mb() -> int:
-    """The largest memory of this process so far.
-
-    On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves elsewhere.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if peak is None else peak) // 1024
 
 
 def provenance(started: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tigerrec.checkpoints import Checkpoints, stop_signals
 from tigerrec.dropout import Dropout
 from tigerrec.histories import Histories, split
 from tigerrec.history_t5 import HistoryT5
+from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
 from tigerrec.precision import product_type
 from tigerrec.seeds import derived_seed
@@ -25,6 +26,7 @@ from tigerrec.train import VALIDATION_K, TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 KEPT_CANDIDATES = 3
+STEPS_BETWEEN_RELEASES = 30
 
 
 class Trainer:
@@ -82,6 +84,8 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if number % STEPS_BETWEEN_RELEASES == 0:
+            release_freed_memory()
         return total / float(self.examples.n_targets[rows].sum())
 
     def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:

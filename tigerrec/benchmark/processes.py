@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tigerrec import TigerrecError
-from tigerrec.provenance import peak_mb
+from tigerrec.memory import peak_mb
 
 
 def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> None:
