@@ -4,11 +4,11 @@ BIN := .venv/bin
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE ARGS RUN ITEMS K OUT
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE ARGS RUN ITEMS ITEMS_FILE K OUT
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
-.PHONY: help setup data embed tokenize train eval bench demo recommend export lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval bench tokenizers demo recommend export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -49,6 +49,9 @@ bench: GENERATOR ?= t5_paper
 bench: .venv/.installed  ## training and search against transformers, at the paper's size
 	$(call RUN_SCRIPT,benchmark)
 
+tokenizers: .venv/.installed  ## all tokenizers, or ARGS="tokenizers=[rkmeans,random]" → a table and pictures
+	$(call RUN_SCRIPT,compare_tokenizers)
+
 demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
 	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS) $(filter-out dataset=%,$(CHOICES)) dataset=sample); \
 	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$folder")" --items B00SP2RMPG,B00VM0APYS --k 5; echo "$$folder"
@@ -60,6 +63,10 @@ recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=
 export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
 	@test -n "$(RUN)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder> and OUT=<new folder>.' >&2; exit 2; }
 	@$(BIN)/python scripts/export.py --run "$(RUN)" --out "$(OUT)"
+
+add: .venv/.installed  ## RUN=<train folder or export> ITEMS_FILE=<table of new items> OUT=<folder> → an export with them, nothing trained
+	@test -n "$(RUN)" -a -n "$(ITEMS_FILE)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder or export>, ITEMS_FILE=<table of new items> and OUT=<new folder>.' >&2; exit 2; }
+	@$(BIN)/python scripts/add_items.py --run "$(RUN)" --items-file "$(ITEMS_FILE)" --out "$(OUT)"
 
 sample: .venv/.installed  ## write data/sample again
 	@$(BIN)/python scripts/make_sample.py

@@ -190,3 +190,45 @@ def test_beam_search_is_a_function_of_tensors(setting):
     )  # fmt: skip
     assert items.shape == scores.shape == (3, 4)
     assert (scores.diff(dim=1) <= 0).all()
+
+
+def shared_catalogue(n_items: int) -> tuple[SemanticIds, np.ndarray]:
+    """Items that share ids, and how popular each is, with ties."""
+    rng = np.random.default_rng(5)
+    sizes = (3, 2, 2)
+    return SemanticIds(rng.integers(0, sizes, (n_items, 3)).astype(np.int32), TokenLayout(sizes, sizes), True), rng.integers(0, 5, n_items)
+
+
+@pytest.mark.parametrize("history", ["codes", "items"])
+@pytest.mark.parametrize("mask_seen", [False, True])
+def test_items_that_share_ids_are_ranked_as_exhaustive_scoring_ranks_them(history, mask_seen):
+    ids, popularity = shared_catalogue(30)
+    model, histories = generator(ids, history=history), random_histories(12, 30)
+    assert len(np.unique(ids.codes, axis=0)) < 30
+    searcher = Searcher.of(model, "fp32", popularity)
+    items, scores = searcher.rank(histories, k=30, beam_size=30, mask_seen=mask_seen)
+    with torch.no_grad():
+        expected = score_catalogue(model.t5, model.tokens, *model.read(padded([read[-6:] for read in histories]))).numpy()
+    for user, seen in enumerate(histories):
+        allowed = np.setdiff1d(np.arange(30), seen) if mask_seen else np.arange(30)
+        n = len(allowed)
+        assert sorted(items[user, :n]) == allowed.tolist()
+        assert (items[user, n:] == NO_ITEM).all()
+        np.testing.assert_allclose(scores[user, :n], -np.sort(-expected[user, allowed]), atol=1e-4)
+        for one, other in itertools.pairwise(range(n)):
+            if (ids.codes[items[user, one]] == ids.codes[items[user, other]]).all():
+                assert scores[user, one] == scores[user, other]
+                assert (-popularity[items[user, one]], items[user, one]) < (-popularity[items[user, other]], items[user, other])
+            else:
+                assert scores[user, one] >= scores[user, other]
+    short, _ = searcher.rank(histories, k=4, beam_size=4, mask_seen=mask_seen)
+    assert (short >= 0).all()
+    assert all(len(set(row)) == 4 for row in short.tolist())
+    if mask_seen:
+        assert not any(set(row) & set(seen.tolist()) for row, seen in zip(short, histories, strict=True))
+
+
+def test_shared_ids_need_popularity():
+    ids, _ = shared_catalogue(30)
+    with pytest.raises(ValueError, match="same tokens"):
+        Searcher.of(generator(ids))

@@ -166,3 +166,9 @@ def test_configuration_errors_are_user_errors():
     assert issubclass(ConfigError, TigerrecError)
     with pytest.raises(ValueError, match="beam_size must be at least k=20"):
         EvaluateConfig(beam_size=10)
+
+
+def test_a_part_given_as_a_word_is_refused_with_the_option_to_give():
+    node = {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "estimator": "rotation"}
+    with pytest.raises(ConfigError, match=r"tokenizer\.estimator='rotation' must be a part; give its class as `tokenizer\.estimator\._target_="):
+        build(node, "tokenizer")

@@ -330,7 +330,7 @@ def test_minilm_from_the_offline_package_gives_unit_vectors_in_item_order(prepar
     np.testing.assert_allclose(vectors, backwards, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["minilm", "sentence_t5", "precomputed", "hashed"])
+@pytest.mark.parametrize("name", ["minilm", "sentence_t5", "precomputed", "hashed", "collaborative"])
 def test_the_yaml_files_describe_embedders(name: str) -> None:
     embedder, reserved = config.build_choice(read_yaml(name), "embedder")
     assert isinstance(embedder, Embedder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tigerrec.benchmark.processes import in_own_process
-from tigerrec.memory import release_freed_memory
+from tigerrec.memory import peak_mb, release_freed_memory, with_peak_mb
 
 
 def resident_mb() -> int:
@@ -31,3 +31,21 @@ def test_freed_memory_between_blocks_in_use_goes_back_to_the_system() -> None:
     found = in_own_process("tests.test_memory.held_and_released")
     assert found["kept"] == 40
     assert found["allocated"] - found["released"] > 300
+
+
+def peaks() -> dict[str, float]:
+    """Peaks of a process that takes 300 MB, and later 100 MB while a function runs."""
+    taken = len(b"x" * 300_000_000)
+    before = peak_mb()
+    result, small = with_peak_mb(lambda: len(b"x" * 1000))
+    _, large = with_peak_mb(lambda: len(b"x" * 100_000_000))
+    return {"taken": taken, "result": result, "before": before, "small": small, "large": large, "after": peak_mb()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux starts its count again")
+def test_the_peak_of_a_function_is_not_that_of_the_process() -> None:
+    found = in_own_process("tests.test_memory.peaks")
+    assert found["result"] == 1000
+    assert found["before"] - found["small"] > 200
+    assert 50 < found["large"] - found["small"] < 150
+    assert found["after"] == found["before"] == found["peak_mb"]

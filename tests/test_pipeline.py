@@ -18,6 +18,7 @@ from tigerrec.artifacts import DamagedError, StaleError
 from tigerrec.checkpoints import Interrupted
 from tigerrec.config import ConfigError, compose
 from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
+from tigerrec.tokenizers.random import RandomCodes
 
 ROOT = Path(__file__).parent.parent
 TINY = shlex.split(
@@ -188,7 +189,7 @@ def test_overwrite_rebuilds_a_stage_and_those_below_it(here, copy):
     assert succeeded(here(copy, "train.learning_rate=0.001", "overwrite=train"))
     after = manifests(copy)
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {"train", "evaluate"}
-    assert "overwrite=train is not among the stages asked for" in refused(here(copy, "overwrite=train", name="embed"))
+    assert "overwrite='train' is not among the steps asked for; allowed: prepare, embed." in refused(here(copy, "overwrite=train", name="embed"))
     text = refused(here(copy, "overwrite=tokenize", "tokenizer.levels=1", "until=train", "train.epochs=0"))
     assert text == "Error: train: epochs must be at least 1, got 0."
     assert manifests(copy) == after
@@ -221,6 +222,125 @@ def test_damage_is_refused_with_the_file(here, copy):
     assert "train: up to date" in done.stderr  # as it was made from the same bytes
 
 
+FUSED = ["embedder=fusion", "embedder@embedder.parts.text=hashed", "embedder.parts.text.dim=16", "embedder.dim=8"]
+
+
+@pytest.fixture(scope="module")
+def fused_once(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("fused")
+    assert pipeline.run(compose([*TINY, *FUSED, f"paths.runs={runs}"]), "tokenize") == runs / "sample/fusion/random-seed0"
+    return runs
+
+
+@pytest.fixture
+def fused(fused_once, tmp_path):
+    """A copy of runs in which fused vectors of hashed and collaborative ones were tokenized."""
+    shutil.copytree(fused_once, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def finished_at(runs) -> dict[str, int]:
+    """When each step was finished, by folder in the data set's, in nanoseconds."""
+    return {str(path.parent.relative_to(runs / "sample")): path.stat().st_mtime_ns for path in runs.rglob("manifest.json")}
+
+
+def changed(runs, before) -> set[str]:
+    after = finished_at(runs)
+    return {folder for folder in after if after[folder] != before.get(folder)}
+
+
+def test_fused_vectors_are_one_command_and_their_parts_are_shared(here, fused):
+    before = finished_at(fused)
+    assert set(before) == {".", "hashed", "collaborative", "fusion", "fusion/random-seed0"}
+    inputs = json.loads((fused / "sample/fusion/manifest.json").read_bytes())["inputs"]
+    assert set(inputs) == {"prepare", "text", "collaborative"}
+    assert inputs["text"]["config"]["_target_"] == "tigerrec.embed.hashed.Hashed"
+    assert succeeded(here(fused, *FUSED, name="tokenize_items")) == fused / "sample/fusion/random-seed0"
+    assert succeeded(here(fused, *FUSED, name="embed")) == fused / "sample/fusion"
+    assert succeeded(here(fused, name="embed")) == fused / "sample/hashed"
+    done = here(fused, "embedder=collaborative", "embedder.dim=64", name="embed")
+    assert succeeded(done) == fused / "sample/collaborative"
+    assert f"embed: up to date in {fused}/sample/collaborative\n" in done.stderr
+    assert not changed(fused, before)
+
+
+def test_a_changed_part_is_refused_and_rebuilt_by_its_own_name(here, fused):
+    before = finished_at(fused)
+    text = refused(here(fused, *FUSED, "embedder.parts.text.dim=12", name="tokenize_items"))
+    assert f"{fused}/sample/hashed was made with other settings (dim: 16 → 12)" in text
+    assert "add `embedder.parts.text.name=<new name>` to keep both, or add `overwrite=embed:hashed` to build it again" in text
+    assert not changed(fused, before)
+    assert succeeded(here(fused, *FUSED, "embedder.parts.text.dim=12", "overwrite=embed:hashed", name="tokenize_items"))
+    assert changed(fused, before) == {"hashed", "fusion", "fusion/random-seed0"}
+    text = refused(here(fused, *FUSED, "embedder.parts.text.name=other", name="embed"))
+    assert f"{fused}/sample/fusion was made with other settings (made from other text (dim: 12 → 16))" in text
+    assert "add `embedder.name=<new name>` to keep both, or add `overwrite=embed` to build it again" in text
+
+
+def test_overwriting_fused_vectors_leaves_their_parts_and_overwriting_the_data_does_not(here, fused):
+    before = finished_at(fused)
+    assert succeeded(here(fused, *FUSED, "overwrite=embed", name="tokenize_items"))
+    assert changed(fused, before) == {"fusion", "fusion/random-seed0"}
+    assert succeeded(here(fused, *FUSED, "overwrite=prepare", name="tokenize_items"))
+    assert changed(fused, before) == {".", "hashed", "collaborative", "fusion", "fusion/random-seed0"}
+    text = refused(here(fused, *FUSED, "overwrite=embed:minilm", name="embed"))
+    assert "allowed: prepare, embed:hashed, embed:collaborative, embed." in text
+
+
+def test_a_damaged_part_is_refused_with_its_own_repair(here, fused):
+    path = fused / "sample/collaborative/embeddings.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    text = refused(here(fused, *FUSED, name="embed"))
+    assert f"{path} is damaged" in text
+    assert "add `overwrite=embed:collaborative` to build it again" in text
+    assert succeeded(here(fused, *FUSED, "overwrite=embed:collaborative", name="tokenize_items"))
+
+
+def test_a_part_that_another_process_builds_is_waited_for(fused, monkeypatch):
+    asked = {}
+
+    @pipeline.contextlib.contextmanager
+    def locked(folder, wait, announce):
+        asked[folder.name] = wait
+        yield
+
+    monkeypatch.setattr(pipeline.files, "locked", locked)
+    pipeline.run(compose([*TINY, *FUSED, f"paths.runs={fused}", "overwrite=prepare"]), "embed")
+    assert asked == {"sample": True, "hashed": True, "collaborative": True, "fusion": False}
+
+
+NEEDED = "+embedder@tokenizer.inputs.collaborative=collaborative"
+
+
+def test_a_tokenizer_is_given_the_further_vectors_it_needs(here, fused, monkeypatch):
+    given = {}
+    fit = RandomCodes.fit
+
+    def remembering(self, vectors, *, seed, extra):
+        given.update(extra)
+        return fit(self, vectors, seed=seed, extra=extra)
+
+    monkeypatch.setattr(RandomCodes, "needs", ("collaborative",))
+    monkeypatch.setattr(RandomCodes, "fit", remembering)
+    shutil.rmtree(fused / "sample/collaborative")
+    before = finished_at(fused)
+    out = succeeded(here(fused, NEEDED, name="tokenize_items"))
+    assert out == fused / "sample/hashed/random-seed0"
+    assert changed(fused, before) == {"collaborative", "hashed/random-seed0"}
+    assert {name: matrix.shape for name, matrix in given.items()} == {"collaborative": (492, 64)}
+    inputs = json.loads((out / "manifest.json").read_bytes())["inputs"]
+    recorded = json.loads((fused / "sample/collaborative/manifest.json").read_bytes())
+    assert inputs["collaborative"]["fingerprint"] == recorded["fingerprint"]
+    assert succeeded(here(fused, NEEDED, name="embed")) == fused / "sample/hashed"
+    text = refused(here(fused, NEEDED, "tokenizer.inputs.collaborative.dim=8", name="tokenize_items"))
+    assert "add `tokenizer.inputs.collaborative.name=<new name>` to keep both, or add `overwrite=embed:collaborative` to build it again" in text
+    text = refused(here(fused, NEEDED, "tokenizer.inputs.collaborative.dim=8", "tokenizer.inputs.collaborative.name=other", name="tokenize_items"))
+    assert f"{out} was made with other settings (made from other collaborative (dim: 64 → 8))" in text
+    before = finished_at(fused)
+    assert succeeded(here(fused, NEEDED, "overwrite=embed", name="tokenize_items"))
+    assert changed(fused, before) == {"hashed", "hashed/random-seed0"}
+
+
 def test_raw_files_are_no_longer_needed_once_prepared(here, tmp_path):
     raw, runs = tmp_path / "raw", tmp_path / "runs"
     shutil.copytree(ROOT / "data" / "sample", raw)
@@ -249,7 +369,7 @@ def test_other_raw_files_are_noticed(here, tmp_path):
     ("options", "text"),
     [
         (["until=predict"], "until='predict' is no stage; allowed: prepare, embed, tokenize, train, evaluate."),
-        (["overwrite=predict"], "overwrite='predict' is no stage; allowed: "),
+        (["overwrite=predict"], "overwrite='predict' is not among the steps asked for; allowed: prepare, embed, tokenize, train, evaluate."),
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
         (["train.epoch=5"], "train.epoch is not an option; allowed: batch_targets, beam_size, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
@@ -365,6 +485,32 @@ def test_runs_must_be_a_folder_name():
     for option in ("paths.runs=null", "paths=null", "paths.runs=5"):
         with pytest.raises(ConfigError, match=r"paths.runs=.* must be a folder; give `paths.runs=<folder>`"):
             tiny_plan("runs", option)
+
+
+def test_further_vectors_stand_behind_what_they_are_made_of_and_once(monkeypatch):
+    monkeypatch.setattr(RandomCodes, "needs", ("bought", "text"))
+    inputs = ["+embedder@tokenizer.inputs.bought=collaborative", "+embedder@tokenizer.inputs.text=hashed", "tokenizer.inputs.text.dim=16"]
+    steps = tiny_plan("runs", *FUSED, *inputs, "tokenizer.inputs.text.name=words")
+    assert list(steps) == ["prepare", "embed:hashed", "embed:collaborative", "embed", "embed:words", "tokenize", "train", "evaluate"]
+    assert dict(steps["tokenize"].inputs) == {
+        "embed": Path("runs/sample/fusion"), "bought": Path("runs/sample/collaborative"), "text": Path("runs/sample/words")
+    }  # fmt: skip
+    steps = tiny_plan("runs", *inputs)
+    assert list(steps) == ["prepare", "embed", "embed:collaborative", "tokenize", "train", "evaluate"]
+    assert steps["tokenize"].inputs["text"] == steps["embed"].folder
+
+
+def test_inputs_of_a_tokenizer_are_those_it_needs(monkeypatch):
+    with pytest.raises(ConfigError, match=r"tokenizer.inputs.collaborative is given, but only \[\] can be used; leave it out"):
+        tiny_plan("runs", NEEDED)
+    monkeypatch.setattr(RandomCodes, "needs", ("collaborative",))
+    missing = r"tokenizer.inputs.collaborative is needed and missing; choose its embedder with `\+embedder@tokenizer.inputs.collaborative=<embedder>`"
+    with pytest.raises(ConfigError, match=missing):
+        tiny_plan("runs")
+    with pytest.raises(ConfigError, match=missing):
+        tiny_plan("runs", "+embedder@tokenizer.inputs.text=hashed")
+    with pytest.raises(ConfigError, match=r"embedder.name and tokenizer.inputs.collaborative.name are both 'hashed', with different settings"):
+        tiny_plan("runs", "+embedder@tokenizer.inputs.collaborative=hashed")
 
 
 def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):

@@ -1,4 +1,4 @@
-"""Code and token arithmetic, the suffix, and diagnostics against cases worked out by hand."""
+"""Code and token arithmetic, and the suffix."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tigerrec.diagnostics import collisions
 from tigerrec.semantic_ids import (
     PAD,
     SemanticIdError,
     TokenLayout,
     add_suffix,
-    collisions,
-    level_usage,
-    neighbour_agreement,
     next_suffixes,
-    reconstruction_error,
     suffix_size,
     with_suffix,
 )
@@ -68,6 +65,7 @@ def test_the_suffix_counts_earlier_items_with_the_same_codes(rows):
         "collision_rate": pytest.approx(sum(count for count in seen.values() if count > 1) / len(rows)),
         "unique_ids": len(seen),
         "largest_group": max(seen.values()),
+        "group_sizes": {str(size): count for size, count in sorted(Counter(seen.values()).items())},
     }
 
 
@@ -76,24 +74,3 @@ def test_new_items_continue_the_suffixes():
     assert next_suffixes(known, np.array([[0, 1], [1, 1], [0, 1]])).tolist() == [2, 0, 3]
     with pytest.raises(SemanticIdError, match="New item 6 is number 9 with its codes, and the suffix level holds 8"):
         next_suffixes(known, np.array([[0, 1]] * 7))
-
-
-def test_usage_of_a_level():
-    usage = level_usage(np.array([0, 0, 2, 2]), 8)
-    assert usage == {"codes": 8, "used_codes": 2, "dead_codes": 6, "perplexity": pytest.approx(2)}
-
-
-def test_reconstruction_error_is_relative_to_the_variance():
-    vectors = np.array([[0.0, 0.0], [2.0, 4.0]], dtype=np.float32)
-    assert reconstruction_error(vectors, vectors) == 0
-    assert reconstruction_error(vectors, np.tile(vectors.mean(axis=0), (2, 1))) == pytest.approx(1)
-    assert reconstruction_error(np.ones((3, 2), np.float32), np.zeros((3, 2))) is None
-
-
-def test_neighbours_agree_as_far_as_clusters_go():
-    rng = np.random.default_rng(0)
-    clusters = np.repeat([0, 1], 11)
-    vectors = np.array([[1.0, 0.0], [0.0, 1.0]])[clusters] + rng.normal(0, 0.01, (22, 2))
-    assert neighbour_agreement(vectors, clusters, seed=0) == 1
-    assert neighbour_agreement(vectors, np.arange(22), seed=0) == 0
-    assert neighbour_agreement(vectors[:1], clusters[:1], seed=0) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,9 @@ from omegaconf import OmegaConf
 from tigerrec import TigerrecError, artifacts, config
 from tigerrec.files import sha256_text
 from tigerrec.semantic_ids import load_semantic_ids
-from tigerrec.tokenizers import TokenizeConfig, TokenizeError, Tokenizer, encode_items, families, fit, load_tokenizer, tokenize
+from tigerrec.tokenizers import MeasuresDistances, TokenizeConfig, TokenizeError, Tokenizer, encode_items, families, fit, load_tokenizer, tokenize
 from tigerrec.tokenizers.random import RandomCodes
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
-from tigerrec.tokenizers.rqvae import RQVAE, quantize, restart_dead_codes
 
 RESERVED = tuple(field.name for field in dataclasses.fields(TokenizeConfig) if field.name != "tokenizer")
 SMALL = {"codebook_size": 8, "hidden": [16], "latent_dim": 4, "epochs": 4, "batch_size": 64, "iterations": 5}
@@ -35,8 +35,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@functools.cache
+def composed(choice: str) -> dict[str, Any]:
+    node = OmegaConf.to_container(config.compose(["dataset=beauty", f"tokenizer={choice}"]).tokenizer)
+    return {key: value for key, value in node.items() if key != "inputs"}
+
+
 def build(choice: str, **overrides: Any) -> TokenizeConfig:
-    node = dict(OmegaConf.to_container(OmegaConf.load(config.config_folder() / "tokenizer" / f"{choice}.yaml")))
+    node = dict(composed(choice))
     node |= {key: value for key, value in SMALL.items() if key in node} | overrides
     tokenizer, taken = config.build_choice(node, "tokenizer", RESERVED)
     return TokenizeConfig(tokenizer, **{key: value for key, value in taken.items() if key in RESERVED})
@@ -53,6 +59,11 @@ def extra_of(choice: TokenizeConfig, n: int) -> dict[str, np.ndarray]:
 
 def fitted(choice: TokenizeConfig, vectors: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return choice.tokenizer.fit(vectors, seed=choice.seed, extra=extra_of(choice, len(vectors)))
+
+
+def codes_to_encode(choice: TokenizeConfig, state: dict[str, np.ndarray], vectors: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """What `encode` must give for the vectors that `fit` gave these codes: the same, where items are not assigned jointly."""
+    return choice.tokenizer.encode(state, vectors) if choice.tokenizer.assigns_jointly else codes
 
 
 def same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -92,12 +103,13 @@ class TestContract:
     def test_encoding_goes_row_by_row(self, choice):
         chosen, vectors = build(choice), make_vectors(1100)
         state, codes = fitted(chosen, vectors)
-        assert np.array_equal(chosen.tokenizer.encode(state, vectors), codes)
+        encoded = chosen.tokenizer.encode(state, vectors)
+        assert chosen.tokenizer.assigns_jointly or np.array_equal(encoded, codes)
         for cut in (1, 7, 1024):
             parts = [chosen.tokenizer.encode(state, vectors[:cut]), chosen.tokenizer.encode(state, vectors[cut:])]
-            assert np.array_equal(np.concatenate(parts), codes)
+            assert np.array_equal(np.concatenate(parts), encoded)
         order = np.random.default_rng(1).permutation(len(vectors))
-        assert np.array_equal(chosen.tokenizer.encode(state, vectors[order]), codes[order])
+        assert np.array_equal(chosen.tokenizer.encode(state, vectors[order]), encoded[order])
 
     def test_a_stage_can_be_read_back(self, choice, tmp_path):
         chosen, vectors = build(choice), make_vectors()
@@ -108,13 +120,30 @@ class TestContract:
         ids = load_semantic_ids(out)
         sizes = chosen.tokenizer.code_sizes
         assert ids.layout.code_sizes == sizes
-        assert np.array_equal(tokenizer.encode(state, vectors), ids.codes[:, : len(sizes)])
-        assert np.array_equal(encode_items(out, vectors[5:8]), ids.codes[5:8, : len(sizes)])
+        codes = codes_to_encode(chosen, fitted(chosen, vectors)[0], vectors, ids.codes[:, : len(sizes)])
+        assert np.array_equal(tokenizer.encode(state, vectors), codes)
+        assert np.array_equal(encode_items(out, vectors[5:8]), codes[5:8])
         with pytest.raises(TokenizeError, match="have 3 dimensions"):
             encode_items(out, vectors[:, :3])
         content = artifacts.open_stage(out, "tokenize").content
         again = tokenize(tmp_path / "embed", chosen, tmp_path / "again", extra)
         assert artifacts.open_stage(again, "tokenize").content == content
+
+    @pytest.mark.parametrize("n", [3, 200])
+    def test_the_nearest_codes_are_those_of_encode(self, choice, n):
+        chosen, vectors = build(choice), make_vectors()
+        tokenizer, (state, _) = chosen.tokenizer, fitted(chosen, vectors[:n])
+        if not isinstance(tokenizer, MeasuresDistances):
+            pytest.skip("it has no distances")
+        codes = tokenizer.encode(state, vectors)
+        for level, size in enumerate(tokenizer.code_sizes):
+            found = tokenizer.distances(state, vectors, codes[:, :level])
+            assert (found.shape, found.dtype) == ((len(vectors), size), np.float64)
+            assert (found >= 0).all()
+            assert np.isfinite(found[np.arange(len(vectors)), codes[:, level]]).all()
+            assert np.array_equal(found.argmin(axis=1), codes[:, level])
+            elsewhere = tokenizer.distances(state, vectors[::-1], codes[:, :level])
+            assert np.array_equal(np.isinf(elsewhere), np.isinf(found))
 
     @pytest.mark.parametrize("n", [1, 2, 5])
     def test_fewer_items_than_codes(self, choice, n, caplog):
@@ -122,7 +151,8 @@ class TestContract:
         result = fit(vectors, chosen, extra_of(chosen, n))
         assert len(np.unique(result.ids.codes, axis=0)) == n
         assert (result.ids.codes >= 0).all()
-        assert np.array_equal(chosen.tokenizer.encode(result.state, vectors), result.ids.codes[:, :-1])
+        codes = codes_to_encode(chosen, result.state, vectors, result.ids.codes[:, :-1])
+        assert np.array_equal(chosen.tokenizer.encode(result.state, vectors), codes)
         if n == 1:
             assert "uses only 1 of its" in caplog.text
 
@@ -146,8 +176,10 @@ class TestContract:
     def test_vectors_that_are_not_finite_are_refused_by_name(self, choice, value, tmp_path):
         vectors = make_vectors()
         vectors[[3, 17], 2] = value
+        chosen = build(choice)
+        extra = {name: embedded(tmp_path / name, matrix) for name, matrix in extra_of(chosen, len(vectors)).items()}
         with pytest.raises(TokenizeError, match=r"NaN or infinity in 2 rows \(items 3, 17\)"):
-            tokenize(embedded(tmp_path / "embed", vectors), build(choice), tmp_path / "out")
+            tokenize(embedded(tmp_path / "embed", vectors), chosen, tmp_path / "out", extra)
         assert artifacts.read_manifest(tmp_path / "out") is None
 
     def test_sizes_out_of_range_are_refused_before_any_work(self, choice):
@@ -162,14 +194,14 @@ class TestContract:
         assert families()[tokenizer.family] is type(tokenizer)
 
 
-def edit_facts(folder: Path, **changes: Any) -> None:
-    """Rewrite tokenizer.json as someone would who also mends the manifest."""
-    facts = artifacts.read_json(folder, "tokenizer.json") | changes
-    artifacts.write_json(folder / "tokenizer.json", facts)
+def edit_facts(folder: Path, name: str = "tokenizer.json", **changes: Any) -> None:
+    """Rewrite a JSON file of a stage as someone would who also mends the manifest."""
+    facts = artifacts.read_json(folder, name) | changes
+    artifacts.write_json(folder / name, facts)
     manifest = artifacts.read_json(folder, artifacts.MANIFEST)
-    manifest["files"]["tokenizer.json"]["sha256"] = artifacts.sha256_file(folder / "tokenizer.json")
+    manifest["files"][name]["sha256"] = artifacts.sha256_file(folder / name)
     hashes = {name: entry["sha256"] for name, entry in manifest["files"].items() if not entry.get("measured")}
-    manifest["files"]["tokenizer.json"]["bytes"] = (folder / "tokenizer.json").stat().st_size
+    manifest["files"][name]["bytes"] = (folder / name).stat().st_size
     manifest["content"] = sha256_text(artifacts.canonical_json(hashes))
     artifacts.write_json(folder / artifacts.MANIFEST, manifest)
 
@@ -181,7 +213,9 @@ def edit_facts(folder: Path, **changes: Any) -> None:
         ({"family": ["rkmeans"]}, "names the tokenizer"),
         ({"hyper_parameters": {"levels": 3, "command": "true"}}, "command is not an option"),
         ({"hyper_parameters": {"levels": "three"}}, "levels='three' has the wrong type"),
-        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}}, "levels must be a int, not a RQVAE"),
+        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.pipeline.Step"}}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "hidden": {"_target_": "os.system"}}}}, "no plain hyper-parameters"),
         ({"hyper_parameters": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}, "no plain hyper-parameters"),
         ({"hyper_parameters": None}, "no plain hyper-parameters"),
     ],
@@ -217,8 +251,9 @@ def test_further_vectors_must_be_there_and_aligned():
         fit(make_vectors(20), TokenizeConfig(Needy()), {"collaborative": make_vectors(19)})
 
 
-def test_residual_kmeans_is_fifteen_lines_of_numpy():
-    tokenizer, vectors = ResidualKMeans(codebook_size=16), make_vectors(300)
+@pytest.mark.parametrize("init", ["kmeans", "kmeans++"])
+def test_residual_kmeans_is_fifteen_lines_of_numpy(init):
+    tokenizer, vectors = ResidualKMeans(codebook_size=16, init=init), make_vectors(300)
     state, codes = tokenizer.fit(vectors, seed=0, extra={})
     for row, row_codes in zip(vectors.astype(np.float64), codes, strict=True):
         residual = row
@@ -243,71 +278,6 @@ def test_residual_kmeans_keeps_few_vectors_exactly():
     state, codes = tokenizer.fit(vectors, seed=0, extra={})
     assert np.array_equal(tokenizer.decode(state, codes), vectors)
     assert codes[:, 1:].max() == 0
-
-
-def test_quantize_passes_the_gradient_and_gives_the_sum_of_codewords():
-    torch.manual_seed(0)
-    latents = torch.randn(10, 4, requires_grad=True)
-    codebooks = [torch.randn(6, 4, requires_grad=True) for _ in range(3)]
-    quantized, codes, _ = quantize(latents, codebooks, beta=0.25)
-    torch.testing.assert_close(quantized, sum(book[level] for book, level in zip(codebooks, codes, strict=True)))
-    weights = torch.randn(10, 4)
-    (quantized * weights).sum().backward()
-    assert torch.equal(latents.grad, weights)
-    assert all(book.grad is None for book in codebooks)
-
-
-def test_the_quantisation_loss_of_one_item_by_hand():
-    latents = torch.tensor([[3.0]], requires_grad=True)
-    codebooks = [torch.tensor([[0.0], [2.0]], requires_grad=True), torch.tensor([[0.5], [9.0]], requires_grad=True)]
-    quantized, codes, loss = quantize(latents, codebooks, beta=0.5)
-    loss.backward()
-    assert [level.item() for level in codes] == [1, 0]
-    assert quantized.item() == 2.5
-    assert loss.item() == pytest.approx((1 + 0.25) * 1.5)
-    assert latents.grad.item() == pytest.approx(0.5 * (2 * 1 + 2 * 0.5))
-    assert codebooks[0].grad.tolist() == [[0.0], [-2.0]]
-    assert codebooks[1].grad.tolist() == [[-1.0], [0.0]]
-
-
-def test_dead_codes_move_to_residuals_and_used_ones_stay():
-    latents = torch.tensor([[1.0], [2.0], [10.0]])
-    codebooks = [torch.tensor([[1.0], [100.0], [200.0]])]
-    restart_dead_codes(latents, codebooks, [torch.tensor([3, 0, 0])], torch.Generator().manual_seed(0))
-    assert codebooks[0][0] == 1
-    assert set(codebooks[0][1:, 0].tolist()) < {1.0, 2.0, 10.0}
-
-
-def test_rqvae_learns_and_keeps_its_codes():
-    vectors = make_vectors(600)
-    config_of = lambda epochs: TokenizeConfig(RQVAE(codebook_size=16, hidden=(32,), latent_dim=8, epochs=epochs, batch_size=128))  # noqa: E731
-    short, long = fit(vectors, config_of(1)), fit(vectors, config_of(40))
-    assert long.diagnostics["reconstruction_error"] < min(0.3, short.diagnostics["reconstruction_error"] / 2)
-    assert all(level["used_codes"] >= 15 for level in long.diagnostics["levels"])
-
-
-def test_rqvae_leaves_the_global_generator_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    fitted(build("rqvae"), make_vectors(30))
-    assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("field", ["levels", "latent_dim", "epochs", "batch_size"])
-def test_rqvae_refuses_sizes_below_one(field):
-    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
-        RQVAE(**{field: 0})
-
-
-def test_rqvae_that_diverges_stops_and_says_how_to_go_on():
-    with pytest.raises(TokenizeError, match=r"loss became (nan|inf) in epoch 1 .* lower tokenizer\.learning_rate"):
-        fit(make_vectors(), TokenizeConfig(RQVAE(codebook_size=8, batch_size=20, learning_rate=1e15)))
-
-
-def test_rqvae_must_end_without_restarts():
-    with pytest.raises(ValueError, match="restart_share must be between 0 and"):
-        RQVAE(restart_share=0.9)
 
 
 def test_random_codes_look_uniform():

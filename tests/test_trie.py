@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,37 @@ def test_a_node_is_closed_when_everything_below_it_is_seen():
             assert trie.is_closed(depth, closed, torch.tensor(row), nodes).tolist() == expected
 
 
-def test_items_with_equal_tokens_are_refused():
+def shared_tokens(n_items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that several items share, and how popular each item is, with ties."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 3, (n_items, 2)) + 1 + np.arange(2) * 3, rng.integers(0, 4, n_items)
+
+
+def test_a_leaf_lists_its_items_by_popularity():
+    tokens, popularity = shared_tokens(50, seed=7)
+    trie = build_trie(tokens, popularity)
+    leaves = sorted(set(map(tuple, tokens.tolist())))
+    assert len(trie.token[-1]) == len(leaves) < 50
+    places, exists = trie.children(2, torch.arange(len(leaves)))
+    for leaf, row, there in zip(leaves, places, exists, strict=True):
+        members = [item for item in range(50) if tuple(tokens[item]) == leaf]
+        assert trie.leaf_item[row[there]].tolist() == sorted(members, key=lambda item: (-popularity[item], item))
+    assert trie.max_children[2] == max(Counter(map(tuple, tokens.tolist())).values())
+
+
+def test_a_shared_leaf_is_closed_when_all_its_items_are_seen():
+    tokens, popularity = shared_tokens(50, seed=8)
+    trie, seen = build_trie(tokens, popularity), np.random.default_rng(9).permutation(50)[:35]
+    closed = trie.closed(torch.zeros(35, dtype=torch.int64), torch.from_numpy(seen))
+    leaves = torch.arange(len(trie.token[-1]))
+    below = [{item for item in range(50) if int(trie.path[1, item]) == leaf} for leaf in leaves.tolist()]
+    expected = [items <= set(seen.tolist()) for items in below]
+    assert 0 < sum(expected) < len(expected)
+    assert trie.is_closed(2, closed, torch.tensor(0), leaves).tolist() == expected
+    assert trie.is_closed(3, closed, torch.tensor(0), trie.path[-1]).tolist() == [item in seen for item in range(50)]
+
+
+def test_items_with_equal_tokens_are_refused_without_popularity():
     with pytest.raises(ValueError, match="same tokens"):
         build_trie(np.array([[1, 2], [1, 2]]))
     with pytest.raises(ValueError, match="at least one"):

@@ -8,8 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from tigerrec import artifacts
+from tigerrec.embed import embed
+from tigerrec.embed.hashed import Hashed
 from tigerrec.generator import T5, save_generator
-from tigerrec.semantic_ids import SemanticIds, TokenLayout, add_suffix
+from tigerrec.semantic_ids import SemanticIds, TokenLayout, add_suffix, load_semantic_ids
+from tigerrec.tokenizers import TokenizeConfig, tokenize
+from tigerrec.tokenizers.rkmeans import ResidualKMeans
 
 N_USERS = 50
 N_ITEMS = 40
@@ -24,15 +28,7 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
         "tokenize": root / "toy" / "hashed" / "random-seed0",
         "train": root / "toy" / "hashed" / "random-seed0" / "t5-packed-seed0",
     }
-    lengths = rng.integers(3, 9, N_USERS)
-    histories = [rng.permutation(N_ITEMS)[:length].astype(np.int32) for length in lengths]
-    with artifacts.writing(folders["prepare"], "prepare", {"seed": seed}) as files:
-        files.parquet("items.parquet", _items())
-        users = np.repeat(np.arange(N_USERS, dtype=np.int32), lengths)
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        columns = {"user": users, "item": np.concatenate(histories), "timestamp": positions.astype(np.int64), "position": positions.astype(np.int32)}
-        files.parquet("interactions.parquet", pa.table(columns))
-        files.json("stats.json", {"users": N_USERS, "items": N_ITEMS, "interactions": int(lengths.sum())})
+    _write_prepare(folders["prepare"], rng, seed)
     codes = rng.integers(0, CODE_SIZES, (N_ITEMS, len(CODE_SIZES))).astype(np.int32)
     layout = TokenLayout(CODE_SIZES, (*CODE_SIZES, 40))
     with artifacts.writing(folders["tokenize"], "tokenize", {"seed": seed}) as files:
@@ -42,6 +38,30 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
         files.arrays("tokenizer.safetensors", {"nothing": np.zeros(1)})
     write_train(folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed, history)
     return folders
+
+
+def build_embedded_run(root: Path, collisions: str = "suffix", history: str = "codes", dim: int = 8, codebook_size: int = 12) -> dict[str, Path]:
+    """The same with real embed and tokenize stages: hashed vectors, and residual k-means whose few codes make items collide."""
+    embedded = root / "toy" / "hashed"
+    folders = {"prepare": root / "toy", "tokenize": embedded / f"rkmeans-{collisions}-seed0"}
+    folders["train"] = folders["tokenize"] / "t5-packed-seed0"
+    _write_prepare(folders["prepare"], np.random.default_rng(0), 0)
+    embed(folders["prepare"], Hashed(dim=dim), embedded)
+    tokenize(embedded, TokenizeConfig(ResidualKMeans(levels=2, codebook_size=codebook_size, init="kmeans"), collisions=collisions), folders["tokenize"])
+    write_train(folders, load_semantic_ids(folders["tokenize"]), 0, history)
+    return folders
+
+
+def _write_prepare(folder: Path, rng: np.random.Generator, seed: int) -> None:
+    lengths = rng.integers(3, 9, N_USERS)
+    histories = [rng.permutation(N_ITEMS)[:length].astype(np.int32) for length in lengths]
+    with artifacts.writing(folder, "prepare", {"seed": seed}) as files:
+        files.parquet("items.parquet", _items())
+        users = np.repeat(np.arange(N_USERS, dtype=np.int32), lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        columns = {"user": users, "item": np.concatenate(histories), "timestamp": positions.astype(np.int64), "position": positions.astype(np.int32)}
+        files.parquet("interactions.parquet", pa.table(columns))
+        files.json("stats.json", {"users": N_USERS, "items": N_ITEMS, "interactions": int(lengths.sum())})
 
 
 def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes", mask: str = "item_causal") -> None:
@@ -62,5 +82,6 @@ def _items() -> pa.Table:
             "item": pa.array(numbers, pa.int32()),
             "item_id": [f"{number:010d}" for number in numbers],
             "title": [None if number == 7 else f"Item {number}" for number in numbers],
+            "text": [f"Item {number} of kind {number % 7}" for number in numbers],
         }
     )

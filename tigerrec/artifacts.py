@@ -136,11 +136,12 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
     _verified[key] = actual
 
 
-def open_stage(folder: Path | str, stage: str, *or_stages: str) -> Manifest:
+def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str | None = None) -> Manifest:
     """The manifest of a finished stage, after every file in it was checked against its sha256 (once a process).
 
     Args:
         or_stages: other stages whose folders will do as well.
+        overwrite: the value of the option `overwrite` that builds it again; the stage by default.
 
     Raises:
         MissingError: no finished stage stands there, or another one.
@@ -152,9 +153,10 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str) -> Manifest:
         raise MissingError(f"No finished '{stage}' stage in {folder}; run `python scripts/pipeline.py until={stage}` with the same options.")
     if manifest.stage not in (stage, *or_stages):
         raise MissingError(f"{folder} holds the stage '{manifest.stage}', not '{stage}'; give the folder of a '{stage}' stage.")
+    overwrite = overwrite or manifest.stage
     if manifest.schema != SCHEMA:
-        raise StaleError(f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={manifest.stage}` to build it again.")
-    remedy = f"add `overwrite={manifest.stage}` to build it again" if manifest.stage == stage else "export it again"
+        raise StaleError(f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={overwrite}` to build it again.")
+    remedy = f"add `overwrite={overwrite}` to build it again" if manifest.stage == stage else "export it again"
     for name, entry in manifest.files.items():
         _verify_file(folder / name, entry, remedy)
     return manifest
@@ -168,10 +170,11 @@ def input_record(folder: Path) -> dict[str, Any]:
     return {"fingerprint": manifest.fingerprint, "content": manifest.content, "config": manifest.config}
 
 
-def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], name_option: str) -> bool:
+def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], name_option: str, overwrite: str | None = None) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
-    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep both versions.
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep both versions,
+    `overwrite` the value of that option that builds it again (the stage by default).
 
     Raises:
         StaleError: a finished stage stands there but was made of something else; names what changed.
@@ -179,7 +182,7 @@ def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Ma
     """
     if read_manifest(folder) is None:
         return False
-    manifest = open_stage(folder, stage)
+    manifest = open_stage(folder, stage, overwrite=overwrite)
     differences = changed_keys(manifest.config, json.loads(canonical_json(describe(config))))
     for name in sorted(set(inputs) | set(manifest.inputs)):
         old, new = manifest.inputs.get(name, {}), inputs.get(name, {})
@@ -189,7 +192,7 @@ def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Ma
     if differences:
         raise StaleError(
             f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep both, "
-            f"or add `overwrite={stage}` to build it again."
+            f"or add `overwrite={overwrite or stage}` to build it again."
         )
     return True
 

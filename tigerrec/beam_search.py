@@ -110,6 +110,7 @@ def beam_search(
 
     Returns:
         Items, int64 (B, K) best first, K at most `beam_size`, `NO_ITEM` where nothing is left; scores, float32 (B, K), -inf there.
+        Items that share an id have its score and come in the order of the trie.
     """
     decoder = BeamDecoder(t5, encoded, attention_mask, trie.n_levels, dtype)
     users = torch.arange(len(encoded), device=encoded.device)[:, None]
@@ -130,7 +131,13 @@ def beam_search(
         nodes, tokens = children.flatten(1).gather(1, chosen), child_tokens.flatten(1).gather(1, chosen)
         slots = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
         ancestors = torch.cat([ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1)), slots[:, :, None]], dim=2)
-    return trie.leaf_item[nodes].masked_fill(scores == -torch.inf, NO_ITEM), scores
+    items, exists = trie.children(trie.n_levels, nodes)
+    if closed is not None:
+        exists = exists & ~trie.is_closed(trie.n_levels + 1, closed, users[:, :, None], items)
+    scores = scores[:, :, None].masked_fill(~exists, -torch.inf).flatten(1)
+    listed = scores.argsort(dim=1, descending=True, stable=True)[:, :beam_size]
+    scores = scores.gather(1, listed)
+    return trie.leaf_item[items].flatten(1).gather(1, listed).masked_fill(scores == -torch.inf, NO_ITEM), scores
 
 
 @torch.inference_mode()
@@ -168,16 +175,23 @@ class Searcher:
         model: reads histories.
         trie: of the catalogue's tokens.
         precision: `auto`, `fp32` or `bf16`.
+        popularity: int (I,), how often training histories hold each item; it orders items that share an id; None: none may.
     """
 
     model: HistoryT5
     trie: Trie
     precision: str = "auto"
+    popularity: np.ndarray | None = None
 
     @staticmethod
-    def of(model: HistoryT5, precision: str = "auto") -> Searcher:
+    def of(model: HistoryT5, precision: str = "auto", popularity: np.ndarray | None = None) -> Searcher:
         """A searcher over all items of a model, on its device."""
-        return Searcher(model, build_trie(model.tokens.cpu().numpy()).to(model.device), precision)
+        return Searcher(model, build_trie(model.tokens.cpu().numpy(), popularity).to(model.device), precision, popularity)
+
+    def with_items(self, tokens: np.ndarray) -> Searcher:
+        """A searcher over these and further items, of tokens int64 (n, T), that training never saw."""
+        popularity = None if self.popularity is None else np.append(self.popularity, np.zeros(len(tokens), self.popularity.dtype))
+        return Searcher.of(self.model.with_items(tokens), self.precision, popularity)
 
     def rank(
         self, histories: Sequence[np.ndarray], *, k: int, beam_size: int, mask_seen: bool, batch_tokens: int = 8192, progress: str = ""

@@ -147,6 +147,8 @@ def build(node: Any, where: str) -> Any:
             del values[name]
             parts[name] = build(value, f"{where}.{name}") if isinstance(value, Mapping) else value
             _check_part(parts[name], types[name], f"{where}.{name}")
+        elif getattr(types[name], "_is_protocol", False):
+            raise ConfigError(f"{where}.{name}={value!r} must be a part; give its class as `{where}.{name}._target_=tigerrec.<module>.<class>`.")
     arguments = _check_flat(values, types, where) | parts
     missing = [
         name for name, field in fields.items()

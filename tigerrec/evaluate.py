@@ -15,10 +15,10 @@ from tigerrec import artifacts
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.config import check_device, check_precision
 from tigerrec.files import sha256_text
-from tigerrec.histories import load_histories, split, training_part
+from tigerrec.histories import load_histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
-from tigerrec.semantic_ids import group_codes, load_semantic_ids
+from tigerrec.semantic_ids import SemanticIds, group_codes, load_semantic_ids
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> Non
         logger.warning("%s of %s targets are in their user's history: rows with seen=masked cannot hit them", f"{repeats:,}", f"{len(targets):,}")
 
 
-def _generator(trained: Path, tokenized: Path, config: EvaluateConfig) -> tuple[RankFunction, dict[str, Any]]:
+def _generator(trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig) -> tuple[RankFunction, dict[str, Any]]:
     """The trained generator as a function that ranks, and the facts of the machine it runs on."""
     import torch
 
@@ -210,7 +210,7 @@ def _generator(trained: Path, tokenized: Path, config: EvaluateConfig) -> tuple[
     from tigerrec.precision import resolve_device, resolve_precision
 
     device = resolve_device(config.device)
-    searcher = Searcher.of(load_generator(trained, load_semantic_ids(tokenized)).to(device), config.precision)
+    searcher = Searcher.of(load_generator(trained, semantic_ids).to(device), config.precision, popularity)
 
     def rank(histories: Sequence[np.ndarray], mask_seen: bool, progress: str) -> tuple[np.ndarray, np.ndarray]:
         return searcher.rank(
@@ -249,7 +249,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained)
     warn_of_repeats(known, targets)
     started = time.perf_counter()
-    rank, facts = _generator(trained, tokenized, config)
+    rank, facts = _generator(trained, semantic_ids, training_counts(histories), config)
     rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, _shards_folder(out, config, inputs))
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
     ranks = target_ranks(rankings, targets, groups)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tigerrec import artifacts
 from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES
-from tigerrec.recommender import EXPORT, check_run, upstream_folders
+from tigerrec.histories import load_histories, training_counts
+from tigerrec.recommender import EXPORT, POPULARITY, check_run, upstream_folders
+from tigerrec.semantic_ids import load_semantic_ids
 
 logger = logging.getLogger(__name__)
 
+EMBEDDER = "embedder.json"
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "input_module.safetensors")
 COPIED = {"prepare": ("items.parquet",), "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"), "train": MODEL_FILES}
 READERS = {
@@ -46,31 +51,63 @@ def export(run: Path, out: Path) -> Path:
     Raises:
         ArtifactError: the run or a folder above it cannot be used, or `out` holds something else.
     """
-    out = out.resolve()
-    _check_free(out)
     check_run(run)
+    write_export(run, out.resolve())
+    logger.info("wrote the run %s to %s", run, out)
+    return out.resolve()
+
+
+def write_export(run: Path, out: Path) -> None:
+    """`export` of a train folder to an absolute path, without a word."""
+    check_free(out)
     folders = upstream_folders(run)
     evaluations = _evaluations(folders["train"])
+    with new_export(out, folders | {folder.name: folder for folder in evaluations}) as files:
+        for stage, names in COPIED.items():
+            for name in names:
+                if (folders[stage] / name).exists():
+                    with files.create(name) as temporary:
+                        shutil.copyfile(folders[stage] / name, temporary)
+        if (embedder := _embedder(folders["tokenize"])) is not None:
+            files.json(EMBEDDER, embedder)
+        if load_semantic_ids(folders["tokenize"]).may_share:
+            files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
+        with files.create("README.md") as temporary:
+            temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_export(out: Path, inputs: Mapping[str, Path], sources: Mapping[str, str] | None = None) -> Iterator[artifacts.StageFiles]:
+    """The files of an export that appears whole or not at all, in the place of an older one.
+
+    Args:
+        inputs: the stage folders read, by name.
+        sources: the sha256 of files read from outside, by role.
+    """
     partial = out.with_name(f".{out.name}.partial")
     artifacts.remove_tree(partial)
     try:
-        with artifacts.writing(partial, EXPORT, {}, inputs=folders | {folder.name: folder for folder in evaluations}) as files:
-            for stage, names in COPIED.items():
-                for name in names:
-                    if (folders[stage] / name).exists():
-                        with files.create(name) as temporary:
-                            shutil.copyfile(folders[stage] / name, temporary)
-            with files.create("README.md") as temporary:
-                temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
+        with artifacts.writing(partial, EXPORT, {}, inputs, sources) as files:
+            yield files
         artifacts.remove_tree(out)
         os.rename(partial, out)
     finally:
         artifacts.remove_tree(partial)
-    logger.info("wrote the run %s to %s", folders["train"], out)
-    return out
 
 
-def _check_free(out: Path) -> None:
+def _embedder(tokenized: Path) -> dict[str, Any] | None:
+    """What made the vectors of a tokenize stage: the embedder's settings and the sha256 of its files; None where that stage is gone."""
+    made_from = artifacts.open_stage(tokenized, "tokenize").inputs.get("embed", {})
+    manifest = artifacts.read_manifest(tokenized.parent)
+    if manifest is None or manifest.stage != "embed" or manifest.fingerprint != made_from.get("fingerprint"):
+        return None
+    recorded = manifest.provenance.get("embedder")
+    settings = {name: value for name, value in recorded.items() if name != "device"} if isinstance(recorded, dict) else {}
+    sources = {role: record["fingerprint"] for role, record in manifest.inputs.items() if role != "prepare"}
+    return {"config": manifest.config | settings, "sources": sources}
+
+
+def check_free(out: Path) -> None:
     """Refuse a path that holds anything but an older export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

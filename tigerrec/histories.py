@@ -328,6 +328,11 @@ def training_part(history: np.ndarray) -> np.ndarray:
     return history[:-2]
 
 
+def training_counts(histories: Histories) -> np.ndarray:
+    """How often the training parts of all histories hold each item, int64 (n_items,)."""
+    return np.bincount(np.concatenate([training_part(histories[user]) for user in range(len(histories))]), minlength=histories.n_items)
+
+
 def split(history: np.ndarray, part: str) -> tuple[np.ndarray, int]:
     """The input and the target of a part: `validation` is h[-2] given h[:-2], `test` is h[-1] given h[:-1] (the validation item included)."""
     if part == "validation":

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+_earlier_peak = 0  # MB, before the system's count was last started again
 
 
 def peak_mb() -> int:
-    """The largest memory of this process so far.
+    """The largest memory of this process so far, in MB."""
+    return max(_earlier_peak, _counted_peak())
+
+
+def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
+    """What a function gives, and the largest memory of this process while it ran, in MB; all that the process held before is part of it.
+
+    Where the system cannot start its count again (only Linux can), it is the largest memory so far.
+    """
+    global _earlier_peak
+    _earlier_peak = peak_mb()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return function(), _counted_peak()
+
+
+def _counted_peak() -> int:
+    """The largest memory that the system has counted, in MB.
 
     On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves elsewhere.
     """

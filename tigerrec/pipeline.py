@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tigerrec import TigerrecError, artifacts, files
 from tigerrec.config import ConfigError, build, build_choice, composition_fault
+from tigerrec.embed import needed_parts
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +33,15 @@ class Step:
     """One stage with everything decided: what it is made of, where it stands and how it is run.
 
     Attributes:
+        key: its name in a plan: the stage, or `embed:<folder>` for further item vectors that another step reads.
         config: the stage's checked dataclass; its JSON form is the stage's identity.
-        inputs: the folders of the stages it reads.
+        inputs: the folders of the steps it reads.
         present: the outside files it would read, by role, as far as they are there now.
         name_option: the option that gives the folder another name.
         run: takes the folder and builds the stage in it.
     """
 
+    key: str
     stage: str
     folder: Path
     config: Any
@@ -67,7 +70,7 @@ class Step:
         inputs = self.input_records()
         outside = {role: record for role, record in manifest.inputs.items() if role not in self.inputs}
         outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
-        return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option)
+        return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
 
 
 def _nothing() -> Mapping[str, Path]:
@@ -106,16 +109,51 @@ def _seed(values: Mapping[str, Any], where: str) -> int:
     return seed
 
 
+def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], key: str | None = None) -> Path:
+    """Plan an embed step behind those of its parts, once for all that read it; returns its folder."""
+    embedder, keys = build_choice(node, where, ("parts",))
+    folder = prepared / _name(keys, where)
+    parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
+    step = Step(
+        key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **parts}, embedder.present, f"{where}.name",
+        lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out, parts),
+    )  # fmt: skip
+    known = next((other for other in steps.values() if other.folder == folder), step)
+    if (known.config, known.inputs) != (step.config, step.inputs):
+        raise ConfigError(f"{known.name_option} and {where}.name are both {folder.name!r}, with different settings; give `{where}.name=<new name>`.")
+    steps.setdefault(known.key, known)
+    return folder
+
+
+def _plan_further(nodes: Any, where: str, needs: Sequence[str], prepared: Path, steps: dict[str, Step]) -> dict[str, Path]:
+    """Plan the embed steps of further item vectors by name; returns their folders.
+
+    Raises:
+        ConfigError: one that is needed is missing, or one that is given is not needed.
+    """
+    given = {} if nodes is None else nodes
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}={nodes!r} must hold an embedder a name; choose each with `+embedder@{where}.<name>=<embedder>`.")
+    for name in needs:
+        if name not in given:
+            raise ConfigError(f"{where}.{name} is needed and missing; choose its embedder with `+embedder@{where}.{name}=<embedder>`.")
+    for name, node in given.items():
+        if name not in needs:
+            raise ConfigError(f"{where}.{name} is given, but only [{', '.join(needs)}] can be used; leave it out.")
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{where}.{name}={node!r} is no embedder; choose one with `embedder@{where}.{name}=<embedder>`.")
+    return {name: _plan_embed(node, f"{where}.{name}", prepared, steps) for name, node in given.items()}
+
+
 def plan(cfg: DictConfig) -> dict[str, Step]:
-    """All five stages of a configuration, checked before any work.
+    """The five stages of a configuration and the embed steps of further vectors, each behind those it reads, by key; checked before any work.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
     tokenize_keys = ("seed", "collisions", "max_collision")
     dataset, data_keys = build_choice(cfg.get("dataset"), "dataset")
-    embedder, embed_keys = build_choice(cfg.get("embedder"), "embedder")
-    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", tokenize_keys)
+    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", (*tokenize_keys, "inputs"))
     generator, generator_keys = build_choice(cfg.get("generator"), "generator", ("seed",))
     training, train_keys = build_choice(cfg.get("train"), "train")
     evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate")
@@ -127,26 +165,30 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
         {"_target_": "tigerrec.train.TrainConfig", "generator": generator, "training": training, "seed": _seed(generator_keys, "generator")}, "train"
     )
     prepared = _runs(cfg) / _name(data_keys, "dataset")
-    embedded = prepared / _name(embed_keys, "embedder")
+    steps = {
+        "prepare": Step("prepare", "prepare", prepared, dataset, {}, dataset.present, "dataset.name",
+                        lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
+    }  # fmt: skip
+    embedded = _plan_embed(cfg.get("embedder"), "embedder", prepared, steps, "embed")
+    inputs = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)
     tokenized = embedded / f"{_name(token_keys, 'tokenizer')}-seed{_seed(token_keys, 'tokenizer')}"
     trained = tokenized / f"{_name(generator_keys, 'generator')}-{_name(train_keys, 'train')}-seed{train_config.seed}"
     evaluated = trained / f"eval-{_name(evaluate_keys, 'evaluate')}"
-    steps = [
-        Step("prepare", prepared, dataset, {}, dataset.present, "dataset.name", lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
-        Step("embed", embedded, embedder, {"prepare": prepared}, embedder.present, "embedder.name",
-             lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out)),
-        Step("tokenize", tokenized, tokenize_config, {"embed": embedded}, _nothing, "tokenizer.name",
-             lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out)),
-        Step("train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
+    following = [
+        Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
+             lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out, inputs)),
+        Step("train", "train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
              lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out)),
-        Step("evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
+        Step("evaluate", "evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
              lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out)),
     ]  # fmt: skip
-    return {step.stage: step for step in steps}
+    return steps | {step.key: step for step in following}
 
 
 def run(cfg: DictConfig, until: str | None = None) -> Path:
     """Bring a stage and everything it needs up to date.
+
+    What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of fused vectors) is not.
 
     Args:
         cfg: a composed configuration.
@@ -159,16 +201,19 @@ def run(cfg: DictConfig, until: str | None = None) -> Path:
         TigerrecError: an option is wrong, something on the way is stale or damaged, or a stage failed.
     """
     until = until or cfg.until
-    for key, value in (("until", until), ("overwrite", cfg.overwrite or until)):
-        if value not in STAGES:
-            raise ConfigError(f"{key}={value!r} is no stage; allowed: {', '.join(STAGES)}.")
+    if until not in STAGES:
+        raise ConfigError(f"until={until!r} is no stage; allowed: {', '.join(STAGES)}.")
     steps = plan(cfg)
-    wanted = STAGES[: STAGES.index(until) + 1]
+    wanted = list(steps)[: list(steps).index(until) + 1]
     if cfg.overwrite and cfg.overwrite not in wanted:
-        raise ConfigError(f"overwrite={cfg.overwrite} is not among the stages asked for; allowed: {', '.join(wanted)}.")
-    for stage in wanted:
-        rebuild = bool(cfg.overwrite) and STAGES.index(stage) >= STAGES.index(cfg.overwrite)
-        _bring_up_to_date(steps[stage], rebuild, asked=stage == until)
+        raise ConfigError(f"overwrite={cfg.overwrite!r} is not among the steps asked for; allowed: {', '.join(wanted)}.")
+    rebuilt: set[Path] = set()
+    for key in wanted:
+        step = steps[key]
+        rebuild = key == cfg.overwrite or not rebuilt.isdisjoint(step.inputs.values())
+        _bring_up_to_date(step, rebuild, asked=key == until)
+        if rebuild:
+            rebuilt.add(step.folder)
     return steps[until].folder
 
 
@@ -205,11 +250,16 @@ def make_command(stage: str, overrides: list[str]) -> str:
     return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *arguments]).replace("$", "$$")
 
 
+def show_progress() -> None:
+    """Show progress of the package on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("tigerrec").setLevel(logging.INFO)
+
+
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
     """Progress of the package on stderr; a user's error ends the process in one sentence."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("tigerrec").setLevel(logging.INFO)
+    show_progress()
     try:
         yield
     except TigerrecError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
-from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec.histories import load_histories, training_counts
+from tigerrec.semantic_ids import TokenLayout, load_semantic_ids
 
 if TYPE_CHECKING:
     from tigerrec.beam_search import Searcher
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPORT = "export"
+POPULARITY = "popularity.safetensors"
 SMALLEST_BEAM = 20
 SHOWN_IDS = 10
 
@@ -29,7 +32,7 @@ class RecommendError(TigerrecError):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item; `score` is the log-probability of its Semantic ID (codes, the suffix included)."""
+    """One recommended item; `score` is the log-probability of its Semantic ID."""
 
     item_id: str
     title: str | None
@@ -66,12 +69,18 @@ def upstream_folders(run: Path) -> dict[str, Path]:
     return folders
 
 
+def _popularity(folder: Path, exported: bool) -> np.ndarray:
+    """How often training histories hold each item of a prepare stage or an export, int64 (n_items,)."""
+    counts: np.ndarray = artifacts.read_arrays(folder, POPULARITY)["training_counts"] if exported else training_counts(load_histories(folder))
+    return counts
+
+
 @dataclass(frozen=True, repr=False)
 class Recommender:
     """A trained generator with the catalogue that it ranks.
 
     Attributes:
-        codes: int32 (n_items, n_levels), the Semantic IDs, suffix included.
+        codes: int32 (n_items, n_levels), the Semantic IDs.
         item_ids: the data set's own item ids, by item index.
         titles: the items' titles, by item index.
         numbers: the item index of each item id.
@@ -106,7 +115,32 @@ class Recommender:
         model = load_generator(folder, semantic_ids).to(resolve_device(device))
         logger.info("read the generator and %s items from %s", f"{len(items['item_id']):,}", folder)
         numbers = {item_id: number for number, item_id in enumerate(items["item_id"])}
-        return Recommender(Searcher.of(model, "fp32"), semantic_ids.codes, items["item_id"], items["title"], numbers)
+        popularity = _popularity(folders["prepare"], exported) if semantic_ids.may_share else None
+        return Recommender(Searcher.of(model, "fp32", popularity), semantic_ids.codes, items["item_id"], items["title"], numbers)
+
+    def with_items(self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None) -> Recommender:
+        """A recommender of these and of new items, without training: new ones may stand in histories and be recommended, old ones keep their scores.
+
+        Args:
+            item_ids: of the new items.
+            codes: their Semantic IDs, int (n, n_levels): `new_items.new_semantic_ids`.
+            titles: their titles.
+
+        Raises:
+            RecommendError: there is no new item, one is known already or comes twice, or the parts do not fit together.
+        """
+        ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
+        repeated = [name for name, count in Counter([*self.numbers, *ids]).items() if count > 1]
+        layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
+        if repeated:
+            raise RecommendError(f"{len(repeated)} new items are in the catalogue already or come twice ({', '.join(repeated[:SHOWN_IDS])}); leave them out.")
+        if not ids or len(titles) != len(ids) or codes.shape != (len(ids), layout.n_levels) or (codes < 0).any() or (codes >= layout.level_sizes).any():
+            raise RecommendError(
+                f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and codes of shape {codes.shape}."
+            )
+        searcher = self.searcher.with_items(layout.to_tokens(codes))
+        numbers = self.numbers | {item_id: len(self.item_ids) + number for number, item_id in enumerate(ids)}
+        return Recommender(searcher, np.concatenate([self.codes, codes]).astype(np.int32), self.item_ids + ids, self.titles + titles, numbers)
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
         """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.

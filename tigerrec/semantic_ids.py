@@ -1,8 +1,7 @@
-"""Semantic IDs: collision policies, code and token arithmetic, and how good a set of codes is."""
+"""Semantic IDs: code and token arithmetic, and the suffix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
-from tigerrec.seeds import derived_seed
 
 PAD = 0
+KEEP = "keep"
 MIN_SUFFIX_SIZE = 8
-NEIGHBOURS = 10
-SAMPLE = 2000
 
 
 class SemanticIdError(TigerrecError):
@@ -57,6 +54,12 @@ class TokenLayout:
         """Tokens in all, padding included."""
         return 1 + sum(self.level_sizes)
 
+    @property
+    def column_names(self) -> list[str]:
+        """What the levels are called in `semantic_ids.parquet`."""
+        n_codes = len(self.code_sizes)
+        return [f"code_{level}" for level in range(n_codes)] + ["suffix"] * (self.n_levels - n_codes)
+
     def to_tokens(self, codes: np.ndarray) -> np.ndarray:
         """Tokens (int64) of codes (..., T)."""
         return np.asarray(codes).astype(np.int64) + self.offsets
@@ -71,17 +74,26 @@ class SemanticIds:
     """The codes of every item.
 
     Args:
-        codes: int32 [I, T], the suffix included; row = item index.
+        codes: int32 [I, T], the suffix included where there is one; row = item index.
         layout: the token layout of these codes.
+        may_share: whether several items may have one id; rows of `codes` are unique otherwise.
     """
 
     codes: np.ndarray
     layout: TokenLayout
+    may_share: bool = False
 
     @property
     def tokens(self) -> np.ndarray:
         """The tokens of every item, int64 [I, T]."""
         return self.layout.to_tokens(self.codes)
+
+    def table(self) -> Any:
+        """`semantic_ids.parquet`: the item and its codes, one column a level."""
+        import pyarrow as pa
+
+        columns = dict(zip(self.layout.column_names, self.codes.T, strict=True))
+        return pa.table({"item": np.arange(len(self.codes), dtype=np.int32)} | columns)
 
 
 def load_semantic_ids(folder: Path | str) -> SemanticIds:
@@ -95,9 +107,8 @@ def load_semantic_ids(folder: Path | str) -> SemanticIds:
     facts = artifacts.read_json(folder, "tokenizer.json")
     layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
     table = artifacts.read_table(folder, "semantic_ids.parquet")
-    names = [f"code_{level}" for level in range(len(layout.code_sizes))] + ["suffix"] * (layout.n_levels - len(layout.code_sizes))
-    codes = np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.int32)
-    return SemanticIds(codes, layout)
+    codes = np.stack([table[name].to_numpy() for name in layout.column_names], axis=1).astype(np.int32)
+    return SemanticIds(codes, layout, facts.get("collisions") == KEEP)
 
 
 def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,12 +144,9 @@ def suffix_size(codes: np.ndarray) -> int:
 
 
 def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
-    """The collision policy of TIGER: one more level tells items with equal codes apart (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
+    """The Semantic IDs of TIGER: one more level tells items with equal codes apart (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
     layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
-
-
-COLLISION_POLICIES: dict[str, Callable[[np.ndarray, tuple[int, ...]], SemanticIds]] = {"suffix": with_suffix}
 
 
 def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
@@ -162,46 +170,3 @@ def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
             "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
         )
     return suffixes
-
-
-def collisions(codes: np.ndarray) -> dict[str, Any]:
-    """How often items share their codes (I, L, without suffix): `collision_rate` is the share of items whose codes another item has too."""
-    groups, sizes = group_codes(codes)
-    return {"collision_rate": float(np.mean(sizes[groups] > 1)), "unique_ids": len(sizes), "largest_group": int(sizes.max())}
-
-
-def level_usage(codes: np.ndarray, size: int) -> dict[str, Any]:
-    """How one level (I,) uses its codes: `perplexity` is exp of the entropy of code frequencies, `size` when all are equally frequent."""
-    counts = np.bincount(codes, minlength=size)
-    shares = counts[counts > 0] / len(codes)
-    used = len(shares)
-    return {"codes": size, "used_codes": used, "dead_codes": size - used, "perplexity": float(np.exp(-np.sum(shares * np.log(shares))))}
-
-
-def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray) -> float | None:
-    """Mean squared error over the variance, both (I, D): 0 is perfect, 1 no better than the mean vector; None where vectors do not vary."""
-    vectors = vectors.astype(np.float64)
-    variance = float(np.square(vectors - vectors.mean(axis=0)).sum())
-    return float(np.square(vectors - reconstructed).sum()) / variance if variance > 0 else None
-
-
-def neighbour_agreement(vectors: np.ndarray, first_codes: np.ndarray, seed: int) -> float | None:
-    """Share of items' ten nearest neighbours (cosine) that have the item's first code, over at most 2,000 sampled items; None for a single item.
-
-    Args:
-        vectors: float (I, D).
-        first_codes: int (I,).
-    """
-    count = min(NEIGHBOURS, len(vectors) - 1)
-    if count < 1:
-        return None
-    generator = np.random.default_rng(derived_seed(seed, "neighbour agreement"))
-    sample = np.sort(generator.permutation(len(vectors))[:SAMPLE])
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    agreements = []
-    for block in np.array_split(sample, -(-len(sample) // 256)):
-        similarity = unit[block] @ unit.T
-        similarity[np.arange(len(block)), block] = -np.inf
-        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        agreements.append(first_codes[nearest] == first_codes[block, None])
-    return float(np.concatenate(agreements).mean())

@@ -31,6 +31,11 @@ def _format(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file has the ending of a table that can be read."""
+    return _format(path) in SUFFIXES and not (path.suffix == ".gz" and _format(path) == ".parquet")
+
+
 def _delimited_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
     lines = (line if line is None else line.decode("utf-8", "surrogateescape") for line in read_lines(path, "give a whole file"))
@@ -85,7 +90,7 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
     return list(next(rows) or {}), rows  # type: ignore[arg-type]
 
 
-def _plain_id(value: Any, name: str) -> str:
+def plain_id(value: Any, name: str) -> str:
     """An id as text; whole numbers are taken too (12 and 12.0 become "12"), text stays as it is."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -174,7 +179,7 @@ class TablesDataset:
         for role, path in found.items():
             if not path.is_file():
                 raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
-            if _format(path) not in SUFFIXES or (path.suffix == ".gz" and _format(path) == ".parquet"):
+            if not is_table(path):
                 raise DatasetError(f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but Parquet also with .gz.")
         return found
 
@@ -191,7 +196,7 @@ class TablesDataset:
             with tally.line("interactions"):
                 if isinstance(row, Unreadable):
                     raise row
-                user, item = _plain_id(row.get(self.user_column), "user"), _plain_id(row.get(self.item_column), "item")
+                user, item = plain_id(row.get(self.user_column), "user"), plain_id(row.get(self.item_column), "item")
                 time = parse_time(row.get(self.time_column))
                 users.append(user)
                 items.append(item)
@@ -226,7 +231,7 @@ class TablesDataset:
             with tally.line("items"):
                 if isinstance(row, Unreadable):
                     raise row
-                item = _plain_id(row.get(id_column), "item")
+                item = plain_id(row.get(id_column), "item")
                 if item in found:
                     tally.noted["repeated items"] += 1
                     continue

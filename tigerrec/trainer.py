@@ -16,7 +16,7 @@ from tigerrec.batches import Examples, length_sorted_batches
 from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints, stop_signals
 from tigerrec.dropout import Dropout
-from tigerrec.histories import Histories, split
+from tigerrec.histories import Histories, split, training_counts
 from tigerrec.history_t5 import HistoryT5
 from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
@@ -114,7 +114,7 @@ def new_optimizer(model: HistoryT5, training: Training) -> torch.optim.Optimizer
 def validate(model: HistoryT5, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
     pairs = [split(histories[user], "validation") for user in users]
-    searcher = Searcher.of(model, training.precision)
+    searcher = Searcher.of(model, training.precision, training_counts(histories))
     items, _ = searcher.rank([history for history, _ in pairs], k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
     ranks = item_ranks(items, np.array([target for _, target in pairs])).astype(float)
     gains = np.where(ranks > 0, 1 / np.log2(1 + np.maximum(ranks, 1)), 0.0)

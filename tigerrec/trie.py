@@ -15,14 +15,15 @@ class Trie:
     """The prefix tree of all Semantic IDs, a compressed row per node.
 
     Nodes of one depth are numbered from 0 in lexicographic order of their prefixes, so the children of a node are
-    neighbours. Depth 0 is the root; a node of depth T is an item.
+    neighbours. Depth 0 is the root, a node of depth T a leaf: a whole Semantic ID. Its children, at depth T + 1 and
+    without a token, are the items that have it: one, or several, the most popular first, where items share ids.
 
     Attributes:
-        first_child: for each depth 0..T-1 int64 (nodes + 1,): node n's children are `first_child[n]` .. `first_child[n + 1] - 1`, one level deeper.
+        first_child: for each depth 0..T int64 (nodes + 1,): node n's children are `first_child[n]` .. `first_child[n + 1] - 1`, one level deeper.
         token: for each depth 1..T int64 (nodes,): the last token of a node's prefix.
-        n_items_below: for each depth 1..T int64 (nodes,): how many items lie below a node.
-        path: int64 (T, I): the node of each item at depths 1..T.
-        leaf_item: int64 (I,): the item index at each node of depth T.
+        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items lie below a node, itself included at depth T + 1.
+        path: int64 (T + 1, I): the node of each item at depths 1..T + 1.
+        leaf_item: int64 (I,): the item index at each node of depth T + 1.
     """
 
     first_child: tuple[Tensor, ...]
@@ -38,7 +39,7 @@ class Trie:
 
     @cached_property
     def max_children(self) -> tuple[int, ...]:
-        """The largest number of children of a node, for each depth 0..T-1."""
+        """The largest number of children of a node, for each depth 0..T."""
         return tuple(int(first.diff().max()) for first in self.first_child)
 
     def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,7 @@ class Trie:
             items: int64 (n,): what is forbidden; a pair may occur more than once.
 
         Returns:
-            For each depth 1..T the sorted keys `row * nodes + node` of the closed nodes.
+            For each depth 1..T + 1 the sorted keys `row * nodes + node` of the closed nodes.
         """
         n_items = len(self.leaf_item)
         pairs = torch.unique(rows * n_items + items)
@@ -76,11 +77,11 @@ class Trie:
         return closed
 
     def is_closed(self, depth: int, closed: list[Tensor], rows: Tensor, nodes: Tensor) -> Tensor:
-        """Whether nodes of a depth (1..T) are among a row's closed ones; `rows` broadcasts against `nodes`."""
+        """Whether nodes of a depth (1..T + 1) are among a row's closed ones; `rows` broadcasts against `nodes`."""
         wanted = closed[depth - 1]
         if not len(wanted):
             return torch.zeros_like(nodes, dtype=torch.bool)
-        keys = rows * len(self.token[depth - 1]) + nodes
+        keys = rows * len(self.n_items_below[depth - 1]) + nodes
         found = torch.searchsorted(wanted, keys).clamp_(max=len(wanted) - 1)
         return wanted[found] == keys
 
@@ -90,23 +91,24 @@ class Trie:
         return Trie(move(self.first_child), move(self.token), move(self.n_items_below), self.path.to(device), self.leaf_item.to(device))
 
 
-def build_trie(tokens: np.ndarray) -> Trie:
+def build_trie(tokens: np.ndarray, popularity: np.ndarray | None = None) -> Trie:
     """The trie of a catalogue.
 
     Args:
-        tokens: int (I, T), row = item index; rows unique.
+        tokens: int (I, T), row = item index; rows unique unless popularity is given.
+        popularity: int (I,): orders items with the same tokens, the largest first, ties by item index.
 
     Raises:
-        ValueError: two items have the same tokens, or there is no item.
+        ValueError: two items have the same tokens and no popularity is given, or there is no item.
     """
     n_items, n_levels = tokens.shape
     if n_items == 0:
         raise ValueError("a trie needs at least one item")
-    order = np.lexsort(tokens.T[::-1])
+    order = np.lexsort(tokens.T[::-1] if popularity is None else (-popularity, *tokens.T[::-1]))
     ordered = tokens[order].astype(np.int64)
     differs = ordered[1:] != ordered[:-1]
     starts_node = np.concatenate([np.ones((1, n_levels), bool), np.logical_or.accumulate(differs, axis=1)])
-    if not starts_node[:, -1].all():
+    if popularity is None and not starts_node[:, -1].all():
         raise ValueError("two items have the same tokens")
     node_of_row = np.cumsum(starts_node, axis=0) - 1
     first_child, token, n_items_below = [], [], []
@@ -117,7 +119,9 @@ def build_trie(tokens: np.ndarray) -> Trie:
         token.append(ordered[starts, level])
         n_items_below.append(np.diff(np.append(starts, n_items)))
         parent_starts = starts
-    path = np.empty((n_levels, n_items), np.int64)
-    path[:, order] = node_of_row.T
+    first_child.append(np.append(parent_starts, n_items))
+    n_items_below.append(np.ones(n_items, np.int64))
+    path = np.empty((n_levels + 1, n_items), np.int64)
+    path[:, order] = np.column_stack([node_of_row, np.arange(n_items)]).T
     tensors = lambda arrays: tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)  # noqa: E731
     return Trie(tensors(first_child), tensors(token), tensors(n_items_below), torch.from_numpy(path), torch.from_numpy(order.astype(np.int64)))

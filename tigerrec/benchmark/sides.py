@@ -19,7 +19,7 @@ from tigerrec.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.beam_search import Searcher
 from tigerrec.benchmark import Setting, operations
 from tigerrec.generator import ALL_ITEMS, CODES
-from tigerrec.histories import Histories, split
+from tigerrec.histories import Histories, split, training_counts
 from tigerrec.history_t5 import HistoryT5
 from tigerrec.precision import product_type, resolve_device, resolve_precision
 from tigerrec.seeds import derived_seed
@@ -110,7 +110,7 @@ def stock_epoch(setting: Setting, steps: int, warmup_steps: int) -> dict[str, fl
 def search(setting: Setting, beam_size: int) -> dict[str, float]:
     """Seconds of our search for all users."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
-    searcher = Searcher.of(new_model(setting.config, semantic_ids), setting.config.training.precision)
+    searcher = Searcher.of(new_model(setting.config, semantic_ids), setting.config.training.precision, training_counts(histories))
     known = known_items(histories)
     rank = lambda users: searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)  # noqa: E731
     rank(known[:STOCK_BATCH_USERS])

@@ -1,13 +1,14 @@
-"""The embed stage: the text of every item becomes a vector, by an encoder, by feature hashing, or from the user's own file."""
+"""The embed stage: every item becomes a vector, of its text, of who bought it with what, of a file of the user's, or of several of these."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -29,10 +30,7 @@ class EmbedError(TigerrecError):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns items into vectors: a frozen dataclass of settings."""
-
-    shard_items: ClassVar[int | None]
-    """Items encoded between two saves, or None where encoding takes seconds."""
+    """Turns items into vectors: a frozen dataclass of settings, which is `EmbedsTexts` or `EmbedsCatalogue` as well."""
 
     def present(self) -> dict[str, Path]:
         """Those of the files of `sources` that are on this machine; never downloads."""
@@ -50,8 +48,35 @@ class Embedder(Protocol):
         """What of this machine decides the last bits of the vectors."""
         ...
 
+
+@runtime_checkable
+class EmbedsTexts(Embedder, Protocol):
+    """An embedder that turns item ids and texts into vectors, item by item."""
+
+    shard_items: ClassVar[int | None]
+    """Items encoded between two saves, or None where encoding takes seconds."""
+
     def open(self) -> Encode:
         """A function from (item ids, texts) of n items to their vectors (n, dim), float32, in the order given."""
+        ...
+
+
+@runtime_checkable
+class EmbedsCatalogue(Embedder, Protocol):
+    """An embedder that makes the vectors of all items at once, of the interactions or of other vectors."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the other item vectors that it reads."""
+        ...
+
+    def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Vectors, float32 (items, dim), row = item index.
+
+        Args:
+            prepared: the folder of the prepare stage.
+            parts: the vectors that it `needs` by name, each float32 (items, any dim).
+        """
         ...
 
 
@@ -67,10 +92,30 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def embed(prepared: Path, embedder: Embedder, out: Path) -> Path:
+def fixed_signs(columns: np.ndarray) -> np.ndarray:
+    """Columns (n, k), each times 1 or -1 so that its component largest in size is positive: an eigenvector's own sign is arbitrary."""
+    largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
+    return columns * np.where(largest < 0, -1, 1)
+
+
+def needed_parts(embedder: Embedder) -> tuple[str, ...]:
+    """Names of the other item vectors that an embedder reads."""
+    return embedder.needs if isinstance(embedder, EmbedsCatalogue) else ()
+
+
+def embed(prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, parts: Mapping[str, Path] | None = None) -> Path:
     """The vectors of a prepared data set's items: `embeddings` float32 (items, dim), row = item index, finite.
 
     A run that was stopped goes on where it was, from the shards it left in `out/shards`.
+
+    Args:
+        prepared: the folder of the prepare stage.
+        embedder: what makes the vectors.
+        out: the folder to write.
+        parts: the embed folders, by name, of the vectors that the embedder needs.
+
+    Returns:
+        `out`.
 
     Raises:
         EmbedError: there is no encoder, an item has no vector, or a vector is not finite.
@@ -81,16 +126,28 @@ def embed(prepared: Path, embedder: Embedder, out: Path) -> Path:
     if table.column("item").to_pylist() != list(range(table.num_rows)):
         raise EmbedError(f"The rows of {prepared / 'items.parquet'} are not in the order of their item numbers; add `overwrite=prepare` to build it again.")
     item_ids, texts = table.column("item_id").to_pylist(), table.column("text").to_pylist()
+    if not item_ids:
+        raise EmbedError("There are no items to embed; loosen the filters of the data set and run `make data` again.")
     logger.info("read %d items from %s", len(item_ids), prepared)
+    folders = dict(parts or {})
+    matrices = _load_parts(folders, embedder, prepared)
     sources = {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()}
     started = time.perf_counter()
-    vectors, computed = _vectors(embedder, sources, item_ids, texts, out / "shards")
+    if isinstance(embedder, EmbedsCatalogue):
+        vectors, computed = checked(embedder.vectors(prepared, matrices), item_ids), len(item_ids)
+    else:
+        vectors, computed = _encoded(embedder, sources, item_ids, texts, out / "shards")
     seconds = time.perf_counter() - started
     warn_degenerate(vectors, item_ids)
-    with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared}, sources=sources, started=started) as files:
+    with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared, **folders}, sources=sources, started=started) as files:
         files.arrays(FILE, {"embeddings": vectors})
         threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
-        files.provenance |= {"embedder": repr(embedder), **embedder.environment(), "threads": threads, "encoded_items": computed}
+        files.provenance |= {
+            "embedder": dataclasses.asdict(embedder),  # type: ignore[call-overload]
+            **embedder.environment(),
+            "threads": threads,
+            "encoded_items": computed,
+        }
     artifacts.remove_tree(out / "shards")
     logger.info("wrote %d vectors of %d dimensions to %s (%d encoded, %.0f items/s)", *vectors.shape, out, computed, computed / max(seconds, 1e-9))
     return out
@@ -106,12 +163,20 @@ def load_embeddings(folder: Path) -> np.ndarray:
     return artifacts.read_arrays(folder, FILE)["embeddings"]
 
 
-def _vectors(embedder: Embedder, sources: dict[str, str], item_ids: list[str], texts: list[str], shards: Path) -> tuple[np.ndarray, int]:
+def _load_parts(folders: Mapping[str, Path], embedder: Embedder, prepared: Path) -> dict[str, np.ndarray]:
+    """The vectors that an embedder needs, by name, all of the items of one prepared data set."""
+    needed = needed_parts(embedder)
+    if set(folders) != set(needed):
+        raise EmbedError(f"The embedder needs the parts [{', '.join(needed)}], not [{', '.join(folders)}]; give an embed folder for each that it needs.")
+    for folder in folders.values():
+        artifacts.check_made_from(folder, artifacts.open_stage(folder, "embed"), "prepare", prepared)
+    return {name: load_embeddings(folder) for name, folder in folders.items()}
+
+
+def _encoded(embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str], texts: list[str], shards: Path) -> tuple[np.ndarray, int]:
     """The items' vectors, encoded in shards of texts of similar length, and how many of them were encoded now."""
     from tqdm import tqdm
 
-    if not item_ids:
-        raise EmbedError("There are no items to embed; loosen the filters of the data set and run `make data` again.")
     try:
         shards.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,7 +227,7 @@ def warn_degenerate(vectors: np.ndarray, item_ids: list[str]) -> None:
     shared = [count for count in Counter(row.tobytes() for row in vectors).values() if count > 1]
     if shared:
         logger.warning(
-            "%d of %d items share their vector with another item (%d groups, the largest of %d); their Semantic IDs will differ only in the suffix",
+            "%d of %d items share their vector with another item (%d groups, the largest of %d); tokenizers give them the same codes",
             sum(shared), len(item_ids), len(shared), max(shared),
         )  # fmt: skip
 

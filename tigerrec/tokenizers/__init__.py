@@ -15,8 +15,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from tigerrec import TigerrecError, artifacts, semantic_ids
-from tigerrec.semantic_ids import COLLISION_POLICIES, SemanticIds
+from tigerrec import TigerrecError, artifacts, diagnostics
+from tigerrec.collisions import COLLISION_POLICIES, CodedItems, resolve
+from tigerrec.memory import with_peak_mb
+from tigerrec.semantic_ids import SemanticIds
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,12 @@ class Tokenizer(Protocol):
 
     family: ClassVar[str]
     """The name that an artefact keeps of it, unique in this package."""
-    needs: ClassVar[tuple[str, ...]]
-    """Names of further item-aligned matrices that `fit` reads from `extra`."""
+    assigns_jointly: ClassVar[bool]
+    """Whether `fit` assigns items jointly, so that `encode` may give other codes to the items it was fitted on."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of further item-aligned matrices that `fit` reads from `extra`."""
 
     @property
     def code_sizes(self) -> tuple[int, ...]:
@@ -55,6 +61,17 @@ class Reconstructs(Protocol):
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float (n, D), of codes, int (n, L)."""
+
+
+@runtime_checkable
+class MeasuresDistances(Protocol):
+    """A tokenizer that can say how far a vector is from each code of a level."""
+
+    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
+        """Distances, float64 (n, code_sizes[l]), of vectors (n, D) to all codes of level l, given the rows' codes at the levels before, int (n, l).
+
+        They are inf where a code does not exist. The nearest is the code that `encode` gives.
+        """
 
 
 def check_least(tokenizer: Tokenizer, **least: float) -> None:
@@ -89,6 +106,8 @@ class TokenizeConfig:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.collisions not in COLLISION_POLICIES:
             raise ValueError(f"collisions must be one of {', '.join(COLLISION_POLICIES)}, got {self.collisions!r}")
+        if COLLISION_POLICIES[self.collisions].needs_distances and not isinstance(self.tokenizer, MeasuresDistances):
+            raise ValueError(f"collisions={self.collisions} needs distances to codes, which {self.tokenizer.family} does not measure; use collisions=suffix")
         if not 0 <= self.max_collision <= 1:
             raise ValueError(f"max_collision must be between 0 and 1, got {self.max_collision}")
 
@@ -150,32 +169,39 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
         if len(matrix) != len(vectors):
             raise TokenizeError(f"The vectors {name!r} are of {len(matrix)} items, not {len(vectors)}; give the embed folder of the same data set.")
     started = time.perf_counter()
-    state, codes = tokenizer.fit(vectors, seed=config.seed, extra=checked)
-    seconds = round(time.perf_counter() - started, 3)
-    diagnostics = diagnose(tokenizer, state, codes, vectors, config.seed) | {"seconds": seconds}
-    rate = diagnostics["collision_rate"]
+    (state, codes), peak = with_peak_mb(lambda: tokenizer.fit(vectors, seed=config.seed, extra=checked))
+    measured = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak}
+    found = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
+    rate = found["collision_rate"]
     if rate > config.max_collision:
         raise TokenizeError(
             f"{rate:.1%} of the items share their codes with another item, more than tokenizer.max_collision={config.max_collision:g} allows; "
             "use more levels, larger codebooks or another tokenizer, or raise tokenizer.max_collision."
         )
-    return Tokenized(state, COLLISION_POLICIES[config.collisions](codes, tokenizer.code_sizes), diagnostics)
+    ids, report = resolve(CodedItems(tokenizer, state, vectors, codes), config.collisions)
+    report |= _reconstruction(tokenizer, state, ids.codes[:, : codes.shape[1]], vectors)
+    return Tokenized(state, ids, found | {"collisions": report})
+
+
+def _reconstruction(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray) -> dict[str, float | None]:
+    """The reconstruction error of codes (I, L), None for a tokenizer that does not reconstruct."""
+    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
+    return {"reconstruction_error": None if reconstructed is None else diagnostics.reconstruction_error(vectors, reconstructed)}
 
 
 def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray, seed: int) -> dict[str, Any]:
     """How good codes (I, L) are for vectors (I, D); warns of levels that use less than half of their codes."""
-    levels = [semantic_ids.level_usage(codes[:, level], size) for level, size in enumerate(tokenizer.code_sizes)]
+    levels = [diagnostics.level_usage(codes[:, level], size) for level, size in enumerate(tokenizer.code_sizes)]
     for level, usage in enumerate(levels):
         if usage["used_codes"] < LOW_USAGE * usage["codes"]:
             logger.warning(
                 "Level %d uses only %d of its %d codes (perplexity %.1f, %d items): the codebook has collapsed, or it is too large for these items.",
                 level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
             )  # fmt: skip
-    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
-    return semantic_ids.collisions(codes) | {
+    return diagnostics.collisions(codes) | {
         "levels": levels,
-        "reconstruction_error": None if reconstructed is None else semantic_ids.reconstruction_error(vectors, reconstructed),
-        "neighbour_agreement": semantic_ids.neighbour_agreement(vectors, codes[:, 0], seed),
+        **_reconstruction(tokenizer, state, codes, vectors),
+        "neighbour_agreement": diagnostics.neighbour_agreement(vectors, codes, seed),
     }
 
 
@@ -213,12 +239,8 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
 
 
 def _write(files: artifacts.StageFiles, config: TokenizeConfig, result: Tokenized, dim: int) -> None:
-    import pyarrow
-
-    codes, layout = result.ids.codes, result.ids.layout
-    names = [f"code_{level}" for level in range(len(layout.code_sizes))] + ["suffix"]
-    columns = {"item": np.arange(len(codes), dtype=np.int32)} | {name: codes[:, level] for level, name in enumerate(names[: layout.n_levels])}
-    files.parquet("semantic_ids.parquet", pyarrow.table(columns))
+    layout = result.ids.layout
+    files.parquet("semantic_ids.parquet", result.ids.table())
     facts = {
         "family": config.tokenizer.family,
         "hyper_parameters": {key: value for key, value in artifacts.describe(config.tokenizer).items() if key != "_target_"},
@@ -257,18 +279,27 @@ def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
     if not isinstance(family, str) or family not in known:
         raise TokenizeError(f"{where} names the tokenizer {family!r}, and this version knows {', '.join(known)}; add `overwrite=tokenize` to build it again.")
     values = facts.get("hyper_parameters")
-    if not isinstance(values, dict) or config.TARGET in values or any(isinstance(value, dict) or "${" in str(value) for value in values.values()):
+    if not isinstance(values, dict) or config.TARGET in values or not all(_is_plain(value) for value in values.values()):
         raise TokenizeError(f"{where} holds no plain hyper-parameters; add `overwrite=tokenize` to build it again.")
     kind = known[family]
     built: Tokenizer = config.build({config.TARGET: f"{kind.__module__}.{kind.__qualname__}", **values}, str(where))
     return built
 
 
-def encode_items(folder: Path | str, vectors: np.ndarray) -> Codes:
-    """Codes without suffix, int32 (n, L), of new items by the tokenizer of a finished stage.
+def _is_plain(value: Any) -> bool:
+    """Whether a hyper-parameter is a value or a part of this package with plain values, and no interpolation."""
+    from tigerrec.config import TARGET
+
+    if isinstance(value, dict):
+        return str(value.get(TARGET)).startswith(f"{__name__}.") and all(_is_plain(part) for part in value.values())
+    return "${" not in str(value)
+
+
+def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
+    """New items with their codes by the tokenizer of a finished stage or an export.
 
     Args:
-        folder: the folder of the tokenize stage.
+        folder: the folder of the tokenize stage, or an export.
         vectors: float32 (n, D), from the same embedder as the fitted ones.
 
     Raises:
@@ -279,4 +310,9 @@ def encode_items(folder: Path | str, vectors: np.ndarray) -> Codes:
     dim = artifacts.read_json(Path(folder), "tokenizer.json")["dim"]
     if vectors.shape[1] != dim:
         raise TokenizeError(f"The new items' vectors have {vectors.shape[1]} dimensions, the tokenizer in {folder} was fitted on {dim}; use the same embedder.")
-    return tokenizer.encode(state, vectors)
+    return CodedItems(tokenizer, state, vectors, tokenizer.encode(state, vectors))
+
+
+def encode_items(folder: Path | str, vectors: np.ndarray) -> Codes:
+    """Codes without suffix, int32 (n, L), of new items: those of `code_items`."""
+    return code_items(folder, vectors).codes

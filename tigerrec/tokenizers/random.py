@@ -23,6 +23,7 @@ class RandomCodes:
 
     family: ClassVar[str] = "random"
     needs: ClassVar[tuple[str, ...]] = ()
+    assigns_jointly: ClassVar[bool] = False
     levels: int = 3
     codebook_size: int = 256
 

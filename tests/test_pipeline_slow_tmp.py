@@ -1,0 +1,418 @@
+"""The public commands on the bundled sample, made tiny: what is missing runs, what is there is skipped, what is stale or damaged is refused."""
+
+import json
+import logging
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from tigerrec import pipeline
+from tigerrec.artifacts import DamagedError, StaleError
+from tigerrec.checkpoints import Interrupted
+from tigerrec.config import ConfigError, compose
+from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
+
+ROOT = Path(__file__).parent.parent
+TINY = shlex.split(
+    "embedder=hashed embedder.dim=16 tokenizer=random tokenizer.codebook_size=8 tokenizer.levels=2 "
+    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
+    "train.epochs=1 train.part_tokens=8192 train.validation_users=50 evaluate.batch_tokens=65536"
+)
+TRAINED = Path("sample/hashed/random-seed0/t5-packed-seed0")
+METRICS = ["hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"]
+
+
+def arguments(name, runs, options) -> list[str]:
+    flags = [option for option in options if option.startswith("-")]  # these must come first or last
+    return [str(ROOT / "scripts" / f"{name}.py"), *flags, *TINY, f"paths.runs={runs}", *(option for option in options if option not in flags)]
+
+
+def script(runs, *options, name="pipeline", cwd=ROOT, env=None):
+    """A script of scripts/ with the tiny options and more, in a process of its own."""
+    command = [sys.executable, *arguments(name, runs, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The same in this process, which saves starting one."""
+
+    def run(runs, *options, name="pipeline"):
+        code = 0
+        monkeypatch.setattr(sys, "argv", arguments(name, runs, options))
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        if isinstance(code, str):
+            code, err = 1, f"{err}{code}\n"
+        return subprocess.CompletedProcess(sys.argv, code, out, err)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    before = logging.root.handlers[:]
+    yield run
+    logging.root.handlers[:] = before
+    logging.getLogger("tigerrec").setLevel(logging.NOTSET)
+
+
+def succeeded(done) -> Path:
+    """The folder a finished script printed as its last line."""
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+def refused(done) -> str:
+    """The one sentence of a script that refused."""
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert done.stderr.splitlines()[-1] == errors[0]
+    assert errors[0].endswith(".")
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The whole pipeline, run once; tests read it or work on a copy."""
+    cwd, runs = tmp_path_factory.mktemp("cwd"), tmp_path_factory.mktemp("runs")
+    (cwd / "data").symlink_to(ROOT / "data")
+    done = script(runs, cwd=cwd)
+    assert succeeded(done) == runs / TRAINED / "eval-full"
+    assert [path.name for path in cwd.iterdir()] == ["data"]
+    return runs, done
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished runs, to damage."""
+    shutil.copytree(finished[0], tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def manifests(runs) -> dict[str, int]:
+    """When each stage was finished, by stage, in nanoseconds."""
+    return {json.loads(path.read_bytes())["stage"]: path.stat().st_mtime_ns for path in runs.rglob("manifest.json")}
+
+
+def test_all_stages_stand_where_the_contract_says(finished):
+    runs, done = finished
+    assert done.stdout == f"{runs / TRAINED / 'eval-full'}\n"
+    expected = {
+        "sample": {"items.parquet", "users.parquet", "interactions.parquet", "stats.json"},
+        "sample/hashed": {"embeddings.safetensors"},
+        "sample/hashed/random-seed0": {"semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors", "diagnostics.json"},
+        str(TRAINED): {"config.json", "generation_config.json", "model.safetensors", "training.jsonl"},
+        f"{TRAINED}/eval-full": {"metrics.json", "recommendations.parquet", "ranks.parquet"},
+    }
+    for folder, names in expected.items():
+        found = {path.name for path in (runs / folder).iterdir() if path.is_file() and not path.name.startswith(".")}
+        assert found == names | {"manifest.json"}
+    assert {path.name for path in runs.iterdir()} == {"sample", ".hydra"}
+    for stage in STAGES:
+        assert f"\n{stage}: done in " in done.stderr
+    assert f"next: make recommend RUN={runs / TRAINED} ITEMS=" in done.stderr
+    assert "DATASET=beauty" in done.stderr
+
+
+def test_the_metrics_are_flat_rows(finished):
+    folder = finished[0] / TRAINED / "eval-full"
+    rows = json.loads((folder / "metrics.json").read_text())
+    keys = ["model", "split", "hit", "seen", "users", *METRICS, *(f"{name}_{end}" for name in METRICS for end in ("low", "high"))]
+    assert all(sorted(row) == sorted(keys) for row in rows)
+    expected = {(model, hit, seen) for model in ("t5", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")}
+    assert {(row["model"], row["hit"], row["seen"]) for row in rows} == expected
+    assert len(rows) == len(expected)
+    assert {(row["split"], row["users"]) for row in rows} == {("test", 2_000)}
+    for row in rows:
+        assert all(0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1 for name in METRICS)
+    ranks = pyarrow.parquet.read_table(folder / "ranks.parquet").to_pandas()
+    for row in rows:  # recomputed from the file beside it
+        chosen = ranks[(ranks.model == row["model"]) & (ranks.hit == row["hit"]) & (ranks.seen == row["seen"])]
+        assert ((chosen["rank"] >= 1) & (chosen["rank"] <= 10)).mean() == pytest.approx(row["hr@10"], abs=1e-12)
+
+
+def test_the_second_run_skips_everything_without_heavy_imports(finished):
+    runs, _ = finished
+    before = manifests(runs)
+    done = script(runs, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert succeeded(done) == runs / TRAINED / "eval-full"
+    for stage, folder in zip(STAGES, ("sample", "sample/hashed", "sample/hashed/random-seed0", TRAINED, TRAINED / "eval-full"), strict=True):
+        assert f"{stage}: up to date in {runs / folder}\n" in done.stderr
+    assert "done in" not in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "numpy" in imported
+    assert not imported & {"torch", "transformers", "faiss", "sentence_transformers", "pandas", "sklearn", "scipy"}
+    assert manifests(runs) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "following"),
+    [
+        ("prepare", "sample", "make embed EMBEDDER=hashed TOKENIZER=random ARGS="),
+        ("embed", "sample/hashed", "make tokenize EMBEDDER=hashed "),
+        ("tokenize_items", "sample/hashed/random-seed0", "make train EMBEDDER=hashed "),
+        ("train", str(TRAINED), "make eval EMBEDDER=hashed "),
+        ("evaluate", f"{TRAINED}/eval-full", "make recommend RUN="),
+    ],
+)
+def test_each_stage_has_its_script(here, finished, name, folder, following):
+    done = here(finished[0], name=name)
+    assert succeeded(done) == finished[0] / folder
+    assert f"\nnext: {following}" in done.stderr
+
+
+def test_a_changed_option_is_refused_with_the_key_and_the_remedy(here, finished):
+    runs, _ = finished
+    text = refused(here(runs, "train.epochs=2"))
+    assert f"{runs / TRAINED} was made with other settings (training.epochs: 1 → 2)" in text
+    assert "add `train.name=<new name>` to keep both, or add `overwrite=train` to build it again" in text
+    assert "(dim: 16 → 8)" in refused(here(runs, "embedder.dim=8"))
+    assert "(tokenizer.levels: 2 → 3)" in refused(here(runs, "tokenizer.levels=3", name="tokenize_items"))
+    assert succeeded(here(runs, "train.log_steps=7", "evaluate.batch_tokens=100", "train.device=cpu"))
+
+
+def test_overwrite_rebuilds_a_stage_and_those_below_it(here, copy):
+    before = manifests(copy)
+    assert succeeded(here(copy, "train.learning_rate=0.001", "overwrite=train"))
+    after = manifests(copy)
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {"train", "evaluate"}
+    assert "overwrite=train is not among the stages asked for" in refused(here(copy, "overwrite=train", name="embed"))
+    text = refused(here(copy, "overwrite=tokenize", "tokenizer.levels=1", "until=train", "train.epochs=0"))
+    assert text == "Error: train: epochs must be at least 1, got 0."
+    assert manifests(copy) == after
+
+
+def test_a_stage_under_a_rebuilt_one_is_stale(here, copy):
+    assert succeeded(here(copy, "overwrite=tokenize", "tokenizer.levels=1", name="tokenize_items"))
+    text = refused(here(copy, "tokenizer.levels=1"))
+    assert "made from other tokenize (tokenizer.levels: 2 → 1)" in text
+    assert "overwrite=train" in text
+
+
+def test_damage_is_refused_with_the_file(here, copy):
+    path = copy / "sample" / "hashed" / "embeddings.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    text = refused(here(copy))
+    assert f"{path} is damaged (expected sha256 " in text
+    assert "add `overwrite=embed` to build it again" in text
+    path.write_bytes(whole)
+    folder = copy / "sample" / "hashed" / "random-seed0"
+    (folder / "manifest.json").write_text("{")
+    assert "manifest.json is not valid JSON; delete it and run the stage again." in refused(here(copy))
+    (folder / "manifest.json").unlink()
+    before = (folder / "semantic_ids.parquet").read_bytes()
+    done = here(copy)
+    assert succeeded(done)
+    assert f"tokenize: {folder}\n" in done.stderr
+    assert (folder / "semantic_ids.parquet").read_bytes() == before
+    assert "train: up to date" in done.stderr  # as it was made from the same bytes
+
+
+def test_raw_files_are_no_longer_needed_once_prepared(here, tmp_path):
+    raw, runs = tmp_path / "raw", tmp_path / "runs"
+    shutil.copytree(ROOT / "data" / "sample", raw)
+    assert succeeded(here(runs, f"dataset.raw_dir={raw}", "until=embed")) == runs / "sample" / "hashed"
+    shutil.rmtree(raw)
+    done = here(runs, f"dataset.raw_dir={raw}", "until=embed")
+    assert succeeded(done)
+    assert "prepare: up to date" in done.stderr
+    assert succeeded(here(runs, "until=embed"))  # the same files elsewhere
+    assert str(raw) in refused(here(runs, f"dataset.raw_dir={raw}", "overwrite=prepare", "until=prepare"))
+    assert succeeded(here(runs, f"dataset.raw_dir={raw}", "until=embed"))
+
+
+def test_other_raw_files_are_noticed(here, tmp_path):
+    raw, runs = tmp_path / "raw", tmp_path / "runs"
+    shutil.copytree(ROOT / "data" / "sample", raw)
+    assert succeeded(here(runs, f"dataset.raw_dir={raw}", name="prepare"))
+    with open(raw / "meta_Sample.json.gz", "ab") as file:
+        file.write(b"\0")
+    text = refused(here(runs, f"dataset.raw_dir={raw}", name="prepare"))
+    assert "made from other metadata" in text
+    assert "overwrite=prepare" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["until=predict"], "until='predict' is no stage; allowed: prepare, embed, tokenize, train, evaluate."),
+        (["overwrite=predict"], "overwrite='predict' is no stage; allowed: "),
+        (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
+        (["train.epoch=5"], "train.epoch is not an option; allowed: batch_targets, beam_size, "),
+        (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
+        (["evaluate.beam_size=5"], "evaluate: beam_size must be at least k=20, got 5."),
+        (["tokenizer._target_=os.system"], "tokenizer._target_='os.system' is not a dataclass of tigerrec"),
+        (["tokenizer.name=../../etc"], "tokenizer.name='../../etc' must be a folder name; give `tokenizer.name=<name>`."),
+        (["train.epochs=${nothing}"], "train cannot be read: Interpolation key 'nothing' not found."),
+        (["-m", "tokenizer=nothing,random"], "tokenizer=nothing is not a choice; allowed: "),
+        (["-m", "train.epochs=0,1"], "train: epochs must be at least 1, got 0."),
+        (["dataset=tables"], "dataset"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_before_any_work(here, tmp_path, options, text):
+    assert text in refused(here(tmp_path / "runs", *options))
+    assert not (tmp_path / "runs" / "sample").exists()
+
+
+def test_errors_come_from_a_real_process_too(tmp_path):
+    refused(script(tmp_path / "runs", "tokenizer=nothing"))
+    refused(script(tmp_path / "runs", "until=predict"))
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "stderr"),
+    [
+        (OSError(28, "No space left on device", "runs/x"), 1, "Error: [Errno 28] No space left on device: 'runs/x'.\n"),
+        (DamagedError("It is broken; mend it."), 1, "Error: It is broken; mend it.\n"),
+        (Interrupted(15, Path("runs")), 143, "Stopped by SIGTERM; a checkpoint is in runs: run the same command again, without overwrite=, to go on.\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_how_a_script_ends(here, tmp_path, monkeypatch, flags, end, code, stderr):
+    def run(cfg, until):
+        raise end
+
+    monkeypatch.setattr(pipeline, "run", run)
+    done = here(tmp_path, *flags)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", stderr)
+
+
+def test_runs_that_cannot_be_written(here, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    assert f"Not a directory: '{tmp_path}/runs/" in refused(here(tmp_path / "runs", name="prepare"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sample").write_text("a file")
+    text = refused(here(tmp_path / "other", name="prepare"))
+    assert f"Cannot write in {tmp_path}/other/sample (File exists); choose another place with `paths.runs=<folder>`." in text
+
+
+def test_a_sweep_runs_every_cell(tmp_path):
+    cwd, runs = tmp_path / "cwd", tmp_path / "runs"
+    cwd.mkdir()
+    (cwd / "data").symlink_to(ROOT / "data")
+    done = script(runs, "-m", "until=tokenize", "tokenizer=random,rkmeans", "tokenizer.seed=0,1", cwd=cwd)
+    folders = [runs / f"sample/hashed/{name}-seed{seed}" for name in ("random", "rkmeans") for seed in (0, 1)]
+    assert succeeded(done) == folders[-1]
+    assert done.stdout.splitlines() == [str(folder) for folder in folders]
+    assert all((folder / "manifest.json").exists() for folder in folders)
+    assert [path.name for path in cwd.iterdir()] == ["data"]
+
+
+def test_a_stage_that_fails_in_a_sweep_is_one_sentence(here, tmp_path):
+    done = here(tmp_path / "runs", "-m", "until=tokenize", "tokenizer.max_collision=0,1")
+    assert "of the items share their codes with another item, more than tokenizer.max_collision=0 allows" in refused(done)
+    assert not (tmp_path / "runs/sample/hashed/random-seed0/manifest.json").exists()
+
+
+# Without a process of their own
+
+
+def tiny_plan(runs, *options):
+    return plan(compose([*TINY, f"paths.runs={runs}", *options]))
+
+
+def test_folders_mirror_the_pipeline():
+    steps = tiny_plan("runs", "tokenizer.seed=3", "generator.seed=4", "train.name='packed-lr${train.learning_rate}'", "evaluate.name=wide")
+    trained = "runs/sample/hashed/random-seed3/t5-packed-lr0.003-seed4"
+    folders = ["runs/sample", "runs/sample/hashed", "runs/sample/hashed/random-seed3", trained, f"{trained}/eval-wide"]
+    assert [str(step.folder) for step in steps.values()] == folders
+    prepared, embedded, tokenized, *_ = (step.folder for step in steps.values())
+    inputs = [dict(step.inputs) for step in steps.values()]
+    assert inputs == [
+        {},
+        {"prepare": prepared},
+        {"embed": embedded},
+        {"prepare": prepared, "tokenize": tokenized},
+        {"prepare": prepared, "tokenize": tokenized, "train": Path(trained)},
+    ]
+
+
+def test_seeds_belong_to_their_stages():
+    first, other = tiny_plan("runs"), tiny_plan("runs", "generator.seed=1")
+    assert [name for name in STAGES if first[name].config != other[name].config] == ["train"]
+    assert other["train"].config.seed == 1
+    other = tiny_plan("runs", "tokenizer.seed=1")
+    assert [name for name in STAGES if first[name].config != other[name].config] == ["tokenize"]
+
+
+@pytest.mark.parametrize("option", ["generator.seed=-1", "generator.seed=x", "generator.seed=true", "~generator.seed", "tokenizer.seed=1.5"])
+def test_seeds_are_whole_numbers(option):
+    with pytest.raises(ConfigError, match="seed"):
+        tiny_plan("runs", option)
+
+
+@pytest.mark.parametrize("name", ["null", "''", "a/b", "..", ".hidden", "'a\\\\b'"])
+def test_names_are_folder_names(name):
+    with pytest.raises(ConfigError, match=r"dataset.name=.* must be a folder name; give `dataset.name=<name>`"):
+        tiny_plan("runs", f"dataset.name={name}")
+
+
+def test_runs_must_be_a_folder_name():
+    for option in ("paths.runs=null", "paths=null", "paths.runs=5"):
+        with pytest.raises(ConfigError, match=r"paths.runs=.* must be a folder; give `paths.runs=<folder>`"):
+            tiny_plan("runs", option)
+
+
+def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
+    cfg = compose([*TINY, f"paths.runs={copy}", "overwrite=tokenize", "until=tokenize"])
+    steps = plan(cfg)
+    tokenize = steps["tokenize"].run
+
+    def meanwhile(folder):
+        manifest = steps["embed"].folder / "manifest.json"
+        found = tokenize(folder)
+        changed = json.loads(manifest.read_bytes())
+        changed["provenance"], changed["content"], changed["files"] = {}, pipeline.artifacts.content_digest({}), {}
+        manifest.write_text(json.dumps(changed))
+        return found
+
+    step = pipeline.dataclasses.replace(steps["tokenize"], run=meanwhile)
+    monkeypatch.setattr(pipeline, "plan", lambda cfg: steps | {"tokenize": step})
+    with pytest.raises(StaleError, match="was built again by another process meanwhile; run the same command again"):
+        pipeline.run(cfg)
+    assert not (step.folder / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ([], "make train"),
+        (["dataset=beauty", "tokenizer=rkmeans"], "make train DATASET=beauty TOKENIZER=rkmeans"),
+        (["train.epochs=5", "dataset=beauty", "until=train", "overwrite=embed"], "make train DATASET=beauty ARGS=train.epochs=5"),
+        (["train.epochs=5", "generator.seed=1"], "make train ARGS='train.epochs=5 generator.seed=1'"),
+    ],
+)
+def test_the_next_command_keeps_the_options(overrides, command):
+    assert make_command("train", overrides) == command
+
+
+def test_every_choice_has_its_make_variable():
+    text = (ROOT / "Makefile").read_text()
+    for group in GROUPS:
+        assert f"{group}:$({group.upper()})" in text
+    for target in pipeline.MAKE_TARGETS.values():
+        assert f"\n{target}: " in text
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_next_command_says_the_same_through_make(tmp_path):
+    """The words that a script would get from make and the shell are the overrides it was made from."""
+    overrides = ["tokenizer=rkmeans", "train.name='a b'", "train.name='lr${train.learning_rate}'", "dataset.expected=[1,2,3]", 'dataset.url="x y"']
+    (tmp_path / "Makefile").write_text("train:\n\t@printf '%s\\n' $(if $(TOKENIZER),tokenizer=$(TOKENIZER)) $(ARGS)\n")
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")}
+    done = subprocess.run(make_command("train", overrides), shell=True, cwd=tmp_path, capture_output=True, text=True, env=outside)
+    assert done.stdout.splitlines() == overrides

@@ -1,0 +1,259 @@
+"""Collision policies: what becomes of items to which a tokenizer gives equal codes, when it was fitted and when new items come."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tigerrec import diagnostics
+from tigerrec.semantic_ids import KEEP, SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
+
+if TYPE_CHECKING:
+    from tigerrec.tokenizers import Codes, State
+
+logger = logging.getLogger(__name__)
+SINKHORN_EPSILON = 0.003
+SINKHORN_ITERATIONS = 50
+SINKHORN_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class CodedItems:
+    """Items with the codes that a fitted tokenizer gives them.
+
+    Attributes:
+        tokenizer: any tokenizer, one that measures distances where the policy needs them.
+        state: what the tokenizer learned.
+        vectors: float32 (n, D).
+        codes: int32 (n, L).
+    """
+
+    tokenizer: Any
+    state: State
+    vectors: np.ndarray
+    codes: Codes
+
+    def distances(self, rows: np.ndarray, prefixes: Codes) -> np.ndarray:
+        """Distances of some items, int (m,), to all codes of level l given prefixes, int (m, l): float64 (m, codes), inf where a code does not exist."""
+        found: np.ndarray = self.tokenizer.distances(self.state, self.vectors[rows], prefixes)
+        return found
+
+
+@dataclass(frozen=True)
+class CollisionPolicy:
+    """What becomes of items with equal codes.
+
+    Attributes:
+        resolve: the Semantic IDs of all fitted items.
+        extend: the ids, int32 (n, T), of new items beside known ones, which keep theirs; raises SemanticIdError where there is none left.
+        needs_distances: whether the tokenizer must measure distances.
+    """
+
+    resolve: Callable[[CodedItems], SemanticIds]
+    extend: Callable[[SemanticIds, CodedItems], np.ndarray]
+    needs_distances: bool = False
+
+
+def _with_next_suffixes(known: SemanticIds, items: CodedItems) -> np.ndarray:
+    return np.column_stack([items.codes, next_suffixes(known, items.codes)]).astype(np.int32)
+
+
+def sinkhorn_plan(distances: np.ndarray, epsilon: float = SINKHORN_EPSILON, iterations: int = SINKHORN_ITERATIONS) -> np.ndarray:
+    """How rows spread over columns at low cost when every column takes the same share: entropic optimal transport by Sinkhorn's iterations.
+
+    Cuturi (2013, arXiv 1306.0895), algorithm 1, with costs scaled to [-1, 1].
+
+    Args:
+        distances: finite, float64 (n, m).
+
+    Returns:
+        float64 (n, m); each row sums to 1, each column to about n / m.
+    """
+    middle, spread = (distances.max() + distances.min()) / 2, (distances.max() - distances.min()) / 2
+    plan = np.exp((middle - distances) / (max(spread, np.finfo(float).tiny) * epsilon))
+    for _ in range(iterations):
+        plan /= plan.sum(axis=0) * (distances.shape[1] / len(distances))
+        plan /= plan.sum(axis=1, keepdims=True)
+    return plan
+
+
+def balanced_codes(distances: np.ndarray) -> np.ndarray:
+    """A code for each row of distances (n, m), finite, int64 (n,): the nearest of the codes that the plan gives mostly to the row.
+
+    A row without such a code gets the one that the plan gives it most of. Plans at a small epsilon give an item many codes in equal shares,
+    so that the largest share alone, which LC-Rec takes, would be a choice by rounding.
+    """
+    plan = sinkhorn_plan(distances)
+    is_mine = plan.argmax(axis=0) == np.arange(len(plan))[:, None]
+    nearest = np.where(is_mine, distances, np.inf).argmin(axis=1)
+    return np.where(is_mine.any(axis=1), nearest, plan.argmax(axis=1))
+
+
+def _with_sinkhorn(items: CodedItems) -> SemanticIds:
+    """Items that share all codes are spread evenly over the last level, and a suffix tells apart what still shares all codes, as equal vectors do.
+
+    After LC-Rec (Zheng et al. 2023, arXiv 2311.09049): the items of one prefix that collide share out the codes that no other item there has, and
+    again what still collides. Items that do not collide stay where they are; equal vectors stay together.
+    """
+    _, first, inverse = np.unique(np.column_stack([items.vectors, items.codes]), axis=0, return_index=True, return_inverse=True)
+    codes = items.codes[first]
+    for _ in range(SINKHORN_ROUNDS):
+        rows = _colliding(codes)
+        if not len(rows):
+            break
+        distances, (prefixes, _) = items.distances(first[rows], codes[rows, :-1]), group_codes(codes[:, :-1])
+        alone = np.setdiff1d(np.arange(len(codes)), rows)
+        taken = np.zeros((prefixes.max() + 1, distances.shape[1]), dtype=bool)
+        taken[prefixes[alone], codes[alone, -1]] = True
+        for members in _groups_of(prefixes[rows]):
+            free = np.flatnonzero(np.isfinite(distances[members[0]]) & ~taken[prefixes[rows[members[0]]]])
+            codes[rows[members], -1] = free[balanced_codes(distances[np.ix_(members, free)])]
+    return with_suffix(codes[inverse.reshape(-1)], items.tokenizer.code_sizes)
+
+
+def _colliding(codes: np.ndarray) -> np.ndarray:
+    """The rows of codes (n, L) that another row equals, int64 (m,)."""
+    groups, sizes = group_codes(codes)
+    return np.flatnonzero(sizes[groups] > 1)
+
+
+def _groups_of(labels: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of each label in turn, in ascending order."""
+    order = np.argsort(labels, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def nearest_codes(distances: np.ndarray) -> np.ndarray:
+    """A code of its own for each row so that the sum of distances (n, m) is smallest, int64 (n,); n at most the finite columns.
+
+    The linear assignment problem, solved as scipy does (Crouse 2016).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    chosen: np.ndarray = linear_sum_assignment(distances)[1]
+    return chosen
+
+
+def _with_nearest_free(items: CodedItems) -> SemanticIds:
+    """Unique ids without a suffix: where items collide, all items with the same codes but the last share out the codes of the last level.
+
+    The sum of their distances is as small as it can be, so an item that does not collide moves only where the sum is smaller for it.
+    Items beyond the codes that exist have moved to another code of the level before.
+    """
+    codes = _spilled(items)
+    prefixes, _ = group_codes(codes[:, :-1])
+    rows = np.flatnonzero(np.isin(prefixes, prefixes[_colliding(codes)]))
+    if len(rows):
+        distances = items.distances(rows, codes[rows, :-1])
+        for members in _groups_of(prefixes[rows]):
+            codes[rows[members], -1] = nearest_codes(distances[members])
+    return SemanticIds(codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes))
+
+
+def _existing_codes(items: CodedItems, prefixes: np.ndarray) -> np.ndarray:
+    """How many codes of level l exist below each prefix, int64 (m,), of prefixes (m, l)."""
+    return np.isfinite(items.distances(np.zeros(len(prefixes), np.int64), prefixes)).sum(axis=1)
+
+
+def _spilled(items: CodedItems) -> Codes:
+    """The codes (n, L) of which no more items share all but the last than the last level has codes.
+
+    From a group that is too large the items farthest from its code of the level before move to the nearest code of that level with room, and
+    take the nearest code of the last level there.
+
+    Raises:
+        SemanticIdError: there is no room.
+    """
+    codes = items.codes.copy()
+    prefixes, _ = group_codes(codes[:, :-1])
+    clashing = np.unique(prefixes[_colliding(codes)])
+    _, first, sizes = np.unique(prefixes, return_index=True, return_counts=True)
+    too_many = sizes[clashing] - _existing_codes(items, codes[first[clashing], :-1]) if len(clashing) else clashing
+    moved = [_spill(items, codes, np.flatnonzero(prefixes == group), excess) for group, excess in zip(clashing, too_many, strict=True) if excess > 0]
+    if moved:
+        rows = np.concatenate(moved)
+        codes[rows, -1] = items.distances(rows, codes[rows, :-1]).argmin(axis=1)
+    return codes
+
+
+def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: int) -> np.ndarray:
+    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
+    *parent, own = codes[members[0], :-1].tolist() or [0]
+    beside = (codes[:, : len(parent)] == parent).all(axis=1)
+    if codes.shape[1] == 1:
+        raise _no_room(parent, int(beside.sum()), len(members) - excess)
+    distances = items.distances(members, codes[members, :-2])
+    existing = np.flatnonzero(np.isfinite(distances[0]))
+    held = np.zeros(distances.shape[1], np.int64)
+    held[existing] = _existing_codes(items, np.array([[*parent, code] for code in existing]))
+    room = held - np.bincount(codes[beside, -2], minlength=len(held))
+    if room.sum() < 0:
+        raise _no_room(parent, int(beside.sum()), int(held.sum()))
+    leaving = np.lexsort((-members, -distances[:, own]))[:excess]
+    for member in leaving:
+        nearest = int(np.where(room > 0, distances[member], np.inf).argmin())
+        codes[members[member], -2] = nearest
+        room[nearest] -= 1
+    return members[leaving]
+
+
+def _no_room(parent: list[int], n_items: int, n_ids: int) -> SemanticIdError:
+    what = f"{n_items} items begin with the codes {'-'.join(map(str, parent))}" if parent else f"There are {n_items} items"
+    return SemanticIdError(
+        f"{what}, and there are only {n_ids} ids for them; use larger codebooks or more levels, or `tokenizer.collisions=suffix`, which adds a level."
+    )
+
+
+def _next_nearest_free(known: SemanticIds, items: CodedItems) -> np.ndarray:
+    """Each new item in turn gets the nearest code of the last level that no item with its other codes has."""
+    codes = items.codes.astype(np.int32)
+    distances = items.distances(np.arange(len(codes)), codes[:, :-1])
+    taken = {tuple(row) for row in known.codes.tolist()}
+    for number, (row, to_codes) in enumerate(zip(codes, distances, strict=True)):
+        prefix = tuple(row[:-1].tolist())
+        free = [code for code in np.argsort(to_codes, kind="stable").tolist() if np.isfinite(to_codes[code]) and (*prefix, code) not in taken]
+        if not free:
+            raise SemanticIdError(
+                f"New item {number} has the codes {'-'.join(map(str, row))}, and every last code after the same ones before is taken; "
+                "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
+            )
+        row[-1] = free[0]
+        taken.add((*prefix, free[0]))
+    return codes
+
+
+def _shared(items: CodedItems) -> SemanticIds:
+    """The codes as they are: items with equal codes share an id."""
+    return SemanticIds(items.codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share=True)
+
+
+COLLISION_POLICIES: dict[str, CollisionPolicy] = {
+    "suffix": CollisionPolicy(lambda items: with_suffix(items.codes, items.tokenizer.code_sizes), _with_next_suffixes),
+    "sinkhorn": CollisionPolicy(_with_sinkhorn, _with_next_suffixes, needs_distances=True),
+    "nearest_free": CollisionPolicy(_with_nearest_free, _next_nearest_free, needs_distances=True),
+    KEEP: CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
+}
+
+
+def resolve(items: CodedItems, policy: str) -> tuple[SemanticIds, dict[str, Any]]:
+    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`.
+
+    Returns:
+        The ids, and a report: how many items got other codes, and how often items share all codes after that, the suffix left out.
+
+    Raises:
+        SemanticIdError: there are not enough ids.
+    """
+    started = time.perf_counter()
+    ids = COLLISION_POLICIES[policy].resolve(items)
+    seconds = round(time.perf_counter() - started, 3)
+    codes = ids.codes[:, : len(ids.layout.code_sizes)]
+    moved = int((codes != items.codes).any(axis=1).sum())
+    if moved:
+        logger.info("collisions=%s gave %s of %s items other codes", policy, f"{moved:,}", f"{len(codes):,}")
+    return ids, {"policy": policy, "items_moved": moved, "seconds": seconds} | diagnostics.collisions(codes)

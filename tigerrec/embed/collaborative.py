@@ -1,0 +1,129 @@
+"""Item vectors from which items are bought together, without any text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tigerrec.embed import fixed_signs, unit
+from tigerrec.histories import load_histories, training_part
+
+logger = logging.getLogger(__name__)
+
+DENSE = 1000
+"""Up to so many items, all eigenvectors are computed at once."""
+SMALLEST = 1e-6
+"""A vector shorter than this share of the longest one is rounding error, and set to zero."""
+
+
+@dataclass(frozen=True)
+class Collaborative:
+    """Factors of the shifted positive PMI of items' co-occurrence in the training part of the histories (Levy and Goldberg 2014, NeurIPS).
+
+    Validation and test items are never read. An item that does not occur in training has a zero vector.
+
+    Args:
+        dim: the dimension of the vectors.
+        window: items of a history that stand at most so many places apart count as a pair; None: all of a history.
+        shift: what is subtracted from the PMI, in nats: log k for k negative samples.
+        normalize: whether vectors have length 1.
+    """
+
+    dim: int = 64
+    window: int | None = 5
+    shift: float = 0.0
+    normalize: bool = True
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 place or null, got {self.window}")
+        if self.shift < 0:
+            raise ValueError(f"shift must be at least 0, got {self.shift}")
+
+    def present(self) -> dict[str, Path]:
+        """No file is read."""
+        return {}
+
+    def sources(self) -> dict[str, Path]:
+        """No file at all."""
+        return {}
+
+    def environment(self) -> dict[str, str]:
+        """Nothing but the number of threads."""
+        return {}
+
+    def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Vectors, float32 (items, dim), of the training interactions alone."""
+        histories = load_histories(prepared)
+        training = [training_part(histories[user]) for user in range(len(histories))]
+        counts = count_pairs(training, histories.n_items, self.window)
+        vectors = symmetric_factors(shifted_ppmi(counts, self.shift), self.dim)
+        _warn_of_zeros(vectors, np.concatenate(training))
+        return (unit(vectors) if self.normalize else vectors).astype(np.float32)
+
+
+def count_pairs(histories: Sequence[np.ndarray], n_items: int, window: int | None) -> Any:
+    """How often two different items stand at most `window` places apart in a history: a sparse symmetric matrix (n_items, n_items)."""
+    from scipy.sparse import coo_array, csr_array
+
+    items, lengths = np.concatenate(histories), np.array([len(history) for history in histories])
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    first = np.arange(len(items))
+    counts = csr_array((n_items, n_items))
+    for gap in range(1, min(window or max(lengths), max(lengths) - 1) + 1):
+        first = first[first + gap < ends[first]]
+        pairs = np.stack([items[first], items[first + gap]])
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        counts += coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), counts.shape).tocsr()
+    return counts + counts.T
+
+
+def shifted_ppmi(counts: Any, shift: float) -> Any:
+    """max(PMI - shift, 0) of pair counts (n, n), sparse (Levy and Goldberg 2014, section 4.1)."""
+    from scipy.sparse import coo_array
+
+    pairs, totals = counts.tocoo(), counts.sum(axis=1)
+    values = np.log(pairs.data * totals.sum() / (totals[pairs.row] * totals[pairs.col])) - shift
+    kept = values > 0
+    return coo_array((values[kept], (pairs.row[kept], pairs.col[kept])), counts.shape).tocsr()
+
+
+def symmetric_factors(matrix: Any, dim: int) -> np.ndarray:
+    """The W, float64 (n, dim), whose W Wᵀ is nearest to a sparse symmetric matrix (n, n); zero columns where it has fewer positive eigenvalues.
+
+    Half the sum of word and context vectors of its SVD (Levy, Goldberg and Dagan 2015, TACL), in which the negative eigenvalues cancel:
+    word vectors alone set two items apart that occur with each other only.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    n = matrix.shape[0]
+    if not matrix.nnz:
+        return np.zeros((n, dim))
+    if n <= max(4 * dim, DENSE):
+        values, columns = np.linalg.eigh(matrix.toarray())
+    else:
+        values, columns = eigsh(matrix, k=dim, which="LA", v0=np.random.default_rng(0).normal(size=n))
+    largest = np.argsort(-values)[:dim]
+    columns = fixed_signs(columns[:, largest]) * np.sqrt(np.maximum(values[largest], 0))
+    lengths = np.linalg.norm(columns, axis=1, keepdims=True)
+    columns = np.where(lengths > SMALLEST * lengths.max(), columns, 0)
+    return np.pad(columns, ((0, 0), (0, dim - columns.shape[1])))
+
+
+def _warn_of_zeros(vectors: np.ndarray, seen: np.ndarray) -> None:
+    n_items, zeros = len(vectors), int((~vectors.any(axis=1)).sum())
+    never = n_items - len(np.unique(seen))
+    if zeros:
+        logger.warning(
+            "%d of %d items have a zero vector: %d never occur in training, %d occur there without another item that the %d dimensions can show",
+            zeros, n_items, never, zeros - never, vectors.shape[1],
+        )  # fmt: skip

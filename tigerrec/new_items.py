@@ -1,0 +1,195 @@
+"""New items for a trained recommender, without training again: read, embedded, given Semantic IDs beside the known ones, written as an export."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import TigerrecError, artifacts, config
+from tigerrec.collisions import COLLISION_POLICIES
+from tigerrec.embed import EmbedsTexts, checked, few
+from tigerrec.embed.precomputed import Precomputed
+from tigerrec.export import EMBEDDER, check_free, new_export, write_export
+from tigerrec.histories import item_text
+from tigerrec.raw import Tally, Unreadable, clean, make_item
+from tigerrec.recommender import EXPORT, POPULARITY, check_run
+from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
+from tigerrec.tables import is_table, plain_id, read_rows
+from tigerrec.tokenizers import code_items
+
+logger = logging.getLogger(__name__)
+
+ID, VECTOR = "item_id", "vector"
+FIELDS = ("title", "brand", "categories", "price", "text")
+GIVE_VECTORS = f"give the vectors of the new items as a column '{VECTOR}' of a Parquet or JSON Lines table"
+
+
+class NewItemsError(TigerrecError):
+    """New items that cannot be added."""
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """The rows of a user's table of new items.
+
+    Attributes:
+        records: one for each item, with the columns of `items.parquet` but `item`.
+        vectors: float32 (n, D), where the table has them.
+    """
+
+    records: list[dict[str, Any]]
+    vectors: np.ndarray | None
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The data set's own ids."""
+        return [record[ID] for record in self.records]
+
+
+def read_new_items(path: Path) -> NewItems:
+    """The items of a table (CSV, TSV, JSON Lines, Parquet) with the column `item_id` and any of title, brand, categories, price, text and vector.
+
+    Raises:
+        NewItemsError: the file is no such table, a row cannot be read, an item comes twice, or there is none.
+    """
+    if not path.is_file() or not is_table(path):
+        raise NewItemsError(f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with `ITEMS_FILE=<file>`.")
+    columns, rows = read_rows(path)
+    if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
+        raise NewItemsError(
+            f"{path} has the columns {', '.join(columns) or 'none'}; it needs '{ID}' and one of {', '.join((*FIELDS, VECTOR))}: rename its columns to these."
+        )
+    ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
+    if ignored:
+        logger.warning("ignored the columns %s of %s", ", ".join(ignored), path)
+    tally, records, vectors = Tally(), [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            if isinstance(row, Unreadable):
+                raise row
+            records.append(_record(row, tally))
+        except Unreadable as reason:
+            raise NewItemsError(f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out.") from None
+        vectors.append(row.get(VECTOR))
+    if not records:
+        raise NewItemsError(f"{path} holds no items; give a table with one row a new item.")
+    if tally.noted:
+        logger.warning("left out of the texts: %s", ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items()))
+    new = NewItems(records, _matrix(vectors, path) if VECTOR in columns else None)
+    repeated = sorted({name for name in new.item_ids if new.item_ids.count(name) > 1}) if len(set(new.item_ids)) < len(records) else []
+    if repeated:
+        raise NewItemsError(f"{path} names {len(repeated)} items more than once ({few(repeated)}); keep one row an item.")
+    return new
+
+
+def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
+    item_id = plain_id(row.get(ID), ID)
+    item = make_item(row.get("title"), row.get("brand"), row.get("categories"), row.get("price"), tally, ">")
+    text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
+    return {ID: item_id, "title": item.title, "brand": item.brand, "categories": item.categories, "price": item.price, "text": text}
+
+
+def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
+    try:
+        return np.stack([np.array(vector, dtype=np.float32).reshape(len(vector)) for vector in vectors])
+    except (TypeError, ValueError):
+        raise NewItemsError(f"The column '{VECTOR}' of {path} must hold lists of numbers of one length; {GIVE_VECTORS}.") from None
+
+
+def recorded_embedder(folder: Path) -> EmbedsTexts:
+    """The embedder that made the vectors of an exported run, with the same weights.
+
+    Raises:
+        TigerrecError: the export does not say which it was, or it is not on this machine, or with other weights.
+    """
+    if not (folder / EMBEDDER).exists():
+        raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
+    facts = artifacts.read_json(folder, EMBEDDER)
+    if "${" in str(facts["config"]):
+        raise NewItemsError(f"{folder / EMBEDDER} holds no plain settings; {GIVE_VECTORS}.")
+    embedder = config.build(facts["config"], str(folder / EMBEDDER))
+    if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
+        raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
+    if {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()} != facts["sources"]:
+        raise NewItemsError(f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get them, or {GIVE_VECTORS}.")
+    return embedder
+
+
+def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
+    """The Semantic IDs, int32 (n, T), of new items beside the known ones: codes by the frozen tokenizer, ids by the collision policy of the stage.
+
+    Args:
+        folder: a tokenize stage or an export.
+        vectors: float32 (n, D), from the same embedder as the fitted ones.
+
+    Raises:
+        TigerrecError: the folder or the vectors cannot be used, or there is no id left for an item.
+    """
+    policy = artifacts.read_json(Path(folder), "tokenizer.json").get("collisions")
+    if policy not in COLLISION_POLICIES:
+        raise NewItemsError(f"{folder}/tokenizer.json names the collision policy {policy!r}, and this version knows {', '.join(COLLISION_POLICIES)}.")
+    return COLLISION_POLICIES[policy].extend(load_semantic_ids(folder), code_items(folder, vectors))
+
+
+def add_items(run: Path, items_file: Path, out: Path) -> Path:
+    """Write an export that holds the items of a trained run and new ones; nothing is trained again.
+
+    Args:
+        run: the folder of a finished train stage, or an export.
+        items_file: the table of new items, see `read_new_items`.
+        out: a new or empty folder, or an older export, which is replaced.
+
+    Raises:
+        TigerrecError: the run, the table or `out` cannot be used, an item is known already, or there is no Semantic ID left for one.
+    """
+    out = out.resolve()
+    check_free(out)
+    check_run(run)
+    new = read_new_items(items_file)
+    base = run.resolve()
+    manifest = artifacts.read_manifest(base)
+    if manifest is not None and manifest.stage == EXPORT:
+        return _write(artifacts.open_stage(base, EXPORT), base, new, out, items_file)
+    base = out.with_name(f".{out.name}.base")
+    try:
+        write_export(run, base)
+        return _write(artifacts.open_stage(base, EXPORT), base, new, out, items_file)
+    finally:
+        artifacts.remove_tree(base)
+
+
+def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
+    """The export with the items of the export `base` and the new ones."""
+    import pyarrow as pa
+
+    items = artifacts.read_table(base, "items.parquet")
+    known = set(items["item_id"].to_pylist()) & set(new.item_ids)
+    if known:
+        raise NewItemsError(f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out.")
+    if new.vectors is None:
+        embed = recorded_embedder(base).open()
+        vectors = checked(embed(new.item_ids, [record["text"] for record in new.records]), new.item_ids)
+    else:
+        vectors = new.vectors
+    old_ids, codes = load_semantic_ids(base), new_semantic_ids(base, vectors)
+    records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]
+    card = (base / "README.md").read_text(encoding="utf-8")
+    card += f"\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; the results above are of the items before.\n"
+    with new_export(out, {"export": base}, {"items": artifacts.sha256_file(items_file)}) as files:
+        files.parquet("items.parquet", pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
+        files.parquet("semantic_ids.parquet", SemanticIds(np.concatenate([old_ids.codes, codes]), old_ids.layout).table())
+        if POPULARITY in manifest.files:
+            counts = artifacts.read_arrays(base, POPULARITY)["training_counts"]
+            files.arrays(POPULARITY, {"training_counts": np.append(counts, np.zeros(len(records), counts.dtype))})
+        with files.create("README.md") as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        for name in manifest.files.keys() - files.entries.keys():
+            with files.create(name) as temporary:
+                shutil.copyfile(base / name, temporary)
+    logger.info("added %d items to the %d of the run and wrote %s", len(records), len(items), out)
+    return out

@@ -1,0 +1,119 @@
+"""How the gradient passes a quantiser, whose choice of a codeword has none.
+
+Each estimator gives the quantised residuals as a function of the residuals: the value is the codeword (for Gumbel-softmax, a
+mixture that sharpens), the gradient is the estimator's idea. Factors made of the residuals or codewords are constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from tigerrec.tokenizers.autoencoder import Progress
+
+NO_DIRECTION = 1e-6
+SMALLEST_DISTANCE = 1e-9
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Quantises with a gradient: a frozen dataclass of settings."""
+
+    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """The quantised residuals (n, latent), with their gradient, of residuals (n, latent), a codebook (k, latent) and the chosen codes (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv 1711.00937)."""
+
+    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """The codewords, with the residuals' gradient."""
+        return with_value(codebook[codes], residuals)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The codeword as the residual rotated and scaled, so that a gradient keeps its angle to the codeword (Fifty et al. 2024, arXiv 2410.06424, section 4)."""
+
+    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """The codewords, with the gradient of the rotation from residual to codeword."""
+        words = codebook[codes].detach()
+        start, end = unit(residuals.detach()), unit(words)
+        between = unit(start + end)
+        rotated = residuals - 2 * dot(residuals, between) * between + 2 * dot(residuals, start) * end
+        return with_value(words, stretch(residuals, words) * rotated)
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """The codeword as the residual mirrored and scaled: the contrast to `Rotation`, by one Householder reflection."""
+
+    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """The codewords, with the gradient of the reflection that takes the residual's direction to the codeword's."""
+        words = codebook[codes].detach()
+        across = unit(unit(residuals.detach()) - unit(words))
+        mirrored = residuals - 2 * dot(residuals, across) * across
+        return with_value(words, stretch(residuals, words) * mirrored)
+
+
+@dataclass(frozen=True)
+class Gumbel:
+    """A mixture of codewords by Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144), annealed.
+
+    A codeword's probability falls with exp(-squared distance / temperature), as in SQ-VAE (Takida et al. 2022, arXiv 2205.07547), so that
+    the mixture becomes the nearest codeword as the temperature falls.
+
+    Args:
+        start_temperature: of the first epoch, in units of the mean squared distance between residuals and codewords.
+        end_temperature: of the last; between them it falls geometrically.
+    """
+
+    start_temperature: float = 0.1
+    end_temperature: float = 0.005
+
+    def __post_init__(self) -> None:
+        if not 0 < self.end_temperature <= self.start_temperature:
+            raise ValueError(f"end_temperature must be above 0 and at most start_temperature {self.start_temperature}, got {self.end_temperature}")
+
+    def temperature(self, share: float) -> float:
+        """The temperature after a share of training."""
+        return float(self.start_temperature * (self.end_temperature / self.start_temperature) ** share)
+
+    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """The codewords' mixture, with gradients for residuals and codewords."""
+        import torch
+
+        distances = residuals.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * residuals @ codebook.T
+        noise = -torch.empty_like(distances).exponential_(generator=progress.generator).log()
+        scale = self.temperature(progress.share) * distances.detach().mean().clamp(min=SMALLEST_DISTANCE)
+        weights: torch.Tensor = (noise - distances / scale).softmax(dim=1)
+        return weights @ codebook
+
+
+def with_value(value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A tensor with the value of one and the gradient of another of the same shape."""
+    return gradient + (value - gradient).detach()
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (n, latent) at length 1; rows of almost no length become 0."""
+    lengths = rows.norm(dim=1, keepdim=True)
+    return (rows / lengths.clamp(min=NO_DIRECTION)) * (lengths > NO_DIRECTION)
+
+
+def dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Products of rows (n, latent), (n, 1)."""
+    return (one * other).sum(dim=1, keepdim=True)
+
+
+def stretch(residuals: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """The lengths of codewords over those of residuals, a constant (n, 1); 1 where a residual has almost no length."""
+    import torch
+
+    lengths = residuals.detach().norm(dim=1, keepdim=True)
+    return torch.where(lengths > NO_DIRECTION, words.norm(dim=1, keepdim=True) / lengths.clamp(min=NO_DIRECTION), 1.0)

@@ -1,0 +1,105 @@
+"""Hierarchical k-means: the children of a node cluster only the items of that node (DSI: Tay et al. 2022, arXiv 2202.06991, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tigerrec.seeds import derived_seed
+from tigerrec.tokenizers import Codes, State, check_least
+from tigerrec.tokenizers.codebooks import fit_codebook
+
+BLOCK = 64
+
+
+def child_distances(rows: np.ndarray, nodes: np.ndarray, centroids: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
+    """Squared distances, float64 (n, `size`), of rows (n, D) to the children of their nodes (n,); inf where a node has no such child.
+
+    Args:
+        centroids: float32 (M, D), the children of all nodes, one node after the other.
+        offsets: int64 (N + 1,), where the children of each node begin and end.
+    """
+    found = np.full((len(rows), size), np.inf)
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        children = offsets[nodes[block], None] + np.arange(size)
+        row, child = np.nonzero(children < offsets[nodes[block] + 1, None])
+        gaps = rows[block].astype(np.float64)[row] - centroids[children[row, child]]
+        found[block][row, child] = np.square(gaps).sum(axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class HierarchicalKMeans:
+    """A tree of k-means centroids: a Semantic ID is the path from the root to a leaf, so the meaning of a code depends on the codes before it.
+
+    Args:
+        levels: the depth of the tree, the number of codes an item.
+        codebook_size: the most children that a node has.
+        iterations: k-means iterations a node.
+    """
+
+    family: ClassVar[str] = "hkmeans"
+    needs: ClassVar[tuple[str, ...]] = ()
+    assigns_jointly: ClassVar[bool] = False
+    levels: int = 3
+    codebook_size: int = 32
+    iterations: int = 50
+
+    def __post_init__(self) -> None:
+        check_least(self, levels=1, codebook_size=2, iterations=1)
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """The number of codes a level."""
+        return (self.codebook_size,) * self.levels
+
+    def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
+        """Grow the tree level by level; a node with no more different vectors than codes gives each its own.
+
+        Returns:
+            For each level `centroids_<level>` float32 (M, D), the children of all nodes of the level above, one node after the other, and
+            `offsets_<level>` int64 (N + 1,), where the children of each of these N nodes begin and end; and the items' codes, int32 (I, L).
+        """
+        state: State = {}
+        codes = np.empty((len(vectors), self.levels), dtype=np.int32)
+        nodes, count = np.zeros(len(vectors), dtype=np.int64), 1
+        for level in range(self.levels):
+            grown, offsets = [], np.zeros(count + 1, dtype=np.int64)
+            order = np.argsort(nodes, kind="stable")
+            for node, members in enumerate(np.split(order, np.searchsorted(nodes[order], np.arange(1, count)))):
+                found = fit_codebook(vectors[members], self.codebook_size, self.iterations, derived_seed(seed, "node", level, node))
+                only = np.zeros(len(members), dtype=np.int64)
+                chosen = child_distances(vectors[members], only, found, np.array([0, len(found)]), self.codebook_size).argmin(axis=1)
+                used, codes[members, level] = np.unique(chosen, return_inverse=True)
+                grown.append(found[used])
+                offsets[node + 1] = offsets[node] + len(used)
+            nodes, count = offsets[nodes] + codes[:, level], int(offsets[-1])
+            state |= {f"centroids_{level}": np.concatenate(grown), f"offsets_{level}": offsets}
+        return state, codes
+
+    def _nodes(self, state: State, codes: Codes) -> np.ndarray:
+        """The node, int64 (n,), that codes (n, l) lead to, counted among all nodes of its level."""
+        nodes = np.zeros(len(codes), dtype=np.int64)
+        for level in range(codes.shape[1]):
+            nodes = state[f"offsets_{level}"][nodes] + codes[:, level]
+        return nodes
+
+    def encode(self, state: State, vectors: np.ndarray) -> Codes:
+        """Codes, int32 (n, L), from the root to a leaf, at each node the child with the nearest centroid."""
+        codes = np.empty((len(vectors), 0), dtype=np.int32)
+        for _ in range(self.levels):
+            codes = np.column_stack([codes, self.distances(state, vectors, codes).argmin(axis=1).astype(np.int32)])
+        return codes
+
+    def decode(self, state: State, codes: Codes) -> np.ndarray:
+        """Vectors, float64 (n, D): the centroids of the leaves."""
+        return state[f"centroids_{self.levels - 1}"][self._nodes(state, codes)].astype(np.float64)
+
+    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
+        """Squared distances, float64 (n, `codebook_size`), of vectors (n, D) to the children of the node that codes (n, l) lead to."""
+        level = codes.shape[1]
+        return child_distances(vectors, self._nodes(state, codes), state[f"centroids_{level}"], state[f"offsets_{level}"], self.codebook_size)

@@ -1,0 +1,217 @@
+"""What an RQ-VAE's latent space is trained for, beside the quantisation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from tigerrec.seeds import derived_seed
+from tigerrec.tokenizers.codebooks import fit_codebook, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from tigerrec.tokenizers.autoencoder import Progress
+
+COLLABORATIVE = "collaborative"
+CLUSTER_ITERATIONS = 10
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A batch of items after the quantiser and the decoder.
+
+    Attributes:
+        items: int64 (n,), their numbers.
+        vectors: (n, D), standardised.
+        latents: (n, latent), the sum of the codewords, with gradient.
+        reconstructed: (n, D).
+        codes: one int64 (n,) a level.
+        codebooks: one (k, latent) a level, with gradient where they learn by it.
+    """
+
+    items: torch.Tensor
+    vectors: torch.Tensor
+    latents: torch.Tensor
+    reconstructed: torch.Tensor
+    codes: Sequence[torch.Tensor]
+    codebooks: Sequence[torch.Tensor]
+
+
+class RunningObjective(Protocol):
+    """An objective with what it needs of one training."""
+
+    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
+        """Look at the codebooks (k, latent) as an epoch begins."""
+        ...
+
+    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
+        """The mean over a batch's items."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A training objective: a frozen dataclass of settings."""
+
+    needs: ClassVar[tuple[str, ...]]
+    """Names of further item-aligned matrices that it reads."""
+
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
+        """Begin a training, given the matrices it needs, float32 (I, any)."""
+        ...
+
+
+def reconstruction_loss(batch: Quantized) -> torch.Tensor:
+    """Squared error of an item's reconstruction, summed over dimensions, mean over items."""
+    return (batch.reconstructed - batch.vectors).square().sum(dim=1).mean()
+
+
+def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each row's own column among all columns (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748), mean over rows, of scores (n, n)."""
+    return (scores.logsumexp(dim=1) - scores.diagonal()).mean()
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The decoder shall give the vectors back (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
+        """Needs nothing."""
+        return self
+
+    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
+        """Does nothing."""
+
+    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
+        """The squared error."""
+        return reconstruction_loss(batch)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu et al. 2024, arXiv 2404.14774).
+
+    Args:
+        temperature: of the cosines.
+    """
+
+    temperature: float = 0.1
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
+        """Needs nothing."""
+        return self
+
+    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
+        """Does nothing."""
+
+    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
+        """Cross-entropy of the own vector among the batch's, by cosine."""
+        from torch.nn.functional import normalize
+
+        return own_row_loss(normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature)
+
+
+@dataclass(frozen=True)
+class Letter:
+    """Reconstruction, latents that agree with collaborative vectors, and diverse codewords (LETTER: Wang et al. 2024, arXiv 2405.07314, section 3.2).
+
+    Args:
+        alignment: weight of the agreement with the collaborative vectors.
+        diversity: weight of the codewords' diversity.
+        clusters: groups of a level's codewords; those of one group may be alike.
+    """
+
+    alignment: float = 0.02
+    diversity: float = 0.0001
+    clusters: int = 10
+
+    needs: ClassVar[tuple[str, ...]] = (COLLABORATIVE,)
+
+    def __post_init__(self) -> None:
+        if min(self.alignment, self.diversity) < 0:
+            raise ValueError(f"alignment and diversity must be at least 0, got {self.alignment} and {self.diversity}")
+        if self.clusters < 2:
+            raise ValueError(f"clusters must be at least 2, got {self.clusters}")
+
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
+        """Reads the collaborative vectors."""
+        return LetterTraining(self, main_components(extra[COLLABORATIVE], latent_dim), seed)
+
+
+class LetterTraining:
+    """The loss of LETTER in one training."""
+
+    def __init__(self, objective: Letter, collaborative: np.ndarray, seed: int) -> None:
+        import torch
+
+        self.objective, self.seed = objective, seed
+        self.collaborative = torch.from_numpy(collaborative)
+        self.groups: list[torch.Tensor] = []
+
+    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
+        """Group the codewords of each level by k-means."""
+        import torch
+
+        self.groups = []
+        for level, words in enumerate(codebooks):
+            rows = words.detach().numpy()
+            centres = fit_codebook(rows, self.objective.clusters, CLUSTER_ITERATIONS, derived_seed(self.seed, "clusters", level, progress.epoch))
+            self.groups.append(torch.from_numpy(nearest(rows.astype(np.float64), centres.astype(np.float64))))
+
+    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
+        """Squared error, plus the weighted terms."""
+        loss = reconstruction_loss(batch) + self.objective.alignment * self.alignment(batch)
+        for words, codes, groups in zip(batch.codebooks, batch.codes, self.groups, strict=True):
+            loss = loss + self.objective.diversity * diversity_loss(words, codes, groups, progress)
+        return loss
+
+    def alignment(self, batch: Quantized) -> torch.Tensor:
+        """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent vector."""
+        return own_row_loss(batch.latents @ self.collaborative[batch.items].T)
+
+
+def diversity_loss(words: torch.Tensor, codes: torch.Tensor, groups: torch.Tensor, progress: Progress) -> torch.Tensor:
+    """Cross-entropy by which a chosen codeword picks a random other one of its group among all others, mean over items.
+
+    Args:
+        words: (k, latent), all codewords of a level.
+        codes: int64 (n,), those chosen.
+        groups: int64 (k,), the group of each codeword; one that is alone in its group counts nothing.
+    """
+    import torch
+
+    scores = (words[codes] @ words.T).scatter(1, codes[:, None], -torch.inf)
+    alike = (groups[codes, None] == groups).scatter(1, codes[:, None], False)
+    has_other = alike.any(dim=1)
+    if not has_other.any():
+        return words.new_zeros(())
+    chance = torch.rand(alike.shape, generator=progress.generator).masked_fill(~alike, -1.0)
+    others = chance.argmax(dim=1, keepdim=True)
+    losses = scores.logsumexp(dim=1) - scores.gather(1, others).squeeze(1)
+    return losses.where(has_other, 0.0).mean()
+
+
+def main_components(vectors: np.ndarray, dim: int) -> np.ndarray:
+    """The principal components of vectors (I, any), each of variance 1, float32 (I, dim), with zeros where there are fewer.
+
+    So their inner products with latent vectors are of one scale, whatever made them.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    there = int((values > values.max(initial=0) * 1e-6).sum()) if values.any() else 0
+    width = min(dim, there)
+    components = np.zeros((len(vectors), dim), np.float32)
+    components[:, :width] = left[:, :width] * np.sqrt(len(vectors))
+    return components

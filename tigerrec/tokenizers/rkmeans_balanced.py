@@ -1,0 +1,113 @@
+"""Balanced residual k-means: residual k-means in which no codeword takes more than its share of the items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tigerrec.seeds import derived_seed
+from tigerrec.tokenizers import Codes, State, check_least
+from tigerrec.tokenizers.codebooks import code_distances, decode_residuals, encode_residuals, fit_codebook, in_blocks, residual_distances
+
+
+def assign_balanced(distances: np.ndarray) -> np.ndarray:
+    """The codeword's index, int64 (n,), of each row by deferred acceptance (Gale and Shapley 1962), given its distances (n, k).
+
+    Each row goes to the nearest codeword that does not refuse it; a codeword keeps the ceil(n / k) nearest of the rows that come and refuses the others.
+    So no row and codeword would both gain by leaving what they have for each other.
+    """
+    n, k = distances.shape
+    capacity = -(-n // k)
+    wishes, refusals = np.argsort(distances, axis=1, kind="stable"), np.zeros(n, dtype=np.int64)
+    codes, contesting = wishes[:, 0].copy(), np.arange(n)
+    while len(contesting):
+        order = contesting[np.lexsort((distances[contesting, codes[contesting]], codes[contesting]))]
+        queue = codes[order]
+        refused = order[np.arange(len(order)) - np.searchsorted(queue, queue) >= capacity]
+        refusals[refused] += 1
+        codes[refused] = wishes[refused, refusals[refused]]
+        contesting = np.flatnonzero(np.isin(codes, codes[refused]))
+    return codes
+
+
+def fit_balanced(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n / k) of them.
+
+    Plain k-means gives the start; from there on balanced assignments and means alternate, so that a codeword ends as the mean of its rows.
+    """
+    codebook, codes = fit_codebook(rows, size, iterations, seed), np.empty(0, dtype=np.int64)
+    for _ in range(iterations):
+        before, codes = codes, assign_balanced(code_distances(rows, codebook, len(codebook)))
+        if np.array_equal(codes, before):
+            break
+        codebook = means(rows, codes, codebook)
+    return codebook, codes
+
+
+def means(rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """The mean, float32 (k, D), of the rows (n, D) of each code (n,); the old codeword of a codebook (k, D) where a code has none."""
+    counts = np.bincount(codes, minlength=len(codebook))
+    order = np.argsort(codes, kind="stable")
+    used = np.flatnonzero(counts)
+    sums = np.add.reduceat(rows[order], (np.cumsum(counts) - counts)[used], axis=0)
+    updated = codebook.copy()
+    updated[used] = sums / counts[used, None]
+    return updated
+
+
+@dataclass(frozen=True)
+class BalancedResidualKMeans:
+    """Residual k-means whose levels use all their codes alike: of I different vectors, at most ceil(I / k) get one of a level's k codewords.
+
+    Equal vectors count once and share their codes.
+
+    Args:
+        levels: the number of codes an item.
+        codebook_size: the number of codewords a level.
+        iterations: k-means iterations a level for the start, and at most as many balanced ones after it.
+    """
+
+    family: ClassVar[str] = "rkmeans_balanced"
+    needs: ClassVar[tuple[str, ...]] = ()
+    assigns_jointly: ClassVar[bool] = True
+    levels: int = 3
+    codebook_size: int = 256
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        check_least(self, levels=1, codebook_size=2, iterations=1)
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """The number of codes a level."""
+        return (self.codebook_size,) * self.levels
+
+    def _codebooks(self, state: State) -> list[np.ndarray]:
+        return [state[f"codebook_{level}"] for level in range(self.levels)]
+
+    def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
+        """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items balanced codes, int32 (I, L)."""
+        distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
+        residuals, codes, state = distinct.astype(np.float64), [], {}
+        for level in range(self.levels):
+            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level))
+            residuals = residuals - codebook[chosen]
+            state[f"codebook_{level}"] = codebook
+            codes.append(chosen)
+        return state, np.stack(codes, axis=1).astype(np.int32)[inverse.reshape(-1)]
+
+    def encode(self, state: State, vectors: np.ndarray) -> Codes:
+        """Codes, int32 (n, L), each level the codeword nearest to the residual, however many items have it."""
+        codebooks = self._codebooks(state)
+        return in_blocks(lambda block: encode_residuals(block, codebooks), vectors)
+
+    def decode(self, state: State, codes: Codes) -> np.ndarray:
+        """Vectors, float64 (n, D): the sum of the codewords."""
+        return decode_residuals(codes, self._codebooks(state))
+
+    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
+        """Squared distances, float64 (n, `codebook_size`), of the residuals of vectors (n, D) after codes (n, l) to the codewords of level l."""
+        return residual_distances(vectors, codes, self._codebooks(state), self.codebook_size)
