@@ -134,7 +134,9 @@ class TestContract:
         chosen, vectors = build(choice), make_vectors()
         tokenizer, (state, _) = chosen.tokenizer, fitted(chosen, vectors[:n])
         if not isinstance(tokenizer, MeasuresDistances):
-            pytest.skip("it has no distances")
+            with pytest.raises(ValueError, match="needs distances to codes"):
+                TokenizeConfig(tokenizer, collisions="nearest_free")
+            return
         codes = tokenizer.encode(state, vectors)
         for level, size in enumerate(tokenizer.code_sizes):
             found = tokenizer.distances(state, vectors, codes[:, :level])
