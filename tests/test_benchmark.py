@@ -21,13 +21,13 @@ from tigerrec.batches import Examples, padded
 from tigerrec.beam_search import Searcher
 from tigerrec.benchmark import Effort, operations
 from tigerrec.benchmark.growth import growth, made_up_items
-from tigerrec.benchmark.processes import in_own_process
 from tigerrec.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
 from tigerrec.config import compose
 from tigerrec.dropout import Dropout
 from tigerrec.generator import T5
 from tigerrec.histories import Histories
 from tigerrec.history_t5 import HistoryT5
+from tigerrec.processes import in_own_process
 from tigerrec.train import TrainConfig, Training
 
 ROOT = Path(__file__).parent.parent

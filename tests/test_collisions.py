@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.tiny_run import build_embedded_run
 from tigerrec import artifacts
-from tigerrec.collisions import COLLISION_POLICIES, CodedItems, balanced_codes, resolve, sinkhorn_plan
+from tigerrec.collisions import COLLISION_POLICIES, CodedItems, balanced_codes, resolve
 from tigerrec.config import ConfigError, compose
 from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.export import export
@@ -141,27 +141,6 @@ def test_sinkhorn_moves_only_what_collides_and_keeps_equal_vectors_together(seed
     assert np.array_equal(codes[:, 0], items.codes[:, 0])
     by_vector, by_codes = group_codes(items.vectors)[0], group_codes(codes)[0]
     assert len(set(zip(by_vector, by_codes, strict=True))) == len(set(by_vector)) == len(set(by_codes))
-
-
-def test_a_sinkhorn_plan_gives_every_column_the_same_share():
-    distances = np.random.default_rng(0).random((4, 10))
-    plan = sinkhorn_plan(distances, epsilon=0.5, iterations=200)
-    np.testing.assert_allclose(plan.sum(axis=1), 1)
-    np.testing.assert_allclose(plan.sum(axis=0), 0.4)
-    kernel = np.exp(-distances / (0.5 * (distances.max() - distances.min()) / 2))
-    ratios = plan / kernel  # a matrix of rank one: rows and columns of the kernel were scaled, and nothing else
-    np.testing.assert_allclose(ratios, np.outer(ratios[:, 0], ratios[0]) / ratios[0, 0])
-
-
-@settings(max_examples=10, deadline=None)
-@given(seeds)
-def test_a_sharp_plan_of_a_square_is_the_cheapest_assignment(seed):
-    distances = np.random.default_rng(seed).random((4, 4))
-    plan = sinkhorn_plan(distances, epsilon=0.005, iterations=1000)
-    costs = {order: distances[range(4), order].sum() for order in itertools.permutations(range(4))}
-    best, second = sorted(costs.values())[:2]
-    if second - best > 0.05:
-        assert costs[tuple(plan.argmax(axis=1).tolist())] == best
 
 
 def test_balanced_codes_are_the_nearest_of_the_codes_an_item_holds():

@@ -11,7 +11,7 @@ import torch
 
 from tests.test_tokenizers import make_vectors
 from tigerrec.tokenizers import TokenizeConfig, TokenizeError, fit
-from tigerrec.tokenizers.assignments import Nearest, Sinkhorn, even_plan
+from tigerrec.tokenizers.assignments import Nearest, Sinkhorn
 from tigerrec.tokenizers.autoencoder import Progress
 from tigerrec.tokenizers.codebooks import INITS
 from tigerrec.tokenizers.estimators import Gumbel, Reflection, Rotation, StraightThrough
@@ -198,16 +198,6 @@ def test_simvq_refuses_restarts():
         small(codebooks=SimVQ())
 
 
-@pytest.mark.parametrize("shape", [(60, 6), (20, 6), (5, 6)])
-def test_sinkhorn_uses_all_codes_evenly(shape):
-    torch.manual_seed(0)
-    distances = torch.rand(shape).square()
-    distances[:, 0] -= 1  # all would take it
-    plan = even_plan(distances, epsilon=0.05, iterations=300).exp()
-    torch.testing.assert_close(plan.sum(0), torch.full((shape[1],), shape[0] / shape[1], dtype=torch.float64), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(plan.sum(1), torch.ones(shape[0], dtype=torch.float64))
-
-
 def test_sinkhorn_assigns_evenly_where_told_and_nearest_elsewhere():
     torch.manual_seed(0)
     distances = torch.rand(80, 8)
@@ -268,7 +258,7 @@ def term(state: dict[str, np.ndarray], tokenizer: RQVAE, vectors: np.ndarray, co
     codes = tokenizer.encode(state, vectors)
     books = [torch.from_numpy(state[f"codebook_{level}"]) for level in range(3)]
     latents = sum(book[level] for book, level in zip(books, torch.from_numpy(codes.T).long(), strict=True))
-    running = Letter().start({"collaborative": collaborative}, 4, seed=0)
+    running = Letter(clusters=4).start({"collaborative": collaborative}, 4, seed=0)
     running.begin_epoch(books, progress())
     batch = batch_of(items=torch.arange(len(vectors)), latents=latents)
     spread = sum(
@@ -278,11 +268,18 @@ def term(state: dict[str, np.ndarray], tokenizer: RQVAE, vectors: np.ndarray, co
     return running.alignment(batch).item(), float(spread)
 
 
+def test_letter_groups_codewords_evenly():
+    running = Letter(clusters=4).start({"collaborative": make_vectors(30)}, 4, seed=0)
+    words = torch.cat([0.01 * torch.randn(25, 4), 10 + torch.randn(5, 4)])
+    running.begin_epoch([words], progress())
+    assert running.groups[0].bincount(minlength=4).max() <= 8
+
+
 def test_letter_lowers_its_own_terms():
     vectors, collaborative = make_vectors(300), make_vectors(300, seed=7)
     means = {}
     for name, weights in {"none": (0.0, 0.0), "alignment": (5.0, 0.0), "diversity": (0.0, 5.0)}.items():
-        tokenizer, terms = small(codebook_size=16, objective=Letter(*weights), epochs=30), []
+        tokenizer, terms = small(codebook_size=16, objective=Letter(*weights, clusters=4), epochs=30), []
         for seed in range(3):
             state, _ = tokenizer.fit(vectors, seed=seed, extra={"collaborative": collaborative})
             terms.append(term(state, tokenizer, vectors, collaborative))

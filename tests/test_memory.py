@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tigerrec.benchmark.processes import in_own_process
 from tigerrec.memory import peak_mb, release_freed_memory, with_peak_mb
+from tigerrec.processes import in_own_process
 
 
 def resident_mb() -> int:

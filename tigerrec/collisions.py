@@ -12,6 +12,7 @@ import numpy as np
 
 from tigerrec import diagnostics
 from tigerrec.semantic_ids import KEEP, SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
+from tigerrec.sinkhorn import even_plan
 
 if TYPE_CHECKING:
     from tigerrec.tokenizers import Codes, State
@@ -63,32 +64,15 @@ def _with_next_suffixes(known: SemanticIds, items: CodedItems) -> np.ndarray:
     return np.column_stack([items.codes, next_suffixes(known, items.codes)]).astype(np.int32)
 
 
-def sinkhorn_plan(distances: np.ndarray, epsilon: float = SINKHORN_EPSILON, iterations: int = SINKHORN_ITERATIONS) -> np.ndarray:
-    """How rows spread over columns at low cost when every column takes the same share: entropic optimal transport by Sinkhorn's iterations.
-
-    Cuturi (2013, arXiv 1306.0895), algorithm 1, with costs scaled to [-1, 1].
-
-    Args:
-        distances: finite, float64 (n, m).
-
-    Returns:
-        float64 (n, m); each row sums to 1, each column to about n / m.
-    """
-    middle, spread = (distances.max() + distances.min()) / 2, (distances.max() - distances.min()) / 2
-    plan = np.exp((middle - distances) / (max(spread, np.finfo(float).tiny) * epsilon))
-    for _ in range(iterations):
-        plan /= plan.sum(axis=0) * (distances.shape[1] / len(distances))
-        plan /= plan.sum(axis=1, keepdims=True)
-    return plan
-
-
 def balanced_codes(distances: np.ndarray) -> np.ndarray:
     """A code for each row of distances (n, m), finite, int64 (n,): the nearest of the codes that the plan gives mostly to the row.
 
     A row without such a code gets the one that the plan gives it most of. Plans at a small epsilon give an item many codes in equal shares,
     so that the largest share alone, which LC-Rec takes, would be a choice by rounding.
     """
-    plan = sinkhorn_plan(distances)
+    import torch
+
+    plan = even_plan(torch.from_numpy(distances), SINKHORN_EPSILON, SINKHORN_ITERATIONS).numpy()
     is_mine = plan.argmax(axis=0) == np.arange(len(plan))[:, None]
     nearest = np.where(is_mine, distances, np.inf).argmin(axis=1)
     return np.where(is_mine.any(axis=1), nearest, plan.argmax(axis=1))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts, files, pipeline
-from tigerrec.benchmark.processes import in_own_process
 from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.diagnostics import prefix_purity
+from tigerrec.processes import in_own_process
 from tigerrec.semantic_ids import load_semantic_ids
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tigerrec import artifacts, files, pipeline
-from tigerrec.benchmark.processes import in_own_process
+from tigerrec.processes import in_own_process
 from tigerrec.provenance import provenance
 from tigerrec.train import TrainConfig
 

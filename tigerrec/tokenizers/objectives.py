@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers.codebooks import fit_codebook, nearest
+from tigerrec.tokenizers.rkmeans_balanced import fit_balanced
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ class Letter:
     Args:
         alignment: weight of the agreement with the collaborative vectors.
         diversity: weight of the codewords' diversity.
-        clusters: groups of a level's codewords; those of one group may be alike.
+        clusters: groups of a level's codewords, of equal size; those of one group may be alike.
     """
 
     alignment: float = 0.02
@@ -161,14 +161,13 @@ class LetterTraining:
         self.groups: list[torch.Tensor] = []
 
     def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Group the codewords of each level by k-means."""
+        """Group the codewords of each level by balanced k-means."""
         import torch
 
         self.groups = []
         for level, words in enumerate(codebooks):
-            rows = words.detach().numpy()
-            centres = fit_codebook(rows, self.objective.clusters, CLUSTER_ITERATIONS, derived_seed(self.seed, "clusters", level, progress.epoch))
-            self.groups.append(torch.from_numpy(nearest(rows.astype(np.float64), centres.astype(np.float64))))
+            seed = derived_seed(self.seed, "clusters", level, progress.epoch)
+            self.groups.append(torch.from_numpy(fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]))
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
         """Squared error, plus the weighted terms."""

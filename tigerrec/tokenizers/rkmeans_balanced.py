@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.codebooks import code_distances, decode_residuals, encode_residuals, fit_codebook, in_blocks, residual_distances
+from tigerrec.tokenizers import Codes, State
+from tigerrec.tokenizers.codebooks import KMEANS_PLUS_PLUS, code_distances, fit_codebook
+from tigerrec.tokenizers.rkmeans import ResidualKMeans
 
 
 def assign_balanced(distances: np.ndarray) -> np.ndarray:
@@ -33,12 +34,12 @@ def assign_balanced(distances: np.ndarray) -> np.ndarray:
     return codes
 
 
-def fit_balanced(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_balanced(rows: np.ndarray, size: int, iterations: int, seed: int, init: str = KMEANS_PLUS_PLUS) -> tuple[np.ndarray, np.ndarray]:
     """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n / k) of them.
 
     Plain k-means gives the start; from there on balanced assignments and means alternate, so that a codeword ends as the mean of its rows.
     """
-    codebook, codes = fit_codebook(rows, size, iterations, seed), np.empty(0, dtype=np.int64)
+    codebook, codes = fit_codebook(rows, size, iterations, seed, init), np.empty(0, dtype=np.int64)
     for _ in range(iterations):
         before, codes = codes, assign_balanced(code_distances(rows, codebook, len(codebook)))
         if np.array_equal(codes, before):
@@ -59,55 +60,26 @@ def means(rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarr
 
 
 @dataclass(frozen=True)
-class BalancedResidualKMeans:
+class BalancedResidualKMeans(ResidualKMeans):
     """Residual k-means whose levels use all their codes alike: of I different vectors, at most ceil(I / k) get one of a level's k codewords.
 
-    Equal vectors count once and share their codes.
+    Equal vectors count once and share their codes. Encoded later, an item gets the nearest codeword, however many have it.
 
     Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codewords a level.
         iterations: k-means iterations a level for the start, and at most as many balanced ones after it.
     """
 
     family: ClassVar[str] = "rkmeans_balanced"
-    needs: ClassVar[tuple[str, ...]] = ()
     assigns_jointly: ClassVar[bool] = True
-    levels: int = 3
-    codebook_size: int = 256
     iterations: int = 10
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2, iterations=1)
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
-
-    def _codebooks(self, state: State) -> list[np.ndarray]:
-        return [state[f"codebook_{level}"] for level in range(self.levels)]
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items balanced codes, int32 (I, L)."""
         distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
         residuals, codes, state = distinct.astype(np.float64), [], {}
         for level in range(self.levels):
-            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level))
+            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level), self.init)
             residuals = residuals - codebook[chosen]
             state[f"codebook_{level}"] = codebook
             codes.append(chosen)
         return state, np.stack(codes, axis=1).astype(np.int32)[inverse.reshape(-1)]
-
-    def encode(self, state: State, vectors: np.ndarray) -> Codes:
-        """Codes, int32 (n, L), each level the codeword nearest to the residual, however many items have it."""
-        codebooks = self._codebooks(state)
-        return in_blocks(lambda block: encode_residuals(block, codebooks), vectors)
-
-    def decode(self, state: State, codes: Codes) -> np.ndarray:
-        """Vectors, float64 (n, D): the sum of the codewords."""
-        return decode_residuals(codes, self._codebooks(state))
-
-    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of the residuals of vectors (n, D) after codes (n, l) to the codewords of level l."""
-        return residual_distances(vectors, codes, self._codebooks(state), self.codebook_size)
