@@ -1,0 +1,203 @@
+"""R3-VAE: codewords are directions, subtracted at the length at which an item rates them (Wan et al. 2026, arXiv 2604.11440)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tigerrec.seeds import derived_seed
+from tigerrec.tokenizers import Codes, State, check_least
+from tigerrec.tokenizers.autoencoder import Progress, build_mlp, optimise
+from tigerrec.tokenizers.codebooks import INITS, fit_codebook, in_blocks
+from tigerrec.tokenizers.residual import INIT_ITERATIONS, LARGEST_RESTART_SHARE
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class R3VAE:
+    """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of length 1, then one codeword a level.
+
+    The codeword at the smallest angle to the residual is taken, and what is subtracted is the residual's projection on it, the codeword times its rating.
+    Ratings have gradients, so nothing is passed straight through. A decoder of the sum helps training and is not kept.
+
+    Args:
+        levels: the number of codes an item.
+        codebook_size: the number of codewords a level.
+        hidden: widths of the decoder's hidden layers.
+        cohesion: weight of the cosine distance between vectors and the sums after each level.
+        discrimination: weight of how alike the codewords of a level are.
+        temperature: how much more it counts that codewords are alike than that they are far apart.
+        init: where codewords begin, as in `fit_codebook`.
+        epochs: passes over all items.
+        batch_size: items a step.
+        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
+        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to random residuals.
+    """
+
+    family: ClassVar[str] = "r3vae"
+    needs: ClassVar[tuple[str, ...]] = ()
+    assigns_jointly: ClassVar[bool] = False
+    levels: int = 3
+    codebook_size: int = 256
+    hidden: tuple[int, ...] = (512,)
+    cohesion: float = 0.1
+    discrimination: float = 0.05
+    temperature: float = 2.0
+    init: str = "kmeans++"
+    epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    restart_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_least(self, levels=1, codebook_size=2, cohesion=0, discrimination=0, temperature=0, epochs=1, batch_size=1)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+        if not 0 <= self.restart_share <= LARGEST_RESTART_SHARE:
+            raise ValueError(f"restart_share must be between 0 and {LARGEST_RESTART_SHARE}, so that training ends without restarts, got {self.restart_share}")
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """The number of codes a level."""
+        return (self.codebook_size,) * self.levels
+
+    def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
+        """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them."""
+        state = train(self, unit(vectors).astype(np.float32), seed)
+        return state, self.encode(state, vectors)
+
+    def encode(self, state: State, vectors: np.ndarray) -> Codes:
+        """Codes, int32 (n, L), each level the codeword at the smallest angle to the residual."""
+
+        def encode_block(block: np.ndarray) -> np.ndarray:
+            residuals, codes = without(unit(block), state["reference"]), []
+            for words in self._codebooks(state):
+                codes.append(angular_distances(residuals, words).argmin(axis=1))
+                residuals = without(residuals, words[codes[-1]])
+            return np.stack(codes, axis=1).astype(np.int32)
+
+        return in_blocks(encode_block, vectors)
+
+    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
+        """One less the cosines, float64 (n, `codebook_size`), of what the codes before leave over and the next level's codewords; inf where there is none."""
+        residuals = without(unit(vectors.astype(np.float64)), state["reference"])
+        codebooks = self._codebooks(state)
+        for words, used in zip(codebooks, codes.T, strict=False):
+            residuals = without(residuals, words[used])
+        words = codebooks[codes.shape[1]]
+        found = in_blocks(lambda block: angular_distances(block, words), residuals)
+        return np.pad(found, ((0, 0), (0, self.codebook_size - len(words))), constant_values=np.inf)
+
+    def _codebooks(self, state: State) -> list[np.ndarray]:
+        return [state[f"codebook_{level}"] for level in range(self.levels)]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, D) at length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > np.finfo(np.float32).tiny)
+
+
+def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Rows (n, D) less their projections on directions of length 1, one (D,) for all or one (n, D) each."""
+    rest: np.ndarray = rows - (rows * directions).sum(axis=1, keepdims=True) * directions
+    return rest
+
+
+def angular_distances(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """One less the cosines, float64 (n, k), of rows (n, D) and codewords (k, D) of length 1."""
+    return 1 - unit(rows) @ words.T.astype(np.float64)
+
+
+def quantize(vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,).
+
+    Args:
+        vectors: (n, D), of length 1.
+        reference: (D,), of any length.
+        codebooks: (k, D) a level, of any length.
+    """
+    from torch.nn.functional import normalize
+
+    direction = normalize(reference, dim=0)
+    summed = (vectors @ direction)[:, None] * direction
+    for codebook in codebooks:
+        words, residuals = normalize(codebook), vectors - summed
+        codes = (residuals.detach() @ words.detach().T).argmax(dim=1)
+        ratings = (residuals * words[codes]).sum(dim=1, keepdim=True)
+        summed = summed + ratings * words[codes]
+        yield summed, vectors - summed, codes
+
+
+def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How alike codewords (k, D) are: the logarithm of the mean of exp(-temperature (1 - cosine)) over all pairs."""
+    from torch.nn.functional import normalize
+
+    words = normalize(codebook)
+    cosines = (words @ words.T)[~words.new_ones(len(words), len(words)).bool().tril()]
+    return (temperature * (cosines - 1)).exp().mean().log() if len(cosines) else codebook.new_zeros(())
+
+
+def initial_codebooks(tokenizer: R3VAE, residuals: np.ndarray, seed: int) -> list[np.ndarray]:
+    """One codebook a level, each fitted to the directions of what the levels before left over of rows (n, D)."""
+    codebooks = []
+    for level in range(tokenizer.levels):
+        words = unit(fit_codebook(unit(residuals), tokenizer.codebook_size, INIT_ITERATIONS, derived_seed(seed, "codebook", level), tokenizer.init))
+        residuals = without(residuals, words[angular_distances(residuals, words).argmin(axis=1)])
+        codebooks.append(words)
+    return codebooks
+
+
+def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
+    """The reference, which begins at the mean of all vectors, and the codebooks, from rows of length 1, float32 (I, D).
+
+    Raises:
+        TokenizeError: the loss is no longer finite.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity, normalize
+
+    data, mean = torch.from_numpy(rows), rows.mean(axis=0)
+    reference = torch.from_numpy(mean).requires_grad_()
+    codebooks = [torch.from_numpy(words).requires_grad_() for words in initial_codebooks(tokenizer, without(rows, unit(mean)), seed)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "decoder weights"))
+        decoder = build_mlp((rows.shape[1], *tokenizer.hidden, rows.shape[1]))
+    counts: list[torch.Tensor] = []
+
+    def begin_epoch(progress: Progress) -> None:
+        counts[:] = [torch.zeros(len(words), dtype=torch.int64) for words in codebooks]
+
+    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
+        vectors, cohesion, alike = data[items], data.new_zeros(()), data.new_zeros(())
+        summed = vectors
+        for level, (summed, _, codes) in enumerate(quantize(vectors, reference, codebooks)):
+            counts[level] += codes.bincount(minlength=len(codebooks[level]))
+            cohesion = cohesion + (1 - cosine_similarity(summed, vectors).mean()) / tokenizer.levels
+            alike = alike + discrimination_loss(codebooks[level], tokenizer.temperature) / tokenizer.levels
+        reconstruction = 1 - cosine_similarity(decoder(summed), vectors).mean()
+        loss: torch.Tensor = reconstruction + tokenizer.cohesion * cohesion + tokenizer.discrimination * alike
+        return loss
+
+    @torch.no_grad()
+    def end_epoch(progress: Progress) -> None:
+        if progress.epoch < tokenizer.restart_share * tokenizer.epochs:
+            residuals = data - (data @ normalize(reference, dim=0))[:, None] * normalize(reference, dim=0)
+            for words, count, (_, left, _) in zip(codebooks, counts, quantize(data, reference, codebooks), strict=True):
+                dead = torch.nonzero(count == 0)[:, 0][: len(data)]
+                words[dead] = normalize(residuals[torch.randperm(len(data), generator=progress.generator)[: len(dead)]])
+                residuals = left
+
+    groups: list[dict[str, Any]] = [{"params": [reference, *codebooks], "weight_decay": 0.0}, {"params": decoder.parameters(), "weight_decay": 0.0}]
+    optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
+    learned = {"reference": reference, **{f"codebook_{level}": words for level, words in enumerate(codebooks)}}
+    return {name: unit(value.detach().numpy()) for name, value in learned.items()}
