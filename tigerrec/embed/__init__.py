@@ -80,6 +80,22 @@ class EmbedsCatalogue(Embedder, Protocol):
         ...
 
 
+class ReadsNoFiles:
+    """What embedders have in common whose vectors their settings and the stages before them decide alone."""
+
+    def present(self) -> dict[str, Path]:
+        """No file is read."""
+        return {}
+
+    def sources(self) -> dict[str, Path]:
+        """No file at all."""
+        return {}
+
+    def environment(self) -> dict[str, str]:
+        """Nothing but the number of threads."""
+        return {}
+
+
 def few(names: Sequence[str], limit: int = 3) -> str:
     """The first few of some names, and how many more there are."""
     more = len(names) - limit

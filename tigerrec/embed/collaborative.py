@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tigerrec.embed import fixed_signs, unit
+from tigerrec.embed import ReadsNoFiles, fixed_signs, unit
 from tigerrec.histories import load_histories, training_part
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
-class Collaborative:
+class Collaborative(ReadsNoFiles):
     """Factors of the shifted positive PMI of items' co-occurrence in the training part of the histories (Levy and Goldberg 2014, NeurIPS).
 
     Validation and test items are never read. An item that does not occur in training has a zero vector.
@@ -48,18 +48,6 @@ class Collaborative:
             raise ValueError(f"window must be at least 1 place or null, got {self.window}")
         if self.shift < 0:
             raise ValueError(f"shift must be at least 0, got {self.shift}")
-
-    def present(self) -> dict[str, Path]:
-        """No file is read."""
-        return {}
-
-    def sources(self) -> dict[str, Path]:
-        """No file at all."""
-        return {}
-
-    def environment(self) -> dict[str, str]:
-        """Nothing but the number of threads."""
-        return {}
 
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors, float32 (items, dim), of the training interactions alone."""

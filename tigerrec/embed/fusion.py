@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tigerrec.embed import EmbedError, fixed_signs
+from tigerrec.embed import EmbedError, ReadsNoFiles, fixed_signs
 
 SMALLEST = 1e-6
 """Deviations from the mean below this share of the largest component are rounding error."""
 
 
 @dataclass(frozen=True)
-class Fusion:
+class Fusion(ReadsNoFiles):
     """Other item vectors side by side, each standardised and weighted, projected to their principal components if wanted.
 
     Args:
@@ -38,18 +38,6 @@ class Fusion:
     def needs(self) -> tuple[str, ...]:
         """The parts, by name: in the order of their columns, which is that of the alphabet."""
         return tuple(sorted(self.weights))
-
-    def present(self) -> dict[str, Path]:
-        """No file is read."""
-        return {}
-
-    def sources(self) -> dict[str, Path]:
-        """No file at all."""
-        return {}
-
-    def environment(self) -> dict[str, str]:
-        """Nothing but the number of threads."""
-        return {}
 
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors, float32 (items, the parts' dimensions together, or dim)."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.embed import Encode, unit
+from tigerrec.embed import Encode, ReadsNoFiles, unit
 
 
 @dataclass(frozen=True)
-class Hashed:
+class Hashed(ReadsNoFiles):
     """Signed feature hashing of words and character n-grams (Weinberger et al. 2009, arXiv:0902.2206): no model, for tests and offline use."""
 
     dim: int = 256
@@ -27,18 +26,6 @@ class Hashed:
             raise ValueError(f"dim must be at least 1, got {self.dim}")
         if self.ngram < 1:
             raise ValueError(f"ngram must be at least 1 character, got {self.ngram}")
-
-    def present(self) -> dict[str, Path]:
-        """No file is read."""
-        return {}
-
-    def sources(self) -> dict[str, Path]:
-        """No file at all."""
-        return {}
-
-    def environment(self) -> dict[str, str]:
-        """Nothing: the vectors are the same everywhere."""
-        return {}
 
     def open(self) -> Encode:
         """A function of the texts alone, whose vectors have length 1."""
