@@ -22,7 +22,7 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 	@$(PYTHON) -c 'import sys; sys.exit("tigerrec needs Python 3.11 or later: give one as PYTHON=<python3.x>.") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'installing into .venv (about 2 GB, once) …'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,plots]'
 	@touch $@
 
 .venv/.developed: .venv/.installed
@@ -76,8 +76,8 @@ lint: .venv/.developed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: .venv/.developed  ## the tests that take minutes together
-	$(BIN)/python -m pytest -n 2 -m 'not long'
+test: .venv/.developed  ## the tests that take minutes together, or ARGS="tests/test_tokenizers.py -k rkmeans"
+	$(BIN)/python -m pytest -n 2 -m 'not long' $(ARGS)
 
 test-all: .venv/.developed  ## all tests
 	$(BIN)/python -m pytest -n 2

@@ -159,7 +159,7 @@ def test_a_process_of_its_own_gives_its_result_or_says_why_not():
     assert in_own_process("tests.test_benchmark.nothing")["peak_mb"] > 0
     with pytest.raises(TigerrecError, match=r"^No such luck\.$"):
         in_own_process("tests.test_benchmark.fail", "No such luck.")
-    with pytest.raises(TigerrecError, match=r"measurement kill ended without a result \(exit code -9\), most likely for want of memory\."):
+    with pytest.raises(TigerrecError, match=r"process of kill ended without a result \(exit code -9\): most likely for want of memory\."):
         in_own_process("tests.test_benchmark.kill")
 
 

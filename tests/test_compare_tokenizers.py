@@ -116,7 +116,7 @@ def test_one_that_lacks_an_option_is_told_of_and_if_none_is_left_nothing_is_writ
 def test_without_matplotlib_the_tables_stand_say_how_to_get_pictures_and_older_ones_go(runs, no_new_process, no_pictures):
     out = compare([*OPTIONS, BOTH, f"paths.runs={runs}"])
     text = (out / "comparison.md").read_text()
-    assert '- Pictures need the package matplotlib; run `pip install "tigerrec[plots]"`' in text
+    assert "- Pictures need the package matplotlib; run `python -m pip install matplotlib`" in text
     assert "![" not in text
     assert {path.name for path in out.iterdir()} == {"comparison.md", "comparison.parquet"}
 

@@ -139,10 +139,10 @@ def test_vectors_can_stand_in_the_table(tmp_path, table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sku,title\nx,Tent\n", "has the columns sku, title; it needs 'item_id' and one of title, brand, categories, price, text, vector: rename"),
-        ("item_id,colour\nx,red\n", "has the columns item_id, colour; it needs"),
+        ("sku,title\nx,Tent\n", "has no column 'item_id', only sku, title; rename"),
+        ("item_id,colour\nx,red\n", "has no column 'title', nor brand, categories, price, text, vector, only item_id, colour; rename"),
         ("item_id,title\n", "holds no items; give a table"),
-        ("item_id,title\nx,Tent\nx,Tent\n", r"names 1 items more than once \(x\); keep one row an item"),
+        ("item_id,title\nx,Tent\nx,Tent\n", "has more than one row for x; keep one row an item"),
         ("item_id,title\nx,Tent\n,Bag\n", r"Row 2 of .* cannot be read \(no item_id\)"),
         ("item_id,title\nx,Tent,9\n", r"Row 1 of .* cannot be read \(another number of columns"),
         ("item_id,vector\nx,1 2 3\n", "must hold lists of numbers of one length; give the vectors of the new items as a column 'vector' of a Parquet"),

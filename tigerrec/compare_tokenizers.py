@@ -24,6 +24,7 @@ NOTHING = "–"
 LEGEND = """\
 Lists run over levels, or over prefixes of 1, 2, … codes.
 
+- **codes**: how many codes a level has, the suffix left out; – stands where there is no value.
 - **sharing**: items whose codes another item has too; **largest**: the most items with equal codes.
 - **used**: codes that some item has; **perplexity**: exp of the entropy of code frequencies, the number of codes when all are equally frequent.
 - **error**: squared error of the vectors decoded from the codes, relative to their variance; 0 is perfect, 1 no better than the mean vector.

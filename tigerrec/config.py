@@ -79,7 +79,13 @@ def target_class(path: Any, where: str) -> type:
         module, _, name = path.rpartition(".")
         try:
             found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{module}, which {where}._target_ names, imports {error.name}, which is not installed.") from error
+            found = None
+        except ImportError as error:
+            raise ConfigError(f"{module}, which {where}._target_ names, cannot be imported: {error}.") from error
+        except AttributeError:
             found = None
         if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__.startswith("tigerrec."):
             return found

@@ -60,10 +60,9 @@ def read_new_items(path: Path) -> NewItems:
     if not path.is_file() or not is_table(path):
         raise NewItemsError(f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with `ITEMS_FILE=<file>`.")
     columns, rows = read_rows(path)
-    if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
-        raise NewItemsError(
-            f"{path} has the columns {', '.join(columns) or 'none'}; it needs '{ID}' and one of {', '.join((*FIELDS, VECTOR))}: rename its columns to these."
-        )
+    lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}" if not {*FIELDS, VECTOR} & set(columns) else None
+    if lacking:
+        raise NewItemsError(f"{path} has no column {lacking}, only {', '.join(columns) or 'none'}; rename its columns, or add one.")
     ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
     if ignored:
         logger.warning("ignored the columns %s of %s", ", ".join(ignored), path)
@@ -83,7 +82,7 @@ def read_new_items(path: Path) -> NewItems:
     new = NewItems(records, _matrix(vectors, path) if VECTOR in columns else None)
     repeated = sorted({name for name in new.item_ids if new.item_ids.count(name) > 1}) if len(set(new.item_ids)) < len(records) else []
     if repeated:
-        raise NewItemsError(f"{path} names {len(repeated)} items more than once ({few(repeated)}); keep one row an item.")
+        raise NewItemsError(f"{path} has more than one row for {few(repeated)}; keep one row an item.")
     return new
 
 

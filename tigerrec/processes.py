@@ -1,4 +1,4 @@
-"""A measurement in a process of its own, so that its memory is its own."""
+"""A function in a process of its own, so that its memory is its own."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
         result = None
     process.join()
     if result is None:
-        reason = "most likely for want of memory" if process.exitcode == -signal.SIGKILL else "for the reason above"
-        raise TigerrecError(f"The measurement {function.rpartition('.')[2]} ended without a result (exit code {process.exitcode}), {reason}.")
+        reason = "most likely for want of memory" if process.exitcode == -signal.SIGKILL else "what it printed last says why"
+        raise TigerrecError(f"The process of {function.rpartition('.')[2]} ended without a result (exit code {process.exitcode}): {reason}.")
     if isinstance(result, TigerrecError):
         raise result
     return dict(result)

@@ -109,7 +109,7 @@ def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise TigerrecError('A picture needs the package matplotlib; run `pip install "tigerrec[plots]"` or leave --plot out.') from None
+        raise TigerrecError("A picture needs the package matplotlib; run `python -m pip install matplotlib` or leave --plot out.") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for run in runs:

@@ -29,7 +29,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise NoMatplotlibError('Pictures need the package matplotlib; run `pip install "tigerrec[plots]"` and the same command again.') from None
+        raise NoMatplotlibError("Pictures need the package matplotlib; run `python -m pip install matplotlib` and the same command again.") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -225,7 +225,7 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
             inside = codes[:, 0] == code
             _, parts = by_size(codes[inside, 1], of_items[inside], len(colours))
             _second_codes(axes, left, parts, colours, smallest=width / 400)
-            label += f"\n{len(parts)} children"
+            label += f"\n{len(parts)} second codes"
         if size > width / 25:
             axes.text(left + size / 2, 2.13, label, ha="center", va="bottom", fontsize=7.5)
     axes.set_xlim(0, width)
@@ -234,7 +234,7 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    below, pale = (" and, below each, its children", "; pale: children of a single item") if has_children else ("", "")
+    below, pale = (" and, below each, the second codes of its items", "; pale: second codes of a single item") if has_children else ("", "")
     axes.set_title(f"the {len(found)} largest first codes{below} (width: items; height: shares of categories{pale})", fontsize=10, pad=36)
 
 

@@ -148,6 +148,21 @@ def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
     return vectors
 
 
+def check_codes(tokenizer: Tokenizer, codes: Codes, n_items: int) -> None:
+    """Check what a tokenizer gives for some items.
+
+    Raises:
+        TokenizeError: it is no whole number below `code_sizes` for each item and level.
+    """
+    sizes = tokenizer.code_sizes
+    if codes.shape != (n_items, len(sizes)) or codes.dtype.kind not in "iu" or (codes < 0).any() or (codes >= sizes).any():
+        found = f"codes of shape {codes.shape} and type {codes.dtype}, from {codes.min(initial=0)} to {codes.max(initial=0)}"
+        raise TokenizeError(
+            f"{tokenizer.family} gave {found}, for {n_items} items; its code_sizes {sizes} ask for one whole number from 0 to below each: "
+            f"correct {type(tokenizer).__module__}."
+        )
+
+
 def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndarray] | None = None) -> Tokenized:
     """Fit a tokenizer and give every item a Semantic ID.
 
@@ -170,6 +185,7 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
             raise TokenizeError(f"The vectors {name!r} are of {len(matrix)} items, not {len(vectors)}; give the embed folder of the same data set.")
     started = time.perf_counter()
     (state, codes), peak = with_peak_mb(lambda: tokenizer.fit(vectors, seed=config.seed, extra=checked))
+    check_codes(tokenizer, codes, len(vectors))
     measured = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak}
     found = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
     rate = found["collision_rate"]
@@ -310,7 +326,9 @@ def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
     dim = artifacts.read_json(Path(folder), "tokenizer.json")["dim"]
     if vectors.shape[1] != dim:
         raise TokenizeError(f"The new items' vectors have {vectors.shape[1]} dimensions, the tokenizer in {folder} was fitted on {dim}; use the same embedder.")
-    return CodedItems(tokenizer, state, vectors, tokenizer.encode(state, vectors))
+    codes = tokenizer.encode(state, vectors)
+    check_codes(tokenizer, codes, len(vectors))
+    return CodedItems(tokenizer, state, vectors, codes)
 
 
 def encode_items(folder: Path | str, vectors: np.ndarray) -> Codes:
