@@ -13,6 +13,7 @@ from tests.tiny_run import build_embedded_run
 from tigerrec import artifacts
 from tigerrec.collisions import COLLISION_POLICIES, CodedItems, balanced_codes, resolve
 from tigerrec.config import ConfigError, compose
+from tigerrec.diagnostics import level_usage
 from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.export import export
 from tigerrec.generator import T5
@@ -20,7 +21,7 @@ from tigerrec.histories import load_histories, training_counts
 from tigerrec.pipeline import plan
 from tigerrec.recommender import Recommender
 from tigerrec.semantic_ids import SemanticIdError, group_codes, load_semantic_ids
-from tigerrec.tokenizers import TokenizeConfig
+from tigerrec.tokenizers import TokenizeConfig, fit
 from tigerrec.tokenizers.random import RandomCodes
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.train import TrainConfig, Training, train
@@ -146,6 +147,16 @@ def test_sinkhorn_moves_only_what_collides_and_keeps_equal_vectors_together(seed
 def test_balanced_codes_are_the_nearest_of_the_codes_an_item_holds():
     assert balanced_codes(np.array([[1.0, 2.0, 9.0, 9.0], [1.1, 9.0, 5.0, 4.0]])).tolist() == [0, 3]
     assert set(balanced_codes(np.ones((3, 2))).tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("policy", ["sinkhorn", "nearest_free"])
+def test_diagnostics_tell_of_the_codes_before_and_after_a_policy(policy):
+    vectors = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    result = fit(vectors, TokenizeConfig(ResidualKMeans(levels=2, codebook_size=32), collisions=policy))
+    before, after = result.diagnostics, result.diagnostics["collisions"]
+    assert after["collision_rate"] < before["collision_rate"]
+    assert after["reconstruction_error"] > before["reconstruction_error"]
+    assert after["levels"] == [level_usage(result.ids.codes[:, level], 32) for level in range(2)] != before["levels"]
 
 
 @pytest.mark.parametrize("policy", ["sinkhorn", "nearest_free"])

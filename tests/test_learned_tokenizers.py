@@ -114,6 +114,26 @@ def test_gumbel_at_high_temperature_chooses_by_chance():
     assert ((quantized > 0.5).float().mean() - 0.5).abs() < 0.05
 
 
+def test_gumbel_ends_with_single_codewords_even_at_the_border_of_two():
+    codebook, residuals = torch.tensor([[0.0], [1.0], [9.0]]), torch.full((500, 1), 0.5)
+    early, late = (Gumbel(0.1, 0.0001).quantize(residuals, codebook, torch.zeros(500, dtype=torch.int64), progress(share)) for share in (0.0, 0.999))
+    assert (early.minimum(1 - early).abs() > 0.1).any()
+    assert (late.minimum(1 - late).abs() < 0.05).float().mean() > 0.95
+    assert (late.mean() - 0.5).abs() < 0.1
+
+
+def test_gumbel_has_gradients_for_residuals_and_codewords():
+    residuals, codebook = torch.randn(20, 4).requires_grad_(), torch.randn(5, 4).requires_grad_()
+    Gumbel(1.0, 1.0).quantize(residuals, codebook, torch.zeros(20, dtype=torch.int64), progress()).square().sum().backward()
+    assert (residuals.grad.abs().sum(dim=1) > 0).all()
+    assert (codebook.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_gumbel_goes_with_no_assignment_but_the_nearest():
+    with pytest.raises(ValueError, match="assignment must be Nearest with the estimator Gumbel"):
+        small(estimator=Gumbel(), assignment=Sinkhorn())
+
+
 def test_gumbel_far_apart_takes_the_nearest_and_sharpens_on_the_way():
     codebook = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
     residuals = torch.tensor([[1.0, 1.0], [99.0, 0.0], [3.0, 90.0]])
@@ -156,16 +176,29 @@ def test_the_quantisation_loss_of_one_item_by_hand():
 def test_dead_codes_move_to_residuals_and_used_ones_stay(codebooks):
     quantizer = quantizer_with([torch.tensor([[1.0], [100.0], [200.0]])], codebooks=codebooks)
     quantizer.counts = [torch.tensor([3, 0, 0])]
-    quantizer.end_epoch(torch.tensor([[1.0], [2.0], [10.0]]), progress())
+    quantizer.end_epoch(lambda: torch.tensor([[1.0], [2.0], [10.0]]), progress())
     (words,) = (words.detach() for words in quantizer.words())
     assert words[0] == 1
     assert set(words[1:, 0].tolist()) < {1.0, 2.0, 10.0}
 
 
+def test_a_dead_code_of_a_later_level_moves_to_what_the_levels_before_leave_over():
+    quantizer = quantizer_with([torch.tensor([[10.0], [100.0]]), torch.tensor([[1.0], [50.0]])])
+    quantizer.counts = [torch.tensor([1, 2]), torch.tensor([3, 0])]
+    quantizer.end_epoch(lambda: torch.tensor([[11.0], [102.0], [103.0]]), progress())
+    assert quantizer.words()[1][1].item() in {1.0, 2.0, 3.0}
+
+
+def test_latents_are_not_asked_for_without_a_dead_code():
+    quantizer = quantizer_with([torch.tensor([[1.0], [100.0]])])
+    quantizer.counts = [torch.tensor([1, 1])]
+    quantizer.end_epoch(lambda: pytest.fail("asked"), progress())
+
+
 def test_no_code_moves_in_the_last_part_of_training():
     quantizer = quantizer_with([torch.tensor([[1.0], [100.0]])], epochs=10, restart_share=0.3)
     quantizer.counts = [torch.tensor([3, 0])]
-    quantizer.end_epoch(torch.tensor([[1.0], [2.0]]), progress(epoch=3))
+    quantizer.end_epoch(lambda: torch.tensor([[1.0], [2.0]]), progress(epoch=3))
     assert quantizer.words()[0].tolist() == [[1.0], [100.0]]
 
 
@@ -268,6 +301,26 @@ def term(state: dict[str, np.ndarray], tokenizer: RQVAE, vectors: np.ndarray, co
     return running.alignment(batch).item(), float(spread)
 
 
+def test_the_diversity_loss_picks_any_other_codeword_of_the_group():
+    words, groups = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), torch.tensor([0, 0, 0])
+    expected = np.log(2)  # both others are equally near
+    assert diversity_loss(words, torch.tensor([0]), groups, progress()).item() == pytest.approx(expected)
+    words, generator = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), torch.Generator().manual_seed(0)
+    losses = {round(diversity_loss(words, torch.tensor([0]), groups, Progress(0, 0.0, generator)).item(), 4) for _ in range(50)}
+    assert losses == {round(float(np.log(1 + np.exp(-2))), 4), round(float(np.log(1 + np.exp(2))), 4)}
+
+
+def test_the_alignment_of_letter_by_hand():
+    collaborative = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    running = Letter().start({"collaborative": collaborative}, 2, seed=0)
+    found = running.collaborative.double().numpy()
+    latents = np.array([[2.0, 1.0], [0.0, 3.0]])
+    scores = latents @ found[[2, 1]].T
+    expected = np.mean([np.log(np.exp(row).sum()) - row[place] for place, row in enumerate(scores)])
+    batch = batch_of(items=torch.tensor([2, 1]), latents=torch.tensor(latents, dtype=torch.float32))
+    assert running.alignment(batch).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_letter_groups_codewords_evenly():
     running = Letter(clusters=4).start({"collaborative": make_vectors(30)}, 4, seed=0)
     words = torch.cat([0.01 * torch.randn(25, 4), 10 + torch.randn(5, 4)])
@@ -307,13 +360,13 @@ def test_main_components_are_white_and_padded():
     assert main_components(np.ones((4, 3), np.float32), 2).tolist() == [[0, 0]] * 4
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 17, 32])
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 17, 32, 1001, 1002, 4096])
 def test_codes_of_fsq_and_grid_points_are_one_to_one(size):
     codes = np.arange(size)
     points = grid_points(codes, size)
     assert np.array_equal(grid_codes(points, size), codes)
     assert np.abs(scaled(points, size)).max() <= 1
-    reached = grid_codes(np.rint(bounded(np.linspace(-20, 20, 20001), size, np.tanh)), size)
+    reached = grid_codes(np.rint(bounded(np.linspace(-20, 20, 400_001), size, np.tanh)), size)
     assert np.array_equal(np.unique(reached), codes)
     assert bounded(np.zeros(1), size, np.tanh)[0] == pytest.approx(0, abs=1e-9)
     assert np.array_equal(np.sort(reached), reached)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.test_tokenizers import make_vectors
-from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize
+from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, restart, unit
 
 
 def parts(n: int = 50, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -46,6 +46,27 @@ def test_codes_are_those_of_a_search_by_hand():
             words = state[f"codebook_{level}"].astype(np.float64)
             assert np.argmax(words @ rest) == code
             rest = rest - rest @ words[code] * words[code]
+
+
+def test_dead_codewords_move_to_directions_of_what_the_levels_before_leave_over():
+    residuals = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+    first, second = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+    restart(residuals, [first, second], [torch.tensor([1, 1]), torch.tensor([1, 0])], torch.Generator().manual_seed(0))
+    assert first.tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    assert second.tolist() in ([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert not residuals.equal(torch.zeros(2, 3))
+
+
+def test_vectors_of_any_length_become_directions():
+    lengths = np.array([[1e-30], [1.0], [3e19]])
+    assert np.allclose(unit(lengths * np.full((3, 4), 1.0)), 0.5)
+
+
+def test_distances_are_never_negative():
+    vectors, tokenizer = make_vectors(8), R3VAE(codebook_size=16, epochs=1)
+    state, codes = tokenizer.fit(vectors, seed=0, extra={})
+    for level in range(3):
+        assert tokenizer.distances(state, vectors, codes[:, :level]).min() >= 0
 
 
 def test_discrimination_by_hand():

@@ -299,9 +299,12 @@ def test_residual_kmeans_is_fifteen_lines_of_numpy(init):
 
 def test_residual_kmeans_learns_means():
     vectors = make_vectors(400)
-    state, codes = ResidualKMeans(levels=1, codebook_size=8, iterations=100).fit(vectors, seed=0, extra={})
-    for code in range(8):
-        assert np.allclose(state["codebook_0"][code], vectors[codes[:, 0] == code].mean(axis=0), atol=1e-5)
+    state, codes = ResidualKMeans(levels=2, codebook_size=8, iterations=100).fit(vectors, seed=0, extra={})
+    residuals = vectors.astype(np.float64)
+    for level in range(2):
+        words = state[f"codebook_{level}"]
+        assert np.allclose(words, [residuals[codes[:, level] == code].mean(axis=0) for code in range(8)], atol=1e-4)
+        residuals = residuals - words[codes[:, level]]
 
 
 def test_residual_kmeans_keeps_few_vectors_exactly():

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 CATEGORY_DEPTH = 2
 NOTHING = "–"
 LEGEND = """\
-Lists run over levels, or over prefixes of 1, 2, … codes.
+Lists run over levels, or over prefixes of 1, 2, … codes. Codes are those of the ids: after the collision policy, without suffix.
 
-- **codes**: how many codes a level has, the suffix left out; – stands where there is no value.
+- **codes**: how many codes a level has; – stands where there is no value.
 - **sharing**: items whose codes another item has too; **largest**: the most items with equal codes.
 - **used**: codes that some item has; **perplexity**: exp of the entropy of code frequencies, the number of codes when all are equally frequent.
 - **error**: squared error of the vectors decoded from the codes, relative to their variance; 0 is perfect, 1 no better than the mean vector.
@@ -96,6 +96,7 @@ def read_fitted(folder: Path, categories: Categories, seed: int) -> FittedTokeni
         raise artifacts.ArtifactError(
             f"{folder}/diagnostics.json comes from an older version and lacks {missing[0]}; add `overwrite=tokenize` to fit it again."
         )
+    found |= {name: value for name, value in found["collisions"].items() if name != "seconds"}
     sizes = ids.layout.code_sizes
     codes = ids.codes[:, : len(sizes)]
     levels = {name: [level[name] for level in found["levels"]] for name in ("used_codes", "dead_codes", "perplexity")}

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 State = dict[str, np.ndarray]
 Codes = np.ndarray
 LOW_USAGE = 0.5
+THREAD_COUNTS = {"torch": "get_num_threads", "faiss": "omp_get_max_threads"}
 
 
 class TokenizeError(TigerrecError):
@@ -195,7 +196,8 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
             "use more levels, larger codebooks or another tokenizer, or raise tokenizer.max_collision."
         )
     ids, report = resolve(CodedItems(tokenizer, state, vectors, codes), config.collisions)
-    report |= _reconstruction(tokenizer, state, ids.codes[:, : codes.shape[1]], vectors)
+    if report["items_moved"]:
+        report |= diagnose(tokenizer, state, ids.codes[:, : codes.shape[1]], vectors, config.seed)
     return Tokenized(state, ids, found | {"collisions": report})
 
 
@@ -246,7 +248,8 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
     result = fit(vectors, config, matrices)
     with artifacts.writing(out, "tokenize", config, inputs={"embed": embedded, **folders}, started=started) as files:
         _write(files, config, result, vectors.shape[1])
-        files.provenance["threads"] = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
+        threads = [sys.modules[name].__dict__[count]() for name, count in THREAD_COUNTS.items() if name in sys.modules]
+        files.provenance["threads"] = max(threads, default=1)
     logger.info(
         "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s",
         len(result.ids.codes), out, 100 * result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]],

@@ -47,7 +47,7 @@ def build_networks(sizes: Sequence[int], seed: int) -> dict[str, torch.nn.Sequen
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "autoencoder weights"))
+        torch.default_generator.manual_seed(derived_seed(seed, "autoencoder weights"))
         return {"encoder": build_mlp(sizes), "decoder": build_mlp(sizes[::-1])}
 
 
@@ -99,7 +99,7 @@ def optimise(
 
     Args:
         tokenizer: has `family`, `epochs`, `batch_size` and `learning_rate`.
-        groups: the parameter groups of the optimizer.
+        groups: the parameter groups of the optimizer; their weights decay only where they say so.
         step: the loss of some items, given their numbers, int64 (n,).
 
     Raises:
@@ -107,7 +107,7 @@ def optimise(
     """
     import torch
 
-    optimizer = torch.optim.AdamW(groups, lr=tokenizer.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=tokenizer.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(derived_seed(seed, "tokenizer training"))
     for epoch in tqdm(range(tokenizer.epochs), desc=tokenizer.family, unit="epoch", disable=None):
         progress = Progress(epoch, epoch / tokenizer.epochs, generator)

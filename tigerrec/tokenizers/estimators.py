@@ -7,7 +7,7 @@ mixture that sharpens), the gradient is the estimator's idea. Factors made of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,9 @@ SMALLEST_DISTANCE = 1e-9
 class Estimator(Protocol):
     """Quantises with a gradient: a frozen dataclass of settings."""
 
+    follows_codes: ClassVar[bool]
+    """Whether the value is the codeword of the code that was chosen."""
+
     def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
         """The quantised residuals (n, latent), with their gradient, of residuals (n, latent), a codebook (k, latent) and the chosen codes (n,)."""
         ...
@@ -31,6 +34,8 @@ class Estimator(Protocol):
 class StraightThrough:
     """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv 1711.00937)."""
 
+    follows_codes: ClassVar[bool] = True
+
     def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
         """The codewords, with the residuals' gradient."""
         return with_value(codebook[codes], residuals)
@@ -39,6 +44,8 @@ class StraightThrough:
 @dataclass(frozen=True)
 class Rotation:
     """The codeword as the residual rotated and scaled, so that a gradient keeps its angle to the codeword (Fifty et al. 2024, arXiv 2410.06424, section 4)."""
+
+    follows_codes: ClassVar[bool] = True
 
     def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
         """The codewords, with the gradient of the rotation from residual to codeword."""
@@ -53,6 +60,8 @@ class Rotation:
 class Reflection:
     """The codeword as the residual mirrored and scaled: the contrast to `Rotation`, by one Householder reflection."""
 
+    follows_codes: ClassVar[bool] = True
+
     def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
         """The codewords, with the gradient of the reflection that takes the residual's direction to the codeword's."""
         words = codebook[codes].detach()
@@ -65,14 +74,15 @@ class Reflection:
 class Gumbel:
     """A mixture of codewords by Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144), annealed.
 
-    A codeword's probability falls with exp(-squared distance / temperature), as in SQ-VAE (Takida et al. 2022, arXiv 2205.07547), so that
-    the mixture becomes the nearest codeword as the temperature falls.
+    A codeword's probability falls with exp(-squared distance / temperature), as in SQ-VAE (Takida et al. 2022, arXiv 2205.07547), and the temperature
+    of the softmax falls with it by the same factor, from 1: a draw becomes a single codeword, and that the nearest.
 
     Args:
-        start_temperature: of the first epoch, in units of the mean squared distance between residuals and codewords.
-        end_temperature: of the last; between them it falls geometrically.
+        start_temperature: of the probabilities in the first epoch, in units of the mean squared distance between residuals and codewords.
+        end_temperature: in the last; between them it falls geometrically.
     """
 
+    follows_codes: ClassVar[bool] = False
     start_temperature: float = 0.1
     end_temperature: float = 0.005
 
@@ -89,9 +99,10 @@ class Gumbel:
         import torch
 
         distances = residuals.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * residuals @ codebook.T
-        noise = -torch.empty_like(distances).exponential_(generator=progress.generator).log()
+        noise = -torch.empty_like(distances).exponential_(generator=progress.generator).clamp(min=torch.finfo(distances.dtype).tiny).log()
         scale = self.temperature(progress.share) * distances.detach().mean().clamp(min=SMALLEST_DISTANCE)
-        weights: torch.Tensor = (noise - distances / scale).softmax(dim=1)
+        relaxation = self.temperature(progress.share) / self.start_temperature
+        weights: torch.Tensor = ((noise - distances / scale) / relaxation).softmax(dim=1)
         return weights @ codebook
 
 

@@ -17,7 +17,7 @@ from tigerrec.tokenizers.estimators import with_value
 if TYPE_CHECKING:
     import torch
 
-MARGIN = 1e-3
+MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:
         latents: an array or a tensor.
         tanh: of its library.
     """
-    reach = (size - 1) * (1 + MARGIN) / 2
+    reach = (size - 1) / 2 + min((size - 1) * MARGIN / 2, LARGEST_MARGIN)
     offset = 0.5 if size % 2 == 0 else 0.0
     return tanh(latents + math.atanh(offset / reach)) * reach - offset
 

@@ -12,10 +12,14 @@ from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.autoencoder import Progress, build_mlp, optimise
 from tigerrec.tokenizers.codebooks import INITS, fit_codebook, in_blocks
-from tigerrec.tokenizers.residual import INIT_ITERATIONS, LARGEST_RESTART_SHARE
+from tigerrec.tokenizers.residual import INIT_ITERATIONS, check_codebooks
 
 if TYPE_CHECKING:
     import torch
+
+
+ROUNDING = 1e-6
+"""What is left over of a vector of length 1 and shorter than this has no direction of its own."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,7 @@ class R3VAE:
             raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
-        if not 0 <= self.restart_share <= LARGEST_RESTART_SHARE:
-            raise ValueError(f"restart_share must be between 0 and {LARGEST_RESTART_SHARE}, so that training ends without restarts, got {self.restart_share}")
+        check_codebooks(self, INITS)
 
     @property
     def code_sizes(self) -> tuple[int, ...]:
@@ -72,7 +73,7 @@ class R3VAE:
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them."""
-        state = train(self, unit(vectors).astype(np.float32), seed)
+        state = train(self, unit(vectors.astype(np.float64)).astype(np.float32), seed)
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -104,7 +105,7 @@ class R3VAE:
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows (n, D) at length 1; zeros stay zeros."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > np.finfo(np.float32).tiny)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -114,8 +115,19 @@ def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
 
 
 def angular_distances(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """One less the cosines, float64 (n, k), of rows (n, D) and codewords (k, D) of length 1."""
-    return 1 - unit(rows) @ words.T.astype(np.float64)
+    """One less the cosines, float64 (n, k), of what is left over of vectors of length 1, rows (n, D), and codewords (k, D) of length 1."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.maximum(1 - unit(np.where(lengths > ROUNDING, rows, 0)) @ words.T.astype(np.float64), 0)
+
+
+def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The projections (n, D) of residuals (n, D) on their codewords at the smallest angle, and the codes, int64 (n,); codewords (k, D) of any length."""
+    from torch.nn.functional import normalize
+
+    words = normalize(codebook)
+    codes = (residuals.detach() @ words.detach().T).argmax(dim=1)
+    ratings = (residuals * words[codes]).sum(dim=1, keepdim=True)
+    return ratings * words[codes], codes
 
 
 def quantize(vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -126,15 +138,10 @@ def quantize(vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence
         reference: (D,), of any length.
         codebooks: (k, D) a level, of any length.
     """
-    from torch.nn.functional import normalize
-
-    direction = normalize(reference, dim=0)
-    summed = (vectors @ direction)[:, None] * direction
+    summed, _ = projected(vectors, reference[None])
     for codebook in codebooks:
-        words, residuals = normalize(codebook), vectors - summed
-        codes = (residuals.detach() @ words.detach().T).argmax(dim=1)
-        ratings = (residuals * words[codes]).sum(dim=1, keepdim=True)
-        summed = summed + ratings * words[codes]
+        part, codes = projected(vectors - summed, codebook)
+        summed = summed + part
         yield summed, vectors - summed, codes
 
 
@@ -145,6 +152,21 @@ def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Ten
     words = normalize(codebook)
     cosines = (words @ words.T)[~words.new_ones(len(words), len(words)).bool().tril()]
     return (temperature * (cosines - 1)).exp().mean().log() if len(cosines) else codebook.new_zeros(())
+
+
+def restart(residuals: torch.Tensor, codebooks: Sequence[torch.Tensor], counts: Sequence[torch.Tensor], generator: torch.Generator) -> None:
+    """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over of random items.
+
+    Args:
+        residuals: of all items before the first level, (I, D).
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    for codebook, count in zip(codebooks, counts, strict=True):
+        dead = torch.nonzero(count == 0)[:, 0][: len(residuals)]
+        codebook[dead] = normalize(residuals[torch.randperm(len(residuals), generator=generator)[: len(dead)]])
+        residuals = residuals - projected(residuals, codebook)[0]
 
 
 def initial_codebooks(tokenizer: R3VAE, residuals: np.ndarray, seed: int) -> list[np.ndarray]:
@@ -164,13 +186,13 @@ def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
         TokenizeError: the loss is no longer finite.
     """
     import torch
-    from torch.nn.functional import cosine_similarity, normalize
+    from torch.nn.functional import cosine_similarity
 
     data, mean = torch.from_numpy(rows), rows.mean(axis=0)
     reference = torch.from_numpy(mean).requires_grad_()
     codebooks = [torch.from_numpy(words).requires_grad_() for words in initial_codebooks(tokenizer, without(rows, unit(mean)), seed)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "decoder weights"))
+        torch.default_generator.manual_seed(derived_seed(seed, "decoder weights"))
         decoder = build_mlp((rows.shape[1], *tokenizer.hidden, rows.shape[1]))
     counts: list[torch.Tensor] = []
 
@@ -191,13 +213,9 @@ def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
     @torch.no_grad()
     def end_epoch(progress: Progress) -> None:
         if progress.epoch < tokenizer.restart_share * tokenizer.epochs:
-            residuals = data - (data @ normalize(reference, dim=0))[:, None] * normalize(reference, dim=0)
-            for words, count, (_, left, _) in zip(codebooks, counts, quantize(data, reference, codebooks), strict=True):
-                dead = torch.nonzero(count == 0)[:, 0][: len(data)]
-                words[dead] = normalize(residuals[torch.randperm(len(data), generator=progress.generator)[: len(dead)]])
-                residuals = left
+            restart(data - projected(data, reference[None])[0], codebooks, counts, progress.generator)
 
-    groups: list[dict[str, Any]] = [{"params": [reference, *codebooks], "weight_decay": 0.0}, {"params": decoder.parameters(), "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
     optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
     learned = {"reference": reference, **{f"codebook_{level}": words for level, words in enumerate(codebooks)}}
     return {name: unit(value.detach().numpy()) for name, value in learned.items()}

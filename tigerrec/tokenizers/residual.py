@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -88,16 +88,18 @@ class ResidualQuantizer:
             residuals = residuals - words.detach()
         return quantized, codes, loss
 
-    def end_epoch(self, latents: torch.Tensor, progress: Progress) -> None:
+    def end_epoch(self, latents: Callable[[], torch.Tensor], progress: Progress) -> None:
         """In the first `restart_share` of training move each code that no item of the epoch used to the residual of a random item.
 
         Args:
-            latents: of all items, without gradient.
+            latents: gives those of all items, without gradient.
         """
-        if progress.epoch < self.settings.restart_share * self.settings.epochs:
-            residuals = latents
-            for level, count in enumerate(self.counts):
-                self.restart(level, count, residuals, progress.generator)
+        if progress.epoch >= self.settings.restart_share * self.settings.epochs or all((count > 0).all() for count in self.counts):
+            return
+        residuals = latents()
+        for level, count in enumerate(self.counts):
+            self.restart(level, count, residuals, progress.generator)
+            if level + 1 < len(self.counts):
                 words = self.codebooks.words(level).detach()
                 residuals = residuals - words[squared_distances(residuals, words).argmin(dim=1)]
 
@@ -119,8 +121,8 @@ def squared_distances(rows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     return rows.square().sum(dim=1, keepdim=True) + words.square().sum(dim=1) - 2 * rows @ words.T
 
 
-def check_learning(settings: Settings, known_inits: Sequence[str]) -> None:
-    """Check what tokenizers with learned residual codebooks have in common.
+def check_codebooks(settings: Any, known_inits: Sequence[str]) -> None:
+    """Check `init` and `restart_share`, which all learned codebooks have.
 
     Raises:
         ValueError: names the field.
@@ -129,8 +131,19 @@ def check_learning(settings: Settings, known_inits: Sequence[str]) -> None:
         raise ValueError(f"init must be one of {', '.join(known_inits)}, got {settings.init!r}")
     if not 0 <= settings.restart_share <= LARGEST_RESTART_SHARE:
         raise ValueError(f"restart_share must be between 0 and {LARGEST_RESTART_SHARE}, so that training ends without restarts, got {settings.restart_share}")
+
+
+def check_learning(settings: Settings, known_inits: Sequence[str]) -> None:
+    """Check what tokenizers with learned residual codebooks have in common.
+
+    Raises:
+        ValueError: names the field.
+    """
+    check_codebooks(settings, known_inits)
     if settings.restart_share and not settings.codebooks.can_restart:
         raise ValueError(f"restart_share must be 0 with {type(settings.codebooks).__name__} codebooks, whose codes do not move one by one")
     levels = getattr(settings.assignment, "levels", ())
     if levels and max(levels) >= settings.levels:
         raise ValueError(f"assignment.levels must name levels from 0 to {settings.levels - 1}, got {levels}")
+    if levels and not settings.estimator.follows_codes:
+        raise ValueError(f"assignment must be Nearest with the estimator {type(settings.estimator).__name__}, which mixes codewords itself")

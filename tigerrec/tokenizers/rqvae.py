@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def train(tokenizer: RQVAE, rows: np.ndarray, extra: Mapping[str, np.ndarray], s
         quantizer = ResidualQuantizer(tokenizer, encoder(data).numpy(), tokenizer.beta, seed)
     objective = tokenizer.objective.start(extra, tokenizer.latent_dim, seed)
     weights = [weight for network in networks.values() for weight in network.parameters()]
-    groups = [{"params": weights, "weight_decay": tokenizer.weight_decay}, {"params": quantizer.codebooks.parameters(), "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": tokenizer.weight_decay}, {"params": quantizer.codebooks.parameters()}]
 
     def begin_epoch(progress: Progress) -> None:
         quantizer.begin_epoch()
@@ -144,7 +144,7 @@ def train(tokenizer: RQVAE, rows: np.ndarray, extra: Mapping[str, np.ndarray], s
 
     @torch.no_grad()
     def end_epoch(progress: Progress) -> None:
-        quantizer.end_epoch(encoder(data), progress)
+        quantizer.end_epoch(lambda: encoder(data), progress)
 
     optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
     return networks_state(networks) | quantizer.state()

@@ -101,7 +101,7 @@ def train(tokenizer: RVQ, rows: np.ndarray, seed: int) -> State:
         return quantizer.quantize(data[items], progress)[2]
 
     def end_epoch(progress: Progress) -> None:
-        quantizer.end_epoch(data, progress)
+        quantizer.end_epoch(lambda: data, progress)
 
     optimise(tokenizer, [{"params": quantizer.codebooks.parameters()}], len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
     return quantizer.state()
