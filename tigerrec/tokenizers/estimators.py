@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NO_DIRECTION = 1e-6
 SMALLEST_DISTANCE = 1e-9
+LEAST_RELAXATION = 0.5
+"""Of the temperature of Gumbel-softmax, as in its paper: gradients below vary too much."""
 
 
 @runtime_checkable
@@ -75,7 +77,7 @@ class Gumbel:
     """A mixture of codewords by Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144), annealed.
 
     A codeword's probability falls with exp(-squared distance / temperature), as in SQ-VAE (Takida et al. 2022, arXiv 2205.07547), and the temperature
-    of the softmax falls with it by the same factor, from 1: a draw becomes a single codeword, and that the nearest.
+    of the softmax falls with it, from 1 to 0.5: a draw becomes the nearest codeword, and a mixture only where several are about equally near.
 
     Args:
         start_temperature: of the probabilities in the first epoch, in units of the mean squared distance between residuals and codewords.
@@ -101,7 +103,7 @@ class Gumbel:
         distances = residuals.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * residuals @ codebook.T
         noise = -torch.empty_like(distances).exponential_(generator=progress.generator).clamp(min=torch.finfo(distances.dtype).tiny).log()
         scale = self.temperature(progress.share) * distances.detach().mean().clamp(min=SMALLEST_DISTANCE)
-        relaxation = self.temperature(progress.share) / self.start_temperature
+        relaxation = max(self.temperature(progress.share) / self.start_temperature, LEAST_RELAXATION)
         weights: torch.Tensor = ((noise - distances / scale) / relaxation).softmax(dim=1)
         return weights @ codebook
 
