@@ -1,20 +1,20 @@
-# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= choose a config; ARGS="train.epochs=5" passes any option.
+# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= choose a config; ARGS="train.epochs=5" passes any option.
 PYTHON ?= python3
 BIN := .venv/bin
-CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
+CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE) baseline:$(BASELINE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE ARGS RUN ITEMS ITEMS_FILE K OUT
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE ARGS RUN ITEMS ITEMS_FILE K OUT
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
-.PHONY: help setup data embed tokenize train eval bench tokenizers demo recommend export add lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval baselines bench tokenizers demo recommend export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= (files in configs/), pass options as ARGS="train.epochs=5".'
+	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= (files in configs/), pass options as ARGS="train.epochs=5".'
 
 setup: .venv/.installed  ## make .venv and install tigerrec with its offline encoder
 
@@ -44,6 +44,9 @@ train: .venv/.installed  ## histories of Semantic IDs → generator
 
 eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
 	$(call RUN_SCRIPT,evaluate)
+
+baselines: .venv/.installed  ## BASELINE=sasrec_ce: tune it on validation, fit it, rank the whole catalogue
+	$(call RUN_SCRIPT,baselines)
 
 bench: GENERATOR ?= t5_paper
 bench: .venv/.installed  ## training and search against transformers, at the paper's size
