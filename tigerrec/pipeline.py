@@ -265,7 +265,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
 
 
 def make_command(stage: str, overrides: list[str]) -> str:
-    """The make command that runs a stage with these Hydra overrides."""
+    """The make command that runs a stage, or the make target of that name, with these Hydra overrides."""
     choices, options = [], []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -274,7 +274,7 @@ def make_command(stage: str, overrides: list[str]) -> str:
         elif key not in ("until", "overwrite"):
             options.append(shlex.quote(override))
     arguments = [f"ARGS={shlex.quote(' '.join(options))}"] if options else []
-    return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *arguments]).replace("$", "$$")
+    return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
 
 
 def show_progress() -> None:

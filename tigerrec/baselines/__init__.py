@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,7 +40,9 @@ class Fitted:
 
 @runtime_checkable
 class Baseline(Protocol):
-    """A recommender to be: a frozen dataclass of hyper-parameters."""
+    """A recommender to be: a frozen dataclass of hyper-parameters; `is_random` where a seed changes what it learns."""
+
+    is_random: ClassVar[bool]
 
     def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int, validate: Validate) -> Fitted:
         """Learn from training histories.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class ItemKNN:
         shrinkage: takes more from similarities of rare items.
         recency: the similarities of an item of the history count this factor less with every later item.
     """
+
+    is_random: ClassVar[bool] = False
 
     neighbours: int = 100
     normalisation: float = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class LastItem:
 
     The others are those of `learning.Learning`.
     """
+
+    is_random: ClassVar[bool] = True
 
     dim: int = 128
     epochs: int = 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
 @dataclass(frozen=True)
 class Popularity:
     """Ranks items by their number of training interactions."""
+
+    is_random: ClassVar[bool] = False
 
     def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None) -> Fitted:
         """Count; the score is the log of (count + 1) over its sum, so that it is finite for every item. As in `Baseline.fit`."""

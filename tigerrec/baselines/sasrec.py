@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class SASRec:
 
     The others are those of `learning.Learning`.
     """
+
+    is_random: ClassVar[bool] = True
 
     loss: str = BINARY
     dim: int = 64
