@@ -139,6 +139,7 @@ def test_a_cell_collected_again_is_the_same(made, tmp_path):
 def test_more_seeds_are_more_cells(asked, tmp_path):
     with pytest.raises(TigerrecError, match=r"No cell of the table could be run; .* not today\."):
         make_table([*TINY, "seeds=[2,3]", "baselines=[]", f"paths.runs={tmp_path}", f"paths.results={tmp_path}"])
+    assert ["tokenizer=rkmeans" in overrides for overrides in asked] == [True, False] * 6  # every row once before any has a second run
     seeds = [tuple(option for option in overrides if ".seed=" in option) for overrides in asked if "tokenizer=rkmeans" in overrides]
     assert seeds == [(f"tokenizer.seed={t}", f"generator.seed={g}") for t in range(2) for g in range(3)]
 

@@ -82,7 +82,8 @@ def make_table(overrides: Sequence[str]) -> Path:
     cfg = compose(list(overrides))
     folder = _folder(cfg)
     rows = plan_rows(overrides, cfg, folder)
-    failures = _run_cells([cell for row in rows for cell in row.cells.values()], Path(cfg.paths.runs) / ".table" / cfg.table)
+    every_row_once_first = sorted(((seeds, cell) for row in rows for seeds, cell in row.cells.items()), key=lambda pair: pair[0])
+    failures = _run_cells([cell for _, cell in every_row_once_first], Path(cfg.paths.runs) / ".table" / cfg.table)
     out = folder / f"{cfg.generator.name}-{cfg.train.name}"
     return write_table(rows, cfg, overrides, out, failures)
 
