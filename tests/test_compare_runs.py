@@ -1,4 +1,4 @@
-"""Reports of several runs: what differs, what was kept, and the picture."""
+"""Several runs side by side: what differs, what was kept, and the picture."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, artifacts
+from tigerrec.compare_runs import plot_validation, read_runs, training_table
 from tigerrec.generator import T5
-from tigerrec.report import plot_validation, read_runs, training_table
 from tigerrec.train import TrainConfig, Training, train
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def test_two_small_files_are_enough_and_the_script_draws(folders, tmp_path):
         for name in ("manifest.json", "training.jsonl"):
             shutil.copy(folder / name, copies[-1])
     picture = tmp_path / "picture.png"
-    command = [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, copies), "--plot", str(picture)]
+    command = [sys.executable, str(ROOT / "scripts" / "compare_runs.py"), *map(str, copies), "--plot", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == training_table(read_runs(folders))
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -67,7 +67,7 @@ def test_a_picture_of_another_kind_is_refused(folders, tmp_path):
 def test_folders_that_are_no_runs_or_of_other_histories_are_refused(folders, tmp_path):
     with pytest.raises(TigerrecError, match="is not the folder of a finished train stage"):
         read_runs([tmp_path])
-    with pytest.raises(TigerrecError, match="no run to report"):
+    with pytest.raises(TigerrecError, match="no run to compare"):
         read_runs([])
     other = build_run(tmp_path, seed=1)
     shutil.rmtree(other["train"])

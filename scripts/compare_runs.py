@@ -1,11 +1,11 @@
-"""Compare trained runs: python scripts/report.py FOLDER… [--plot FILE.png]; prints a table in Markdown, draws validation over time."""
+"""Compare trained runs: python scripts/compare_runs.py FOLDER… [--plot FILE.png]; prints a table in Markdown, draws validation over time."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from tigerrec import TigerrecError
-from tigerrec.report import plot_validation, read_runs, training_table
+from tigerrec.compare_runs import plot_validation, read_runs, training_table
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
