@@ -4,11 +4,11 @@ BIN := .venv/bin
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE) baseline:$(BASELINE) experiment:$(EXPERIMENT),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS RUN ITEMS ITEMS_FILE K OUT
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS RUN TABLE ITEMS ITEMS_FILE K OUT
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench tokenizers demo recommend export add lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench tokenizers demo recommend report export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -66,6 +66,10 @@ demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a reco
 recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
 	@test -n "$(RUN)" -a -n "$(ITEMS)" || { echo 'Error: give RUN=<train folder or export> and ITEMS=<item id>,<item id>.' >&2; exit 2; }
 	@$(BIN)/python scripts/recommend.py --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
+
+report: .venv/.installed  ## RUN=<train or evaluate folder> or TABLE=<folder of a table> [OUT=<file>.html] → one page to read in a browser
+	@test -n "$(RUN)$(TABLE)" || { echo 'Error: give RUN=<train or evaluate folder> or TABLE=<folder of a table>.' >&2; exit 2; }
+	@$(BIN)/python scripts/report.py $(if $(RUN),--run "$(RUN)") $(if $(TABLE),--table "$(TABLE)") $(if $(OUT),--out "$(OUT)")
 
 export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
 	@test -n "$(RUN)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder> and OUT=<new folder>.' >&2; exit 2; }
