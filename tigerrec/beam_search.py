@@ -194,7 +194,15 @@ class Searcher:
         return Searcher.of(self.model.with_items(tokens), self.precision, popularity)
 
     def rank(
-        self, histories: Sequence[np.ndarray], *, k: int, beam_size: int, mask_seen: bool, batch_tokens: int = 8192, progress: str = ""
+        self,
+        histories: Sequence[np.ndarray],
+        *,
+        k: int,
+        beam_size: int,
+        mask_seen: bool,
+        batch_tokens: int = 8192,
+        progress: str = "",
+        seen: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best items for each history of item indices (oldest first; none may be empty).
 
@@ -203,6 +211,7 @@ class Searcher:
         Args:
             batch_tokens: encoder positions and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
+            seen: the items of each user that `mask_seen` masks; those of the history by default.
 
         Returns:
             Items, int32 (n, k), `NO_ITEM` where a list is shorter; scores (log-probabilities), float32 (n, k), -inf there.
@@ -220,19 +229,20 @@ class Searcher:
         lengths = np.array([min(len(history), max_items) for history in histories], np.int64)
         with tqdm(total=len(histories), desc=progress, unit="user", leave=False, disable=None if progress else True) as bar:
             for batch in length_sorted_batches(lengths * self.model.positions_per_item + beam_size, batch_tokens):
-                found, found_scores = self._rank_batch([histories[row] for row in batch], beam_size, mask_seen)
+                masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
+                found, found_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)
                 width = min(k, found.shape[1])
                 items[batch, :width], scores[batch, :width] = found[:, :width], found_scores[:, :width]
                 bar.update(len(batch))
         return items, scores
 
-    def _rank_batch(self, histories: list[np.ndarray], beam_size: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _rank_batch(self, histories: list[np.ndarray], beam_size: int, masked: list[np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
         device = self.model.device
         recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
         closed = None
-        if mask_seen:
-            rows = torch.from_numpy(np.repeat(np.arange(len(histories)), [len(history) for history in histories])).to(device)
-            closed = self.trie.closed(rows, torch.from_numpy(np.concatenate(histories).astype(np.int64)).to(device))
+        if masked is not None:
+            rows = torch.from_numpy(np.repeat(np.arange(len(masked)), [len(items) for items in masked])).to(device)
+            closed = self.trie.closed(rows, torch.from_numpy(np.concatenate(masked).astype(np.int64)).to(device))
         dtype = product_type(device, self.precision)
         with torch.inference_mode():
             encoded, mask = self.model.read(recent, dtype)
