@@ -8,7 +8,7 @@ OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE E
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench tokenizers demo recommend report export add lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench tokenizers audit demo recommend report export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -58,6 +58,9 @@ bench: .venv/.installed  ## training and search against transformers, at the pap
 
 tokenizers: .venv/.installed  ## all tokenizers, or ARGS="tokenizers=[rkmeans,random]" → a table and pictures
 	$(call RUN_SCRIPT,compare_tokenizers)
+
+audit: .venv/.installed  ## checks on the numbers of a run, or ARGS="audit.checks=[seen,buckets]" → results/audit/
+	$(call RUN_SCRIPT,audit)
 
 demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
 	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS) $(filter-out dataset=%,$(CHOICES)) dataset=sample); \

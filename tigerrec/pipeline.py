@@ -24,7 +24,7 @@ from tigerrec.embed import needed_parts
 logger = logging.getLogger(__name__)
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
-MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval"}
+MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval", "audit": "audit"}
 GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
 
 

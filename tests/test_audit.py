@@ -1,0 +1,262 @@
+"""The audit of a whole run made of a small shop: what the checks find, that a leak is caught, and that a stopped audit goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tigerrec import artifacts, audit, batches, pipeline
+from tigerrec.audit import CHECKS, AuditOptions
+from tigerrec.audit.cold import cold_items, cold_start
+from tigerrec.audit.run import AuditedRun, NotApplicableError
+from tigerrec.audit.trained import leakage, ties
+from tigerrec.config import ConfigError, compose
+from tigerrec.embed import collaborative
+from tigerrec.histories import load_histories, split
+from tigerrec.metrics import metrics
+
+ROOT = Path(__file__).parent.parent
+N_USERS, N_ITEMS = 80, 40
+TINY = [
+    "dataset=tables", "dataset.name=shop", "embedder=hashed", "embedder.dim=16", "tokenizer=rkmeans", "tokenizer.codebook_size=6", "tokenizer.levels=2",
+    "generator.num_layers=1", "generator.d_model=16", "generator.num_heads=2", "generator.d_kv=8", "generator.d_ff=16", "generator.max_items=5",
+    "train.epochs=2", "train.validate_every=2", "train.batch_targets=64", "train.precision=fp32",
+]  # fmt: skip
+CHEAP = [name for name, check in CHECKS.items() if not check.trains]
+
+
+def write_shop(folder: Path) -> list[str]:
+    """Tables of a shop where many purchases have equal times; returns the options that name them."""
+    rng = np.random.default_rng(0)
+    lines = ["user,item,time"]
+    for user in range(N_USERS):
+        items = rng.permutation(N_ITEMS)[: rng.integers(4, 10)]
+        lines += [f"u{user},i{item},{time}" for item, time in zip(items, np.sort(rng.integers(0, 6, len(items))), strict=True)]
+    (folder / "orders.csv").write_text("\n".join(lines) + "\n")
+    (folder / "products.csv").write_text("\n".join(["item,title", *(f"i{item},Thing {item % 7} of kind {item % 5}" for item in range(N_ITEMS))]) + "\n")
+    return [f"dataset.interactions={folder}/orders.csv", f"dataset.items={folder}/products.csv"]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("shop")
+    return [*TINY, *write_shop(folder), f"paths.runs={folder}/runs", f"audit.folder={folder}/out"]
+
+
+def opened(options: list[str], *more: str, work: Path) -> AuditedRun:
+    """The finished run of some options, as the checks get it."""
+    cfg = compose([*options, *more])
+    pipeline.run(cfg, "evaluate")
+    return AuditedRun(pipeline.plan(cfg), work, users=30)
+
+
+@pytest.fixture(scope="module")
+def run(options, tmp_path_factory) -> AuditedRun:
+    return opened(options, work=tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def audited(options) -> Path:
+    """The report of all checks that train nothing."""
+    return audit.audit(compose([*options, f"audit.checks=[{','.join(CHEAP)}]", "audit.users=30"]))
+
+
+def results(folder: Path) -> dict[str, dict]:
+    return {check["check"]: check for check in json.loads((folder / "audit.json").read_text())["checks"]}
+
+
+def test_an_honest_training_passes_the_poison(run):
+    found = leakage(run)
+    assert {row["result"] for row in found.rows} == {"equal bytes"}
+    assert found.rows[0]["compared with"] == "the audited run"
+    assert "none of them enters training" in found.summary
+
+
+@pytest.mark.parametrize("kept", [-1, None], ids=["validation", "test"])
+def test_a_training_that_reads_held_out_items_is_caught(options, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "training_part", lambda history: history[:kept])
+    run = opened(options, f"paths.runs={tmp_path}", work=tmp_path / "work")
+    found = leakage(run)
+    assert found.rows[0]["result"] == "different"
+    assert found.rows[0]["compared with"] == "the same training on the true data"
+    assert found.rows[1]["result"] == "equal bytes"  # the collaborative vectors
+    assert "none of them enters" not in found.summary
+
+
+def test_vectors_that_read_held_out_items_are_caught(run, monkeypatch):
+    monkeypatch.setattr(collaborative, "training_part", lambda history: history[:-1])
+    found = leakage(run)
+    assert [row["result"] for row in found.rows] == ["equal bytes", "different"]
+    assert found.summary.startswith("collaborative vectors")
+
+
+def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(options, tmp_path):
+    run = opened(options, "train.validate_every=1", "train.name=often", f"paths.runs={tmp_path}", work=tmp_path / "work")
+    found = leakage(run)
+    assert {row["result"] for row in found.rows} == {"equal bytes"}
+    assert found.rows[0]["compared with"] == "the same training on the true data"
+
+
+def test_collaborative_vectors_of_the_run_itself_are_checked(options, tmp_path):
+    chosen = [option for option in options if not option.startswith("embedder")]
+    run = opened(chosen, "embedder=collaborative", "embedder.dim=8", f"paths.runs={tmp_path}", work=tmp_path / "work")
+    assert [row["what"] for row in leakage(run).rows] == ["model.safetensors of training on poisoned data", "vectors of collaborative of poisoned data"]
+    with pytest.raises(NotApplicableError, match="vectors of collaborative are made of interactions"):
+        cold_items(run)
+
+
+def test_ties_are_counted_as_the_histories_say(run):
+    found = ties(run)
+    rows = {row["what"]: row for row in found.rows}
+    changed = load_histories(next(run.work.glob("ties-reversed-????????")))
+    targets = [split(changed[user], "test")[1] for user in range(N_USERS)]
+    assert rows["users whose test target changes"]["users"] == (run.targets != targets).sum() > 0
+    assert rows["users with equal times in their history"]["users"] > rows["users whose test target changes"]["users"]
+    assert [sorted(changed[user]) for user in range(N_USERS)] == [sorted(run.histories[user]) for user in range(N_USERS)]
+    generator = [row for row in found.rows if row["what"] == run.evaluation.model]
+    assert generator[0]["hr@10"] == metrics(run.ranks("masked"))["hr@10"]
+    assert generator[2]["hr@10"] == pytest.approx(generator[1]["hr@10"] - generator[0]["hr@10"])
+
+
+def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_for(run):
+    cold = cold_start(run)
+    histories = load_histories(cold.prepared)
+    cold_ids = {run_id for run_id, out in zip(item_ids(run.prepared), cold.held_out, strict=True) if out}
+    assert len(cold_ids) == 2
+    assert not cold_ids & set(item_ids(cold.prepared))
+    assert histories.n_items == cold.n_warm == N_ITEMS - 2
+    assert (np.concatenate(cold.histories) < cold.n_warm).all()
+    assert (cold.targets >= cold.n_warm).all()
+    assert set(run.targets[cold.users]) <= set(np.flatnonzero(cold.held_out))
+    order = np.argsort(cold.numbers)
+    assert [item_ids(run.prepared)[item] for item in order[: cold.n_warm]] == item_ids(cold.prepared)
+    for user, history in zip(cold.users, cold.histories, strict=True):
+        kept = [item for item in run.known[user] if not cold.held_out[item]]
+        assert order[history].tolist() == kept
+    found = cold_items(run)
+    assert artifacts.read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
+    assert found.rows[0]["users"] == len(cold.users)
+    assert found.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
+    assert found.rows[-2]["hr@10"] == 1.0
+
+
+def item_ids(prepared: Path) -> list[str]:
+    return artifacts.read_table(prepared, "items.parquet")["item_id"].to_pylist()
+
+
+def test_the_report_agrees_with_the_evaluation(run, audited):
+    found = results(audited)
+    assert list(found) == CHEAP
+    evaluated = {(row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run.evaluated, "metrics.json")}
+    for row in found["seen"]["rows"]:
+        if row["seen items"] in ("kept", "masked"):
+            expected = evaluated[row["model"], "item", row["seen items"]]
+            assert {key: value for key, value in row.items() if "@" in key} == {key: expected[key] for key in row if "@" in key}
+    whole = next(row for row in found["hits"]["rows"] if row["seen items"] == "masked" and row["whose"] == "all users")
+    assert whole["hr@10 of codes"] == evaluated["t5", "sid", "masked"]["hr@10"]
+    assert whole["hr@10 inflation"] == pytest.approx(whole["hr@10 of codes"] / whole["hr@10 of items"] - 1)
+    for by in ("target in training", "items known"):
+        rows = [row for row in found["buckets"]["rows"] if row["by"] == by]
+        assert sum(row["users"] for row in rows) == N_USERS
+        mean = sum(row["users"] * row.get("ndcg@10", 0) for row in rows) / N_USERS
+        assert mean == pytest.approx(evaluated["t5", "item", "masked"]["ndcg@10"], abs=1e-6)
+    facts = {row["what"]: row["number"] for row in found["facts"]["rows"]}
+    assert facts["items whose title another item has too"] == 10  # 35 different titles: items 35 to 39 are called like 0 to 4
+    assert facts["users whose target is in their own history"] == 0
+
+
+def test_the_same_history_gives_the_lists_of_the_evaluation(run):
+    lists = run.search(run.searcher, run.known, mask_seen=True, progress="", seen=run.known)
+    assert (lists == run.lists("masked")).all()
+    others = run.search(run.searcher, [history[-1:] for history in run.known], mask_seen=True, progress="", seen=run.known)
+    assert not any(set(found) & set(history) for found, history in zip(others.tolist(), run.known, strict=True))
+
+
+def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, tmp_path, monkeypatch):
+    chosen = [*options, "audit.checks=[seen,hits,buckets]", f"audit.folder={tmp_path}/out", f"paths.runs={tmp_path}/runs"]
+    done: list[str] = []
+    from tigerrec.audit import from_lists
+
+    def counting(name, stop_at=None):
+        real = getattr(from_lists, name)
+
+        def check(run):
+            if len(done) == stop_at:
+                raise KeyboardInterrupt
+            done.append(name)
+            return real(run)
+
+        return check
+
+    with monkeypatch.context() as patch:
+        for name in ("seen", "hits", "by_bucket"):
+            patch.setattr(from_lists, name, counting(name, stop_at=2))
+        with pytest.raises(KeyboardInterrupt):
+            audit.audit(compose(chosen))
+    assert done == ["seen", "hits"]
+    assert list(results(tmp_path / "out")) == ["seen", "hits"]
+    for name in ("seen", "hits", "by_bucket"):
+        monkeypatch.setattr(from_lists, name, counting(name))
+    audit.audit(compose(chosen))
+    assert done == ["seen", "hits", "by_bucket"]
+    audit.audit(compose(chosen))
+    assert done == ["seen", "hits", "by_bucket"]
+    assert list(results(tmp_path / "out")) == ["seen", "hits", "buckets"]
+    audit.audit(compose([*chosen, "overwrite=evaluate", "evaluate.beam_size=30"]))
+    assert done[3:] == ["seen", "hits", "by_bucket"]
+
+
+def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
+    leakage(run)
+    monkeypatch.setattr("tigerrec.audit.trained.train", lambda *arguments: pytest.fail("trained again"))
+    assert {row["result"] for row in leakage(run).rows} == {"equal bytes"}
+
+
+def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_last(options, audited):
+    command = [sys.executable, str(ROOT / "scripts" / "audit.py"), *options, "audit.checks=[seen]", "audit.users=30"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(audited)
+    assert "seen: up to date" in done.stderr
+    text = (audited / "audit.md").read_text()
+    assert text.startswith("# Audit of `shop/hashed/rkmeans-seed0/t5-packed-seed0`\n\n```\nmake audit DATASET=tables EMBEDDER=hashed TOKENIZER=rkmeans ARGS=")
+    for name in CHEAP:
+        assert f"\n## {CHECKS[name].title}\n" in text
+    assert "paths.runs" not in text
+    assert "audit.folder" not in text
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("audit.checks=[seen,nothing]", r"audit: checks=nothing is no check; allowed: leakage, ties"),
+        ("audit.users=0", "audit: users must be at least 1"),
+        ("+audit.more=1", r"audit\.more is not an option; allowed: checks, folder, users"),
+        ("evaluate.split=validation", r"evaluate\.split must be test"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_any_work(option, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        audit.audit(compose([option, f"paths.runs={tmp_path}"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_options_and_their_comment_say_what_there_is():
+    assert set(compose([]).audit) == {field.name for field in AuditOptions.__dataclass_fields__.values()}
+    line = next(line for line in (ROOT / "configs" / "config.yaml").read_text().splitlines() if "checks: []" in line)
+    assert line.partition("to run: ")[2].partition(";")[0].split() == list(CHECKS)
+
+
+def test_a_check_that_makes_no_sense_says_why(options, tmp_path, caplog):
+    chosen = [option for option in options if not option.startswith("embedder")]
+    with caplog.at_level(logging.INFO, "tigerrec"):
+        out = audit.audit(compose([*chosen, "embedder=collaborative", "embedder.dim=8", "audit.checks=[cold]", f"audit.folder={tmp_path}"]))
+    assert results(out)["cold"]["summary"].startswith("Not run: The vectors of collaborative are made of interactions")
+    assert "Not run: " in (out / "audit.md").read_text()
