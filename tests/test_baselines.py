@@ -1,0 +1,374 @@
+"""The baselines: one contract for all choices, what each computes, and the stages that tune and measure them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.nn import functional
+
+from tests.tiny_run import N_ITEMS, N_USERS, build_run
+from tigerrec import TigerrecError, artifacts
+from tigerrec.baselines import Baseline, stage
+from tigerrec.baselines.bilinear import Bilinear
+from tigerrec.baselines.command import KEYS, plan
+from tigerrec.baselines.item_knn import ItemKNN
+from tigerrec.baselines.last_item import LastItem
+from tigerrec.baselines.next_item import LinearCrossEntropy, binary_cross_entropy, pieces, sample_negatives
+from tigerrec.baselines.popularity import Popularity
+from tigerrec.baselines.ranking import best_items
+from tigerrec.baselines.sasrec import SASRec
+from tigerrec.baselines.stage import BaselineConfig, TuneConfig, grid_trials, measure, tune
+from tigerrec.baselines.transformer import Transformer
+from tigerrec.batches import NO_ITEM, padded
+from tigerrec.config import ConfigError, build_choice, compose, config_folder
+from tigerrec.dropout import Dropout
+from tigerrec.evaluate import Ranking, check_lists
+from tigerrec.histories import load_histories, split
+from tigerrec.metrics import item_ranks, metrics
+
+ROOT = Path(__file__).parent.parent
+CHOICES = sorted(path.stem for path in (config_folder() / "baseline").glob("*.yaml"))
+FILES = ("metrics.json", "recommendations.parquet", "ranks.parquet")
+SMALL = {"dim": 16, "epochs": 12, "batch_targets": 32, "learning_rate": 0.02, "dropout": 0.1, "precision": "fp32"}
+ITEMS = 12
+
+
+def small(choice: str) -> Baseline:
+    """The baseline of a choice, made small where it is trained."""
+    baseline, _ = build_choice(OmegaConf.load(config_folder() / "baseline" / f"{choice}.yaml"), "baseline", KEYS)
+    return replace(baseline, **{name: value for name, value in SMALL.items() if hasattr(baseline, name)})
+
+
+def no_validation(rank) -> float:
+    return 0.0
+
+
+@pytest.fixture(scope="module")
+def cycles():
+    """Histories of 2 to 9 items that go round the catalogue."""
+    rng = np.random.default_rng(0)
+    return [(np.arange(length) + start).astype(np.int32) % ITEMS for length, start in zip(rng.integers(2, 10, 150), rng.integers(0, ITEMS, 150), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return build_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_lists_keep_the_contract_and_depend_on_the_seed_alone(choice, cycles):
+    baseline = small(choice)
+    assert isinstance(baseline, Baseline)
+    known = [*cycles[:40], np.arange(ITEMS, dtype=np.int32)]
+    first, again = (baseline.fit(cycles, ITEMS, seed=3, validate=no_validation).rank for _ in range(2))
+    for seen in ("kept", "masked"):
+        items, scores = first(known, k=20, mask_seen=seen == "masked")
+        assert (items.shape, items.dtype, scores.dtype) == ((41, 20), np.int32, np.float32)
+        check_lists(Ranking(choice, seen, items, scores), known, ITEMS)
+        assert ((items >= 0).sum(1) == [ITEMS - (len(history) if seen == "masked" else 0) for history in known]).all()
+        assert (scores[items < 0] == -np.inf).all()
+        assert (np.diff(np.where(items >= 0, scores, -1e9), axis=1) <= 0).all()
+        alike = again(known, k=20, mask_seen=seen == "masked")
+        assert (alike[0] == items).all()
+        assert (alike[1] == scores).all()
+        assert (first(known[5:6], k=3, mask_seen=seen == "masked")[0] == items[5:6, :3]).all()
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_what_follows_is_learned_where_popularity_cannot(choice, cycles):
+    known = [history for history in cycles if len(history) < 6]
+    following = np.array([(history[-1] + 1) % ITEMS for history in known])
+    ranks = item_ranks(small(choice).fit(cycles, ITEMS, seed=0, validate=no_validation).rank(known, k=3, mask_seen=True)[0], following)
+    share = (ranks == 1).mean()
+    assert share < 0.4 if choice == "popularity" else share > (0.4 if choice == "item_knn" else 0.9)
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "popularity"])
+def test_a_grid_holds_twelve_trials(choice):
+    steps = plan(compose(["dataset=beauty", f"baseline={choice}"]))
+    assert list(steps) == ["prepare", "tune", "baseline"]
+    assert len({artifacts.canonical_json(trial) for trial in steps["tune"].config.trials}) == 12
+
+
+def test_the_best_items_are_those_of_a_sort():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, (50, 30)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.3] = -np.inf
+    scores[7] = -np.inf
+    items, best = best_items(scores.copy(), 25)
+    for row, chosen, values in zip(scores, items, best, strict=True):
+        expected = [item for item in np.argsort(-row, kind="stable") if np.isfinite(row[item])][:25]
+        assert chosen.tolist() == expected + [-1] * (25 - len(expected))
+        assert values.tolist() == row[expected].tolist() + [-np.inf] * (25 - len(expected))
+    assert best_items(scores, 40)[0].shape == (50, 40)
+
+
+def test_item_knn_is_what_its_definition_says():
+    rng = np.random.default_rng(1)
+    training = [rng.permutation(9)[: rng.integers(1, 6)].astype(np.int32) for _ in range(40)]
+    training.append(np.array([2, 2, 3], np.int32))  # a repeated purchase counts once
+    model = ItemKNN(neighbours=3, normalisation=0.7, shrinkage=2.0, recency=0.5)
+    baskets = [set(history.tolist()) for history in training]
+    similar = np.zeros((9, 9))
+    for i in range(9):
+        for j in set(range(9)) - {i}:
+            common = sum({i, j} <= basket for basket in baskets)
+            buyers = [sum(item in basket for basket in baskets) for item in (i, j)]
+            similar[i, j] = common / (buyers[0] ** 0.7 * buyers[1] ** 0.3 + 2.0)
+        similar[i, np.argsort(-similar[i], kind="stable")[3:]] = 0
+    np.testing.assert_allclose(model.similarities(training, 9).toarray(), similar, rtol=1e-12)
+    history = np.array([4, 0, 7], np.int32)
+    items, scores = model.fit(training, 9).rank([history], k=9, mask_seen=False)
+    np.testing.assert_allclose(scores[0], (similar[7] + 0.5 * similar[0] + 0.25 * similar[4])[items[0]], atol=2e-6)
+
+
+def test_items_that_no_neighbour_reaches_follow_by_popularity():
+    training = [np.array(items, np.int32) for items in ([0, 1], [2, 3], [3, 4], [3])]
+    items, scores = ItemKNN().fit(training, 6).rank([np.array([0])], k=6, mask_seen=False)
+    assert items.tolist() == [[1, 3, 0, 2, 4, 5]]
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("max_items", [1, 2, 5, 50])
+def test_every_item_but_the_first_of_a_history_is_a_target_once(max_items):
+    rng = np.random.default_rng(2)
+    training = [rng.integers(0, 1000, length).astype(np.int32) for length in (3, 0, 1, 14, 2, 11)]
+    examples = pieces(training, max_items)
+    batch = examples.batch(np.arange(len(examples)))
+    assert batch.items.shape == batch.targets.shape
+    assert batch.items.shape[1] <= max_items
+    found = list(zip(batch.items[batch.targets != NO_ITEM].tolist(), batch.targets[batch.targets != NO_ITEM].tolist(), strict=True))
+    assert sorted(found) == sorted(pair for history in training for pair in zip(history[:-1].tolist(), history[1:].tolist(), strict=True))
+    longest = max(training, key=len)[-max_items - 1 :]
+    assert any(row[row != NO_ITEM].tolist() == longest[:-1].tolist() for row in batch.items)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_cross_entropy_and_its_gradients_are_those_of_torch(with_bias):
+    torch.manual_seed(0)
+    states, classes, bias = (torch.randn(shape, dtype=torch.float64).float() for shape in ((150, 8), (30, 8), (30,)))
+    targets, mine, theirs = torch.randint(0, 30, (150,)), [], []
+    for loss, found in (
+        (lambda s, c, b: LinearCrossEntropy.apply(s, c, b, targets), mine),
+        (lambda s, c, b: functional.cross_entropy(functional.linear(s, c, b), targets, reduction="sum"), theirs),
+    ):
+        leaves = [tensor.clone().requires_grad_() for tensor in (states, classes, *([bias] if with_bias else []))]
+        value = loss(*leaves, *([] if with_bias else [None]))
+        (3 * value).backward()
+        found += [value.detach(), *(leaf.grad for leaf in leaves)]
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_the_binary_loss_is_that_of_torch():
+    torch.manual_seed(0)
+    model, states = Bilinear(30, 8, 0), torch.randn(20, 8)
+    targets, negatives = torch.randint(0, 30, (2, 20))
+    scores = states @ model.classes.T
+    logits = torch.cat([scores.gather(1, targets[:, None]), scores.gather(1, negatives[:, None])])
+    labels = torch.cat([torch.ones(20, 1), torch.zeros(20, 1)])
+    expected = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    torch.testing.assert_close(binary_cross_entropy(model, states, targets, negatives), expected)
+
+
+def test_negatives_are_not_in_the_users_piece():
+    training = [np.arange(6, dtype=np.int32), np.array([3, 4, 5], np.int32)]
+    batch = pieces(training, 5).batch(np.arange(2))
+    for seed in range(20):
+        negatives = sample_negatives(batch, 8, np.random.default_rng(seed)).tolist()
+        assert set(negatives[:5]) <= {6, 7}
+        assert not set(negatives[5:]) & {3, 4, 5}
+
+
+def test_a_state_sees_the_items_before_it_only_and_no_padding():
+    model = Transformer(n_items=20, dim=8, n_layers=2, n_heads=2, hidden=16, max_items=6, seed=0)
+    states = lambda histories: model.states(padded(histories), torch.float32, Dropout(0.0))  # noqa: E731
+    long, short = np.array([3, 1, 4, 1, 5]), np.array([3, 1, 4])
+    together = states([long, short])
+    torch.testing.assert_close(together[0, :3], together[1, :3])
+    torch.testing.assert_close(states([short])[0], together[1, :3])
+    assert not torch.allclose(states([np.array([1, 3, 4])])[0, 2], together[1, 2])
+    np.testing.assert_allclose(model.scores([np.arange(9)]), model.scores([np.arange(3, 9)]), rtol=1e-6)
+
+
+def test_the_epoch_that_validates_best_is_kept(cycles):
+    shown, lists = iter([0.1, 0.3, 0.2]), []
+
+    def validate(rank) -> float:
+        lists.append(rank(cycles[:5], k=5, mask_seen=False))
+        return next(shown)
+
+    fitted = replace(small("sasrec_ce"), epochs=3).fit(cycles, ITEMS, seed=0, validate=validate)
+    assert fitted.facts["best_epoch"] == 2
+    assert (fitted.rank(cycles[:5], k=5, mask_seen=False)[1] == lists[1][1]).all()
+    assert (lists[1][1] != lists[2][1]).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ItemKNN, {"neighbours": 0}, "neighbours must be at least 1"),
+        (ItemKNN, {"recency": 0.0}, "recency must be in"),
+        (LastItem, {"dim": 0}, "dim must be at least 1"),
+        (LastItem, {"dropout": 1.0}, "dropout must be in"),
+        (SASRec, {"loss": "hinge"}, "loss must be ce or bce, got 'hinge'"),
+        (SASRec, {"dim": 10, "heads": 4}, "dim must be a multiple of heads=4, got 10"),
+        (SASRec, {"precision": "fp8"}, "precision must be one of"),
+    ],
+)
+def test_settings_out_of_range(kind, values, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def test_histories_too_short_to_learn_from_are_refused():
+    with pytest.raises(TigerrecError, match="No history is long enough"):
+        small("last_item").fit([np.array([1])] * 3, 5, seed=0, validate=no_validation)
+
+
+TUNING = TuneConfig(replace(small("last_item"), epochs=2), grid_trials({"dim": [4, 8], "dropout": [0.0, 0.5]}))
+
+
+def without_seconds(folder: Path) -> list[dict]:
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in artifacts.read_json(folder, "trials.json")]
+
+
+@pytest.fixture(scope="module")
+def tuned(run):
+    return tune(run["prepare"], TUNING, run["prepare"] / "baselines" / "last_item-tuning")
+
+
+def test_a_tuning_holds_all_trials_and_chooses_the_best(run, tuned):
+    trials = artifacts.read_json(tuned, "trials.json")
+    assert [trial["settings"] for trial in trials] == list(TUNING.trials)
+    best = max(trials, key=lambda trial: trial["validation_ndcg@10"])
+    assert artifacts.read_json(tuned, "chosen.json") == best["settings"]
+    for trial in trials:
+        assert 0 < trial["validation_ndcg@10"] <= trial["validation_hr@10"] <= 1
+        assert trial["best_epoch"] in (1, 2)
+        assert trial["seconds"] > 0
+    assert not (tuned / "trials").exists()
+
+
+def test_a_stopped_tuning_goes_on_without_repeating_trials(run, tuned, tmp_path, monkeypatch):
+    real, ran = stage.run_trial, []
+
+    def counted(histories, baseline, seed):
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(baseline)
+        return real(histories, baseline, seed)
+
+    monkeypatch.setattr(stage, "run_trial", counted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(run["prepare"], TUNING, tmp_path)
+    assert artifacts.read_manifest(tmp_path) is None
+    del ran[:2]
+    tune(run["prepare"], TUNING, tmp_path)
+    assert ran == [replace(TUNING.baseline, **settings) for settings in TUNING.trials[2:]]
+    assert without_seconds(tmp_path) == without_seconds(tuned)
+
+
+def test_tuning_never_looks_at_test_items(run, tuned, tmp_path):
+    table = artifacts.read_table(run["prepare"], "interactions.parquet")
+    last = np.flatnonzero(np.diff(table["user"].to_numpy(), append=-1))
+    items = table["item"].to_numpy().copy()
+    items[last] = (items[last] + 1 + np.arange(len(last))) % N_ITEMS
+    with artifacts.writing(tmp_path / "poisoned", "prepare", {"seed": 0}) as files:
+        files.parquet("interactions.parquet", table.set_column(table.schema.get_field_index("item"), "item", pa.array(items, pa.int32())))
+        files.json("stats.json", artifacts.read_json(run["prepare"], "stats.json"))
+    poisoned = tune(tmp_path / "poisoned", TUNING, tmp_path / "tuning")
+    assert without_seconds(poisoned) == without_seconds(tuned)
+
+
+@pytest.mark.parametrize("split_name", ["test", "validation"])
+def test_a_measured_baseline_is_written_as_a_generator_is(run, tuned, tmp_path, split_name):
+    config = BaselineConfig(TUNING.baseline, "mine", split=split_name)
+    out = measure(run["prepare"], tuned, config, tmp_path)
+    assert {name: artifacts.read_manifest(out).provenance["settings"][name] for name in ("dim", "dropout")} == artifacts.read_json(tuned, "chosen.json")
+    histories = load_histories(run["prepare"])
+    targets = np.array([split(histories[user], split_name)[1] for user in range(N_USERS)])
+    lists = artifacts.read_table(out, "recommendations.parquet").to_pandas()
+    ranks = artifacts.read_table(out, "ranks.parquet").to_pandas()
+    rows = artifacts.read_json(out, "metrics.json")
+    assert [(row["model"], row["split"], row["hit"], row["seen"], row["users"]) for row in rows] == [
+        ("mine", split_name, "item", seen, N_USERS) for seen in ("kept", "masked")
+    ]
+    for row in rows:
+        chosen = lists[lists["seen"] == row["seen"]]
+        items = np.full((N_USERS, 20), -1)
+        items[chosen["user"], chosen["rank"] - 1] = chosen["item"]
+        found = item_ranks(items, targets)
+        assert {key: row[key] for key in row if "@" in key} == metrics(found)
+        assert ranks[ranks["seen"] == row["seen"]]["rank"].tolist() == found.tolist()
+    again = measure(run["prepare"], tuned, config, tmp_path / "again")
+    for name in FILES:
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_popularity_measured_alone_is_popularity_beside_a_generator(run, tmp_path):
+    from tigerrec.evaluate import EvaluateConfig, evaluate
+
+    alone = measure(run["prepare"], None, BaselineConfig(Popularity(), "popularity"), tmp_path / "alone")
+    beside = evaluate(run["prepare"], run["tokenize"], run["train"], EvaluateConfig(model="tiny", device="cpu"), tmp_path / "beside")
+    rows = [row for row in artifacts.read_json(beside, "metrics.json") if (row["model"], row["hit"]) == ("popularity", "item")]
+    assert artifacts.read_json(alone, "metrics.json") == rows
+
+
+def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
+    other = build_run(tmp_path, seed=1)
+    with pytest.raises(artifacts.StaleError, match="made from another 'prepare'"):
+        measure(other["prepare"], tuned, BaselineConfig(TUNING.baseline, "mine"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["baseline=item_knn", "baseline.grid.neighbors=[3]"], r"baseline\.grid\.neighbors is not an option; allowed: normalisation"),
+        (["baseline=item_knn", "+baseline.grid.neighbors=[3]"], r"baseline\.grid\.neighbors is not an option; allowed: neighbours"),
+        (["baseline=item_knn", "baseline.grid.recency=[2.0]"], r"baseline\.grid: recency must be in"),
+        (["baseline=item_knn", "baseline.grid=12"], r"baseline\.grid=12 must hold a list of values a setting"),
+        (["baseline=item_knn", "baseline.seed=-1"], r"baseline\.seed=-1 must be a whole number"),
+        (["+baseline.dim=3"], r"baseline\.dim is not an option"),
+    ],
+)
+def test_a_wrong_option_is_named_before_any_work(options, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(compose(options))
+
+
+def test_without_a_grid_nothing_is_tuned():
+    assert list(plan(compose([]))) == ["prepare", "baseline"]
+    steps = plan(compose(["baseline=sasrec_ce", "baseline.grid=null", "baseline.seed=3", "evaluate.split=validation"]))
+    assert list(steps) == ["prepare", "baseline"]
+    assert steps["baseline"].folder == Path("runs/sample/baselines/sasrec_ce-seed3")
+    assert (steps["baseline"].config.split, steps["baseline"].config.seed) == ("validation", 3)
+
+
+def script(runs: Path, *options: str) -> subprocess.CompletedProcess:
+    grid = [f"baseline.grid.{setting}" for setting in ("dim=[4,8]", "dropout=[0.5]", "learning_rate=[0.01]")]
+    command = [sys.executable, str(ROOT / "scripts" / "baselines.py"), "baseline=last_item", "baseline.epochs=1", *grid, f"paths.runs={runs}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_script_tunes_once_and_prints_the_folder_last(tmp_path):
+    done = script(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "sample" / "baselines" / "last_item-seed0")
+    assert all((Path(done.stdout.splitlines()[-1]) / name).exists() for name in FILES)
+    again = script(tmp_path, "baseline.seed=1")
+    assert "tune: up to date" in again.stderr
+    assert again.stdout.splitlines()[-1].endswith("last_item-seed1")
+    stale = script(tmp_path, "baseline.epochs=2")
+    assert stale.returncode == 1
+    assert stale.stderr.splitlines()[-1].startswith("Error: ")
+    assert "epochs: 1 → 2" in stale.stderr
+    assert "overwrite=tune" in stale.stderr
