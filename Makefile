@@ -1,20 +1,20 @@
-# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= choose a config; ARGS="train.epochs=5" passes any option.
+# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= choose a config; ARGS="train.epochs=5" passes any option.
 PYTHON ?= python3
 BIN := .venv/bin
-CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
+CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE) baseline:$(BASELINE) experiment:$(EXPERIMENT),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE ARGS RUN ITEMS ITEMS_FILE K OUT
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS RUN TABLE ITEMS ITEMS_FILE K OUT
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
-.PHONY: help setup data embed tokenize train eval bench tokenizers demo recommend export add lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench tokenizers demo recommend report export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= (files in configs/), pass options as ARGS="train.epochs=5".'
+	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= (files in configs/), pass options as ARGS="train.epochs=5".'
 
 setup: .venv/.installed  ## make .venv and install tigerrec with its offline encoder
 
@@ -45,6 +45,13 @@ train: .venv/.installed  ## histories of Semantic IDs → generator
 eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
 	$(call RUN_SCRIPT,evaluate)
 
+baselines: .venv/.installed  ## BASELINE=sasrec_ce: tune it on validation, fit it, rank the whole catalogue
+	$(call RUN_SCRIPT,baselines)
+
+table: EXPERIMENT ?= beauty_table
+table: .venv/.installed  ## tokenizers × seeds beside baselines → one table; resumes, skips what results/ holds; ARGS="seeds=1 tokenizers=[rkmeans,opq]"
+	$(call RUN_SCRIPT,table)
+
 bench: GENERATOR ?= t5_paper
 bench: .venv/.installed  ## training and search against transformers, at the paper's size
 	$(call RUN_SCRIPT,benchmark)
@@ -59,6 +66,10 @@ demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a reco
 recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
 	@test -n "$(RUN)" -a -n "$(ITEMS)" || { echo 'Error: give RUN=<train folder or export> and ITEMS=<item id>,<item id>.' >&2; exit 2; }
 	@$(BIN)/python scripts/recommend.py --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
+
+report: .venv/.installed  ## RUN=<train or evaluate folder> or TABLE=<folder of a table> [OUT=<file>.html] → one page to read in a browser
+	@test -n "$(RUN)$(TABLE)" || { echo 'Error: give RUN=<train or evaluate folder> or TABLE=<folder of a table>.' >&2; exit 2; }
+	@$(BIN)/python scripts/report.py $(if $(RUN),--run "$(RUN)") $(if $(TABLE),--table "$(TABLE)") $(if $(OUT),--out "$(OUT)")
 
 export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
 	@test -n "$(RUN)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder> and OUT=<new folder>.' >&2; exit 2; }

@@ -1,21 +1,22 @@
-"""Compare trained runs: python scripts/report.py FOLDER… [--plot FILE.png]; prints a table in Markdown, draws validation over time."""
+"""Write a page about a run or a table: python scripts/report.py --run FOLDER | --table FOLDER [--out FILE.html]."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from tigerrec import TigerrecError
-from tigerrec.report import plot_validation, read_runs, training_table
+from tigerrec.report import report_run, report_table
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished train stages, or copies of their manifest.json and training.jsonl")
-    parser.add_argument("--plot", type=Path, help="a picture of validation NDCG@10 over minutes of training, .png or .svg")
+    about = parser.add_mutually_exclusive_group(required=True)
+    about.add_argument("--run", type=Path, help="folder of an evaluate stage, or of a train stage with one evaluation")
+    about.add_argument("--table", type=Path, help="folder of a table of results")
+    parser.add_argument("--out", type=Path, help="the page to write; report.html in the folder by default")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        runs = read_runs(options.folders)
-        if options.plot:
-            plot_validation(runs, options.plot)
-        print(training_table(runs))
+        print(report_run(options.run, options.out) if options.run else report_table(options.table, options.out))
     except TigerrecError as error:
         sys.exit(f"Error: {error}")

@@ -13,8 +13,8 @@ from tigerrec import artifacts
 from tigerrec.config import ConfigError, build_choice, compose, config_folder, target_class
 from tigerrec.pipeline import GROUPS, STAGES, plan
 
-RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",)}
-OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some
+RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",), "baseline": ("seed",)}
+OPTIONAL = ("inputs", "parts", "grid")  # further item vectors, of the choices that read some; what is tuned, of those that are
 FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
 CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]
 BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}

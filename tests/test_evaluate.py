@@ -162,10 +162,11 @@ def test_short_lists_are_no_fault():
 def test_popularity_counts_training_only_and_breaks_ties_by_index():
     training = [np.array([2, 1]), np.array([2, 3]), np.array([], np.int32)]
     histories = [np.array([2, 1]), np.array([0, 0]), np.array([3])]
-    items, scores = Popularity().rank(training, 4, histories, k=3, mask_seen=False)
+    rank = Popularity().fit(training, 4).rank
+    items, scores = rank(histories, k=3, mask_seen=False)
     assert items.tolist() == [[2, 1, 3]] * 3
     assert np.isfinite(scores).all()
     assert (np.diff(scores) <= 0).all()
-    items, scores = Popularity().rank(training, 4, histories, k=3, mask_seen=True)
+    items, scores = rank(histories, k=3, mask_seen=True)
     assert items.tolist() == [[3, 0, -1], [2, 1, 3], [2, 1, 0]]
     assert scores[0, 2] == -np.inf

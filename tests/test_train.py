@@ -23,7 +23,7 @@ from tigerrec.generator import T5, load_generator
 from tigerrec.histories import Histories, load_histories, training_part
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.train import TrainConfig, Training, train
-from tigerrec.trainer import Trainer, validation_sample
+from tigerrec.trainer import Trainer
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 TRAINING = Training(
@@ -264,16 +264,6 @@ def test_schedule_rises_linearly_and_ends_at_zero():
     assert max(rates) == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0)
-
-
-def test_validation_sample_is_fixed_by_the_seed(folders):
-    histories = load_histories(folders["prepare"])
-    training = dataclasses.replace(TRAINING, validation_users=10)
-    sample = validation_sample(histories, training, 0)
-    assert len(set(sample.tolist())) == 10
-    assert (sample == validation_sample(histories, training, 0)).all()
-    assert (sample != validation_sample(histories, training, 1)).any()
-    assert len(validation_sample(histories, dataclasses.replace(TRAINING, validation_users=10_000), 0)) == len(histories)
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_checkpoint_before(folders, monkeypatch):

@@ -43,14 +43,16 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
     return folders
 
 
-def build_embedded_run(root: Path, collisions: str = "suffix", history: str = "codes", dim: int = 8, codebook_size: int = 12) -> dict[str, Path]:
+def build_embedded_run(
+    root: Path, collisions: str = "suffix", history: str = "codes", dim: int = 8, codebook_size: int = 12, levels: int = 2
+) -> dict[str, Path]:
     """The same with real embed and tokenize stages: hashed vectors, and residual k-means whose few codes make items collide."""
     embedded = root / "toy" / "hashed"
     folders = {"prepare": root / "toy", "tokenize": embedded / f"rkmeans-{collisions}-seed0"}
     folders["train"] = folders["tokenize"] / "t5-packed-seed0"
     _write_prepare(folders["prepare"], np.random.default_rng(0), 0)
     embed(folders["prepare"], Hashed(dim=dim), embedded)
-    tokenize(embedded, TokenizeConfig(ResidualKMeans(levels=2, codebook_size=codebook_size, init="kmeans"), collisions=collisions), folders["tokenize"])
+    tokenize(embedded, TokenizeConfig(ResidualKMeans(levels=levels, codebook_size=codebook_size, init="kmeans"), collisions=collisions), folders["tokenize"])
     write_train(folders, load_semantic_ids(folders["tokenize"]), 0, history)
     return folders
 

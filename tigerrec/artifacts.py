@@ -28,7 +28,7 @@ from tigerrec.identity import SCHEMA, canonical_json, changed_keys, content_dige
 from tigerrec.provenance import provenance
 
 MANIFEST = "manifest.json"
-WORKING_FOLDERS = ("checkpoint", "shards")
+WORKING_FOLDERS = ("checkpoint", "shards", "trials")
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
 

@@ -126,9 +126,8 @@ def rank_all(
         started = time.perf_counter()
         rankings.append(Ranking(model, seen, *rank_in_shards(rank, histories, seen, shards)))
         logger.info("ranked %s users, seen %s, in %.1f s", f"{len(histories):,}", seen, time.perf_counter() - started)
-    for seen in SEEN:
-        lists = Popularity().rank(training, n_items, histories, k=k, mask_seen=seen == "masked")
-        rankings.append(Ranking(POPULARITY, seen, *lists))
+    popularity = Popularity().fit(training, n_items)
+    rankings += [Ranking(POPULARITY, seen, *popularity.rank(histories, k=k, mask_seen=seen == "masked")) for seen in SEEN]
     for ranking in rankings:
         check_lists(ranking, histories, n_items)
     distinct = {(ranking.model, ranking.seen): len(np.unique(ranking.items[:, :10])) for ranking in rankings}

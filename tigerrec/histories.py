@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -340,3 +341,12 @@ def split(history: np.ndarray, part: str) -> tuple[np.ndarray, int]:
     if part == "test":
         return history[:-1], int(history[-1])
     raise ValueError(f"part must be 'validation' or 'test', got {part!r}")
+
+
+def validation_sample(histories: Histories, n_users: int, seed: int) -> np.ndarray:
+    """The fixed, seeded sample of at most `n_users` users that have something before their validation target, in ascending order."""
+    eligible = np.flatnonzero(np.diff(histories.offsets) >= 3)
+    if len(eligible) <= n_users:
+        return eligible
+    rng = np.random.default_rng(derived_seed(seed, "validation users"))
+    return np.sort(rng.choice(eligible, n_users, replace=False))

@@ -40,7 +40,7 @@ def semantic_id_ranks(items: np.ndarray, targets: np.ndarray, groups: np.ndarray
     return np.where(hits.any(1), places, 0).astype(np.int16)
 
 
-def _gains(largest_rank: int) -> dict[str, np.ndarray]:
+def gains(largest_rank: int) -> dict[str, np.ndarray]:
     """What a user with rank 0, 1, … `largest_rank` adds to each metric, by metric name.
 
     With one relevant item the ideal DCG is 1, so NDCG = 1 / log2(1 + rank) (Järvelin and Kekäläinen 2002).
@@ -70,7 +70,7 @@ def metrics(ranks: np.ndarray) -> dict[str, float]:
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     resamples = generator.multinomial(len(ranks), counts / len(ranks), size=RESAMPLES)
     row = {}
-    for name, gain in _gains(len(counts) - 1).items():
+    for name, gain in gains(len(counts) - 1).items():
         low, high = np.percentile((resamples * gain).sum(1) / len(ranks), [2.5, 97.5])
         row[name] = round(float((counts * gain).sum() / len(ranks)), DECIMALS)
         row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
 MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval"}
-GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate")
+GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,12 @@ def _function(path: str) -> Callable[..., Path]:
     return call
 
 
-def _name(values: Mapping[str, Any], where: str) -> str:
+def folder_name(values: Mapping[str, Any], where: str) -> str:
+    """The `name` of a choice.
+
+    Raises:
+        ConfigError: it cannot name a folder.
+    """
     name = values.get("name")
     if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\\" in name:
         raise ConfigError(f"{where}.name={name!r} must be a folder name; give `{where}.name=<name>`.")
@@ -102,7 +107,12 @@ def _runs(cfg: DictConfig) -> Path:
     return Path(runs)
 
 
-def _seed(values: Mapping[str, Any], where: str) -> int:
+def checked_seed(values: Mapping[str, Any], where: str) -> int:
+    """The `seed` of a choice.
+
+    Raises:
+        ConfigError: it is no whole number from 0 up.
+    """
     seed = values.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"{where}.seed={seed!r} must be a whole number from 0 up; give `{where}.seed=<number>`.")
@@ -112,7 +122,7 @@ def _seed(values: Mapping[str, Any], where: str) -> int:
 def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], key: str | None = None) -> Path:
     """Plan an embed step behind those of its parts, once for all that read it; returns its folder."""
     embedder, keys = build_choice(node, where, ("parts",))
-    folder = prepared / _name(keys, where)
+    folder = prepared / folder_name(keys, where)
     parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
         key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **parts}, embedder.present, f"{where}.name",
@@ -145,6 +155,19 @@ def _plan_further(nodes: Any, where: str, needs: Sequence[str], prepared: Path, 
     return {name: _plan_embed(node, f"{where}.{name}", prepared, steps) for name, node in given.items()}
 
 
+def plan_prepare(cfg: DictConfig) -> Step:
+    """The prepare stage of a configuration.
+
+    Raises:
+        ConfigError: an option is unknown, has the wrong type or is out of range.
+    """
+    dataset, keys = build_choice(cfg.get("dataset"), "dataset")
+    return Step(
+        "prepare", "prepare", _runs(cfg) / folder_name(keys, "dataset"), dataset, {}, dataset.present, "dataset.name",
+        lambda out: _function("tigerrec.histories.prepare")(dataset, out),
+    )  # fmt: skip
+
+
 def plan(cfg: DictConfig) -> dict[str, Step]:
     """The five stages of a configuration and the embed steps of further vectors, each behind those it reads, by key; checked before any work.
 
@@ -152,7 +175,7 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
     tokenize_keys = ("seed", "collisions", "max_collision")
-    dataset, data_keys = build_choice(cfg.get("dataset"), "dataset")
+    prepare = plan_prepare(cfg)
     tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", (*tokenize_keys, "inputs"))
     generator, generator_keys = build_choice(cfg.get("generator"), "generator", ("seed",))
     training, train_keys = build_choice(cfg.get("train"), "train")
@@ -162,18 +185,14 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
         "tokenizer",
     )
     train_config = build(
-        {"_target_": "tigerrec.train.TrainConfig", "generator": generator, "training": training, "seed": _seed(generator_keys, "generator")}, "train"
+        {"_target_": "tigerrec.train.TrainConfig", "generator": generator, "training": training, "seed": checked_seed(generator_keys, "generator")}, "train"
     )
-    prepared = _runs(cfg) / _name(data_keys, "dataset")
-    steps = {
-        "prepare": Step("prepare", "prepare", prepared, dataset, {}, dataset.present, "dataset.name",
-                        lambda out: _function("tigerrec.histories.prepare")(dataset, out)),
-    }  # fmt: skip
+    prepared, steps = prepare.folder, {"prepare": prepare}
     embedded = _plan_embed(cfg.get("embedder"), "embedder", prepared, steps, "embed")
     inputs = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)
-    tokenized = embedded / f"{_name(token_keys, 'tokenizer')}-seed{_seed(token_keys, 'tokenizer')}"
-    trained = tokenized / f"{_name(generator_keys, 'generator')}-{_name(train_keys, 'train')}-seed{train_config.seed}"
-    evaluated = trained / f"eval-{_name(evaluate_keys, 'evaluate')}"
+    tokenized = embedded / f"{folder_name(token_keys, 'tokenizer')}-seed{checked_seed(token_keys, 'tokenizer')}"
+    trained = tokenized / f"{folder_name(generator_keys, 'generator')}-{folder_name(train_keys, 'train')}-seed{train_config.seed}"
+    evaluated = trained / f"eval-{folder_name(evaluate_keys, 'evaluate')}"
     following = [
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
              lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out, inputs)),
@@ -203,14 +222,22 @@ def run(cfg: DictConfig, until: str | None = None) -> Path:
     until = until or cfg.until
     if until not in STAGES:
         raise ConfigError(f"until={until!r} is no stage; allowed: {', '.join(STAGES)}.")
-    steps = plan(cfg)
+    return bring_up_to_date(plan(cfg), until, cfg.overwrite)
+
+
+def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | None) -> Path:
+    """Run the steps of a plan up to `until`, as `run` does; returns the folder of the last.
+
+    Raises:
+        TigerrecError: as in `run`.
+    """
     wanted = list(steps)[: list(steps).index(until) + 1]
-    if cfg.overwrite and cfg.overwrite not in wanted:
-        raise ConfigError(f"overwrite={cfg.overwrite!r} is not among the steps asked for; allowed: {', '.join(wanted)}.")
+    if overwrite and overwrite not in wanted:
+        raise ConfigError(f"overwrite={overwrite!r} is not among the steps asked for; allowed: {', '.join(wanted)}.")
     rebuilt: set[Path] = set()
     for key in wanted:
         step = steps[key]
-        rebuild = key == cfg.overwrite or not rebuilt.isdisjoint(step.inputs.values())
+        rebuild = key == overwrite or not rebuilt.isdisjoint(step.inputs.values())
         _bring_up_to_date(step, rebuild, asked=key == until)
         if rebuild:
             rebuilt.add(step.folder)
@@ -238,7 +265,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
 
 
 def make_command(stage: str, overrides: list[str]) -> str:
-    """The make command that runs a stage with these Hydra overrides."""
+    """The make command that runs a stage, or the make target of that name, with these Hydra overrides."""
     choices, options = [], []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -247,7 +274,7 @@ def make_command(stage: str, overrides: list[str]) -> str:
         elif key not in ("until", "overwrite"):
             options.append(shlex.quote(override))
     arguments = [f"ARGS={shlex.quote(' '.join(options))}"] if options else []
-    return " ".join([f"make {MAKE_TARGETS[stage]}", *choices, *arguments]).replace("$", "$$")
+    return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
 
 
 def show_progress() -> None:

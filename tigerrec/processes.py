@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -12,8 +14,17 @@ from tigerrec import TigerrecError
 from tigerrec.memory import peak_mb
 
 
+def _end_with_parent() -> None:
+    """Send this process SIGTERM once the process that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     module, _, name = function.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)(*arguments)
@@ -24,6 +35,8 @@ def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> Non
 
 def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
     """The dict that a function gives in a new process, with the largest memory of that process as `peak_mb`.
+
+    The new process is sent SIGTERM when this one ends, however it ends.
 
     Args:
         function: its dotted path, imported only there.

@@ -25,7 +25,12 @@ class NoMatplotlibError(TigerrecError):
     """Pictures were asked for and matplotlib is not installed."""
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches.
+
+    Raises:
+        NoMatplotlibError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -64,7 +69,7 @@ def _level_colours(count: int) -> list[Any]:
 def overview(fitted: Sequence[FittedTokenizer]) -> Any:
     """A row a tokenizer: items that share codes, use of codes, reconstruction error, neighbour agreement and purity by prefix length."""
     n_levels = max(len(tokenizer.code_sizes) for tokenizer in fitted)
-    figure = _figure(13, 1.9 + (0.25 + 0.075 * n_levels) * len(fitted))
+    figure = new_figure(13, 1.9 + (0.25 + 0.075 * n_levels) * len(fitted))
     axes = figure.subplots(1, 5, sharey=True)
     colours = _level_colours(n_levels)
     for row, tokenizer in enumerate(fitted):
@@ -115,7 +120,7 @@ def items_by_group_size(group_sizes: dict[int, int]) -> dict[str, int]:
 
 def code_use(tokenizer: FittedTokenizer) -> Any:
     """Left, the frequencies of each level's codes against equal ones; right, how many items share all their codes with how many."""
-    figure = _figure(11, 4.2)
+    figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     items = len(tokenizer.codes)
     colours = _level_colours(len(tokenizer.code_sizes))
@@ -153,7 +158,7 @@ def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
     """Above, the categories of the items of each first code; below, the largest first codes with their second codes, widths by numbers of items."""
     from matplotlib.patches import Patch
 
-    figure = _figure(13, 7.6)
+    figure = new_figure(13, 7.6)
     upper, lower = figure.subplots(2, 1, height_ratios=[2, 3])
     shown = min(len(COLOURS), len(categories.names))
     of_items = np.where((categories.of_items < 0) | (categories.of_items >= shown), shown, categories.of_items)

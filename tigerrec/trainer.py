@@ -16,7 +16,7 @@ from tigerrec.batches import Examples, length_sorted_batches
 from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints, stop_signals
 from tigerrec.dropout import Dropout
-from tigerrec.histories import Histories, split, training_counts
+from tigerrec.histories import Histories, split, training_counts, validation_sample
 from tigerrec.history_model import HistoryModel
 from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
@@ -120,15 +120,6 @@ def validate(model: HistoryModel, histories: Histories, users: np.ndarray, train
     return {"validation_hr@10": float((ranks > 0).mean()), "validation_ndcg@10": float(gains.mean())}
 
 
-def validation_sample(histories: Histories, training: Training, seed: int) -> np.ndarray:
-    """The fixed, seeded sample of users that have something before their validation target, in ascending order."""
-    eligible = np.flatnonzero(np.diff(histories.offsets) >= 3)
-    if len(eligible) <= training.validation_users:
-        return eligible
-    rng = np.random.default_rng(derived_seed(seed, "validation users"))
-    return np.sort(rng.choice(eligible, training.validation_users, replace=False))
-
-
 def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> None:
     """Train from the last checkpoint to the end, leaving the best candidates and the log with the checkpoints.
 
@@ -138,7 +129,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
     """
     training = trainer.training
     state = checkpoints.restore(trainer.model, trainer.optimizer)
-    users = validation_sample(histories, training, trainer.config.seed)
+    users = validation_sample(histories, training.validation_users, trainer.config.seed)
     progress = Progress(state.seconds)
     with stop_signals() as stop, progress.bar(trainer.total_steps, state.step) as bar:
         losses: list[torch.Tensor] = []

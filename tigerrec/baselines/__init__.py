@@ -1,27 +1,56 @@
-"""What a user would pick instead of a generator; each ranks items from the training interactions alone."""
+"""What a user would pick instead of a generator; each learns from the training interactions alone and ranks the whole catalogue."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 
-class Baseline(Protocol):
-    """A recommender that is fitted when it ranks."""
+class Rank(Protocol):
+    """A fitted recommender."""
 
-    def rank(self, training: Sequence[np.ndarray], n_items: int, histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         """The best items of each user.
 
         Args:
-            training: the training part of every user's history, item indices.
-            n_items: size of the catalogue; items are 0 … n_items - 1.
-            histories: the users to rank for: what is known of each, item indices.
+            histories: the users to rank for: what is known of each, item indices, oldest first, at least one.
             k: length of the lists.
             mask_seen: leave out the items of the user's own history.
 
         Returns:
-            Items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there.
+            Items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by item index.
+        """
+        ...
+
+
+Validate = Callable[[Rank], float]
+"""NDCG@10 of validation targets: item level, seen items masked."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recommender and what is to be told of its fitting, such as its best epoch."""
+
+    rank: Rank
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Baseline(Protocol):
+    """A recommender to be: a frozen dataclass of hyper-parameters; `is_random` where a seed changes what it learns."""
+
+    is_random: ClassVar[bool]
+
+    def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int, validate: Validate) -> Fitted:
+        """Learn from training histories.
+
+        Args:
+            training: the training part of every user's history, item indices, oldest first.
+            n_items: size of the catalogue; items are 0 … n_items - 1.
+            seed: of all random choices.
+            validate: asked of recommenders on the way, so that the best can be kept.
         """
         ...

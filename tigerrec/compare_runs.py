@@ -77,12 +77,12 @@ def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
         TigerrecError: there is none, or one was trained on other histories.
     """
     if not folders:
-        raise TigerrecError("There is no run to report; give at least one folder of a train stage.")
+        raise TigerrecError("There is no run to compare; give at least one folder of a train stage.")
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
     runs = [read_run(folder, str(folder.resolve().relative_to(shared))) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         if run.inputs.get("prepare") != runs[0].inputs.get("prepare"):
-            raise TigerrecError(f"{folder} was trained on other histories than {folders[0]}; report them apart.")
+            raise TigerrecError(f"{folder} was trained on other histories than {folders[0]}; compare them apart.")
     return runs
 
 

@@ -1,0 +1,51 @@
+"""Committed results can be recomputed from their ranks, and a run's from its lists and the split, by the lines in docs/results.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.tiny_run import build_run
+from tigerrec import artifacts
+from tigerrec.evaluate import EvaluateConfig, evaluate
+
+ROOT = Path(__file__).parent.parent
+CELLS = sorted(path.parent for path in (ROOT / "results").glob("*/*/*/ranks.parquet"))
+SHOWN = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
+
+
+@pytest.fixture(scope="module")
+def told() -> dict:
+    """What the code in docs/results.md defines."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 21
+    names: dict = {}
+    exec(code, names)
+    return names
+
+
+def assert_same(table: pd.DataFrame, rows: list[dict]) -> None:
+    assert len(rows) == len(table) > 0
+    for row in rows:
+        computed = table.loc[row["model"], row["hit"], row["seen"]]
+        assert {name: computed[name] for name in SHOWN} == pytest.approx({name: row[name] for name in SHOWN}, abs=1e-8)
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id="/".join(cell.parts[-3:])) for cell in CELLS])
+def test_a_committed_cell_is_whole_and_its_metrics_are_those_of_its_ranks(told, cell):
+    artifacts.open_stage(cell, "cell")
+    assert sum(path.stat().st_size for path in cell.iterdir()) <= 150_000
+    assert_same(told["metrics"](pd.read_parquet(cell / "ranks.parquet")), json.loads((cell / "metrics.json").read_text()))
+
+
+def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):
+    folders = build_run(tmp_path)
+    out = evaluate(folders["prepare"], folders["tokenize"], folders["train"], EvaluateConfig(model="t5"), tmp_path / "evaluated")
+    rows = json.loads((out / "metrics.json").read_text())
+    assert max(row["hr@10"] for row in rows) > 0
+    assert_same(told["metrics"](told["item_ranks"](out, folders["prepare"])), [row for row in rows if row["hit"] == "item"])
+    assert_same(told["metrics"](pd.read_parquet(out / "ranks.parquet")), rows)

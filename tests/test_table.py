@@ -1,0 +1,335 @@
+"""The benchmark table: which cells are run, what they leave, and what the table makes of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from tigerrec import TigerrecError, artifacts, files
+from tigerrec.config import ConfigError, compose
+from tigerrec.metrics import metrics
+from tigerrec.table import cells, make_table, markdown, plot
+from tigerrec.table.rows import METRICS, Result, Row, Run, gains_of, plan_rows
+from tigerrec.table.summary import Summary
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "experiment=beauty_table", "dataset=sample", "embedder=hashed", "embedder.dim=16", "tokenizer.codebook_size=16", "generator.num_layers=1",
+    "generator.d_model=16", "generator.num_heads=1", "generator.d_ff=16", "train.epochs=1", "train.validate_every=1", "train.validation_users=50",
+    "tokenizers=[rkmeans,hkmeans]", "seeds=1", "baselines=[popularity]", "tokenizer.levels=2",
+]  # fmt: skip
+CELLS = ("t5-4-epochs/hashed_rkmeans-seed0_seed0", "t5-4-epochs/hashed_hkmeans-seed0_seed0", "baselines/popularity-seed0")
+RANKED = (*(f"hashed/{name}-seed0/t5-4-epochs-seed0/eval-full-bf16" for name in ("rkmeans", "hkmeans")), "baselines/popularity-seed0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_the_root():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> SimpleNamespace:
+    """A table of two tokenizers and a baseline, with its runs."""
+    folder = tmp_path_factory.mktemp("table")
+    options = [*TINY, f"paths.runs={folder}/runs", f"paths.results={folder}/results"]
+    return SimpleNamespace(options=options, runs=folder / "runs", results=folder / "results", out=make_table(options))
+
+
+@pytest.fixture
+def elsewhere(made, tmp_path) -> SimpleNamespace:
+    """The results of that table on another machine, without its runs."""
+    shutil.copytree(made.results, tmp_path / "results")
+    options = [*TINY, f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results"]
+    return SimpleNamespace(options=options, runs=tmp_path / "runs", results=tmp_path / "results", table=tmp_path / "results" / "sample_table")
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[list[str]]:
+    """The cells that would be run: what each is asked to do, instead of doing it."""
+    found: list[list[str]] = []
+
+    def note(function: str, overrides: list[str], last: str) -> dict:
+        found.append(overrides)
+        raise TigerrecError("not today.")
+
+    monkeypatch.setattr(cells, "in_own_process", note)
+    return found
+
+
+def test_a_cell_leaves_three_small_files_that_agree_with_its_stages(made):
+    for name, stage in zip(CELLS, RANKED, strict=True):
+        cell, ranked = made.results / "sample_table" / name, made.runs / "sample" / stage
+        assert sorted(path.name for path in cell.iterdir() if path.name != ".lock") == ["manifest.json", "metrics.json", "ranks.parquet"]
+        assert sum(path.stat().st_size for path in cell.iterdir()) < 150_000
+        rows = json.loads((cell / "metrics.json").read_text())
+        assert rows
+        assert rows == [row for row in json.loads((ranked / "metrics.json").read_text()) if row["model"] == rows[0]["model"]]
+        table, whole = pq.read_table(cell / "ranks.parquet").to_pandas(), pq.read_table(ranked / "ranks.parquet").to_pandas()
+        keys = ["model", "hit", "seen", "user"]
+        whole = whole[whole["model"] == rows[0]["model"]].sort_values(keys, kind="stable").reset_index(drop=True)
+        table = table.sort_values(keys, kind="stable").reset_index(drop=True)
+        pd.testing.assert_frame_equal(table[whole.columns], whole, check_dtype=False, check_categorical=False)
+
+
+def test_the_table_holds_every_row_best_first(made):
+    table = pq.read_table(made.out / "table.parquet").to_pandas()
+    shown = table[(table["hit"] == "item") & (table["seen"] == "masked")]
+    assert set(shown["row"]) == {"rkmeans", "hkmeans", "popularity"}
+    assert shown["ndcg@10"].is_monotonic_decreasing
+    for row in shown.itertuples():
+        name = next(name for name in CELLS if row.row in name)
+        recorded = json.loads((made.results / "sample_table" / name / "metrics.json").read_text())
+        assert shown.set_index("row").loc[row.row, "hr@10"] == pytest.approx(
+            next(line["hr@10"] for line in recorded if (line["hit"], line["seen"]) == ("item", "masked"))
+        )
+    text = (made.out / "table.md").read_text()
+    listed = re.findall(r"^\| (\S+) +\| 1 ", text, re.MULTILINE)
+    assert listed[:3] == [f"*{name}*" if name == "popularity" else name for name in shown["row"]]
+    assert "make table DATASET=sample EMBEDDER=hashed" in text
+    assert (made.out / "table.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((made.out / "table.json").read_text())
+    assert facts["dataset"] == {"name": "sample", "users": 2000, "items": 492, "interactions": 19415}
+    assert {found["row"] for found in facts["comparisons"]} == {"hkmeans", "popularity"}
+
+
+def test_nothing_is_run_again_even_without_the_runs(made, elsewhere, asked):
+    out = make_table(elsewhere.options)
+    assert asked == []
+    assert not elsewhere.runs.exists() or not list(elsewhere.runs.glob("sample/*"))
+    assert pq.read_table(out / "table.parquet").equals(pq.read_table(made.out / "table.parquet"))
+
+
+def test_a_table_without_its_reference_says_so(elsewhere, asked):
+    out = make_table([*elsewhere.options, "reference=opq"])
+    assert "Nothing is compared: reference=opq" in (out / "table.md").read_text()
+    assert json.loads((out / "table.json").read_text())["comparisons"] == []
+
+
+def test_only_a_missing_cell_is_run(elsewhere, asked):
+    shutil.rmtree(elsewhere.table / CELLS[1])
+    out = make_table(elsewhere.options)
+    assert ["tokenizer=hkmeans" in overrides for overrides in asked] == [True]
+    assert {"tokenizer.seed=0", "generator.seed=0"} <= set(asked[0])
+    text = (out / "table.md").read_text()
+    assert "Missing: hashed_hkmeans-seed0_seed0 failed: not today." in text
+    assert re.search(r"^\| rkmeans", text, re.MULTILINE)
+
+
+def test_a_cell_collected_again_is_the_same(made, tmp_path):
+    shutil.copytree(made.results, tmp_path / "results")
+    cell = tmp_path / "results" / "sample_table" / CELLS[0]
+    before = {name: (cell / name).read_bytes() for name in ("metrics.json", "ranks.parquet")}
+    shutil.rmtree(cell)
+    make_table([*TINY, f"paths.runs={made.runs}", f"paths.results={tmp_path}/results"])
+    assert {name: (cell / name).read_bytes() for name in before} == before
+
+
+def test_more_seeds_are_more_cells(asked, tmp_path):
+    with pytest.raises(TigerrecError, match=r"No cell of the table could be run; .* not today\."):
+        make_table([*TINY, "seeds=[2,3]", "baselines=[]", f"paths.runs={tmp_path}", f"paths.results={tmp_path}"])
+    assert ["tokenizer=rkmeans" in overrides for overrides in asked] == [True, False] * 6  # every row once before any has a second run
+    seeds = [tuple(option for option in overrides if ".seed=" in option) for overrides in asked if "tokenizer=rkmeans" in overrides]
+    assert seeds == [(f"tokenizer.seed={t}", f"generator.seed={g}") for t in range(2) for g in range(3)]
+
+
+def test_results_of_other_settings_are_not_taken(elsewhere, asked):
+    with pytest.raises(artifacts.StaleError, match=r"rkmeans-seed0_seed0 holds results of other settings \(.*training\.epochs: 1 → 2.*train\.name=<new name>"):
+        make_table([*elsewhere.options, "train.epochs=2"])
+    assert asked == []
+
+
+def test_results_of_other_data_are_not_taken(elsewhere, asked, tmp_path):
+    other = tmp_path / "raw"
+    shutil.copytree("data/sample", other)
+    with (other / "reviews_Sample_5.json.gz").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(artifacts.StaleError, match=r"holds results of other settings \(prepare\.interactions: "):
+        make_table([*elsewhere.options, f"dataset.raw_dir={other}"])
+
+
+def test_without_raw_files_the_recorded_ones_count(elsewhere, asked, tmp_path):
+    make_table([*elsewhere.options, f"dataset.raw_dir={tmp_path}/nothing"])
+    assert asked == []
+
+
+def test_damaged_results_are_not_taken(elsewhere, asked):
+    path = elsewhere.table / CELLS[0] / "ranks.parquet"
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(artifacts.DamagedError, match=r"ranks\.parquet is damaged"):
+        make_table(elsewhere.options)
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, monkeypatch):
+    finished = elsewhere.table / CELLS[1]
+    shutil.rmtree(finished)
+    real, waited = files.locked, []
+
+    def locked(folder, wait=False, announce=None):
+        if folder.name == finished.name and not wait:
+            raise files.BusyError("another process")
+        if folder.name == finished.name:
+            shutil.copytree(made.results / "sample_table" / CELLS[1], finished)  # by the other process, meanwhile
+            waited.append(folder.name)
+        return real(folder)
+
+    monkeypatch.setattr(files, "locked", locked)
+    out = make_table(elsewhere.options)
+    assert waited == [finished.name]
+    assert asked == []
+    assert "Missing" not in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        ("tokenizer=opq", r"tokenizer=opq is for one run; choose rows by"),
+        ("tokenizers=[opk]", r"tokenizers=opk is not a choice of tokenizer; allowed: .*opq"),
+        ("tokenizers=[opq@nothing]", r"tokenizers=nothing is not a choice of embedder; allowed: .*fusion"),
+        ("baselines=[sas]", r"baselines=sas is not a choice of baseline; allowed: .*popularity"),
+        ("seeds=0", r"seeds=0 must be a number from 1 up, or two"),
+        ("seeds=[1]", r"seeds=\[1\] must be a number from 1 up, or two"),
+        ("table=null", r"table=None must be a folder name; choose one with `experiment=beauty_table`"),
+        ("train.epoch=2", r"train\.epoch is not an option"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_any_work(tmp_path, asked, option, fault):
+    with pytest.raises(ConfigError, match=fault):
+        make_table([*TINY, f"paths.runs={tmp_path}", f"paths.results={tmp_path}", option])
+    assert asked == []
+
+
+def test_the_same_generator_trained_otherwise_has_a_folder_of_its_own(tmp_path):
+    options = [*TINY, f"paths.runs={tmp_path}", f"paths.results={tmp_path}"]
+    folders = set()
+    for further in ([], ["generator=t5_items"], ["train.name=long"]):
+        rows = plan_rows([*options, *further], compose([*options, *further]), tmp_path)
+        folders |= {cell.folder for row in rows for cell in row.cells.values()}
+    assert len(folders) == 3 * 2 + 1  # the baseline is shared
+
+
+def test_beauty_table_plans_all_its_rows():
+    options = ["experiment=beauty_table"]
+    rows = plan_rows(options, compose(options), Path("results"))
+    by_name = {row.name: row for row in rows}
+    assert {"rkmeans", "rqvae", "opq", "random", "popularity", "sasrec_ce", "sasrec_bce", "item_knn", "last_item"} <= set(by_name)
+    assert all(len(row.cells) == 4 for row in rows if row.kind == "generator")
+    assert by_name["rkmeans@fusion"].embedder == "fusion"
+    chain = next(iter(by_name["rkmeans@fusion"].cells.values())).chain
+    assert chain["embed"]["inputs"] == {"collaborative": "embed:collaborative", "prepare": "prepare", "text": "embed:minilm"}
+
+
+def test_the_script_prints_the_folder_last(elsewhere):
+    done = subprocess.run([sys.executable, "scripts/table.py", *elsewhere.options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(elsewhere.table / "t5-4-epochs")]
+    assert "popularity" in done.stderr
+    done = subprocess.run([sys.executable, "scripts/table.py", *elsewhere.options, "seeds=none"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().startswith("Error: seeds=none must be")
+
+
+def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = True) -> Run:
+    """A run that hits that share of targets, at a random rank; on the level of ids a few more."""
+    ranks = {}
+    for seen in ("masked", "kept"):
+        ranks["item", seen] = np.where(rng.random(n_users) < share, rng.integers(1, 21, n_users), 0).astype(np.int16)
+        if sharing:
+            more = np.where(rng.random(n_users) < 0.05, 1, ranks["item", seen]).astype(np.int16)
+            ranks["sid", seen] = more
+    rows = {key: {"hit": key[0], "seen": key[1], "users": n_users, **metrics(found)} for key, found in ranks.items()}
+    facts = {"users": n_users, "items": 100, "interactions": 1_000, "distinct_items": 50} | ({"collision_rate": 0.25} if sharing else {})
+    stage = {"seconds": 120.0, "git": "0" * 40, "machine": "x86_64", "cores": 2}
+    stages = {"prepare": stage, "train": stage | {"training_seconds": 60.0}, "evaluate": stage} if sharing else {"prepare": stage, "baseline": stage}
+    return Run(ranks, np.arange(n_users), rows, {"facts": facts, "stages": stages})
+
+
+def a_result(name: str, shares: dict[tuple[int, int], float], seed: int, kind: str = "generator", n_users: int = 1_500) -> Result:
+    rng = np.random.default_rng(seed)
+    runs = {seeds: a_run(rng, share, n_users, kind == "generator") for seeds, share in shares.items()}
+    first = next(iter(runs.values()))
+    found = {key: np.mean([gains_of(run.ranks[key]) for run in runs.values()], axis=0) for key in first.ranks}
+    cell = SimpleNamespace(model=name if kind == "baseline" else "t5")
+    return Result(Row(name, kind, None, None, dict.fromkeys(shares, cell)), runs, found)  # type: ignore[arg-type]
+
+
+FOUR = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    results = [
+        a_result("poor", dict.fromkeys(FOUR, 0.1), 0),
+        a_result("good", {(0, 0): 0.29, (0, 1): 0.3, (1, 0): 0.31, (1, 1): 0.32}, 1),
+        a_result("strong", {(0, 0): 0.5, (1, 0): 0.5}, 2, kind="baseline"),
+        a_result("like good", dict.fromkeys(FOUR[:2], 0.3), 3),
+    ]
+    return Summary(results, "good")
+
+
+def test_rows_are_means_over_runs_with_the_spread_of_three_runs_up(summary):
+    assert summary.results[0].row.name == "strong"
+    assert summary.beaten_by_baselines == ["strong"]
+    for result in summary.results:
+        line = next(line for line in summary.rows if (line["row"], line["hit"], line["seen"]) == (result.row.name, "item", "masked"))
+        values = [run.metrics["item", "masked"]["hr@10"] for run in result.runs.values()]
+        assert line["hr@10"] == pytest.approx(np.mean(values))
+        assert line["hr@10_runs"] == values
+        assert line["hr@10_low"] < line["hr@10"] < line["hr@10_high"]
+        assert line["hr@10_sd"] == (pytest.approx(np.std(values, ddof=1)) if len(values) > 2 else None)
+        assert result.user_gains["item", "masked"][:, METRICS.index("hr@10")].mean() == pytest.approx(np.mean(values), abs=1e-7)
+
+
+def test_comparisons_are_paired_and_corrected(summary):
+    found = {comparison.row: comparison for comparison in summary.comparisons if comparison.metric == "hr@10"}
+    assert set(found) == {"poor", "strong", "like good"}
+    assert found["poor"].high < 0
+    assert found["strong"].low > 0
+    assert found["poor"].p_holm < 0.01
+    assert found["like good"].low < found["like good"].difference < found["like good"].high
+    for comparison in found.values():
+        assert comparison.p <= comparison.p_holm <= min(1, 3 * comparison.p)
+
+
+def test_components_leave_out_rows_without_seeds_and_baselines(summary):
+    freedom = {line["name"]: line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
+    assert freedom == {"tokenizer seed": 2, "generator seed": 5}
+
+
+def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
+    facts = {
+        "dataset": {"name": "toy", "users": 1_500, "items": 100, "interactions": 1_000}, "split": "test", "commands": ["make table"],
+        "commits": ["abcdef0123"], "machine": "x86_64, 2 cores", "picture": True, "notes": [],
+    }  # fmt: skip
+    text = markdown.page("Toy", summary, facts, ["a failed: b."])
+    heading, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.split("## Seen items kept")[0].splitlines() if line.startswith("|")
+    ]
+    shown = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
+    assert next(iter(shown)) == "*strong*"
+    assert re.fullmatch(r"\.\d{4} ± \.\d{4}", shown["good"]["HR@10"])
+    assert re.fullmatch(r"\.\d{4} · \.\d{4}", shown["like good"]["HR@10"])
+    assert "Missing: a failed: b." in text
+    inflation = re.search(r"^\| good .*\| \+(\d+\.\d)% ", text, re.MULTILINE)
+    good = next(result for result in summary.results if result.row.name == "good")
+    assert float(inflation[1]) == pytest.approx(100 * (good.value("hr@10", "sid") / good.value("hr@10") - 1), abs=0.06)
+    plot.draw(summary, "Toy", tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_other_targets_do_not_share_a_table():
+    with pytest.raises(ValueError, match="same targets"):
+        Summary([a_result("a", {(0, 0): 0.1}, 0), a_result("b", {(0, 0): 0.1}, 1, n_users=20)], None)

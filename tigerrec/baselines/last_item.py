@@ -1,0 +1,53 @@
+"""The next item from the last one alone: a low-rank matrix of how items follow items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tigerrec.baselines import Fitted, Validate
+from tigerrec.baselines.learning import CROSS_ENTROPY, check_learning
+from tigerrec.seeds import derived_seed
+
+
+@dataclass(frozen=True)
+class LastItem:
+    """Scores an item as the product of its vector with a vector of the last item, plus its bias (as the factorised Markov chain
+    of Rendle et al. 2010, without the user's part), learned by cross-entropy over all items.
+
+    Args:
+        dim: width of the vectors.
+
+    The others are those of `learning.Learning`.
+    """
+
+    is_random: ClassVar[bool] = True
+
+    dim: int = 128
+    epochs: int = 20
+    batch_targets: int = 512
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.5
+    validate_every: int = 1
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        check_learning(self)
+
+    @property
+    def loss(self) -> str:
+        """Cross-entropy over all items."""
+        return CROSS_ENTROPY
+
+    def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int, validate: Validate) -> Fitted:
+        """Train on all pairs of consecutive items. As in `Baseline.fit`."""
+        from tigerrec.baselines.bilinear import Bilinear
+        from tigerrec.baselines.next_item import learn
+
+        return learn(Bilinear(n_items, self.dim, derived_seed(seed, "weights")), training, self, seed, validate)

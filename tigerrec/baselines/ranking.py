@@ -1,0 +1,55 @@
+"""From scores of all items to lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tigerrec.baselines import Rank
+
+USERS_AT_ONCE = 512
+
+ScoreFunction = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""Histories → scores of all items, float32 (n, n_items), which the caller may change."""
+
+
+def best_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The items with the highest scores, best first; equal scores by item index.
+
+    Args:
+        scores: float32 (n, n_items); -inf where an item may not be listed.
+
+    Returns:
+        Items int32 (n, k), -1 where too few may be listed, and scores float32 (n, k), -inf there.
+    """
+    n_listed = min(k, scores.shape[1])
+    chosen = np.sort(np.argpartition(scores, scores.shape[1] - n_listed, axis=1)[:, -n_listed:], axis=1)
+    lowest = np.take_along_axis(scores, chosen, axis=1).min(1)
+    for row in np.flatnonzero((scores >= lowest[:, None]).sum(1) > n_listed):
+        candidates = np.flatnonzero(scores[row] >= lowest[row])
+        chosen[row] = np.sort(candidates[np.argsort(-scores[row, candidates], kind="stable")[:n_listed]])
+    found = np.take_along_axis(scores, chosen, axis=1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    found, chosen = np.take_along_axis(found, order, axis=1), np.take_along_axis(chosen, order, axis=1)
+    items, best = np.full((len(scores), k), -1, np.int32), np.full((len(scores), k), -np.inf, np.float32)
+    items[:, :n_listed], best[:, :n_listed] = np.where(np.isfinite(found), chosen, -1), found
+    return items, best
+
+
+def ranks_by(score: ScoreFunction) -> Rank:
+    """The recommender that lists the items with the highest scores; users of similar history length are scored together."""
+
+    def rank(histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        items, best = np.empty((len(histories), k), np.int32), np.empty((len(histories), k), np.float32)
+        order = np.argsort([len(history) for history in histories], kind="stable")
+        for start in range(0, len(order), USERS_AT_ONCE):
+            users = order[start : start + USERS_AT_ONCE]
+            known = [histories[user] for user in users]
+            scores = score(known)
+            if mask_seen:
+                scores[np.repeat(np.arange(len(known)), [len(history) for history in known]), np.concatenate(known)] = -np.inf
+            items[users], best[users] = best_items(scores, k)
+        return items, best
+
+    return rank

@@ -1,0 +1,159 @@
+"""The cells of a table: one run each, whose results are small files that count as done wherever they are."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tigerrec import artifacts, pipeline
+from tigerrec.config import compose
+from tigerrec.identity import canonical_json, changed_keys, describe
+from tigerrec.processes import in_own_process
+
+logger = logging.getLogger(__name__)
+
+CELL = "cell"
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table.
+
+    Attributes:
+        row: the table's row it belongs to.
+        model: what it is called in the rows of `metrics.json`.
+        overrides: the Hydra overrides that make it.
+        steps: its stages, each behind those it reads; the last one ranks.
+        folder: of its results.
+    """
+
+    row: str
+    model: str
+    overrides: tuple[str, ...]
+    steps: Mapping[str, pipeline.Step]
+    folder: Path
+
+    @property
+    def last(self) -> pipeline.Step:
+        """The stage that ranks all users."""
+        return list(self.steps.values())[-1]
+
+    @functools.cached_property
+    def chain(self) -> dict[str, Any]:
+        """What every stage of the cell is made of: its configuration and the stages it reads; known before any of them ran."""
+        keys = {step.folder: key for key, step in self.steps.items()}
+        stages = {
+            key: {"stage": step.stage, "config": describe(step.config), "inputs": {name: keys[folder] for name, folder in step.inputs.items()}}
+            for key, step in self.steps.items()
+        }
+        return {"model": self.model, **stages}
+
+    def sources(self) -> dict[str, str]:
+        """The sha256 of the outside files that the stages read, by stage and role, as far as they are there."""
+        return {f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()}
+
+    def is_done(self) -> bool:
+        """Whether the results of exactly this cell are there, undamaged; the folders of its stages are not needed.
+
+        Raises:
+            StaleError: results are there, of other settings or of other files.
+            DamagedError: a file of the results is missing or changed.
+        """
+        if artifacts.read_manifest(self.folder) is None:
+            return False
+        manifest = artifacts.open_stage(self.folder, CELL)
+        recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
+        differences = changed_keys(manifest.config | recorded, canonical(self.chain) | recorded | self.sources())
+        if differences:
+            raise artifacts.StaleError(
+                f"{self.folder} holds results of other settings ({'; '.join(differences)}); "
+                "add `train.name=<new name>` (or `baseline.name=`) to keep both, or delete that folder to run it again."
+            )
+        return True
+
+    def run(self) -> None:
+        """Run the stages that are missing, in a process of their own, and leave the results in the cell's folder."""
+        in_own_process(f"{__name__}.run_in_this_process", list(self.overrides), self.last.key)
+        collect(self)
+
+
+def canonical(value: Any) -> Any:
+    """A configuration as a manifest gives it back."""
+    return json.loads(canonical_json(value))
+
+
+@functools.cache
+def _sha256(path: Path) -> str:
+    return artifacts.sha256_file(path)
+
+
+def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
+    """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`.
+
+    Raises:
+        ConfigError: an option is unknown, has the wrong type or is out of range.
+    """
+    from tigerrec.baselines import command
+
+    return (command.plan if last == "baseline" else pipeline.plan)(compose(overrides))
+
+
+def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
+    """Bring the stages of a cell up to date."""
+    pipeline.show_progress()
+    pipeline.bring_up_to_date(steps_of(overrides, last), last, overwrite=None)
+    return {}
+
+
+def collect(cell: Cell) -> None:
+    """Write `metrics.json`, `ranks.parquet` and `manifest.json` of a cell from its stages.
+
+    Raises:
+        ArtifactError: one of its stages is missing or damaged.
+    """
+    manifests = {key: artifacts.open_stage(step.folder, step.stage) for key, step in cell.steps.items()}
+    ranked = cell.last.folder
+    metrics = [row for row in artifacts.read_json(ranked, "metrics.json") if row["model"] == cell.model]
+    with artifacts.writing(cell.folder, CELL, cell.chain, sources=cell.sources()) as files:
+        files.provenance |= {
+            "facts": _facts(cell),
+            "stages": {key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()},
+        }
+        files.json("metrics.json", metrics)
+        with files.create("ranks.parquet") as path:
+            write_ranks(artifacts.read_table(ranked, "ranks.parquet"), cell.model, path)
+    logger.info("wrote the results of %s to %s", cell.row, cell.folder)
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    """What a table shows beside metrics: sizes of the data, how the ids collide, and how many different items are recommended."""
+    import pyarrow.compute as pc
+
+    stats = artifacts.read_json(cell.steps["prepare"].folder, "stats.json")
+    lists = artifacts.read_table(cell.last.folder, "recommendations.parquet")
+    top = lists.filter((pc.field("model") == cell.model) & (pc.field("seen") == "masked") & (pc.field("rank") <= LISTED))
+    facts = {name: stats[name] for name in ("users", "items", "interactions")} | {"distinct_items": len(top["item"].unique())}
+    if "tokenize" in cell.steps:
+        found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json")["collisions"]
+        facts |= {name: found[name] for name in ("collision_rate", "unique_ids", "largest_group")}
+    return facts
+
+
+def write_ranks(ranks: Any, model: str, path: Path) -> None:
+    """One model's ranks in the columns of `ranks.parquet`, ordered by user and packed tightly."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    own = ranks.filter(pc.field("model") == model)
+    ordered = own.take(np.argsort(own["user"].to_numpy(), kind="stable"))
+    ordered = ordered.set_column(ordered.schema.get_field_index("rank"), "rank", ordered["rank"].cast(pa.int16()))
+    encodings = {"user": "DELTA_BINARY_PACKED", "target": "BYTE_STREAM_SPLIT", "rank": "BYTE_STREAM_SPLIT"}
+    pq.write_table(ordered, path, compression="zstd", compression_level=19, use_dictionary=["model", "hit", "seen"], column_encoding=encodings)

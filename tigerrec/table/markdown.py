@@ -1,0 +1,103 @@
+"""A table in Markdown: what was measured, row by row, and what may be read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tigerrec.table.rows import GENERATOR, METRICS, Result
+from tigerrec.table.statistics import LEAST_RUNS_FOR_SD
+from tigerrec.table.summary import Summary
+
+NOTHING = "–"
+NOTES = (
+    "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other items may share, stand apart.",
+    "± is the standard deviation over runs, given from three runs up; below that every run is shown. Brackets are 95 % bootstrap intervals over users "
+    "of the mean over runs (10,000 resamples, the same for all rows): they say how far other users would move a figure, not how far other seeds would.",
+    "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows compared (Holm). "
+    "It knows nothing of seeds: read it beside the spread that seeds cause.",
+)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table with its heading first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines)
+
+
+def _figure(value: float | None, form: str = ".4f") -> str:
+    return NOTHING if value is None else f"{value:{form}}".removeprefix("0") if form == ".4f" else f"{value:{form}}"
+
+
+def _with_spread(line: dict[str, Any], metric: str) -> str:
+    if line["runs"] >= LEAST_RUNS_FOR_SD:
+        return f"{_figure(line[metric])} ± {_figure(line[f'{metric}_sd'])}"
+    return " · ".join(_figure(value) for value in line[f"{metric}_runs"])
+
+
+def _name(result: Result) -> str:
+    return result.row.name if result.row.kind == GENERATOR else f"*{result.row.name}*"
+
+
+def metrics_table(summary: Summary, seen: str) -> str:
+    """Item-level metrics of all rows, one treatment of seen items."""
+    lines = {line["row"]: line for line in summary.rows if (line["hit"], line["seen"]) == ("item", seen)}
+    rows = [["row", "runs", *(metric.upper() for metric in METRICS), "95 % of NDCG@10"]]
+    for result in summary.results:
+        line = lines[result.row.name]
+        interval = f"[{_figure(line['ndcg@10_low'])}, {_figure(line['ndcg@10_high'])}]"
+        rows.append([_name(result), str(line["runs"]), *(_with_spread(line, metric) for metric in METRICS), interval])
+    return aligned(rows)
+
+
+def ids_table(summary: Summary) -> str:
+    """What counting hits on ids would say, how many items share their codes, and what a row costs."""
+    rows = [["row", "items sharing codes", "HR@10, item", "HR@10, id", "inflation", "different items in top 10s", "minutes: tokenizer", "training", "ranking"]]
+    for result in summary.results:
+        item, sid = result.value("hr@10"), result.value("hr@10", "sid") if ("sid", "masked") in result.user_gains else None
+        inflation = None if sid is None or not item else sid / item - 1
+        shared = result.fact("collision_rate")
+        minutes = [result.minutes(name) for name in ("minutes_tokenize", "minutes_train", "minutes_evaluate")]
+        rows.append([
+            _name(result), _figure(shared, ".1%"), _figure(item), _figure(sid), _figure(inflation, "+.1%"), _figure(result.fact("distinct_items"), ",.0f"),
+            *(_figure(value, ".1f") for value in minutes),
+        ])  # fmt: skip
+    return aligned(rows)
+
+
+def comparisons_table(summary: Summary) -> str:
+    """The differences to the reference row."""
+    rows = [["row", "metric", "difference", "95 %", "p (Holm)"]]
+    for found in summary.comparisons:
+        interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
+        rows.append([found.row, found.metric.upper(), f"{found.difference:+.4f}", interval, f"{found.p_holm:.4f}"])
+    return aligned(rows)
+
+
+def variance_table(summary: Summary) -> str:
+    """The spread that each kind of seed causes."""
+    rows = [["metric", "seed", "SD", "degrees of freedom"]]
+    rows += [[line["metric"].upper(), line["name"].removesuffix(" seed"), _figure(line["sd"]), str(line["degrees_of_freedom"])] for line in summary.variance]
+    return aligned(rows)
+
+
+def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[str]) -> str:
+    """The whole of `table.md`."""
+    dataset = facts["dataset"]
+    about = f"{dataset['users']:,} users, {dataset['items']:,} items, {dataset['interactions']:,} interactions; split: {facts['split']}."
+    made = [f"`{command}`" for command in facts["commands"]]
+    parts = [
+        f"# {title}", about,
+        f"Made by {' and '.join(made)} at commit {', '.join(commit[:7] for commit in facts['commits'])}, on {facts['machine']}. Baselines are in *italics*.",
+        "## Seen items masked", metrics_table(summary, "masked"), "![NDCG@10 and HR@10 of all rows](table.png)" if facts["picture"] else "",
+        "## Seen items kept", metrics_table(summary, "kept"),
+        "## Ids, diversity and cost (seen masked)", ids_table(summary),
+    ]  # fmt: skip
+    if summary.comparisons:
+        parts += [f"## Against {summary.comparisons[0].reference} (seen masked)", comparisons_table(summary)]
+    if summary.variance:
+        pooled = "Pooled over the rows that have a generator; generator seeds are nested in tokenizer seeds."
+        parts += ["## What seeds change (seen masked)", variance_table(summary), pooled]
+    parts += ["## How to read it", "\n".join(f"- {note}" for note in (*NOTES, *facts["notes"], *(f"Missing: {name}" for name in missing)))]
+    return "\n\n".join(part for part in parts if part) + "\n"
