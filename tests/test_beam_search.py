@@ -79,8 +79,17 @@ def all_scores(ids, model, histories) -> np.ndarray:
     rows = []
     for history in histories:
         encoded = stock_encoding(model, history)
-        rows.append(score_catalogue(model.t5, torch.from_numpy(ids.tokens), encoded, torch.ones(encoded.shape[:2])))
-    return torch.cat(rows).numpy()
+        tokens = torch.from_numpy(ids.tokens)
+        inputs = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=PAD)
+        logits = model.t5(encoder_outputs=(encoded.expand(len(tokens), -1, -1),), decoder_input_ids=inputs).logits
+        rows.append(logits.log_softmax(-1).gather(2, tokens[:, :, None]).sum((1, 2)))
+    return torch.stack(rows).numpy()
+
+
+def test_the_scores_of_a_catalogue_are_those_of_the_stock_model(setting):
+    ids, model, histories = setting
+    found = score_catalogue(model, padded([history[-6:] for history in histories]), chunk=7)
+    np.testing.assert_allclose(found, all_scores(ids, model, histories), atol=1e-4)
 
 
 def test_beam_as_wide_as_the_catalogue_equals_exhaustive_scoring(setting):
@@ -185,9 +194,7 @@ def test_refuses_an_empty_history_and_a_beam_narrower_than_k(setting):
 def test_beam_search_is_a_function_of_tensors(setting):
     ids, model, histories = setting
     read = padded([history[-6:] for history in histories[:3]])
-    items, scores = beam_search(
-        model.t5, build_trie(ids.tokens), *model.read(read), beam_size=4, dtype=torch.float32
-    )  # fmt: skip
+    items, scores = beam_search(model.decoder(read, torch.float32), build_trie(ids.tokens), 3, beam_size=4)
     assert items.shape == scores.shape == (3, 4)
     assert (scores.diff(dim=1) <= 0).all()
 
@@ -207,8 +214,7 @@ def test_items_that_share_ids_are_ranked_as_exhaustive_scoring_ranks_them(histor
     assert len(np.unique(ids.codes, axis=0)) < 30
     searcher = Searcher.of(model, "fp32", popularity)
     items, scores = searcher.rank(histories, k=30, beam_size=30, mask_seen=mask_seen)
-    with torch.no_grad():
-        expected = score_catalogue(model.t5, model.tokens, *model.read(padded([read[-6:] for read in histories]))).numpy()
+    expected = score_catalogue(model, padded([read[-6:] for read in histories])).numpy()
     for user, seen in enumerate(histories):
         allowed = np.setdiff1d(np.arange(30), seen) if mask_seen else np.arange(30)
         n = len(allowed)

@@ -220,3 +220,9 @@ def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {text}")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_family_than_t5_is_refused_before_any_work(tmp_path):
+    with pytest.raises(TigerrecError, match=r"generator=decoder_only is none; give `generator=t5_paper`, t5 or t5_items"):
+        benchmark.benchmark(compose(["generator=decoder_only", f"paths.runs={tmp_path}"]), TINY)
+    assert not any(tmp_path.iterdir())

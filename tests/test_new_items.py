@@ -24,7 +24,9 @@ ROWS = ["item_id,title,text", "new-a,Like item 3,Item 3 of kind 3", "new-b,Anoth
 NEW = ["new-a", "new-b", "new-c"]
 
 
-@pytest.fixture(scope="module", params=[("suffix", "codes"), ("suffix", "items"), ("nearest_free", "codes"), ("keep", "items")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[("suffix", "codes"), ("suffix", "items"), ("nearest_free", "codes"), ("keep", "items"), ("suffix", "decoder_only")], ids="-".join
+)
 def run(request, tmp_path_factory):
     return build_embedded_run(tmp_path_factory.mktemp("runs"), *request.param)
 

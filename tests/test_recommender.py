@@ -18,7 +18,7 @@ from tigerrec.semantic_ids import load_semantic_ids
 HISTORY = ["0000000003", "0000000011", "0000000007"]
 
 
-@pytest.fixture(scope="module", params=["codes", "items"])
+@pytest.fixture(scope="module", params=["codes", "items", "decoder_only"])
 def run(request, tmp_path_factory):
     return build_run(tmp_path_factory.mktemp("runs"), history=request.param)
 
@@ -147,6 +147,15 @@ def test_the_model_card_says_whether_transformers_reads_histories_as_the_model_d
     card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
     assert ("The model reads histories as transformers does" in card) == as_stock
     assert ("`generate` of transformers does not read histories as this model does" in card) != as_stock
+
+
+def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_it(tmp_path):
+    run = build_run(tmp_path / "runs", history="decoder_only")
+    card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
+    assert "semantic-ids, gpt2]" in card
+    assert "token 0 and the tokens of the last 5 items" in card
+    assert "which are 4, 3, 40." in card
+    assert "T5" not in card
 
 
 def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):

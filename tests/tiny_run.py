@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tigerrec import artifacts
+from tigerrec.decoder_only import DecoderOnly
 from tigerrec.embed import embed
 from tigerrec.embed.hashed import Hashed
 from tigerrec.generator import T5, save_generator
@@ -18,6 +19,8 @@ from tigerrec.tokenizers.rkmeans import ResidualKMeans
 N_USERS = 50
 N_ITEMS = 40
 CODE_SIZES = (4, 3)
+T5S = {history: T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history) for history in ("codes", "items")}
+GENERATORS = T5S | {"decoder_only": DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5)}
 
 
 def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Path]:
@@ -67,8 +70,8 @@ def _write_prepare(folder: Path, rng: np.random.Generator, seed: int) -> None:
 
 
 def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes", mask: str = "item_causal") -> None:
-    """An untrained generator as a train stage."""
-    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history).new(semantic_ids, mask, seed)
+    """An untrained generator as a train stage: a T5 by what it reads, or `decoder_only`."""
+    model = GENERATORS[history].new(semantic_ids, mask, seed)
     inputs = {name: folders[name] for name in ("prepare", "tokenize")}
     with artifacts.writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
         scratch = folders["train"] / "scratch"

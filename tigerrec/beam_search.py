@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,111 +12,36 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tigerrec.batches import NO_ITEM, length_sorted_batches, padded
-from tigerrec.dropout import Dropout
-from tigerrec.history_t5 import HistoryT5
+from tigerrec.history_model import Decoder, HistoryModel
 from tigerrec.precision import product_type
 from tigerrec.semantic_ids import PAD
-from tigerrec.stacks import attend, attend_to_one, feed_forward, heads, linear, normalise
 from tigerrec.trie import Trie, build_trie
 
 logger = logging.getLogger(__name__)
-NO_DROPOUT = Dropout(0.0)
-
-
-class BeamDecoder:
-    """The decoder of a T5, run one level at a time for all beams of all users.
-
-    A user's beams are query positions of one sequence: they share the user's cross-attention keys and values, which
-    are computed once, and each sees, among the tokens fed so far, its own ancestors only.
-    """
-
-    def __init__(self, t5: Any, encoded: Tensor, attention_mask: Tensor, n_levels: int, dtype: torch.dtype) -> None:
-        self.t5, self.dtype = t5, dtype
-        self.blocks = [block.layer for block in t5.decoder.block]
-        encoded = encoded.to(dtype)
-        cross = [layer[1].EncDecAttention for layer in self.blocks]
-        self.has_one_position = encoded.shape[1] == 1
-        if self.has_one_position:
-            self.read = [attend_to_one(attention, encoded) for attention in cross]
-        else:
-            self.cross = [heads(linear(encoded, attention.k, attention.v), 2, attention.n_heads) for attention in cross]
-        self.visible = attention_mask.bool()[:, None, None, :]
-        self.position_bias = self.blocks[0][0].SelfAttention.compute_bias(n_levels, n_levels)[0]
-        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
-        self.fed: list[int] = []
-
-    def _ancestor_bias(self, ancestors: Tensor) -> Tensor:
-        """The self-attention bias of beams over all tokens fed: the relative position's where it is an ancestor, else -inf.
-
-        Args:
-            ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
-        """
-        depth = ancestors.shape[-1] - 1
-        parts = []
-        for level, n_slots in enumerate(self.fed):
-            is_ancestor = ancestors[:, None, :, level, None] == torch.arange(n_slots, device=ancestors.device)
-            parts.append(torch.where(is_ancestor, self.position_bias[:, depth, level, None, None], -torch.inf))
-        return torch.cat(parts, dim=-1)
-
-    def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam.
-
-        Args:
-            tokens: int64 (B, K).
-            ancestors: int64 (B, K, depth + 1), see `_ancestor_bias`.
-
-        Returns:
-            The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
-        """
-        self.fed.append(tokens.shape[1])
-        states = self.t5.shared(tokens)
-        bias = self._ancestor_bias(ancestors)
-        for index, (self_layer, cross_layer, feed_forward_layer) in enumerate(self.blocks):
-            attention = self_layer.SelfAttention
-            normed = normalise(self_layer.layer_norm, states, self.dtype)
-            queries, keys, values = heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
-            if (cached := self.cache[index]) is not None:
-                keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
-            self.cache[index] = keys, values
-            states = states + attend((queries, keys, values), bias, None, attention, NO_DROPOUT)
-            if self.has_one_position:
-                states = states + self.read[index]
-            else:
-                attention = cross_layer.EncDecAttention
-                (queries,) = heads(linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads)
-                states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
-            states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
-        states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
-        scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
-        return linear(states, self.t5.lm_head, scale=scale).log_softmax(-1)  # in float32: in bf16 items of a list would tie
 
 
 @torch.inference_mode()
-def beam_search(
-    t5: Any, trie: Trie, encoded: Tensor, attention_mask: Tensor, *, beam_size: int, dtype: torch.dtype, closed: list[Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def beam_search(decoder: Decoder, trie: Trie, n_users: int, *, beam_size: int, closed: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """The most probable items of each user, found level by level along the trie.
 
     Scores are sums of log-probabilities over the whole vocabulary; the trie masks after the softmax. Closed nodes
     (see `Trie.closed`, rows = users) are left out inside the search, so that a list is as full without them.
 
     Args:
-        t5: a stock T5.
-        encoded: (B, S, d), what the decoder attends to for each user.
-        attention_mask: (B, S), 1 where there is a position to attend to.
+        decoder: has read the users' histories, and was fed nothing.
+        trie: on the decoder's device.
+        n_users: B.
         beam_size: how many prefixes a user keeps at each level.
-        dtype: of the matrix products, the last one apart, which is always float32.
 
     Returns:
         Items, int64 (B, K) best first, K at most `beam_size`, `NO_ITEM` where nothing is left; scores, float32 (B, K), -inf there.
         Items that share an id have its score and come in the order of the trie.
     """
-    decoder = BeamDecoder(t5, encoded, attention_mask, trie.n_levels, dtype)
-    users = torch.arange(len(encoded), device=encoded.device)[:, None]
+    users = torch.arange(n_users, device=trie.leaf_item.device)[:, None]
     nodes = torch.zeros_like(users)
     tokens = torch.full_like(users, PAD)
     ancestors = torch.zeros_like(users)[:, :, None]
-    scores = torch.zeros(users.shape, device=encoded.device)
+    scores = torch.zeros(users.shape, device=users.device)
     for depth in range(trie.n_levels):
         log_probabilities = decoder.step(tokens, ancestors)
         children, exists = trie.children(depth, nodes)
@@ -141,29 +65,20 @@ def beam_search(
 
 
 @torch.inference_mode()
-def score_catalogue(t5: Any, tokens: Tensor, encoded: Tensor, attention_mask: Tensor, chunk: int = 4096) -> Tensor:
-    """The log-probability of every item for every user, one user at a time through the stock decoder: the search's oracle.
+def score_catalogue(model: HistoryModel, items: Tensor, chunk: int = 4096) -> Tensor:
+    """The log-probability of every item for every user, one user at a time through the stock model: the search's oracle.
 
     Args:
-        t5: a stock T5.
-        tokens: int64 (I, T).
-        encoded: (B, S, d), what the decoder attends to for each user.
-        attention_mask: (B, S), 1 where there is a position to attend to.
-        chunk: items decoded at once.
+        items: int64 (B, n), histories of item indices, padded on the right with `NO_ITEM`.
+        chunk: items scored at once.
 
     Returns:
         float32 (B, I).
     """
-    start = torch.full_like(tokens[:, :1], t5.config.decoder_start_token_id)
-    decoder_inputs = torch.cat([start, tokens[:, :-1]], dim=1)
     rows = []
-    for states, mask in zip(encoded, attention_mask, strict=True):
-        row = []
-        for inputs, targets in zip(decoder_inputs.split(chunk), tokens.split(chunk), strict=True):
-            n = len(inputs)
-            logits = t5(encoder_outputs=(states.expand(n, -1, -1),), attention_mask=mask.expand(n, -1), decoder_input_ids=inputs).logits
-            row.append(logits.float().log_softmax(-1).gather(2, targets[:, :, None]).sum((1, 2)))
-        rows.append(torch.cat(row))
+    for history in items:
+        parts = [(model.stock_logits(history[history >= 0], targets), targets) for targets in model.tokens.split(chunk)]
+        rows.append(torch.cat([logits.float().log_softmax(-1).gather(2, targets[:, :, None]).sum((1, 2)) for logits, targets in parts]))
     return torch.stack(rows)
 
 
@@ -178,13 +93,13 @@ class Searcher:
         popularity: int (I,), how often training histories hold each item; it orders items that share an id; None: none may.
     """
 
-    model: HistoryT5
+    model: HistoryModel
     trie: Trie
     precision: str = "auto"
     popularity: np.ndarray | None = None
 
     @staticmethod
-    def of(model: HistoryT5, precision: str = "auto", popularity: np.ndarray | None = None) -> Searcher:
+    def of(model: HistoryModel, precision: str = "auto", popularity: np.ndarray | None = None) -> Searcher:
         """A searcher over all items of a model, on its device."""
         return Searcher(model, build_trie(model.tokens.cpu().numpy(), popularity).to(model.device), precision, popularity)
 
@@ -209,7 +124,7 @@ class Searcher:
         The last items that the model reads are read; with `mask_seen` no item of the whole history is recommended.
 
         Args:
-            batch_tokens: encoder positions and beams searched at once.
+            batch_tokens: positions of histories and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
             seen: the items of each user that `mask_seen` masks; those of the history by default.
 
@@ -245,6 +160,5 @@ class Searcher:
             closed = self.trie.closed(rows, torch.from_numpy(np.concatenate(masked).astype(np.int64)).to(device))
         dtype = product_type(device, self.precision)
         with torch.inference_mode():
-            encoded, mask = self.model.read(recent, dtype)
-            items, scores = beam_search(self.model.t5, self.trie, encoded, mask, beam_size=beam_size, dtype=dtype, closed=closed)
+            items, scores = beam_search(self.model.decoder(recent, dtype), self.trie, len(histories), beam_size=beam_size, closed=closed)
         return items.cpu().numpy(), scores.cpu().numpy()

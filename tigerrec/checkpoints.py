@@ -20,6 +20,8 @@ from tigerrec import TigerrecError, artifacts
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from tigerrec.history_model import HistoryModel
+
 logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 
@@ -106,7 +108,7 @@ class Checkpoints:
         """Commit records, newest first."""
         return sorted(self.folder.glob("step-*.json"), key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
-    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
+    def restore(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> RunState:
         """Load the newest whole checkpoint; without one the run starts from the beginning.
 
         Raises:
@@ -146,7 +148,7 @@ class Checkpoints:
             if artifacts.sha256_file(self.folder / candidate["file"]) != candidate["sha256"]:
                 raise ValueError(f"{candidate['file']} is damaged")
 
-    def _load(self, path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _load(self, path: Path, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         tensors = load_file(path)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -160,7 +162,7 @@ class Checkpoints:
                 state["state"].setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(state)
 
-    def save(self, state: RunState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint and forget all but the last two; from the first one on, an older finished stage is given up."""
         (self.folder.parent / artifacts.MANIFEST).unlink(missing_ok=True)
         tensors = {f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
@@ -189,7 +191,7 @@ class Checkpoints:
                     self.writer.add_scalar(name, value, line["step"])
             self.writer.flush()
 
-    def consider(self, state: RunState, model: torch.nn.Module, score: float, keep: int) -> None:
+    def consider(self, state: RunState, model: HistoryModel, score: float, keep: int) -> None:
         """Keep the weights as a candidate if they are among the best so far; of equal scores the earlier is better."""
         best = max((candidate["score"] for candidate in state.candidates), default=-1.0)
         state.validations_since_best = 0 if score > best else state.validations_since_best + 1
@@ -201,7 +203,7 @@ class Checkpoints:
         candidate = {"step": state.step, "score": score, "file": path.name, "sha256": artifacts.sha256_file(path)}
         state.candidates = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))[:keep]
 
-    def load_candidate(self, candidate: dict[str, Any], model: torch.nn.Module) -> None:
+    def load_candidate(self, candidate: dict[str, Any], model: HistoryModel) -> None:
         """Load a candidate's weights into the model."""
         tensors = load_file(self.folder / candidate["file"])
         with torch.no_grad():

@@ -33,6 +33,10 @@ OWN_ENCODING = (
     "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` what "
     "`HistoryT5.read` returns: `encoder_outputs=BaseModelOutput(encoded)` and `attention_mask`."
 )
+SEQUENCE_ENCODING = (
+    "`generate` of transformers computes the scores that tigerrec computes, given as `input_ids` token 0 and the tokens of the last {max_items} items: "
+    "code c of level l is token 1 + c + the sizes of the levels before, which are {level_sizes}."
+)
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (
     "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. 2015). Where they are that release, "
@@ -153,6 +157,14 @@ def metrics_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _how_to_generate(config: dict[str, Any]) -> str:
+    """Whether and how transformers alone generates with a model, given its `config.json`."""
+    facts = config["tigerrec"]
+    if config["model_type"] == "gpt2":
+        return SEQUENCE_ENCODING.format(max_items=facts["max_items"], level_sizes=", ".join(map(str, facts["level_sizes"])))
+    return STOCK_ENCODING if STOCK_READING.items() <= facts.items() else OWN_ENCODING
+
+
 def _data_note(dataset: str, config: dict[str, Any]) -> str:
     if dataset == "sample":
         return SAMPLE
@@ -175,7 +187,8 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     """The README.md of an export, filled from manifests and results."""
     manifests = {name: artifacts.open_stage(folder, name) for name, folder in folders.items()}
     stats = artifacts.read_json(folders["prepare"], "stats.json")
-    facts = artifacts.read_json(folders["train"], "config.json")["tigerrec"]
+    config = artifacts.read_json(folders["train"], "config.json")
+    facts = config["tigerrec"]
     dataset, embedder, tokenizer, run = folders["prepare"].name, folders["tokenize"].parent.name, folders["tokenize"].name, folders["train"].name
     example = artifacts.read_table(folders["prepare"], "items.parquet")["item_id"].slice(0, 2).to_pylist()
     data = manifests["prepare"].config
@@ -183,7 +196,7 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
     return f"""---
 library_name: tigerrec
-tags: [recommendation, generative-retrieval, semantic-ids, t5]
+tags: [recommendation, generative-retrieval, semantic-ids, {config["model_type"]}]
 ---
 
 # {run} on {dataset}
@@ -209,7 +222,7 @@ for item in recommender.recommend({example!r}, k=10):
     print(item.item_id, item.title, item.score, item.semantic_id)
 ```
 
-Only items of this data set can be given and are recommended. {STOCK_ENCODING if STOCK_READING.items() <= facts.items() else OWN_ENCODING}
+Only items of this data set can be given and are recommended. {_how_to_generate(config)}
 
 ## Results
 

@@ -1,16 +1,17 @@
-"""The generator: a stock transformers T5 over the tokens of Semantic IDs, and how it reads histories."""
+"""The generator: model families over the tokens of Semantic IDs, T5 among them; loading and saving."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tigerrec import artifacts
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
+    from tigerrec.history_model import HistoryModel
     from tigerrec.history_t5 import HistoryT5
 
 BIDIRECTIONAL, ITEM_CAUSAL = "bidirectional", "item_causal"
@@ -19,6 +20,7 @@ CODES, ITEMS = "codes", "items"
 HISTORIES = (CODES, ITEMS)
 ALL_ITEMS, LAST_ITEM = "all_items", "last_item"
 DECODER_READS = (ALL_ITEMS, LAST_ITEM)
+READING = {"encoder_mask": ENCODER_MASKS, "history": HISTORIES, "decoder_reads": DECODER_READS}
 INPUT_MODULE = "input_module.safetensors"
 
 
@@ -26,11 +28,30 @@ INPUT_MODULE = "input_module.safetensors"
 class Generator(Protocol):
     """A model family that generates the next item's tokens from a history."""
 
-    max_items: int
-    item_loss: float
+    @property
+    def max_items(self) -> int:
+        """How many of a history's last items are read."""
+        ...
 
-    def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryT5:
-        """A model with random weights for these items."""
+    @property
+    def item_loss(self) -> float:
+        """Weight of a further training loss, which predicts items as a whole."""
+        ...
+
+    def window(self, stride: int) -> int:
+        """Items of a packed training window, of which there is one every `stride` items.
+
+        Raises:
+            ValueError: the family cannot be trained so.
+        """
+        ...
+
+    def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryModel:
+        """A model with random weights for these items.
+
+        Args:
+            encoder_mask: one of `ENCODER_MASKS`, for a family with an encoder.
+        """
         ...
 
 
@@ -92,6 +113,10 @@ class T5:
         """What the decoder attends to under a mask: one of `DECODER_READS`."""
         return self.decoder_reads or (LAST_ITEM if encoder_mask == ITEM_CAUSAL else ALL_ITEMS)
 
+    def window(self, stride: int) -> int:
+        """Items of a training window: a target after `max_items` items or more, where there are as many."""
+        return self.max_items + stride
+
     def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryT5:
         """A T5 with random weights; `config.tigerrec` says how its inputs are made."""
         import torch
@@ -124,7 +149,7 @@ class T5:
         return HistoryT5(t5, semantic_ids.tokens, inputs)
 
 
-def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
+def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     """The trained generator of a train stage or an exported folder, in evaluation mode.
 
     Items beyond those it was trained with have no item embedding.
@@ -132,31 +157,36 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
     Raises:
         ArtifactError: the folder's config was not written by tigerrec.
     """
+    from transformers import AutoConfig, GPT2LMHeadModel
+    from transformers.utils.logging import disable_progress_bar
+
+    from tigerrec.history_gpt2 import HistoryGPT2
+
+    disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    facts = getattr(config, "tigerrec", None)
+    if isinstance(facts, dict) and config.model_type == "t5" and all(facts.get(name) in allowed for name, allowed in READING.items()):
+        return _load_t5(folder, semantic_ids)
+    if isinstance(facts, dict) and config.model_type == "gpt2" and "max_items" in facts:
+        return HistoryGPT2(GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, use_safetensors=True), semantic_ids.tokens)
+    raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a train stage of this version.")
+
+
+def _load_t5(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
     from safetensors.torch import load_file
     from transformers import T5ForConditionalGeneration
-    from transformers.utils.logging import disable_progress_bar
 
     from tigerrec.history_t5 import HistoryT5, ItemInputs
 
-    disable_progress_bar()
     t5 = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    facts: Any = getattr(t5.config, "tigerrec", None)
-    choices = {"encoder_mask": ENCODER_MASKS, "history": HISTORIES, "decoder_reads": DECODER_READS}
-    if not isinstance(facts, dict) or any(facts.get(name) not in allowed for name, allowed in choices.items()):
-        raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a train stage of this version.")
-    inputs = None
-    if facts["history"] == ITEMS:
-        inputs = ItemInputs.of(load_file(folder / INPUT_MODULE), len(semantic_ids.codes))
+    inputs = ItemInputs.of(load_file(folder / INPUT_MODULE), len(semantic_ids.codes)) if t5.config.tigerrec["history"] == ITEMS else None
     return HistoryT5(t5, semantic_ids.tokens, inputs)
 
 
-def save_generator(model: HistoryT5, folder: Path) -> Iterator[Path]:
-    """Write a generator as transformers does, and its input module where it has one; gives the files written."""
-    from safetensors.torch import save_file
+def save_generator(model: HistoryModel, folder: Path) -> Iterator[Path]:
+    """Write a generator as transformers does, and what else it has; gives the files written."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model.t5.save_pretrained(folder)
-    if model.inputs is not None:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.inputs.state_dict().items()}, folder / INPUT_MODULE)
+    model.save_pretrained(folder)
     yield from sorted(folder.iterdir())

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tigerrec import stacks
 from tigerrec.batches import Batch
 from tigerrec.dropout import Dropout
-from tigerrec.generator import ITEM_CAUSAL, LAST_ITEM
+from tigerrec.generator import INPUT_MODULE, ITEM_CAUSAL, LAST_ITEM
 from tigerrec.semantic_ids import PAD
-
-IGNORED = -1
+from tigerrec.stacks import IGNORED, CrossEntropy
 
 
 class ItemInputs(nn.Module):
@@ -101,6 +102,35 @@ class HistoryT5(nn.Module):
         """Encoder positions of one item."""
         return self.tokens.shape[1] if self.inputs is None else 1
 
+    @property
+    def dropout_rate(self) -> float:
+        """The probability of dropout in training."""
+        rate: float = self.t5.config.dropout_rate
+        return rate
+
+    def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
+        """Encoder and decoder tokens that pass the model for training examples, int64 (n,)."""
+        return n_read * self.positions_per_item + n_targets * self.tokens.shape[1]
+
+    def token_embeddings(self) -> list[Tensor]:
+        """The embeddings of tokens, which are the output layer too."""
+        return [self.t5.shared.weight]
+
+    def item_embeddings(self) -> list[Tensor]:
+        """The embeddings of items, where the encoder reads them."""
+        return [] if self.inputs is None else [self.inputs.item_embeddings.weight]
+
+    def keep_only(self, items: Tensor) -> None:
+        """Give up the embeddings of all items but some, int64 (n,)."""
+        if self.inputs is not None:
+            self.inputs.keep_only(items)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model as transformers does, and its input module where it has one."""
+        self.t5.save_pretrained(folder)
+        if self.inputs is not None:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.inputs.state_dict().items()}, folder / INPUT_MODULE)
+
     def _encoder_visible(self, items: Tensor) -> Tensor | None:
         """Which encoder positions (last) a position sees, bool; None = all."""
         if self.facts["encoder_mask"] == ITEM_CAUSAL:  # padding stands on the right, where no item sees it
@@ -132,6 +162,22 @@ class HistoryT5(nn.Module):
             return encoded, mask
         last = self._at_items(encoded, (items >= 0).sum(1, keepdim=True) - 1)
         return last, torch.ones_like(mask[:, : last.shape[1]])
+
+    def decoder(self, items: Tensor, dtype: torch.dtype) -> stacks.T5Decoder:
+        """What the search feeds after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
+        return stacks.T5Decoder(self.t5, *self.read(items, dtype), self.tokens.shape[1], dtype)
+
+    def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
+        """What transformers' own decoder gives for some targets after one history, (m, T, vocabulary).
+
+        Args:
+            history: int64 (n,), item indices.
+            targets: int64 (m, T), tokens.
+        """
+        encoded, mask = (tensor.expand(len(targets), *tensor.shape[1:]) for tensor in self.read(history[None]))
+        inputs = functional.pad(targets[:, :-1], (1, 0), value=PAD)
+        logits: Tensor = self.t5(encoder_outputs=(encoded,), attention_mask=mask, decoder_input_ids=inputs).logits
+        return logits
 
     def _at_items(self, encoded: Tensor, places: Tensor) -> Tensor:
         """The encoder's output at some items of each history, (B * m, positions of an item, d).
@@ -166,7 +212,7 @@ class HistoryT5(nn.Module):
             visible = (item < batch.n_visible[:, :, None]).repeat_interleave(n_levels, dim=1)[:, None]
             logits = stacks.decode(self.t5, encoded, inputs, visible, dtype, dropout)
         labels = labels.masked_fill(~is_target[:, :, None], IGNORED)
-        token_loss = stacks.CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
+        token_loss = CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
         if known is None:
             return token_loss / n_levels, torch.zeros_like(token_loss)
         return token_loss / n_levels, self._item_loss(encoded, batch, is_target, dtype, known)
@@ -182,4 +228,4 @@ class HistoryT5(nn.Module):
         weight = self.inputs.item_embeddings.weight[known] * self.t5.model_dim**-0.5
         logits = functional.linear(self._at_items(encoded, self._before(batch)).flatten(0, 1).to(dtype), weight.to(dtype))
         labels = torch.searchsorted(known, batch.targets.clamp(min=0)).masked_fill(~is_target, IGNORED)
-        return stacks.CrossEntropy.apply(logits, labels.flatten(), 0.0)
+        return CrossEntropy.apply(logits, labels.flatten(), 0.0)

@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from tigerrec.dropout import Dropout, keep
 
+IGNORED = -1
+NO_DROPOUT = Dropout(0.0)
+
 
 def linear(states: Tensor, *layers: Any, scale: float = 1.0) -> Tensor:
     """The outputs of linear layers without bias, side by side, times `scale`, in the type of `states`."""
@@ -97,7 +100,7 @@ class CrossEntropy(torch.autograd.Function):
 
         Args:
             logits: (n, classes).
-            labels: int64 (n,); rows with a label below 0 count nothing.
+            labels: int64 (n,); rows with the label `IGNORED` count nothing.
             label_smoothing: share of the target's probability spread over all classes.
         """
         n_classes = logits.shape[1]
@@ -212,3 +215,71 @@ def decode(t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dty
     states = dropout(normalise(t5.decoder.final_layer_norm, states, dtype))
     scale = dropout.scale * (t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else 1.0)
     return linear(states, t5.lm_head, scale=scale).view(*inputs.shape, -1)
+
+
+class T5Decoder:
+    """The decoder of a T5, run one level at a time for all beams of all users.
+
+    A user's beams are query positions of one sequence: they share the user's cross-attention keys and values, which
+    are computed once, and each sees, among the tokens fed so far, its own ancestors only.
+    """
+
+    def __init__(self, t5: Any, encoded: Tensor, attention_mask: Tensor, n_levels: int, dtype: torch.dtype) -> None:
+        self.t5, self.dtype = t5, dtype
+        self.blocks = [block.layer for block in t5.decoder.block]
+        encoded = encoded.to(dtype)
+        cross = [layer[1].EncDecAttention for layer in self.blocks]
+        self.has_one_position = encoded.shape[1] == 1
+        if self.has_one_position:
+            self.read = [attend_to_one(attention, encoded) for attention in cross]
+        else:
+            self.cross = [heads(linear(encoded, attention.k, attention.v), 2, attention.n_heads) for attention in cross]
+        self.visible = attention_mask.bool()[:, None, None, :]
+        self.position_bias = self.blocks[0][0].SelfAttention.compute_bias(n_levels, n_levels)[0]
+        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
+        self.fed: list[int] = []
+
+    def _ancestor_bias(self, ancestors: Tensor) -> Tensor:
+        """The self-attention bias of beams over all tokens fed: the relative position's where it is an ancestor, else -inf.
+
+        Args:
+            ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
+        """
+        depth = ancestors.shape[-1] - 1
+        parts = []
+        for level, n_slots in enumerate(self.fed):
+            is_ancestor = ancestors[:, None, :, level, None] == torch.arange(n_slots, device=ancestors.device)
+            parts.append(torch.where(is_ancestor, self.position_bias[:, depth, level, None, None], -torch.inf))
+        return torch.cat(parts, dim=-1)
+
+    def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
+        """Feed one token a beam.
+
+        Args:
+            tokens: int64 (B, K).
+            ancestors: int64 (B, K, depth + 1), see `_ancestor_bias`.
+
+        Returns:
+            The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
+        """
+        self.fed.append(tokens.shape[1])
+        states = self.t5.shared(tokens)
+        bias = self._ancestor_bias(ancestors)
+        for index, (self_layer, cross_layer, feed_forward_layer) in enumerate(self.blocks):
+            attention = self_layer.SelfAttention
+            normed = normalise(self_layer.layer_norm, states, self.dtype)
+            queries, keys, values = heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
+            if (cached := self.cache[index]) is not None:
+                keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
+            self.cache[index] = keys, values
+            states = states + attend((queries, keys, values), bias, None, attention, NO_DROPOUT)
+            if self.has_one_position:
+                states = states + self.read[index]
+            else:
+                attention = cross_layer.EncDecAttention
+                (queries,) = heads(linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads)
+                states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
+            states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
+        states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
+        scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
+        return linear(states, self.t5.lm_head, scale=scale).log_softmax(-1)  # in float32: in bf16 items of a list would tie

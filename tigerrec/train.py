@@ -115,6 +115,10 @@ class TrainConfig:
     training: Training
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.training.stride is not None:
+            self.generator.window(self.training.stride)
+
 
 def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:
     """Histories and Semantic IDs of one catalogue.

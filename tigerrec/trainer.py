@@ -17,7 +17,7 @@ from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints, stop_signals
 from tigerrec.dropout import Dropout
 from tigerrec.histories import Histories, split, training_counts, validation_sample
-from tigerrec.history_t5 import HistoryT5
+from tigerrec.history_model import HistoryModel
 from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
 from tigerrec.precision import product_type
@@ -37,20 +37,19 @@ class Trainer:
         histories: of all users; only their training parts are read here.
     """
 
-    def __init__(self, model: HistoryT5, histories: Histories, config: TrainConfig) -> None:
+    def __init__(self, model: HistoryModel, histories: Histories, config: TrainConfig) -> None:
         self.model, self.config, self.training = model, config, config.training
         max_items, device = model.facts["max_items"], model.device
         if self.training.stride is None:
             self.examples = Examples.prefixes(histories, max_items, device)
         else:
-            self.examples = Examples.windows(histories, max_items + self.training.stride, self.training.stride, device)
+            self.examples = Examples.windows(histories, config.generator.window(self.training.stride), self.training.stride, device)
         if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
         self.n_targets = int(self.examples.n_targets.sum())
-        self.n_tokens = self.examples.lengths * model.positions_per_item + self.examples.n_targets * model.tokens.shape[1]
+        self.n_tokens = model.n_tokens(self.examples.lengths, self.examples.n_targets)
         known = torch.from_numpy(np.unique(self.examples.items).astype(np.int64)).to(device)
-        if model.inputs is not None:
-            model.inputs.keep_only(known)
+        model.keep_only(known)
         self.known = known if config.generator.item_loss else None
         self.dtype = product_type(device, self.training.precision)
         self.optimizer = new_optimizer(model, self.training)
@@ -71,7 +70,7 @@ class Trainer:
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._epoch_batches(epoch))
-        dropout = Dropout(self.model.t5.config.dropout_rate, derived_seed(self.config.seed, "dropout", number))
+        dropout = Dropout(self.model.dropout_rate, derived_seed(self.config.seed, "dropout", number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate_at(number, self.total_steps) * group["rate"]
         rows = self._epoch[1][position]
@@ -93,14 +92,14 @@ class Trainer:
         return self.model.losses(self.examples.batch(rows), self.dtype, dropout, label_smoothing=self.training.label_smoothing, known=self.known)
 
 
-def new_optimizer(model: HistoryT5, training: Training) -> torch.optim.Optimizer:
+def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), each parameter group with its `rate`, a multiple of the learning rate.
 
     Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move embeddings
     relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv 1804.04235).
+    GPT-2's begin as small as its matrices. Biases and the weights of layer norms do not decay.
     """
-    tokens = [model.t5.shared.weight]
-    items = [] if model.inputs is None else [model.inputs.item_embeddings.weight]
+    tokens, items = model.token_embeddings(), model.item_embeddings()
     others = [parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)]
     groups = [
         {"params": tokens, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
@@ -111,7 +110,7 @@ def new_optimizer(model: HistoryT5, training: Training) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-def validate(model: HistoryT5, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
+def validate(model: HistoryModel, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
     pairs = [split(histories[user], "validation") for user in users]
     searcher = Searcher.of(model, training.precision, training_counts(histories))

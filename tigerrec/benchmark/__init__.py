@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tigerrec import artifacts, files, pipeline
+from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec.generator import T5
 from tigerrec.processes import in_own_process
 from tigerrec.provenance import provenance
 from tigerrec.train import TrainConfig
@@ -138,8 +139,10 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
         TigerrecError: an option is wrong, a stage cannot be used, or a measurement failed.
     """
     started = time.perf_counter()
-    pipeline.run(cfg, "tokenize")
     steps = pipeline.plan(cfg)
+    if not isinstance(steps["train"].config.generator, T5):
+        raise TigerrecError(f"The benchmark measures a T5, and generator={cfg.generator.name} is none; give `generator=t5_paper`, t5 or t5_items.")
+    pipeline.run(cfg, "tokenize")
     prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
     results = rounded(measure(Setting(prepared, tokenized, config), effort))
     facts = provenance(started)
