@@ -28,7 +28,7 @@ from tigerrec.audit.report import table
 from tigerrec.audit.run import NotApplicableError
 from tigerrec.audit.searched import changed_histories
 from tigerrec.audit.variants import Interactions, in_a_tie, poisoned, read_interactions, ties_reversed, without_items, write_variant
-from tigerrec.beam_search import Searcher, score_catalogue
+from tigerrec.beam_search import Searcher
 from tigerrec.generator import T5
 from tigerrec.histories import load_histories, split, training_part
 from tigerrec.metrics import gains, metrics
@@ -235,8 +235,8 @@ def test_without_the_trie_the_search_equals_scoring_every_sequence_of_tokens(sma
     possible = {tuple(row) for row in ids.layout.to_tokens(np.array(list(itertools.product(*map(range, SIZES))))).tolist()}
     for row, history in enumerate(histories):
         with torch.no_grad():
-            encoded, mask = model.read(torch.from_numpy(history)[None])
-            every = score_catalogue(model.t5, sequences, encoded, mask)[0]
+            logits = model.stock_logits(torch.from_numpy(history), sequences)
+            every = logits.log_softmax(-1).gather(2, sequences[:, :, None]).sum((1, 2))
         expected, expected_scores = [], []
         for place in every.argsort(descending=True).tolist():
             tokens = tuple(sequences[place].tolist())

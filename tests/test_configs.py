@@ -12,12 +12,14 @@ from omegaconf import OmegaConf
 from tigerrec import artifacts
 from tigerrec.config import ConfigError, build_choice, compose, config_folder, target_class
 from tigerrec.pipeline import GROUPS, STAGES, plan
+from tigerrec.table.rows import plan_rows
 
 RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",), "baseline": ("seed",)}
 OPTIONAL = ("inputs", "parts", "grid")  # further item vectors, of the choices that read some; what is tuned, of those that are
 FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
 CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]
 BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}
+EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 TOGETHER = [  # every choice once, in as few compositions as possible
     [f"{group}={names[number % len(names)]}" for group, names in BY_GROUP.items()] for number in range(max(map(len, BY_GROUP.values())))
 ]
@@ -75,12 +77,25 @@ def test_train_defaults_name_a_generator_a_way_of_training_and_options():
         assert compose(chosen).train.learning_rate == compose([]).train.learning_rate  # those of the sample stand above
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_plans_all_its_rows_and_the_command_line_wins(name):
+    options = [f"experiment={name}"]
+    cfg = compose(options)
+    rows = plan_rows(options, cfg, Path("results"))
+    assert [row.name for row in rows] == [*cfg.baselines, *cfg.tokenizers]
+    assert cfg.reference in cfg.tokenizers
+    assert cfg.table == f"{cfg.dataset.name}_{name.removeprefix('beauty_')}"
+    told = compose([*options, "dataset=sample", "embedder=hashed", "generator=t5_items", "train.epochs=3"])
+    assert (told.dataset.name, told.embedder.name, told.generator.name, told.train.epochs) == ("sample", "hashed", "t5_items", 3)
+
+
 def test_the_comments_of_the_main_file_list_the_choices():
     text = (config_folder() / "config.yaml").read_text()
     for group in GROUPS:
         line = re.search(rf"^  - {group}: (\S+)(?: +# (.*))?$", text, re.MULTILINE)
         listed = set(line[2].split()) if line[2] else {line[1]}
         assert listed == set(BY_GROUP[group]), group
+    assert re.search(r"^  - experiment: null +# (.*)$", text, re.MULTILINE)[1].split() == EXPERIMENTS
     for stage in STAGES:
         assert re.search(rf"^until: .*\b{stage}\b", text, re.MULTILINE)
 
