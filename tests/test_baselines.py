@@ -206,7 +206,7 @@ def test_the_epoch_that_validates_best_is_kept(cycles):
         lists.append(rank(cycles[:5], k=5, mask_seen=False))
         return next(shown)
 
-    fitted = replace(small("sasrec_ce"), epochs=3).fit(cycles, ITEMS, seed=0, validate=validate)
+    fitted = replace(small("sasrec_ce"), epochs=3, validate_every=1).fit(cycles, ITEMS, seed=0, validate=validate)
     assert fitted.facts["best_epoch"] == 2
     assert (fitted.rank(cycles[:5], k=5, mask_seen=False)[1] == lists[1][1]).all()
     assert (lists[1][1] != lists[2][1]).any()
