@@ -95,9 +95,10 @@ def test_the_table_holds_every_row_best_first(made):
             next(line["hr@10"] for line in recorded if (line["hit"], line["seen"]) == ("item", "masked"))
         )
     text = (made.out / "table.md").read_text()
-    listed = re.findall(r"^\| (\S+) +\| 1 ", text, re.MULTILINE)
+    listed = re.findall(r"^\| (\S+) +\| +1 ", text, re.MULTILINE)
     assert listed[:3] == [f"*{name}*" if name == "popularity" else name for name in shown["row"]]
-    assert "make table DATASET=sample EMBEDDER=hashed" in text
+    assert "make table EXPERIMENT=beauty_table DATASET=sample EMBEDDER=hashed" in text
+    assert str(made.results) not in text
     assert (made.out / "table.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads((made.out / "table.json").read_text())
     assert facts["dataset"] == {"name": "sample", "users": 2000, "items": 492, "interactions": 19415}
@@ -282,7 +283,7 @@ def summary() -> Summary:
 
 def test_rows_are_means_over_runs_with_the_spread_of_three_runs_up(summary):
     assert summary.results[0].row.name == "strong"
-    assert summary.beaten_by_baselines == ["strong"]
+    assert summary.above_all_generators == ["strong"]
     for result in summary.results:
         line = next(line for line in summary.rows if (line["row"], line["hit"], line["seen"]) == (result.row.name, "item", "masked"))
         values = [run.metrics["item", "masked"]["hr@10"] for run in result.runs.values()]
@@ -305,7 +306,7 @@ def test_comparisons_are_paired_and_corrected(summary):
 
 
 def test_components_leave_out_rows_without_seeds_and_baselines(summary):
-    freedom = {line["name"]: line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
+    freedom = {line["component"]: line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
     assert freedom == {"tokenizer seed": 2, "generator seed": 5}
 
 
@@ -323,7 +324,7 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
     assert re.fullmatch(r"\.\d{4} ± \.\d{4}", shown["good"]["HR@10"])
     assert re.fullmatch(r"\.\d{4} · \.\d{4}", shown["like good"]["HR@10"])
     assert "Missing: a failed: b." in text
-    inflation = re.search(r"^\| good .*\| \+(\d+\.\d)% ", text, re.MULTILINE)
+    inflation = re.search(r"^\| good .*\| +\+(\d+\.\d)% ", text, re.MULTILINE)
     good = next(result for result in summary.results if result.row.name == "good")
     assert float(inflation[1]) == pytest.approx(100 * (good.value("hr@10", "sid") / good.value("hr@10") - 1), abs=0.06)
     plot.draw(summary, "Toy", tmp_path / "table.png")

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
 MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval", "audit": "audit"}
 GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
+OF_THIS_MACHINE = ("paths.", "audit.folder=", "audit.checks=", "dataset.raw_dir=", "train.device=", "evaluate.device=", "embedder.device=")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,12 +270,17 @@ def make_command(stage: str, overrides: list[str]) -> str:
     choices, options = [], []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in GROUPS:
+        if key in (*GROUPS, "experiment"):
             choices.append(f"{key.upper()}={shlex.quote(value)}")
         elif key not in ("until", "overwrite"):
             options.append(shlex.quote(override))
     arguments = [f"ARGS={shlex.quote(' '.join(options))}"] if options else []
     return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
+
+
+def told_command(target: str, overrides: Sequence[str]) -> str:
+    """The make command to tell others of, without the options that say where things are on this machine."""
+    return make_command(target, [override for override in overrides if not override.startswith(OF_THIS_MACHINE)])
 
 
 def show_progress() -> None:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_TOLD = ("paths.", "audit.folder=", "audit.checks=", "dataset.raw_dir=", "train.device=", "evaluate.device=", "embedder.device=", "overwrite=", "until=")
-
 
 @dataclass(frozen=True)
 class AuditOptions:
@@ -222,7 +220,6 @@ def command(cfg: DictConfig) -> None:
     """What the script does: audit, print the folder of the report as the last line; end with one sentence on a user's error."""
     from hydra.core.hydra_config import HydraConfig
 
-    told = [override for override in HydraConfig.get().overrides.task if not override.startswith(NOT_TOLD)]
     with pipeline.reporting():
-        folder = audit(cfg, pipeline.make_command("audit", told))
+        folder = audit(cfg, pipeline.told_command("audit", list(HydraConfig.get().overrides.task)))
     print(folder, flush=True)

@@ -130,12 +130,13 @@ def _facts(summary: Any, cfg: DictConfig, overrides: Sequence[str]) -> dict[str,
     runs = [run for result in summary.results for run in result.runs.values()]
     stages = [stage for run in runs for name, stage in run.provenance["stages"].items() if name not in ("prepare", "embed")]
     machines = sorted({f"{stage['machine']}, {stage['cores']} cores" for stage in stages})
+    threads = sorted({str(stage["threads"]) for stage in stages if "threads" in stage})
     return {
         "dataset": {"name": cfg.dataset.name, **{name: runs[0].facts[name] for name in ("users", "items", "interactions")}},
         "split": cfg.evaluate.split,
-        "commands": [pipeline.make_command("table", list(overrides))],
+        "commands": [pipeline.told_command("table", overrides)],
         "commits": sorted({stage["git"] for stage in stages if stage.get("git")}),
-        "machine": " and ".join(machines),
+        "machine": f"{' and '.join(machines)}, {'/'.join(threads)} thread{'s' if threads != ['1'] else ''} a run",
     }
 
 

@@ -16,14 +16,17 @@ NOTES = (
     "of the mean over runs (10,000 resamples, the same for all rows): they say how far other users would move a figure, not how far other seeds would.",
     "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows compared (Holm). "
     "It knows nothing of seeds: read it beside the spread that seeds cause.",
+    "Minutes are means over runs, as a clock on the wall shows them, whatever else the machine did meanwhile. "
+    "A baseline's training includes its tuning and its ranking.",
 )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table with its heading first."""
+    """Rows of cells as a Markdown table with its heading first; all columns but the first are aligned on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines)
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [[line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))] for line in (rows[0], rule, *rows[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figure(value: float | None, form: str = ".4f") -> str:
@@ -40,6 +43,10 @@ def _name(result: Result) -> str:
     return result.row.name if result.row.kind == GENERATOR else f"*{result.row.name}*"
 
 
+def _runs(result: Result) -> str:
+    return str(len(result.runs)) if len(result.runs) == len(result.row.cells) else f"{len(result.runs)} of {len(result.row.cells)}"
+
+
 def metrics_table(summary: Summary, seen: str) -> str:
     """Item-level metrics of all rows, one treatment of seen items."""
     lines = {line["row"]: line for line in summary.rows if (line["hit"], line["seen"]) == ("item", seen)}
@@ -47,7 +54,7 @@ def metrics_table(summary: Summary, seen: str) -> str:
     for result in summary.results:
         line = lines[result.row.name]
         interval = f"[{_figure(line['ndcg@10_low'])}, {_figure(line['ndcg@10_high'])}]"
-        rows.append([_name(result), str(line["runs"]), *(_with_spread(line, metric) for metric in METRICS), interval])
+        rows.append([_name(result), _runs(result), *(_with_spread(line, metric) for metric in METRICS), interval])
     return aligned(rows)
 
 
@@ -78,7 +85,9 @@ def comparisons_table(summary: Summary) -> str:
 def variance_table(summary: Summary) -> str:
     """The spread that each kind of seed causes."""
     rows = [["metric", "seed", "SD", "degrees of freedom"]]
-    rows += [[line["metric"].upper(), line["name"].removesuffix(" seed"), _figure(line["sd"]), str(line["degrees_of_freedom"])] for line in summary.variance]
+    rows += [
+        [line["metric"].upper(), line["component"].removesuffix(" seed"), _figure(line["sd"]), str(line["degrees_of_freedom"])] for line in summary.variance
+    ]
     return aligned(rows)
 
 
@@ -90,6 +99,7 @@ def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[
     parts = [
         f"# {title}", about,
         f"Made by {' and '.join(made)} at commit {', '.join(commit[:7] for commit in facts['commits'])}, on {facts['machine']}. Baselines are in *italics*.",
+        f"Above every row of the generator: {', '.join(summary.above_all_generators)}." if summary.above_all_generators else "",
         "## Seen items masked", metrics_table(summary, "masked"), "![NDCG@10 and HR@10 of all rows](table.png)" if facts["picture"] else "",
         "## Seen items kept", metrics_table(summary, "kept"),
         "## Ids, diversity and cost (seen masked)", ids_table(summary),

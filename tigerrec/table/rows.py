@@ -19,6 +19,7 @@ METRICS = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
 HITS_AND_SEEN = (("item", "masked"), ("item", "kept"), ("sid", "masked"), ("sid", "kept"))
 BASELINE, GENERATOR = "baseline", "generator"
 STAGES_IN_MINUTES = {"minutes_tokenize": ("tokenize",), "minutes_train": ("tune", "train", "baseline"), "minutes_evaluate": ("evaluate",)}
+SECONDS = ("training_seconds", "seconds_of_trials", "seconds")  # of all processes of a stage that was stopped and went on, or of the last
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Run:
     def minutes(self, stages: Sequence[str]) -> float | None:
         """Minutes that some stages took; None where the run has none of them."""
         found = [self.provenance["stages"][name] for name in stages if name in self.provenance["stages"]]
-        return sum(facts.get("training_seconds", facts["seconds"]) for facts in found) / 60 if found else None
+        return sum(next(facts[name] for name in SECONDS if name in facts) for facts in found) / 60 if found else None
 
 
 def read_run(folder: Path) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,11 +102,12 @@ class Summary:
         for metric in COMPARED:
             rows = [{seeds: run.metrics[MASKED][metric] for seeds, run in result.runs.items()} for result in self.results if result.row.kind == GENERATOR]
             for component in variance_components(rows):
-                found.append({"metric": metric, "seen": "masked", **dataclasses.asdict(component)})
+                of_seed = {"component": component.name, "sd": component.sd, "degrees_of_freedom": component.degrees_of_freedom}
+                found.append({"metric": metric, "seen": "masked", **of_seed})
         return found
 
     @property
-    def beaten_by_baselines(self) -> list[str]:
-        """Baselines that stand above every generator row."""
+    def above_all_generators(self) -> list[str]:
+        """Baselines with a higher NDCG@10 than every row of the generator, best first."""
         first = next((place for place, result in enumerate(self.results) if result.row.kind == GENERATOR), 0)
         return [result.row.name for result in self.results[:first] if result.row.kind == BASELINE]
