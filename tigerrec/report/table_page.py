@@ -94,10 +94,10 @@ def _result(row: dict[str, Any], metric: str) -> Html:
 
 def _results_table(rows: Sequence[dict[str, Any]]) -> Html:
     shown = [
-        [row["row"], row.get("embedder") or NOTHING, row.get("tokenizer") or NOTHING, row.get("runs", NOTHING), *(_result(row, metric) for metric in METRICS)]
+        [row["row"], *(_result(row, metric) for metric in METRICS), row.get("runs", NOTHING), row.get("tokenizer") or NOTHING, row.get("embedder") or NOTHING]
         for row in rows
     ]
-    return table("lllrrrrr", ["row", "vectors", "tokenizer", "runs", *(name.upper() for name in METRICS)], shown)
+    return table("lrrrrrll", ["row", *(name.upper() for name in METRICS), "runs", "tokenizer", "vectors"], shown)
 
 
 def results_part(results: ResultTable) -> list[Html]:
