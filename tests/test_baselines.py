@@ -168,6 +168,15 @@ def test_the_cross_entropy_and_its_gradients_are_those_of_torch(with_bias):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
+def test_the_last_item_scores_the_next_by_a_bilinear_form():
+    model = Bilinear(30, 8, 0)
+    torch.nn.init.normal_(model.matrix)
+    torch.nn.init.normal_(model.bias)
+    vectors, matrix, bias = (tensor.detach().numpy() for tensor in (model.classes, model.matrix, model.bias))
+    expected = vectors[[5, 2]] * 8**0.5 @ matrix.T @ vectors.T + bias
+    np.testing.assert_allclose(model.scores([np.array([7, 5]), np.array([2])]), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_binary_loss_is_that_of_torch():
     torch.manual_seed(0)
     model, states = Bilinear(30, 8, 0), torch.randn(20, 8)

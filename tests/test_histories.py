@@ -14,7 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tigerrec import artifacts
-from tigerrec.histories import DatasetError, Histories, RawData, RawItem, arrange, item_text, k_core, load_histories, prepare, split, training_part
+from tigerrec.histories import (
+    DatasetError,
+    Histories,
+    RawData,
+    RawItem,
+    arrange,
+    item_text,
+    k_core,
+    load_histories,
+    prepare,
+    split,
+    training_part,
+    validation_sample,
+)
 from tigerrec.identity import not_identity
 
 pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=80)
@@ -154,3 +167,12 @@ def test_histories_end_where_users_end() -> None:
     assert [history.tolist() for history in histories] == [[0, 1], [2, 3, 4]]
     with pytest.raises(IndexError):
         histories[-1]
+
+
+def test_validation_sample_is_fixed_by_the_seed():
+    histories = Histories(np.arange(0, 121, 4), np.zeros(120, np.int32), 1)
+    sample = validation_sample(histories, 10, 0)
+    assert len(set(sample.tolist())) == 10
+    assert (sample == validation_sample(histories, 10, 0)).all()
+    assert (sample != validation_sample(histories, 10, 1)).any()
+    assert len(validation_sample(histories, 10_000, 0)) == len(histories)

@@ -13,17 +13,18 @@ INITIAL_DEVIATION = 0.02
 
 
 class Bilinear(NextItemModel):
-    """A vector of each item as the last one, and one of each item as the next one with a bias."""
+    """A vector and a bias of each item, and a matrix between the vector of the last item and that of the next, which begins as the identity."""
 
     max_items = 1
 
     def __init__(self, n_items: int, dim: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.last = nn.Parameter(torch.randn(n_items, dim, generator=generator) * INITIAL_DEVIATION)
         self.classes = nn.Parameter(torch.randn(n_items, dim, generator=generator) * INITIAL_DEVIATION)
+        self.matrix = nn.Parameter(torch.eye(dim))
         self.bias = nn.Parameter(torch.zeros(n_items))
 
     def states(self, items: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
-        """The vectors of the items, (B, n, dim), as in `NextItemModel.states`."""
-        return dropout(functional.embedding(items.clamp(min=0), self.last) * dropout.scale).to(dtype)
+        """The items' vectors times the matrix, (B, n, dim), as in `NextItemModel.states`."""
+        vectors = functional.embedding(items.clamp(min=0), self.classes)
+        return functional.linear(dropout(vectors * (dropout.scale * vectors.shape[-1] ** 0.5)), self.matrix).to(dtype)

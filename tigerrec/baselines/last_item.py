@@ -1,4 +1,4 @@
-"""The next item from the last one alone: a low-rank matrix of how items follow items."""
+"""The next item from the last one alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tigerrec.seeds import derived_seed
 
 @dataclass(frozen=True)
 class LastItem:
-    """Scores an item as the product of its vector with a vector of the last item, plus its bias (as the factorised Markov chain
-    of Rendle et al. 2010, without the user's part), learned by cross-entropy over all items.
+    """Scores an item as v_last W v_next + b_next, a Markov chain of low rank, learned by cross-entropy over all items.
+
+    It is the item part of Rendle et al. 2010 (Factorizing personalized Markov chains), with one vector an item instead of two.
 
     Args:
         dim: width of the vectors.
@@ -27,12 +28,12 @@ class LastItem:
     is_random: ClassVar[bool] = True
 
     dim: int = 128
-    epochs: int = 20
+    epochs: int = 16
     batch_targets: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     dropout: float = 0.5
-    validate_every: int = 1
+    validate_every: int = 2
     precision: str = "auto"
 
     def __post_init__(self) -> None:

@@ -38,12 +38,12 @@ class SASRec:
     heads: int = 2
     expansion: int = 4
     max_items: int = 50
-    epochs: int = 30
+    epochs: int = 20
     batch_targets: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     dropout: float = 0.4
-    validate_every: int = 1
+    validate_every: int = 2
     precision: str = "auto"
 
     def __post_init__(self) -> None:
