@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -241,6 +242,26 @@ def test_the_script_prints_the_folder_last(elsewhere):
     done = subprocess.run([sys.executable, "scripts/table.py", *elsewhere.options, "seeds=none"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().startswith("Error: seeds=none must be")
+
+
+@pytest.mark.long
+def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
+    options = [*TINY, "tokenizers=[rkmeans]", "train.epochs=30", "train.validate_every=30", "train.checkpoint_steps=20"]
+    folders = [[f"paths.runs={tmp_path}/{name}/runs", f"paths.results={tmp_path}/{name}/results"] for name in ("stopped", "whole")]
+    table = subprocess.Popen([sys.executable, "scripts/table.py", *options, *folders[0]], stderr=subprocess.PIPE)
+    checkpoints = tmp_path / "stopped" / "runs" / "sample" / "hashed" / "rkmeans-seed0" / "t5-4-epochs-seed0" / "checkpoint"
+    while not list(checkpoints.glob("step-*.json")):
+        assert table.poll() is None
+        time.sleep(0.1)
+    table.terminate()
+    table.communicate(timeout=60)
+    for names in folders:
+        make_table([*options, *names])
+    stopped, whole = (tmp_path / name / "results" / "sample_table" / CELLS[0] for name in ("stopped", "whole"))
+    stages = [artifacts.read_manifest(cell).provenance["stages"] for cell in (stopped, whole)]
+    assert stages[0]["train"]["content"] == stages[1]["train"]["content"]
+    for name in ("metrics.json", "ranks.parquet"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
 def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = True) -> Run:
