@@ -13,14 +13,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, artifacts, files
+from tigerrec import TigerrecError, artifacts, files, pipeline
 from tigerrec.config import ConfigError, compose
 from tigerrec.metrics import metrics
-from tigerrec.table import cells, make_table, markdown, plot
-from tigerrec.table.rows import METRICS, Result, Row, Run, gains_of, plan_rows
+from tigerrec.table import budgets, cells, make_table, markdown, plot
+from tigerrec.table.rows import METRICS, Result, Row, Run, gains_of, plan_rows, result_of
 from tigerrec.table.summary import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +162,14 @@ def test_results_of_other_data_are_not_taken(elsewhere, asked, tmp_path):
         make_table([*elsewhere.options, f"dataset.raw_dir={other}"])
 
 
+def test_a_cell_made_without_the_raw_files_knows_which_they_were(made, tmp_path):
+    shutil.copytree(made.results, tmp_path / "results")
+    shutil.rmtree(tmp_path / "results" / "sample_table" / CELLS[0])
+    options = [*TINY, f"paths.runs={made.runs}", f"paths.results={tmp_path}/results"]
+    make_table([*options, f"dataset.raw_dir={tmp_path}/nothing"])
+    make_table(options)
+
+
 def test_without_raw_files_the_recorded_ones_count(elsewhere, asked, tmp_path):
     make_table([*elsewhere.options, f"dataset.raw_dir={tmp_path}/nothing"])
     assert asked == []
@@ -171,8 +180,11 @@ def test_damaged_results_are_not_taken(elsewhere, asked):
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(artifacts.DamagedError, match=r"ranks\.parquet is damaged"):
+    with pytest.raises(artifacts.DamagedError, match=rf"ranks\.parquet is damaged .*; delete {path.parent} and run the same command again\."):
         make_table(elsewhere.options)
+    shutil.rmtree(path.parent)
+    make_table(elsewhere.options)
+    assert len(asked) == 1
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, monkeypatch):
@@ -199,6 +211,9 @@ def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, 
     ("option", "fault"),
     [
         ("tokenizer=opq", r"tokenizer=opq is for one run; choose rows by"),
+        ("++generator.seed=3", r"\+\+generator\.seed=3 is for one run; choose rows by"),
+        ("tokenizer.name=own", r"The rows rkmeans and hkmeans would both stand in .*own-seed0"),
+        ("tokenizers=[rkmeans,rkmeans@hashed]", r"The rows rkmeans and rkmeans@hashed would both stand in"),
         ("tokenizers=[opk]", r"tokenizers=opk is not a choice of tokenizer; allowed: .*opq"),
         ("tokenizers=[opq@nothing]", r"tokenizers=nothing is not a choice of embedder; allowed: .*fusion"),
         ("baselines=[sas]", r"baselines=sas is not a choice of baseline; allowed: .*popularity"),
@@ -221,6 +236,76 @@ def test_the_same_generator_trained_otherwise_has_a_folder_of_its_own(tmp_path):
         rows = plan_rows([*options, *further], compose([*options, *further]), tmp_path)
         folders |= {cell.folder for row in rows for cell in row.cells.values()}
     assert len(folders) == 3 * 2 + 1  # the baseline is shared
+
+
+def test_a_row_named_twice_is_one_row(tmp_path):
+    options = [*TINY, "tokenizers=[rkmeans,rkmeans]", f"paths.runs={tmp_path}"]
+    assert [row.name for row in plan_rows(options, compose(options), tmp_path)] == ["popularity", "rkmeans"]
+
+
+def test_without_matplotlib_no_older_picture_stays(elsewhere, asked, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = make_table(elsewhere.options)
+    assert not (out / "table.png").exists()
+    text = (out / "table.md").read_text()
+    assert "table.png" not in text
+    assert "pip install matplotlib" in text
+
+
+def test_nothing_of_this_machine_is_told():
+    told = pipeline.told_command(
+        "table", ["dataset=tables", "dataset.interactions=/home/me/orders.csv", "++train.device=cuda", "paths.runs=/x", "train.epochs=2"]
+    )
+    assert told == "make table DATASET=tables ARGS='dataset.interactions=orders.csv train.epochs=2'"
+
+
+def test_budgets_are_told(made):
+    text = (made.out / "table.md").read_text()
+    assert "t5 was trained for 1 epochs in every row and ranks in bf16." in text
+    options = ["experiment=beauty_table", "tokenizers=[rkmeans]"]
+    rows = plan_rows(options, compose(options), Path("results"))
+    results = [SimpleNamespace(row=row) for row in rows]
+    assert "sasrec_bce (12), sasrec_ce (12)" in " ".join(budgets(SimpleNamespace(results=results), compose(options)))
+
+
+def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    """A cell whose table of ranks is in an order of its own."""
+    n_users = len(ranks["masked"])
+    parts = [pd.DataFrame({"model": "t5", "hit": "item", "seen": seen, "user": np.arange(n_users), "target": np.arange(n_users) % 7, "rank": found})
+             for seen, found in ranks.items()]  # fmt: skip
+    table = pd.concat(parts).sample(frac=1, random_state=int(rng.integers(1000)))
+    rows = [{"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)} for seen, found in ranks.items()]
+    with artifacts.writing(cell.folder, "cell", cell.chain) as out:
+        out.provenance |= {"facts": {"distinct_items": 3}, "stages": {}}
+        out.json("metrics.json", rows)
+        with out.create("ranks.parquet") as path:
+            cells.write_ranks(pa.Table.from_pandas(table, preserve_index=False), "t5", path)
+
+
+def test_rows_are_paired_by_user_and_averaged_over_runs(tmp_path):
+    options = [*TINY, "seeds=[1,2]", "baselines=[]", f"paths.runs={tmp_path}"]
+    rows, rng = plan_rows(options, compose(options), tmp_path), np.random.default_rng(0)
+    likely = rng.random(400)
+    ranks = {}
+    for row in rows:
+        for seeds, cell in row.cells.items():
+            ranks[row.name, seeds] = np.where(rng.random(400) < likely, rng.integers(1, 21, 400), 0).astype(np.int16)
+            write_cell(cell, {"masked": ranks[row.name, seeds], "kept": np.zeros(400, np.int16)}, rng)
+    summary = Summary([result for row in rows if (result := result_of(row))], "rkmeans")
+    means = {row.name: np.mean([gains_of(ranks[row.name, seeds]) for seeds in row.cells], axis=0) for row in rows}
+    change = means["hkmeans"] - means["rkmeans"]
+    draws = np.random.default_rng(9).integers(0, 400, (4_000, 400))
+    for found in summary.comparisons:
+        values = change[:, METRICS.index(found.metric)]
+        resampled = values[draws].mean(1)
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        assert found.difference == pytest.approx(values.mean(), abs=1e-7)
+        assert [found.low, found.high] == pytest.approx([low, high], abs=0.15 * (high - low))
+        assert found.p == pytest.approx(2 * min((resampled <= 0).mean(), (resampled >= 0).mean()), abs=0.05)
+    for line in summary.rows:
+        if line["seen"] == "masked":
+            assert line["ndcg@10"] == pytest.approx(means[line["row"]][:, METRICS.index("ndcg@10")].mean(), abs=1e-7)
+            assert line["ndcg@10_low"] < line["ndcg@10"] < line["ndcg@10_high"]
 
 
 def test_beauty_table_plans_all_its_rows():
@@ -353,5 +438,5 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
 
 
 def test_runs_of_other_targets_do_not_share_a_table():
-    with pytest.raises(ValueError, match="same targets"):
+    with pytest.raises(TigerrecError, match="have results of other targets; delete the older cells"):
         Summary([a_result("a", {(0, 0): 0.1}, 0), a_result("b", {(0, 0): 0.1}, 1, n_users=20)], None)

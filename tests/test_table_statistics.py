@@ -91,7 +91,12 @@ def test_no_component_is_told_from_one_generator_seed_and_none_is_negative():
     assert crossed[0].sd == 0
 
 
-def test_an_unfinished_row_does_not_count():
+def test_of_an_unfinished_row_only_what_its_seeds_share_counts():
     whole = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0, (1, 1): 7.0}
-    unfinished = {(0, 0): 100.0, (0, 1): 3.0, (1, 0): 50.0}
-    assert variance_components([whole, unfinished]) == variance_components([whole])
+    unfinished = {(0, 0): 10.0, (0, 1): 16.0, (1, 0): 500.0}
+    tokenizer, generator = variance_components([whole, unfinished])
+    assert tokenizer.degrees_of_freedom == 1
+    assert generator.degrees_of_freedom == 3
+    assert generator.sd == pytest.approx(((2 + 2 + 18) / 3) ** 0.5)
+    assert tokenizer.sd == pytest.approx(((16 - 22 / 3) / 2) ** 0.5)  # between = 2 * (4 + 4) / 1, of the whole row
+    assert [component.name for component in variance_components([unfinished])] == ["generator seed"]

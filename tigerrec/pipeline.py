@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
 MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval", "audit": "audit"}
 GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
-OF_THIS_MACHINE = ("paths.", "audit.folder=", "audit.checks=", "dataset.raw_dir=", "train.device=", "evaluate.device=", "embedder.device=")
+OF_THIS_MACHINE = ("paths.", "audit.folder", "audit.checks", "dataset.raw_dir", "train.device", "evaluate.device", "embedder.device")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +279,13 @@ def make_command(stage: str, overrides: list[str]) -> str:
 
 
 def told_command(target: str, overrides: Sequence[str]) -> str:
-    """The make command to tell others of, without the options that say where things are on this machine."""
-    return make_command(target, [override for override in overrides if not override.startswith(OF_THIS_MACHINE)])
+    """The make command to tell others of, without the options that say where things are on this machine; of absolute paths only the last part."""
+    told = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not key.lstrip("+~").startswith(OF_THIS_MACHINE):
+            told.append(f"{key}{equals}{Path(value).name if value.startswith('/') else value}")
+    return make_command(target, told)
 
 
 def show_progress() -> None:

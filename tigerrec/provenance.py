@@ -47,3 +47,11 @@ def provenance(started: float) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 3),
         "peak_mb": peak_mb(),
     }
+
+
+def short_commit(commit: str | None) -> str:
+    """A commit as people quote it."""
+    if commit is None:
+        return "unknown"
+    name, plus, changes = commit.partition("+")
+    return f"{name[:7]}{plus}{changes}"

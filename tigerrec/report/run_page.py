@@ -7,6 +7,7 @@ from typing import Any
 
 from tigerrec.compare_runs import flat
 from tigerrec.evaluate import POPULARITY
+from tigerrec.provenance import short_commit
 from tigerrec.report.charts import Interval, Series, intervals, lines
 from tigerrec.report.codes_part import codes_part, tree_part
 from tigerrec.report.evaluated import EvaluatedRun
@@ -50,7 +51,8 @@ def heading(run: EvaluatedRun) -> list[Html]:
     tiles = [(name.upper(), f"{row[name]:.4f}", f"95 %: {row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}") for name in ("ndcg@10", "hr@10")]
     if floor["ndcg@10"] > 0:
         tiles.append(("popularity's NDCG@10", f"{row['ndcg@10'] / floor['ndcg@10']:.1f} ×", f"popularity has {floor['ndcg@10']:.4f}"))
-    tiles.append(("time", duration(sum(record.provenance["seconds"] for record in run.manifests.values())), f"{len(run.manifests)} stages together"))
+    seconds = [record.provenance.get("training_seconds", record.provenance["seconds"]) for record in run.manifests.values()]
+    tiles.append(("time", duration(sum(seconds)), f"{len(seconds)} stages together"))
     boxes = [element("div", element("span", name), element("b", value), element("span", small)) for name, value, small in tiles]
     return [paragraph(lead, class_="lead"), element("div", *boxes, class_="tiles"), facts(what_was_run(run))]
 
@@ -88,14 +90,6 @@ def vectors(run: EvaluatedRun) -> str:
 def kind(config: dict[str, Any]) -> str | None:
     """The name of the class that a config node builds."""
     return str(config["_target_"]).rpartition(".")[2] if "_target_" in config else None
-
-
-def short_commit(commit: str | None) -> str:
-    """A commit as people quote it."""
-    if commit is None:
-        return "unknown"
-    name, plus, changes = commit.partition("+")
-    return f"{name[:7]}{plus}{changes}"
 
 
 def machine(run: EvaluatedRun) -> str:

@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, artifacts, files, pipeline
 from tigerrec.config import ConfigError, compose
+from tigerrec.provenance import short_commit
 from tigerrec.table.cells import Cell
-from tigerrec.table.rows import Row, plan_rows
+from tigerrec.table.rows import Row, plan_rows, result_of
+from tigerrec.table.summary import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,10 @@ def _lock(cell: Cell, locks: Path) -> Path:
 
 
 def _run_one(cell: Cell, failures: list[str]) -> None:
-    if cell.is_done():
-        return
-    logger.info("table: %s → %s", cell.row, cell.folder)
     try:
+        if cell.is_done():
+            return
+        logger.info("table: %s → %s", cell.row, cell.folder)
         cell.run()
     except TigerrecError as error:
         logger.warning("%s failed: %s", cell.folder.name, error)
@@ -65,7 +67,8 @@ def _run_one(cell: Cell, failures: list[str]) -> None:
 def make_table(overrides: Sequence[str]) -> Path:
     """Run the cells that are not done and write `table.md`, `table.parquet`, `table.json` and `table.png` of all.
 
-    A cell that fails is told of in the table and does not stop the others. Several processes may make one table: each cell is run by one of them.
+    A cell that fails while it is run is told of in the table and does not stop the others; results that are damaged or of other settings stop the
+    table before anything is run. Several processes may make one table: each cell is run by one of them.
 
     Args:
         overrides: Hydra overrides; `experiment=…` names a table.
@@ -77,15 +80,16 @@ def make_table(overrides: Sequence[str]) -> Path:
         TigerrecError: an option is wrong, a cell's results are of other settings, or no cell could be run.
     """
     for override in overrides:
-        if override.partition("=")[0] in ONE_RUN_A_CELL:
+        if override.lstrip("+~").partition("=")[0] in ONE_RUN_A_CELL:
             raise ConfigError(f"{override} is for one run; choose rows by `tokenizers=[<tokenizer>,<tokenizer>@<embedder>]`, `baselines=[…]` and `seeds=`.")
     cfg = compose(list(overrides))
     folder = _folder(cfg)
     rows = plan_rows(overrides, cfg, folder)
     every_row_once_first = sorted(((seeds, cell) for row in rows for seeds, cell in row.cells.items()), key=lambda pair: pair[0])
-    failures = _run_cells([cell for _, cell in every_row_once_first], Path(cfg.paths.runs) / ".table" / cfg.table)
-    out = folder / f"{cfg.generator.name}-{cfg.train.name}"
-    return write_table(rows, cfg, overrides, out, failures)
+    locks = Path(cfg.paths.runs) / ".table" / cfg.table
+    failures = _run_cells([cell for _, cell in every_row_once_first], locks)
+    with files.locked(locks / "table", wait=True):
+        return write_table(rows, cfg, overrides, folder / f"{cfg.generator.name}-{cfg.train.name}", failures)
 
 
 def write_table(rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], out: Path, failures: Sequence[str]) -> Path:
@@ -99,22 +103,22 @@ def write_table(rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], 
 
     from tigerrec import tokenizer_plots
     from tigerrec.table import markdown, plot
-    from tigerrec.table.rows import result_of
-    from tigerrec.table.summary import Summary
 
     found = [result for row in rows if (result := result_of(row))]
     if not found:
         raise TigerrecError(f"No cell of the table could be run; {failures[0]}")
     summary = Summary(found, cfg.reference)
     title = f"{cfg.dataset.name}: tokenizers for {cfg.generator.name} ({cfg.train.name}) and baselines"
-    notes = []
+    notes = budgets(summary, cfg)
     if not summary.comparisons:
         notes.append(f"Nothing is compared: reference={cfg.reference} is not a row with others beside it; give `reference=<row>`.")
+    picture = out / "table.png"
+    picture.unlink(missing_ok=True)
     try:
-        plot.draw(summary, title, out / "table.png")
+        plot.draw(summary, title, picture)
     except tokenizer_plots.NoMatplotlibError as error:
         notes.append(str(error))
-    facts = _facts(summary, cfg, overrides) | {"picture": (out / "table.png").exists(), "notes": notes}
+    facts = _facts(summary, cfg, overrides) | {"picture": picture.exists(), "notes": notes}
     with artifacts.atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(summary.rows), temporary)
     told = {"name": title, **facts, "variance": summary.variance, "comparisons": [vars(comparison) for comparison in summary.comparisons]}
@@ -125,7 +129,23 @@ def write_table(rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], 
     return out
 
 
-def _facts(summary: Any, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
+    """What each row was given, so that nobody takes a difference of budgets for one of methods."""
+    notes = [f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row and ranks in {cfg.evaluate.precision}."]
+    tuned = []
+    for result in summary.results:
+        cell = next(iter(result.row.cells.values()))
+        if "tune" in cell.steps:
+            tuned.append(f"{result.row.name} ({len(cell.steps['tune'].config.trials)})")
+    if tuned:
+        notes.append(
+            f"The baselines {', '.join(sorted(tuned))} were tuned on validation, in parentheses over how many settings; the generator was not tuned for this "
+            "table. So where they differ, budgets and tuning differ too."
+        )
+    return notes
+
+
+def _facts(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Data, commands, commits and machines behind a table."""
     runs = [run for result in summary.results for run in result.runs.values()]
     stages = [stage for run in runs for name, stage in run.provenance["stages"].items() if name not in ("prepare", "embed")]
@@ -135,7 +155,7 @@ def _facts(summary: Any, cfg: DictConfig, overrides: Sequence[str]) -> dict[str,
         "dataset": {"name": cfg.dataset.name, **{name: runs[0].facts[name] for name in ("users", "items", "interactions")}},
         "split": cfg.evaluate.split,
         "commands": [pipeline.told_command("table", overrides)],
-        "commits": sorted({stage["git"] for stage in stages if stage.get("git")}),
+        "commits": sorted({short_commit(stage["git"]) for stage in stages if stage.get("git")}),
         "machine": f"{' and '.join(machines)}, {'/'.join(threads)} thread{'s' if threads != ['1'] else ''} a run",
     }
 

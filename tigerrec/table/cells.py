@@ -67,7 +67,11 @@ class Cell:
         """
         if artifacts.read_manifest(self.folder) is None:
             return False
-        manifest = artifacts.open_stage(self.folder, CELL)
+        try:
+            manifest = artifacts.open_stage(self.folder, CELL)
+        except artifacts.ArtifactError as error:
+            fault = str(error).partition(";")[0]
+            raise artifacts.DamagedError(f"{fault}; delete {self.folder} and run the same command again.") from None
         recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
         differences = changed_keys(manifest.config | recorded, canonical(self.chain) | recorded | self.sources())
         if differences:
@@ -119,8 +123,11 @@ def collect(cell: Cell) -> None:
     """
     manifests = {key: artifacts.open_stage(step.folder, step.stage) for key, step in cell.steps.items()}
     ranked = cell.last.folder
+    sources = {
+        f"{key}.{role}": record["fingerprint"] for key, step in cell.steps.items() for role, record in manifests[key].inputs.items() if role not in step.inputs
+    }
     metrics = [row for row in artifacts.read_json(ranked, "metrics.json") if row["model"] == cell.model]
-    with artifacts.writing(cell.folder, CELL, cell.chain, sources=cell.sources()) as files:
+    with artifacts.writing(cell.folder, CELL, cell.chain, sources=sources) as files:
         files.provenance |= {
             "facts": _facts(cell),
             "stages": {key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()},

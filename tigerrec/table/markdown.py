@@ -13,7 +13,8 @@ NOTHING = "–"
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other items may share, stand apart.",
     "± is the standard deviation over runs, given from three runs up; below that every run is shown. Brackets are 95 % bootstrap intervals over users "
-    "of the mean over runs (10,000 resamples, the same for all rows): they say how far other users would move a figure, not how far other seeds would.",
+    "of the mean over runs (10,000 resamples, the same for all rows; those in a cell's `metrics.json` are of that run, from 1,000): they say how far other "
+    "users would move a figure, not how far other seeds would.",
     "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows compared (Holm). "
     "It knows nothing of seeds: read it beside the spread that seeds cause.",
     "Minutes are means over runs, as a clock on the wall shows them, whatever else the machine did meanwhile. "
@@ -98,8 +99,8 @@ def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[
     made = [f"`{command}`" for command in facts["commands"]]
     parts = [
         f"# {title}", about,
-        f"Made by {' and '.join(made)} at commit {', '.join(commit[:7] for commit in facts['commits'])}, on {facts['machine']}. Baselines are in *italics*.",
-        f"Above every row of the generator: {', '.join(summary.above_all_generators)}." if summary.above_all_generators else "",
+        f"Made by {' and '.join(made)} at commit {', '.join(facts['commits'])}, on {facts['machine']}. Baselines are in *italics*.",
+        f"With a higher mean NDCG@10 than every row of the generator: {', '.join(summary.above_all_generators)}." if summary.above_all_generators else "",
         "## Seen items masked", metrics_table(summary, "masked"), "![NDCG@10 and HR@10 of all rows](table.png)" if facts["picture"] else "",
         "## Seen items kept", metrics_table(summary, "kept"),
         "## Ids, diversity and cost (seen masked)", ids_table(summary),

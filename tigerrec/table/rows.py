@@ -78,7 +78,7 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
     n_tokenizer, n_generator = numbers_of_seeds(cfg.seeds)
     rows = [_baseline_row(name, overrides, n_generator, folder / "baselines") for name in _names(cfg.baselines, "baselines", BASELINE)]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"
-    for name in [cfg.tokenizers] if isinstance(cfg.tokenizers, str) else list(cfg.tokenizers or []):
+    for name in dict.fromkeys([cfg.tokenizers] if isinstance(cfg.tokenizers, str) else list(cfg.tokenizers or [])):
         tokenizer, _, embedder = str(name).partition("@")
         _names([tokenizer], "tokenizers", "tokenizer")
         choices = [f"tokenizer={tokenizer}", *(f"embedder={choice}" for choice in _names(embedder or [], "tokenizers", "embedder"))]
@@ -95,7 +95,21 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
         rows.append(Row(str(name), GENERATOR, tokenized.parent.name, tokenized.name.rpartition("-seed")[0], cells))
     if not rows:
         raise ConfigError("There is no row; give `tokenizers=[<tokenizer>,…]` or `baselines=[<baseline>,…]`.")
+    _check_apart(rows)
     return rows
+
+
+def _check_apart(rows: Sequence[Row]) -> None:
+    """Refuse rows whose runs or results would stand in one folder."""
+    owners: dict[Path, str] = {}
+    for row in rows:
+        for cell in row.cells.values():
+            for folder in (cell.folder, cell.last.folder):
+                if folder in owners:
+                    raise ConfigError(
+                        f"The rows {owners[folder]} and {row.name} would both stand in {folder}; leave one out, and give no option that names one run."
+                    )
+                owners[folder] = row.name
 
 
 def _baseline_row(name: str, overrides: Sequence[str], n_seeds: int, folder: Path) -> Row:

@@ -78,9 +78,9 @@ def variance_components(rows: Sequence[Mapping[tuple[int, int], float]]) -> list
     """How much runs of one row spread because of the generator's seed and because of the tokenizer's, pooled over rows.
 
     Generator seeds are nested in tokenizer seeds: analysis of variance with random effects (Searle, Casella and McCulloch 1992, chapter 3).
-    With y(r, t, g) of row r, the mean square within is the sum of (y(r, t, g) - mean(r, t))² over its degrees of freedom, the mean square
-    between is n times the sum of (mean(r, t) - mean(r))² over its own, and the tokenizer's component is (between - within) / n.
-    A row counts where each of its tokenizer seeds has the same number n of generator seeds as those of all other rows.
+    With y(r, t, g) of row r, the mean square within is the sum of (y(r, t, g) - mean(r, t))² over its degrees of freedom, over all tokenizer
+    seeds with two runs or more. The mean square between is n times the sum of (mean(r, t) - mean(r))² over its own, over the rows in which all
+    tokenizer seeds have n runs, n being the largest number in the table; the tokenizer's component is (between - within) / n.
 
     Args:
         rows: of each row, the metric of every run by (tokenizer seed, generator seed).
@@ -88,27 +88,24 @@ def variance_components(rows: Sequence[Mapping[tuple[int, int], float]]) -> list
     Returns:
         The components that the runs can tell apart: none for one generator seed a row.
     """
-    blocks = [_block(row) for row in rows if row]
-    sizes = [block.shape[1] for block in blocks if block is not None]
-    if not sizes:
+    groups = [_by_tokenizer_seed(row) for row in rows]
+    within_freedom = sum(len(values) - 1 for row in groups for values in row)
+    if not within_freedom:
         return []
-    per_seed = max(sizes)
-    balanced = [block for block in blocks if block is not None and block.shape[1] == per_seed]
-    components = []
-    within_freedom = sum(block.shape[0] * (per_seed - 1) for block in balanced)
-    between_freedom = sum(block.shape[0] - 1 for block in balanced)
-    within = sum(float(np.square(block - block.mean(1, keepdims=True)).sum()) for block in balanced) / max(within_freedom, 1)
-    between = per_seed * sum(float(np.square(block.mean(1) - block.mean()).sum()) for block in balanced) / max(between_freedom, 1)
-    if between_freedom and within_freedom:
-        components.append(Component("tokenizer seed", max(0.0, (between - within) / per_seed) ** 0.5, between_freedom))
-    if within_freedom:
-        components.append(Component("generator seed", within**0.5, within_freedom))
+    within = sum(float(np.square(values - values.mean()).sum()) for row in groups for values in row) / within_freedom
+    n_runs = max(len(values) for row in groups for values in row)
+    means = [np.array([values.mean() for values in row]) for row in groups if all(len(values) == n_runs for values in row)]
+    between_freedom = sum(len(row) - 1 for row in means)
+    components = [Component("generator seed", within**0.5, within_freedom)]
+    if between_freedom:
+        between = n_runs * sum(float(np.square(row - row.mean()).sum()) for row in means) / between_freedom
+        components.insert(0, Component("tokenizer seed", max(0.0, (between - within) / n_runs) ** 0.5, between_freedom))
     return components
 
 
-def _block(row: Mapping[tuple[int, int], float]) -> np.ndarray | None:
-    """The runs of a row as (tokenizer seeds, generator seeds); None where tokenizer seeds have different numbers of generator seeds."""
-    by_seed: dict[int, list[float]] = {}
-    for (tokenizer_seed, _), value in sorted(row.items()):
-        by_seed.setdefault(tokenizer_seed, []).append(value)
-    return np.array(list(by_seed.values())) if len({len(values) for values in by_seed.values()}) == 1 else None
+def _by_tokenizer_seed(row: Mapping[tuple[int, int], float]) -> list[np.ndarray]:
+    """The runs of each tokenizer seed of a row."""
+    found: dict[int, list[float]] = {}
+    for (tokenizer_seed, _), value in row.items():
+        found.setdefault(tokenizer_seed, []).append(value)
+    return [np.array(values) for values in found.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tigerrec import TigerrecError
 from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, STAGES_IN_MINUTES, Result
 from tigerrec.table.statistics import holm, intervals, resampled_means, standard_deviation, two_sided_p, variance_components
 
@@ -43,14 +44,17 @@ class Summary:
         reference: the row that others are compared with; None = no comparison.
 
     Raises:
-        ValueError: rows have other users or targets.
+        TigerrecError: rows have other users or targets.
     """
 
     def __init__(self, results: Sequence[Result], reference: str | None) -> None:
         self.results = sorted(results, key=lambda result: -result.value("ndcg@10"))
-        targets = [run.targets for result in self.results for run in result.runs.values()]
-        if any(not np.array_equal(found, targets[0]) for found in targets):
-            raise ValueError("runs of one table must have the same targets")
+        first = next(iter(self.results[0].runs.values()))
+        for result in self.results:
+            if any(not np.array_equal(run.targets, first.targets) for run in result.runs.values()):
+                raise TigerrecError(
+                    f"{self.results[0].row.name} and {result.row.name} have results of other targets; delete the older cells and run them again."
+                )
         keys = [(result.row.name, *key) for result in self.results for key in result.user_gains]
         columns = np.concatenate([gains for result in self.results for gains in result.user_gains.values()], axis=1)
         means = resampled_means(columns)
