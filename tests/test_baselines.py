@@ -280,10 +280,29 @@ def test_a_stopped_tuning_goes_on_without_repeating_trials(run, tuned, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         tune(run["prepare"], TUNING, tmp_path)
     assert artifacts.read_manifest(tmp_path) is None
-    del ran[:2]
+    ran.clear()
+    finished = sorted((tmp_path / "trials").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    finished[0].write_text("{damaged")
     tune(run["prepare"], TUNING, tmp_path)
-    assert ran == [replace(TUNING.baseline, **settings) for settings in TUNING.trials[2:]]
+    assert ran == [replace(TUNING.baseline, **settings) for settings in (TUNING.trials[0], TUNING.trials[3])]
     assert without_seconds(tmp_path) == without_seconds(tuned)
+
+
+def test_validation_asks_for_the_item_before_the_last_given_all_before_it_with_those_masked(run):
+    histories = load_histories(run["prepare"])
+    users, asked = np.array([3, 11, 7]), {}
+
+    def rank(known, *, k, mask_seen):
+        asked.update(known=known, mask_seen=mask_seen)
+        items = np.full((len(known), k), -1, np.int32)
+        items[0, 0], items[1, 2] = histories[3][-2], histories[11][-2]  # found at ranks 1 and 3; the third user's not
+        items[2, 0] = histories[7][-1]
+        return items, np.zeros(items.shape, np.float32)
+
+    found = stage.validation_metrics(rank, histories, users)
+    assert [known.tolist() for known in asked["known"]] == [histories[user][:-2].tolist() for user in users]
+    assert asked["mask_seen"] is True
+    assert found == {"hr@10": pytest.approx(2 / 3), "ndcg@10": pytest.approx((1 + 1 / 2) / 3)}
 
 
 def test_tuning_never_looks_at_test_items(run, tuned, tmp_path):

@@ -93,6 +93,15 @@ def run_trial(histories: Histories, baseline: Baseline, seed: int) -> dict[str, 
     return {**{f"validation_{name}": value for name, value in found.items()}, **fitted.facts, "seconds": round(time.perf_counter() - started, 3)}
 
 
+def finished_trial(path: Path) -> dict[str, Any] | None:
+    """What a trial left; None where it did not end, or its file is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "validation_ndcg@10" in found else None
+
+
 def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
     """Fit a baseline with all settings of its grid and choose those with the highest validation NDCG@10; test items are never looked at.
 
@@ -111,9 +120,10 @@ def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
         baseline = replace(config.baseline, **settings)  # type: ignore[type-var]
         identity = [artifacts.describe(baseline), config.seed, record["fingerprint"], record["content"]]
         path = out / TRIALS / f"{sha256_text(artifacts.canonical_json(identity))[:16]}.json"
-        if not path.exists():
-            artifacts.write_json(path, run_trial(histories, baseline, config.seed))
-        found = json.loads(path.read_bytes())
+        found = finished_trial(path)
+        if found is None:
+            found = run_trial(histories, baseline, config.seed)
+            artifacts.write_json(path, found)
         trials.append({"settings": dict(settings), **found})
         logger.info("trial %d of %d: %s: NDCG@10 %.4f in %.1f s", number, len(config.trials), settings, found["validation_ndcg@10"], found["seconds"])
     best = max(trials, key=lambda trial: trial["validation_ndcg@10"])
