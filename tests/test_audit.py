@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import artifacts, audit, batches, pipeline
+from tigerrec import artifacts, audit, batches, pipeline, trainer
 from tigerrec.audit import CHECKS, AuditOptions
 from tigerrec.audit.cold import cold_items, cold_start
 from tigerrec.audit.run import AuditedRun, NotApplicableError
@@ -101,7 +101,16 @@ def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(optio
     run = opened(options, "train.validate_every=1", "train.name=often", f"paths.runs={tmp_path}", work=tmp_path / "work")
     found = leakage(run)
     assert {row["result"] for row in found.rows} == {"equal bytes"}
-    assert found.rows[0]["compared with"] == "the same training on the true data"
+    assert [row["compared with"] for row in found.rows[:2]] == ["the same training on the true data", "the audited run"]
+    assert "the same checkpoint was chosen" in found.summary
+
+
+def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "split", lambda history, part: split(history, "test"))
+    choosing = ["train.validate_every=1", "train.epochs=6", "train.learning_rate=0.01", "train.name=often", f"paths.runs={tmp_path}"]
+    found = leakage(opened(options, *choosing, work=tmp_path / "work"))
+    assert [row["result"] for row in found.rows] == ["equal bytes", "different", "equal bytes"]
+    assert found.summary.startswith("model.safetensors of training with its validations on data with poisoned test items: different")
 
 
 def test_collaborative_vectors_of_the_run_itself_are_checked(options, tmp_path):

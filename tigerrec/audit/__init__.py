@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tigerrec import __version__, artifacts, files, pipeline
 from tigerrec.config import ConfigError, build
-from tigerrec.provenance import provenance
+from tigerrec.provenance import provenance, short_commit
 
 if TYPE_CHECKING:
     from tigerrec.audit.run import AuditedRun
@@ -65,7 +65,8 @@ CHECKS: dict[str, Check] = {
     "leakage": Check(
         "Do held-out items enter training?",
         "The test and the validation item of every user are replaced by random other items, and the generator is trained again with the same seed, options and "
-        "Semantic IDs, with one validation, at its end. If the weights have the same bytes, no held-out item entered training. Vectors that are made of "
+        "Semantic IDs, with one validation, at its end. If the weights have the same bytes, no held-out item entered training. A run that validated more than "
+        "once is trained again with its validations and other test items alone: the checkpoint it chose must be the same. Vectors that are made of "
         "interactions are computed again too.",
         "trained.leakage",
         trains=True,
@@ -140,7 +141,7 @@ def finished(run: AuditedRun, name: str) -> dict[str, Any] | None:
         saved = artifacts.read_json(run.work, f"{name}.json")
     except (OSError, ValueError):
         return None
-    return saved["result"] if isinstance(saved, dict) and saved.get("key") == _key(run, name) else None
+    return saved["result"] if isinstance(saved, dict) and saved.get("key") == _key(run, name) and "commit" in saved["result"] else None
 
 
 def run_check(run: AuditedRun, name: str) -> None:
@@ -156,7 +157,10 @@ def run_check(run: AuditedRun, name: str) -> None:
         found = getattr(importlib.import_module(f"{__name__}.{module}"), function)(run)
     except NotApplicableError as reason:
         found = Finding(f"Not run: {reason}", [])
-    files.write_json(run.work / f"{name}.json", {"key": _key(run, name), "result": {"summary": found.summary, "rows": found.rows}})
+    files.write_json(
+        run.work / f"{name}.json",
+        {"key": _key(run, name), "result": {"summary": found.summary, "rows": found.rows, "commit": short_commit(provenance(0)["git"])}},
+    )
     logger.info("%s: %s", name, found.summary)
 
 
@@ -169,7 +173,7 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path) -> None:
     facts = {key: value for key, value in provenance(0).items() if key in ("git", "finished", "machine")}
     about = (
         f"{len(run.targets):,} users, {run.histories.n_items:,} items; beam {run.evaluation.beam_size}, {run.evaluation.precision}. "
-        f"Trained at commit {str(trained['git'] or 'unknown')[:7]}, audited at {str(facts['git'] or 'unknown')[:7]}."
+        f"Trained at commit {short_commit(trained['git'])}, checked at {', '.join(sorted({found['commit'] for found in results.values() if found}))}."
     )
     audit = {
         "run": name,

@@ -41,13 +41,13 @@ def train_on(run: AuditedRun, name: str, prepared: Path, tokenized: Path, config
     return run.stage(name, "train", config, inputs, lambda out: train(prepared, tokenized, config, out))
 
 
-def poisoned_data(run: AuditedRun) -> Path:
-    """The prepared data with every test and validation item replaced, as a stage."""
+def poisoned_data(run: AuditedRun, last: int) -> Path:
+    """The prepared data with the last items of every user replaced, as a stage; see `poisoned`."""
     n_items = run.histories.n_items
-    config = {"audit": "test and validation items replaced by random other items", "seed": SEED}
-    changed = poisoned(read_interactions(run.prepared), n_items, random("poison"))
+    config = {"audit": f"the last {last} items of every user replaced by random other items", "seed": SEED}
+    changed = poisoned(read_interactions(run.prepared), n_items, random("poison"), last)
     inputs = {"prepare": run.prepared}
-    return run.stage("poisoned", "prepare", config, inputs, lambda out: write_variant(run.prepared, config, changed, np.ones(n_items, bool), out))
+    return run.stage(f"poisoned-{last}", "prepare", config, inputs, lambda out: write_variant(run.prepared, config, changed, np.ones(n_items, bool), out))
 
 
 def _compared(what: str, compared_with: str, found: str, expected: str | None) -> dict[str, str]:
@@ -55,27 +55,37 @@ def _compared(what: str, compared_with: str, found: str, expected: str | None) -
     return {"what": what, "compared with": compared_with, "result": EQUAL if found == expected else DIFFERENT, "sha256": found[:16]}
 
 
-def leakage(run: AuditedRun) -> Finding:
-    """Whether a test or validation item enters training, by training on data in which all of them are others."""
-    data = poisoned_data(run)
-    own: TrainConfig = run.steps["train"].config
-    config = validated_once(own)
-    found = weights(train_on(run, "poisoned-trained", data, run.tokenized, config))
+def _trained_again(run: AuditedRun, data: Path, config: TrainConfig, what: str) -> list[dict[str, str]]:
+    """Whether training on poisoned data gives the weights of the same training on the true data, a row a file."""
+    found = weights(train_on(run, f"{data.name.rpartition('-')[0]}-trained", data, run.tokenized, config))
     compared, expected = "the audited run", weights(run.trained)
-    if config != own or found != expected:  # another version or machine gives other bytes: train on the true data here and now
+    if config != run.steps["train"].config or found != expected:  # another version or machine gives other bytes: train on the true data here and now
         compared, expected = "the same training on the true data", weights(train_on(run, "reference-trained", run.prepared, run.tokenized, config))
-    rows = [_compared(f"{name} of training on poisoned data", compared, digest, expected.get(name)) for name, digest in found.items()]
+    return [_compared(f"{name} of {what}", compared, digest, expected.get(name)) for name, digest in found.items()]
+
+
+def leakage(run: AuditedRun) -> Finding:
+    """Whether held-out items enter training, or test items the choice of a checkpoint, by training on data in which all of them are others."""
+    data = poisoned_data(run, last=2)
+    own: TrainConfig = run.steps["train"].config
+    once = validated_once(own)
+    rows = _trained_again(run, data, once, "training on poisoned data")
+    if once != own:
+        rows += _trained_again(run, poisoned_data(run, last=1), own, "training with its validations on data with poisoned test items")
     rows += _vectors(run, data)
     replaced = 2 * len(run.targets)
     leaking = [row["what"] for row in rows if row["result"] == DIFFERENT]
     if leaking:
         return Finding(
-            f"{', '.join(leaking)}: different after {replaced:,} held-out items were replaced. Held-out items enter, or the same training does not give "
+            f"{', '.join(leaking)}: different after held-out items were replaced. Held-out items enter, or the same training does not give "
             "the same bytes here (a GPU, another number of threads).",
             rows,
         )
+    selected = "it validated once, so nothing was selected" if once == own else "with test items alone replaced the same checkpoint was chosen"
     return Finding(
-        f"The trained weights have the same bytes after all {replaced:,} test and validation items were replaced: none of them enters training.", rows
+        f"The trained weights have the same bytes after all {replaced:,} test and validation items were replaced: none of them enters training; "
+        f"and {selected}.",
+        rows,
     )
 
 

@@ -43,9 +43,9 @@ def read_interactions(prepared: Path) -> Interactions:
     return Interactions(*(table[name].to_numpy() for name in ("user", "item", "timestamp")))
 
 
-def poisoned(interactions: Interactions, n_items: int, rng: np.random.Generator) -> Interactions:
-    """Every user's test and validation item replaced by a random other item of the catalogue; all else as it was."""
-    held_out = interactions.from_end <= 2
+def poisoned(interactions: Interactions, n_items: int, rng: np.random.Generator, last: int = 2) -> Interactions:
+    """The `last` items of every user (2: test and validation, 1: test) replaced by random other items of the catalogue; all else as it was."""
+    held_out = interactions.from_end <= last
     shifts = rng.integers(1, n_items, len(held_out))
     items = np.where(held_out, (interactions.items + shifts) % n_items, interactions.items).astype(interactions.items.dtype)
     return Interactions(interactions.users, items, interactions.timestamps)
