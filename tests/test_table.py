@@ -107,6 +107,21 @@ def test_the_table_holds_every_row_best_first(made):
     assert {found["row"] for found in facts["comparisons"]} == {"hkmeans", "popularity"}
 
 
+def test_what_was_tried_of_a_baseline_stays_with_its_cell(tmp_path):
+    out = make_table([
+        "experiment=beauty_table", "dataset=sample", "tokenizers=[]", "baselines=[item_knn]",
+        f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results",
+    ])  # fmt: skip
+    tuned = tmp_path / "runs" / "sample" / "baselines" / "item_knn-tuning"
+    tried, chosen = (json.loads((tuned / name).read_text()) for name in ("trials.json", "chosen.json"))
+    assert json.loads((out / "table.json").read_text())["trials"] == {"item_knn": tried}
+    best = max(trial["validation_ndcg@10"] for trial in tried)
+    found = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| item_knn ")]
+    assert len(found) == 1
+    assert f"to {f'{best:.4f}'.removeprefix('0')} " in found[0]
+    assert f"| {', '.join(f'{name} {value:g}' for name, value in chosen.items())} |" in found[0]
+
+
 def test_nothing_is_run_again_even_without_the_runs(made, elsewhere, asked):
     out = make_table(elsewhere.options)
     assert asked == []

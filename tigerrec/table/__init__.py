@@ -121,7 +121,13 @@ def write_table(rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], 
     facts = _facts(summary, cfg, overrides) | {"picture": picture.exists(), "notes": notes}
     with artifacts.atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(summary.rows), temporary)
-    told = {"name": title, **facts, "variance": summary.variance, "comparisons": [vars(comparison) for comparison in summary.comparisons]}
+    told = {
+        "name": title,
+        **facts,
+        "variance": summary.variance,
+        "comparisons": [vars(comparison) for comparison in summary.comparisons],
+        "trials": {result.row.name: result.trials for result in found if result.trials},
+    }
     files.write_json(out / "table.json", told)
     with artifacts.atomic(out / "table.md") as temporary:
         temporary.write_text(markdown.page(title, summary, facts, failures), encoding="utf-8")

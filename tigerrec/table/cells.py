@@ -139,7 +139,7 @@ def collect(cell: Cell) -> None:
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
-    """What a table shows beside metrics: sizes of the data, how the ids collide, and how many different items are recommended."""
+    """What a table shows beside metrics: sizes of the data, how the ids collide, how many different items are recommended, and how a baseline was tuned."""
     import pyarrow.compute as pc
 
     stats = artifacts.read_json(cell.steps["prepare"].folder, "stats.json")
@@ -149,6 +149,8 @@ def _facts(cell: Cell) -> dict[str, Any]:
     if "tokenize" in cell.steps:
         found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json")["collisions"]
         facts |= {name: found[name] for name in ("collision_rate", "unique_ids", "largest_group")}
+    if "tune" in cell.steps:
+        facts["trials"] = artifacts.read_json(cell.steps["tune"].folder, "trials.json")
     return facts
 
 

@@ -92,6 +92,19 @@ def variance_table(summary: Summary) -> str:
     return aligned(rows)
 
 
+def tuning_table(summary: Summary) -> str:
+    """What was tried of each baseline, and what was chosen."""
+    rows = [["baseline", "settings tried", "longest, minutes", "NDCG@10 on validation, worst to best", "chosen"]]
+    for result in summary.results:
+        if result.trials:
+            found = [trial["validation_ndcg@10"] for trial in result.trials]
+            chosen = result.trials[found.index(max(found))]["settings"]
+            longest = max(trial["seconds"] for trial in result.trials) / 60
+            told = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+            rows.append([result.row.name, str(len(found)), _figure(longest, ".1f"), f"{_figure(min(found))} to {_figure(max(found))}", told])
+    return aligned(rows)
+
+
 def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[str]) -> str:
     """The whole of `table.md`."""
     dataset = facts["dataset"]
@@ -110,5 +123,7 @@ def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[
     if summary.variance:
         pooled = "Pooled over the rows that have a generator; generator seeds are nested in tokenizer seeds."
         parts += ["## What seeds change (seen masked)", variance_table(summary), pooled]
+    if any(result.trials for result in summary.results):
+        parts += ["## How the baselines were tuned", tuning_table(summary)]
     parts += ["## How to read it", "\n".join(f"- {note}" for note in (*NOTES, *facts["notes"], *(f"Missing: {name}" for name in missing)))]
     return "\n\n".join(part for part in parts if part) + "\n"

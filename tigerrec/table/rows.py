@@ -142,7 +142,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Sizes of the data, collisions of the ids, and different items recommended."""
+        """Sizes of the data, collisions of the ids, different items recommended, and the trials of a tuned baseline."""
         found: dict[str, Any] = self.provenance["facts"]
         return found
 
@@ -196,6 +196,12 @@ class Result:
         """The mean of a fact over runs; None where runs have none."""
         found = [run.facts[name] for run in self.runs.values() if name in run.facts]
         return float(np.mean(found)) if found else None
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The settings that were compared on validation, with metrics and seconds; empty where nothing was tuned."""
+        found: list[dict[str, Any]] = next(iter(self.runs.values())).facts.get("trials", [])
+        return found
 
     def minutes(self, column: str) -> float | None:
         """The mean over runs of the minutes of some stages."""
