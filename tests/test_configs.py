@@ -15,7 +15,7 @@ from tigerrec.pipeline import GROUPS, STAGES, plan
 from tigerrec.table.rows import plan_rows
 
 RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",), "baseline": ("seed",)}
-OPTIONAL = ("inputs", "parts", "grid")  # further item vectors, of the choices that read some; what is tuned, of those that are
+OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some
 FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
 CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]
 BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}

@@ -98,7 +98,7 @@ def _check_keys(node: Mapping[str, Any], allowed: list[str], where: str) -> None
         raise ConfigError(f"{where}.{unknown[0]} is not an option; allowed: {', '.join(sorted(allowed))}.")
 
 
-def _plain(node: Any, where: str) -> dict[str, Any]:
+def plain(node: Any, where: str) -> dict[str, Any]:
     """A node as a dict of plain values and dataclasses, its interpolations resolved."""
     try:
         values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -142,7 +142,7 @@ def build(node: Any, where: str) -> Any:
     Raises:
         ConfigError: names the key, what is wrong with it and what is allowed.
     """
-    values = _plain(node, where)
+    values = plain(node, where)
     kind = target_class(values.pop(TARGET, None), where)
     types = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
@@ -174,7 +174,7 @@ def build_choice(node: Any, where: str, reserved: tuple[str, ...] = ()) -> tuple
     Returns:
         The dataclass built of the node without its reserved keys, and those keys (`name` is always one).
     """
-    values = _plain(node, where)
+    values = plain(node, where)
     taken = {key: values.pop(key) for key in (NAME, *reserved) if key in values}
     kind = target_class(values.get(TARGET), where)
     allowed = [field.name for field in dataclasses.fields(kind) if field.init]

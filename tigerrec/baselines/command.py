@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
 
-from tigerrec import artifacts, pipeline
+from tigerrec import pipeline
 from tigerrec.baselines import Baseline
 from tigerrec.baselines.stage import BaselineConfig, TuneConfig, grid_trials, measure, tune
-from tigerrec.config import ConfigError, build, build_choice
+from tigerrec.config import NAME, ConfigError, build_choice, plain
 
-KEYS = ("seed", "grid")
+KEYS = ("seed",)
 
 
 def plan(cfg: DictConfig) -> dict[str, pipeline.Step]:
-    """The steps `prepare`, `tune` (of a baseline with a grid) and `baseline` of a configuration, checked before any work.
+    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration, checked before any work.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
     prepare = pipeline.plan_prepare(cfg)
-    baseline, keys = build_choice(cfg.get("baseline"), "baseline", KEYS)
+    baseline, keys, trials = _trials(cfg.get("baseline"))
     evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate")
     name, seed = pipeline.folder_name(keys, "baseline"), pipeline.checked_seed(keys, "baseline")
     folder, steps = prepare.folder / "baselines", {"prepare": prepare}
     inputs, tuned = {"prepare": prepare.folder}, None
-    if keys.get("grid") is not None:
-        tuning = TuneConfig(baseline, _checked_trials(baseline, keys["grid"]))
+    if len(trials) > 1:
+        tuning = TuneConfig(baseline, trials)
         tuned = inputs["tune"] = folder / f"{name}-tuning"
         steps["tune"] = pipeline.Step(
             "tune", "tune", tuned, tuning, {"prepare": prepare.folder}, dict, "baseline.name", lambda out: tune(prepare.folder, tuning, out)
@@ -41,13 +40,20 @@ def plan(cfg: DictConfig) -> dict[str, pipeline.Step]:
     return steps
 
 
-def _checked_trials(baseline: Baseline, grid: Any) -> tuple[dict[str, Any], ...]:
-    """All combinations of a grid's values, of the types of the settings they change."""
-    if not isinstance(grid, Mapping) or not grid or not all(isinstance(values, list) and values for values in grid.values()):
-        raise ConfigError(f"baseline.grid={grid!r} must hold a list of values a setting; correct it, or give `baseline.grid=null` to tune nothing.")
-    settings = artifacts.describe(baseline)
-    built = [build({**settings, **trial}, "baseline.grid") for trial in grid_trials(grid)]
-    return tuple({name: getattr(trial, name) for name in grid} for trial in built)
+def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], ...]]:
+    """A baseline with the first value of every setting, the keys that the stages read, and all combinations of the settings that are lists of values.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type, out of range or an empty list.
+    """
+    values = plain(node, "baseline")
+    lists = {name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, *KEYS)}
+    for name, found in lists.items():
+        if not found:
+            raise ConfigError(f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: `baseline.{name}=[<value>,…]`.")
+    built = [build_choice(values | trial, "baseline", KEYS) for trial in grid_trials(lists)]
+    baseline, keys = built[0]
+    return baseline, keys, tuple({name: getattr(trial, name) for name in lists} for trial, _ in built)
 
 
 def command(cfg: DictConfig) -> None:

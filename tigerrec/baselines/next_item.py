@@ -185,10 +185,9 @@ def learn(model: NextItemModel, training: Sequence[np.ndarray], learning: Learni
     for number in tqdm(range(1, learning.epochs + 1), desc="train", unit="epoch", disable=None):
         loss = learner.epoch(number - 1)
         if not math.isfinite(loss):
-            lower = f"{learning.learning_rate / 3:.1g}"
             raise TigerrecError(
-                f"The loss is {loss} in epoch {number} at learning rate {learning.learning_rate}; lower it with `baseline.grid.learning_rate=[{lower}]` "
-                f"where that is tuned, else with `baseline.learning_rate={lower}`."
+                f"The loss is {loss} in epoch {number} at learning rate {learning.learning_rate}; "
+                f"lower it with `baseline.learning_rate={learning.learning_rate / 3:.1g}`."
             )
         if number % learning.validate_every == 0 or number == learning.epochs:
             score = validate(ranks_by(model.scores))

@@ -62,7 +62,7 @@ class BaselineConfig:
 
 
 def grid_trials(grid: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
-    """All combinations of the values of a grid, the last setting changing fastest."""
+    """All combinations of the values of each setting, the last setting changing fastest."""
     return tuple(dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
@@ -103,7 +103,7 @@ def finished_trial(path: Path) -> dict[str, Any] | None:
 
 
 def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
-    """Fit a baseline with all settings of its grid and choose those with the highest validation NDCG@10; test items are never looked at.
+    """Fit a baseline with all settings to choose from and take those with the highest validation NDCG@10; test items are never looked at.
 
     Returns:
         `out`, with `trials.json` (settings, metrics and seconds of each trial) and `chosen.json` (the settings of the best, the first of equals).
