@@ -360,7 +360,7 @@ def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
     ("options", "message"),
     [
         (["baseline=item_knn", "baseline.neighbors=[3]"], r"baseline\.neighbors is not an option; allowed: .*neighbours"),
-        (["baseline=item_knn", "+baseline.neighbors=[3,4]"], r"baseline\.neighbors is not an option; allowed: neighbours"),
+        (["baseline=item_knn", "+baseline.neighbors=[3,4]"], r"baseline\.neighbors is not an option; allowed: name, neighbours, "),
         (["baseline=item_knn", "baseline.recency=[0.5,2.0]"], r"baseline: recency must be in"),
         (["baseline=item_knn", "baseline.recency=[0.5,much]"], r"baseline\.recency='much' has the wrong type"),
         (["baseline=item_knn", "baseline.recency=[]"], r"baseline\.recency=\[\] holds no value"),
