@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import artifacts, audit, batches, pipeline, trainer
+from tigerrec import TigerrecError, artifacts, audit, batches, pipeline, trainer
 from tigerrec.audit import CHECKS, AuditOptions
 from tigerrec.audit.cold import cold_items, cold_start
 from tigerrec.audit.run import AuditedRun, NotApplicableError
@@ -220,6 +220,18 @@ def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, 
     assert list(results(tmp_path / "out")) == ["seen", "hits", "buckets"]
     audit.audit(compose([*chosen, "overwrite=evaluate", "evaluate.beam_size=30"]))
     assert done[3:] == ["seen", "hits", "by_bucket"]
+
+
+def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monkeypatch):
+    from tigerrec.audit import from_lists
+
+    def fails(run):
+        raise TigerrecError("The disk is full.")
+
+    monkeypatch.setattr(from_lists, "hits", fails)
+    with pytest.raises(TigerrecError, match=r"^hits failed: The disk is full\. The other checks stand in .*audit\.md\.$"):
+        audit.audit(compose([*options, "audit.checks=[seen,hits,buckets]", f"audit.folder={tmp_path}/out", f"paths.runs={tmp_path}/runs"]))
+    assert list(results(tmp_path / "out")) == ["seen", "buckets"]
 
 
 def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tigerrec import __version__, artifacts, files, pipeline
+from tigerrec import TigerrecError, __version__, artifacts, files, pipeline
 from tigerrec.config import ConfigError, build
 from tigerrec.provenance import provenance, short_commit
 
@@ -188,7 +188,7 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path) -> None:
 
 
 def audit(cfg: DictConfig, command: str = "make audit") -> Path:
-    """Bring the run of a configuration up to date and check it; checks that were finished before are not run again.
+    """Bring the run of a configuration up to date and check it; checks that were finished before are not run again, one that fails stops no other.
 
     Args:
         cfg: a composed configuration.
@@ -198,7 +198,7 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
         The folder of `audit.md` and `audit.json`.
 
     Raises:
-        TigerrecError: an option is wrong, or a stage cannot be used or built.
+        TigerrecError: an option is wrong, a stage cannot be used or built, or a check failed.
     """
     options = build({"_target_": f"{__name__}.AuditOptions", **OmegaConf.to_container(cfg.audit, resolve=True)}, "audit")  # type: ignore[dict-item]
     steps = pipeline.plan(cfg)
@@ -213,10 +213,17 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
     out = Path(options.folder) if options.folder else Path(cfg.paths.results) / "audit" / name
     wanted = sorted(options.checks or CHECKS, key=lambda check: CHECKS[check].trains)
     with files.locked(run.work):
+        failures = []
         for check in wanted:
-            run_check(run, check)
+            try:
+                run_check(run, check)
+            except TigerrecError as error:
+                logger.warning("%s failed: %s", check, error)
+                failures.append(f"{check} failed: {error}")
             write_report(run, str(name), command, out)
     logger.info("wrote %s", out / "audit.md")
+    if failures:
+        raise TigerrecError(" ".join([*failures, f"The other checks stand in {out / 'audit.md'}."]))
     return out
 
 
