@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tigerrec import TigerrecError, artifacts
+from tigerrec import TigerrecError, artifacts, markdown
 
 PICTURES = (".png", ".svg")
 
@@ -95,7 +95,7 @@ def training_table(runs: Sequence[TrainedRun]) -> str:
         options = [str(run.settings.get(name, "")) for name in differing]
         rows.append([run.name, *options, f"{run.seconds / 60:.0f}", *(f"{run.validated[name]:.4f}" for name in ("HR@10", "NDCG@10"))])
     heading = ["run", *(name.split(".")[-1] for name in differing), "minutes", "validation HR@10", "validation NDCG@10"]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, ["---"] * len(heading), *rows])
+    return markdown.table([heading, *rows])
 
 
 def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec import TigerrecError, artifacts, files, markdown, pipeline
 from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.diagnostics import prefix_purity
 from tigerrec.processes import in_own_process
@@ -213,9 +213,7 @@ def table(fitted: Sequence[FittedTokenizer]) -> str:
             _each(facts["perplexity"], lambda value: f"{value:.0f}"), NOTHING if error is None else f"{error:.3f}", _each(facts["neighbour_agreement"], share),
             f"{purity} ({_each(facts['purity_by_chance'], share)})" if facts["purity"] else NOTHING, f"{facts['seconds']:.1f}", str(facts["peak_mb"]),
         ])  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows)
+    return markdown.table(rows)
 
 
 def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:

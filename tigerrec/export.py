@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tigerrec import artifacts
+from tigerrec import artifacts, markdown
 from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES
 from tigerrec.histories import load_histories, training_counts
 from tigerrec.recommender import EXPORT, POPULARITY, check_run, upstream_folders
@@ -149,12 +149,12 @@ def _settings(title: str, config: dict[str, Any]) -> str:
 
 def metrics_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `metrics.json` in Markdown, NDCG@10 with its 95 % interval."""
-    lines = ["| model | split | hit | seen | users | HR@5 | NDCG@5 | HR@10 | NDCG@10 | 95 % |", "|---|---|---|---|--:|--:|--:|--:|--:|---|"]
+    lines = [["model", "split", "hit", "seen", "users", "HR@5", "NDCG@5", "HR@10", "NDCG@10", "95 %"]]
     for row in rows:
-        figures = " | ".join(f"{row[name]:.4f}" for name in ("hr@5", "ndcg@5", "hr@10", "ndcg@10"))
+        figures = [f"{row[name]:.4f}" for name in ("hr@5", "ndcg@5", "hr@10", "ndcg@10")]
         interval = f"{row['ndcg@10_low']:.4f}–{row['ndcg@10_high']:.4f}"
-        lines.append(f"| {row['model']} | {row['split']} | {row['hit']} | {row['seen']} | {row['users']:,} | {figures} | {interval} |")
-    return "\n".join(lines)
+        lines.append([row["model"], row["split"], row["hit"], row["seen"], f"{row['users']:,}", *figures, interval])
+    return markdown.table(lines, texts=4)
 
 
 def _how_to_generate(config: dict[str, Any]) -> str:

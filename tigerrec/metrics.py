@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 HR_CUTOFFS = (1, 5, 10, 20)
@@ -52,11 +54,28 @@ def gains(largest_rank: int) -> dict[str, np.ndarray]:
     return gains | {f"ndcg@{cutoff}": np.where(within[cutoff], discount, 0.0) for cutoff in NDCG_CUTOFFS}
 
 
-def metrics(ranks: np.ndarray) -> dict[str, float]:
-    """The mean over users of every metric, with the 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
+def means_with_intervals(gains: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
+    """The mean of each gain over users, with its 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
 
-    A resample of the users is a multinomial draw over the distinct ranks, so that it costs the same for any number of users.
+    A resample of the users is a multinomial draw over kinds of users, so that it costs the same for any number of users.
     Values are rounded to eight decimals.
+
+    Args:
+        gains: what a user of each kind adds, by name, each (kinds,).
+        counts: users of each kind, (kinds,).
+    """
+    n_users = counts.sum()
+    resamples = np.random.default_rng(BOOTSTRAP_SEED).multinomial(n_users, counts / n_users, size=RESAMPLES)
+    row = {}
+    for name, gain in gains.items():
+        low, high = np.percentile((resamples * gain).sum(1) / n_users, [2.5, 97.5])
+        row[name] = round(float((counts * gain).sum() / n_users), DECIMALS)
+        row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)
+    return row
+
+
+def metrics(ranks: np.ndarray) -> dict[str, float]:
+    """Every metric with its interval; see `means_with_intervals`.
 
     Args:
         ranks: one rank a user, 0 = not in the list, (n,).
@@ -67,14 +86,7 @@ def metrics(ranks: np.ndarray) -> dict[str, float]:
     if len(ranks) == 0:
         raise ValueError("there must be at least one rank")
     counts = np.bincount(ranks, minlength=LARGEST_CUTOFF + 1)
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    resamples = generator.multinomial(len(ranks), counts / len(ranks), size=RESAMPLES)
-    row = {}
-    for name, gain in gains(len(counts) - 1).items():
-        low, high = np.percentile((resamples * gain).sum(1) / len(ranks), [2.5, 97.5])
-        row[name] = round(float((counts * gain).sum() / len(ranks)), DECIMALS)
-        row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)
-    return row
+    return means_with_intervals(gains(len(counts) - 1), counts)
 
 
 def format_metrics(rows: list[dict]) -> str:

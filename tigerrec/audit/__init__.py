@@ -166,7 +166,7 @@ def run_check(run: AuditedRun, name: str) -> None:
 
 def write_report(run: AuditedRun, name: str, command: str, out: Path) -> None:
     """`audit.json` and `audit.md` of all checks that are finished."""
-    from tigerrec.audit.report import markdown
+    from tigerrec.audit.report import page
 
     results = {check: finished(run, check) for check in CHECKS}
     trained = artifacts.open_stage(run.trained, "train").provenance
@@ -184,7 +184,7 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path) -> None:
     }
     files.write_json(out / "audit.json", audit)
     with files.atomic(out / "audit.md") as temporary:
-        temporary.write_text(markdown(audit), encoding="utf-8")
+        temporary.write_text(page(audit), encoding="utf-8")
 
 
 def audit(cfg: DictConfig, command: str = "make audit") -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tigerrec.metrics import BOOTSTRAP_SEED, DECIMALS, LARGEST_CUTOFF, RESAMPLES, gains, metrics
+from tigerrec.metrics import LARGEST_CUTOFF, gains, means_with_intervals, metrics
 
 CUTOFF = 10
 HR, NDCG = f"hr@{CUTOFF}", f"ndcg@{CUTOFF}"
@@ -38,15 +38,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]
     side = max(LARGEST_CUTOFF, int(first.max()), int(second.max())) + 1
     counts = np.bincount(first.astype(np.int64) * side + second, minlength=side * side)
     present = np.flatnonzero(counts)
-    resamples = np.random.default_rng(BOOTSTRAP_SEED).multinomial(len(first), counts[present] / len(first), size=RESAMPLES)
     of_rank = gains(side - 1)
-    row = {}
-    for name in (HR, NDCG):
-        change = of_rank[name][present % side] - of_rank[name][present // side]
-        low, high = np.percentile((resamples * change).sum(1) / len(first), [2.5, 97.5])
-        row[name] = round(float((counts[present] * change).sum() / len(first)), DECIMALS)
-        row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)
-    return row
+    return means_with_intervals({name: of_rank[name][present % side] - of_rank[name][present // side] for name in (HR, NDCG)}, counts[present])
 
 
 def buckets(values: np.ndarray, edges: Sequence[int]) -> list[tuple[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tigerrec import markdown
 from tigerrec.audit.figures import figure, percent
 
 LOW, HIGH = "_low", "_high"
@@ -43,11 +44,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table: a column for each key but those of intervals."""
     names = list(dict.fromkeys(name for row in rows for name in row if not name.endswith((LOW, HIGH))))
     headings = [name.replace("ndcg", "NDCG").replace("hr@", "HR@") for name in names]
-    lines = [headings, ["---"] * len(names), *([cell(row, name) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table([headings, *([cell(row, name) for name in names] for row in rows)], texts=len(names))
 
 
-def markdown(audit: Mapping[str, Any]) -> str:
+def page(audit: Mapping[str, Any]) -> str:
     """The whole document of what `audit.json` holds."""
     checks = audit["checks"]
     overview = [{"check": check["title"], "found": check["summary"]} for check in checks]

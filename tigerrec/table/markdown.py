@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tigerrec.markdown import table
 from tigerrec.table.rows import GENERATOR, METRICS, Result
 from tigerrec.table.statistics import LEAST_RUNS_FOR_SD
 from tigerrec.table.summary import Summary
@@ -20,14 +21,6 @@ NOTES = (
     "Minutes are means over runs, as a clock on the wall shows them, whatever else the machine did meanwhile. "
     "A baseline's training includes its tuning and its ranking.",
 )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table with its heading first; all columns but the first are aligned on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [[line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))] for line in (rows[0], rule, *rows[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figure(value: float | None, form: str = ".4f") -> str:
@@ -56,7 +49,7 @@ def metrics_table(summary: Summary, seen: str) -> str:
         line = lines[result.row.name]
         interval = f"[{_figure(line['ndcg@10_low'])}, {_figure(line['ndcg@10_high'])}]"
         rows.append([_name(result), _runs(result), *(_with_spread(line, metric) for metric in METRICS), interval])
-    return aligned(rows)
+    return table(rows)
 
 
 def ids_table(summary: Summary) -> str:
@@ -71,7 +64,7 @@ def ids_table(summary: Summary) -> str:
             _name(result), _figure(shared, ".1%"), _figure(item), _figure(sid), _figure(inflation, "+.1%"), _figure(result.fact("distinct_items"), ",.0f"),
             *(_figure(value, ".1f") for value in minutes),
         ])  # fmt: skip
-    return aligned(rows)
+    return table(rows)
 
 
 def comparisons_table(summary: Summary) -> str:
@@ -80,7 +73,7 @@ def comparisons_table(summary: Summary) -> str:
     for found in summary.comparisons:
         interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
         rows.append([found.row, found.metric.upper(), f"{found.difference:+.4f}", interval, f"{found.p_holm:.4f}"])
-    return aligned(rows)
+    return table(rows)
 
 
 def variance_table(summary: Summary) -> str:
@@ -89,7 +82,7 @@ def variance_table(summary: Summary) -> str:
     rows += [
         [line["metric"].upper(), line["component"].removesuffix(" seed"), _figure(line["sd"]), str(line["degrees_of_freedom"])] for line in summary.variance
     ]
-    return aligned(rows)
+    return table(rows)
 
 
 def tuning_table(summary: Summary) -> str:
@@ -102,7 +95,7 @@ def tuning_table(summary: Summary) -> str:
             longest = max(trial["seconds"] for trial in result.trials) / 60
             told = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
             rows.append([result.row.name, str(len(found)), _figure(longest, ".1f"), f"{_figure(min(found))} to {_figure(max(found))}", told])
-    return aligned(rows)
+    return table(rows)
 
 
 def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[str]) -> str:
