@@ -19,7 +19,7 @@ NOTES = (
     "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows compared (Holm). "
     "It knows nothing of seeds: read it beside the spread that seeds cause.",
     "Minutes are means over runs, as a clock on the wall shows them, whatever else the machine did meanwhile. "
-    "A baseline's training includes its tuning and its ranking.",
+    "A baseline's training includes its tuning and its ranking; item vectors, made once for all rows, are not counted.",
 )
 
 
