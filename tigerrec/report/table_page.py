@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def table_page(results: ResultTable) -> str:
         ("costs", "What it costs", costs_part(results)),
         ("variance", "Where results vary", variance_part(about.get("variance", []))),
         ("inflation", "If a hit on an id counted", inflation_part(results)),
+        ("tuning", "How the baselines were tuned", tuning_part(about.get("trials", {}))),
         ("made", "How it was made", made_part(about)),
     ]
     return document(f"{about.get('name', 'Results')}", heading(results), [section for section in sections if section[2]])
@@ -180,6 +181,25 @@ def inflation_part(results: ResultTable) -> list[Html]:
     words = "Items may share their codes; counting a list as right when it holds any item with the target's codes is no item hit. This is what it would add."
     heads = ["row", "items that share codes", "HR@10 on items", "HR@10 on ids: no result", "more"]
     return [paragraph(words), table("lrrrr", heads, rows)] if rows else []
+
+
+def tuning_part(trials: Mapping[str, Sequence[dict[str, Any]]]) -> list[Html]:
+    """Every setting that was tried of a baseline, with what validation said of it, best first."""
+    if not trials:
+        return []
+    parts = [paragraph("Each was fitted with every setting and measured on validation, as shown here; the best was fitted again and measured on test.")]
+    for name, tried in trials.items():
+        ordered = sorted(tried, key=lambda trial: -trial["validation_ndcg@10"])
+        settings = [[f"{value:g}" for value in trial["settings"].values()] for trial in ordered]
+        rows = [
+            [f"{trial['validation_ndcg@10']:.4f}", f"{trial['validation_hr@10']:.4f}", *values, _minutes(trial["seconds"] / 60)]
+            for trial, values in zip(ordered, settings, strict=True)
+        ]
+        names = [setting.replace("_", " ") for setting in ordered[0]["settings"]]
+        best = ", ".join(f"{label} {value}" for label, value in zip(names, settings[0], strict=True))
+        heads = ["NDCG@10", "HR@10", *names, "minutes"]
+        parts.append(disclosure(f"{name}: {best}, of {len(rows)} settings", table("r" * len(heads), heads, rows)))
+    return parts
 
 
 def made_part(about: dict[str, Any]) -> list[Html]:
