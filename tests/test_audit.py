@@ -229,9 +229,10 @@ def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monke
         raise TigerrecError("The disk is full.")
 
     monkeypatch.setattr(from_lists, "hits", fails)
-    with pytest.raises(TigerrecError, match=r"^hits failed: The disk is full\. The other checks stand in .*audit\.md\.$"):
+    with pytest.raises(TigerrecError, match=r"^hits failed: The disk is full\. What is finished stands in .*audit\.md\.$"):
         audit.audit(compose([*options, "audit.checks=[seen,hits,buckets]", f"audit.folder={tmp_path}/out", f"paths.runs={tmp_path}/runs"]))
     assert list(results(tmp_path / "out")) == ["seen", "buckets"]
+    assert "**Not finished:** hits failed: The disk is full." in (tmp_path / "out" / "audit.md").read_text()
 
 
 def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):

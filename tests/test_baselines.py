@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from tests.tiny_run import N_ITEMS, N_USERS, build_run
-from tigerrec import TigerrecError, artifacts
+from tigerrec import TigerrecError, artifacts, pipeline
 from tigerrec.baselines import Baseline, stage
 from tigerrec.baselines.bilinear import Bilinear
 from tigerrec.baselines.command import plan
@@ -24,7 +24,7 @@ from tigerrec.baselines.next_item import LinearCrossEntropy, binary_cross_entrop
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.baselines.ranking import best_items
 from tigerrec.baselines.sasrec import SASRec
-from tigerrec.baselines.stage import BaselineConfig, TuneConfig, grid_trials, measure, tune
+from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
 from tigerrec.baselines.transformer import Transformer
 from tigerrec.batches import NO_ITEM, padded
 from tigerrec.config import ConfigError, compose, config_folder
@@ -242,7 +242,7 @@ def test_histories_too_short_to_learn_from_are_refused():
         small("last_item").fit([np.array([1])] * 3, 5, seed=0, validate=no_validation)
 
 
-TUNING = TuneConfig(replace(small("last_item"), epochs=2), grid_trials({"dim": [4, 8], "dropout": [0.0, 0.5]}))
+TUNING = TuneConfig(replace(small("last_item"), epochs=2), combinations({"dim": [4, 8], "dropout": [0.0, 0.5]}))
 
 
 def without_seconds(folder: Path) -> list[dict]:
@@ -363,6 +363,7 @@ def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
         (["baseline=item_knn", "+baseline.neighbors=[3,4]"], r"baseline\.neighbors is not an option; allowed: name, neighbours, "),
         (["baseline=item_knn", "baseline.recency=[0.5,2.0]"], r"baseline: recency must be in"),
         (["baseline=item_knn", "baseline.recency=[0.5,much]"], r"baseline\.recency='much' has the wrong type"),
+        (["baseline=item_knn", "baseline._target_=[tigerrec.baselines.item_knn.ItemKNN]"], r"baseline\._target_="),
         (["baseline=item_knn", "baseline.recency=[]"], r"baseline\.recency=\[\] holds no value"),
         (["baseline=item_knn", "baseline.seed=-1"], r"baseline\.seed=-1 must be a whole number"),
         (["+baseline.dim=3"], r"baseline\.dim is not an option"),
@@ -381,6 +382,21 @@ def test_a_setting_that_is_given_is_not_tuned():
     assert len(wider.trials) == 8
     assert wider.baseline.dropout == 0.25
     assert {trial["layers"] for trial in wider.trials} == {1, 2}
+
+
+def test_a_list_of_one_value_is_that_value():
+    given, listed = (plan(compose(["baseline=sasrec_ce", f"baseline.dropout={value}"])) for value in ("0.25", "[0.25]"))
+    assert [step.config for step in given.values()] == [step.config for step in listed.values()]
+
+
+def test_what_tuning_chose_does_not_stand_for_what_is_given(tmp_path):
+    options = ["baseline=item_knn", "baseline.shrinkage=10", "baseline.normalisation=0.5", f"paths.runs={tmp_path}"]
+    pipeline.bring_up_to_date(plan(compose(options)), "baseline", None)
+    with pytest.raises(artifacts.StaleError, match="item_knn-seed0"):
+        pipeline.bring_up_to_date(plan(compose([*options, "baseline.recency=0.4"])), "baseline", None)
+    with pytest.raises(artifacts.StaleError) as stale:
+        pipeline.bring_up_to_date(plan(compose([*options, "baseline.neighbours=50"])), "baseline", None)
+    assert len(str(stale.value)) < 400
 
 
 def test_without_settings_to_choose_from_nothing_is_tuned():

@@ -300,7 +300,7 @@ ABOUT = {
     ],
     "trials": {
         "sasrec_ce": [
-            {"settings": {"dim": 64, "dropout": dropout}, "validation_hr@10": 0.1, "validation_ndcg@10": ndcg, "seconds": 90.0}
+            {"settings": {"dim": 64, "dropout": dropout, "loss": "ce"}, "validation_hr@10": 0.1, "validation_ndcg@10": ndcg, "seconds": 90.0}
             for dropout, ndcg in ((0.2, 0.04), (0.5, 0.06))
         ]
     },
@@ -323,8 +323,8 @@ def test_the_page_of_a_table_has_its_rows_best_first_and_everything_about_them(t
     assert page.tables["costs"][0][1][:5] == ["sasrec_ce", "–", "10.0", "2.0", "12.0"]
     assert page.tables["variance"][0][1] == ["NDCG@10, seen masked", "generator seed", "0.00060", "8"]
     assert page.tables["inflation"][0][1] == ["rkmeans@fusion", "25.0\u00a0%", "0.0400", "0.0600", "+50\u00a0%"]
-    assert page.tables["tuning"][0][1:] == [["0.0600", "0.1000", "64", "0.5", "1.5"], ["0.0400", "0.1000", "64", "0.2", "1.5"]]
-    assert "sasrec_ce: dim 64, dropout 0.5, of 2 settings" in page.text
+    assert page.tables["tuning"][0][1:] == [["0.0600", "0.1000", "64", "0.5", "ce", "1.5"], ["0.0400", "0.1000", "64", "0.2", "ce", "1.5"]]
+    assert "sasrec_ce: dim 64, dropout 0.5, loss ce, of 2 combinations" in page.text
     assert all(text in page.text for text in ("make table TABLE=<x>", "abc1234", "A note & more.", "50 users, 40 items, 300 interactions"))
 
 

@@ -15,6 +15,10 @@ from tigerrec.evaluate import EvaluateConfig, evaluate
 
 ROOT = Path(__file__).parent.parent
 CELLS = sorted(path.parent for path in (ROOT / "results").glob("*/*/*/ranks.parquet"))
+PARTS = {
+    "masked": "Seen items masked", "kept": "Seen items kept", "ids": "Ids, diversity and cost", "against": "Against", "seeds": "What seeds change",
+    "tuning": "How the baselines were tuned",
+}  # fmt: skip
 SHOWN = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 
@@ -40,6 +44,20 @@ def test_a_committed_cell_is_whole_and_its_metrics_are_those_of_its_ranks(told, 
     artifacts.open_stage(cell, "cell")
     assert sum(path.stat().st_size for path in cell.iterdir()) <= 150_000
     assert_same(told["metrics"](pd.read_parquet(cell / "ranks.parquet")), json.loads((cell / "metrics.json").read_text()))
+
+
+def table_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_quoted_tables_are_those_of_the_tables(page):
+    quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.DOTALL)
+    assert ("beauty_table/t5-4-epochs", "masked") in [found[:2] for found in quoted]
+    for table, part, lines in quoted:
+        sections = (ROOT / "results" / table / "table.md").read_text().split("\n## ")
+        (section,) = [section for section in sections if section.startswith(PARTS[part])]
+        assert table_lines(lines) == table_lines(section) != []
 
 
 def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):

@@ -116,7 +116,7 @@ def test_what_was_tried_of_a_baseline_stays_with_its_cell(tmp_path):
     tried, chosen = (json.loads((tuned / name).read_text()) for name in ("trials.json", "chosen.json"))
     assert json.loads((out / "table.json").read_text())["trials"] == {"item_knn": tried}
     best = max(trial["validation_ndcg@10"] for trial in tried)
-    found = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| item_knn ")]
+    found = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| *item_knn* ") and "recency" in line]
     assert len(found) == 1
     assert f"to {f'{best:.4f}'.removeprefix('0')} " in found[0]
     assert f"| {', '.join(f'{name} {value:g}' for name, value in chosen.items())} |" in found[0]

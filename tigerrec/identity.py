@@ -11,6 +11,7 @@ from typing import Any
 from tigerrec.files import sha256_text
 
 SCHEMA = 1
+LONG = 100
 
 
 def not_identity(**kwargs: Any) -> Any:
@@ -54,4 +55,10 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
         for key in sorted(set(old) | set(new)):
             found += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return found
-    return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
+    return [] if old == new else [f"{prefix}: {_brief(old)} → {_brief(new)}"]
+
+
+def _brief(value: Any) -> str:
+    """A value to read in a message; of long lists, how long they are."""
+    text = repr(value)
+    return f"{len(value)} values" if isinstance(value, list) and len(text) > LONG else text

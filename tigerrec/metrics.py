@@ -54,20 +54,20 @@ def gains(largest_rank: int) -> dict[str, np.ndarray]:
     return gains | {f"ndcg@{cutoff}": np.where(within[cutoff], discount, 0.0) for cutoff in NDCG_CUTOFFS}
 
 
-def means_with_intervals(gains: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
+def means_with_intervals(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
     """The mean of each gain over users, with its 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
 
     A resample of the users is a multinomial draw over kinds of users, so that it costs the same for any number of users.
     Values are rounded to eight decimals.
 
     Args:
-        gains: what a user of each kind adds, by name, each (kinds,).
+        gain_by_name: what a user of each kind adds, each (kinds,).
         counts: users of each kind, (kinds,).
     """
     n_users = counts.sum()
     resamples = np.random.default_rng(BOOTSTRAP_SEED).multinomial(n_users, counts / n_users, size=RESAMPLES)
     row = {}
-    for name, gain in gains.items():
+    for name, gain in gain_by_name.items():
         low, high = np.percentile((resamples * gain).sum(1) / n_users, [2.5, 97.5])
         row[name] = round(float((counts * gain).sum() / n_users), DECIMALS)
         row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)

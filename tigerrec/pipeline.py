@@ -69,7 +69,9 @@ class Step:
         if manifest is None:
             return False
         inputs = self.input_records()
-        outside = {role: record for role, record in manifest.inputs.items() if role not in self.inputs}
+        outside = {
+            role: record for role, record in manifest.inputs.items() if role not in self.inputs and "content" not in record
+        }  # those of stages have content
         outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
         return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
 

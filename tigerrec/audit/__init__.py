@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,22 +165,24 @@ def run_check(run: AuditedRun, name: str) -> None:
     logger.info("%s: %s", name, found.summary)
 
 
-def write_report(run: AuditedRun, name: str, command: str, out: Path) -> None:
-    """`audit.json` and `audit.md` of all checks that are finished."""
+def write_report(run: AuditedRun, name: str, command: str, out: Path, failures: Sequence[str]) -> None:
+    """`audit.json` and `audit.md` of all checks that are finished, with the names and reasons of those that failed."""
     from tigerrec.audit.report import page
 
     results = {check: finished(run, check) for check in CHECKS}
     trained = artifacts.open_stage(run.trained, "train").provenance
     facts = {key: value for key, value in provenance(0).items() if key in ("git", "finished", "machine")}
+    commits = sorted({found["commit"] for found in results.values() if found})
     about = (
         f"{len(run.targets):,} users, {run.histories.n_items:,} items; beam {run.evaluation.beam_size}, {run.evaluation.precision}. "
-        f"Trained at commit {short_commit(trained['git'])}, checked at {', '.join(sorted({found['commit'] for found in results.values() if found}))}."
+        f"Trained at commit {short_commit(trained['git'])}, checked at {', '.join(commits) or 'none: no check is finished'}."
     )
     audit = {
         "run": name,
         "command": command,
         "about": about,
         "provenance": facts,
+        "failures": list(failures),
         "checks": [{"check": check, "title": CHECKS[check].title, "method": CHECKS[check].method, **found} for check, found in results.items() if found],
     }
     files.write_json(out / "audit.json", audit)
@@ -188,7 +191,9 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path) -> None:
 
 
 def audit(cfg: DictConfig, command: str = "make audit") -> Path:
-    """Bring the run of a configuration up to date and check it; checks that were finished before are not run again, one that fails stops no other.
+    """Bring the run of a configuration up to date and check it; checks that were finished before are not run again.
+
+    A check that fails with an error of this package stops no other; the report names it.
 
     Args:
         cfg: a composed configuration.
@@ -213,17 +218,17 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
     out = Path(options.folder) if options.folder else Path(cfg.paths.results) / "audit" / name
     wanted = sorted(options.checks or CHECKS, key=lambda check: CHECKS[check].trains)
     with files.locked(run.work):
-        failures = []
+        failures: list[str] = []
         for check in wanted:
             try:
                 run_check(run, check)
             except TigerrecError as error:
                 logger.warning("%s failed: %s", check, error)
                 failures.append(f"{check} failed: {error}")
-            write_report(run, str(name), command, out)
+            write_report(run, str(name), command, out, failures)
     logger.info("wrote %s", out / "audit.md")
     if failures:
-        raise TigerrecError(" ".join([*failures, f"The other checks stand in {out / 'audit.md'}."]))
+        raise TigerrecError(f"{' '.join(failures)} What is finished stands in {out / 'audit.md'}.")
     return out
 
 

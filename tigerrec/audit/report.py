@@ -51,7 +51,8 @@ def page(audit: Mapping[str, Any]) -> str:
     """The whole document of what `audit.json` holds."""
     checks = audit["checks"]
     overview = [{"check": check["title"], "found": check["summary"]} for check in checks]
-    parts = [f"# Audit of `{audit['run']}`", f"```\n{audit['command']}\n```", audit["about"], table(overview), LEGEND]
+    failures = [f"**Not finished:** {failure}" for failure in audit["failures"]]
+    parts = [f"# Audit of `{audit['run']}`", f"```\n{audit['command']}\n```", audit["about"], *failures, table(overview) if overview else "", LEGEND]
     for check in checks:
         parts += [f"## {check['title']}", check["method"], table(check["rows"]) if check["rows"] else check["summary"]]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

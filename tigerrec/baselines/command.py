@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from tigerrec import pipeline
 from tigerrec.baselines import Baseline
-from tigerrec.baselines.stage import BaselineConfig, TuneConfig, grid_trials, measure, tune
-from tigerrec.config import NAME, ConfigError, build_choice, plain
+from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
+from tigerrec.config import NAME, TARGET, ConfigError, build_choice, plain
 
 KEYS = ("seed",)
 
@@ -47,13 +47,13 @@ def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], 
         ConfigError: a setting is unknown, of the wrong type, out of range or an empty list.
     """
     values = plain(node, "baseline")
-    lists = {name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, *KEYS)}
+    lists = {name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, TARGET, *KEYS)}
     for name, found in lists.items():
         if not found:
             raise ConfigError(f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: `baseline.{name}=[<value>,…]`.")
-    built = [build_choice(values | trial, "baseline", KEYS) for trial in grid_trials(lists)]
+    built = [build_choice(values | trial, "baseline", KEYS) for trial in combinations(lists)]
     baseline, keys = built[0]
-    return baseline, keys, tuple({name: getattr(trial, name) for name in lists} for trial, _ in built)
+    return baseline, keys, tuple({name: getattr(trial, name) for name, found in lists.items() if len(found) > 1} for trial, _ in built)
 
 
 def command(cfg: DictConfig) -> None:

@@ -32,7 +32,7 @@ class TuneConfig:
     """Settings of a baseline to compare.
 
     Args:
-        baseline: with the settings that no trial changes.
+        baseline: with the first value of each setting that trials change.
         trials: what each trial changes.
         seed: of all trials.
     """
@@ -47,7 +47,7 @@ class BaselineConfig:
     """A baseline to measure.
 
     Args:
-        baseline: with the settings that tuning does not choose.
+        baseline: with the first value of each setting that tuning chooses.
         model: its name in the result rows.
         split: `test` or `validation`.
         k: length of the recommendation lists.
@@ -61,9 +61,9 @@ class BaselineConfig:
     seed: int = 0
 
 
-def grid_trials(grid: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
+def combinations(values: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
     """All combinations of the values of each setting, the last setting changing fastest."""
-    return tuple(dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
 
 
 def training_parts(histories: Histories) -> list[np.ndarray]:

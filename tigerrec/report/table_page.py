@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.markdown import written
 from tigerrec.report.charts import Interval, intervals
 from tigerrec.report.markup import Html, bar, disclosure, document, element, facts, figure, figures, join, legend, note, paragraph, percent, table
 
@@ -184,13 +185,13 @@ def inflation_part(results: ResultTable) -> list[Html]:
 
 
 def tuning_part(trials: Mapping[str, Sequence[dict[str, Any]]]) -> list[Html]:
-    """Every setting that was tried of a baseline, with what validation said of it, best first."""
+    """Every combination of settings that was tried of a baseline, with what validation said of it, best first."""
     if not trials:
         return []
-    parts = [paragraph("Each was fitted with every setting and measured on validation, as shown here; the best was fitted again and measured on test.")]
+    parts = [paragraph("Each was fitted with every combination of these settings and measured on validation, as shown here; the best is the one above.")]
     for name, tried in trials.items():
         ordered = sorted(tried, key=lambda trial: -trial["validation_ndcg@10"])
-        settings = [[f"{value:g}" for value in trial["settings"].values()] for trial in ordered]
+        settings = [[written(value) for value in trial["settings"].values()] for trial in ordered]
         rows = [
             [f"{trial['validation_ndcg@10']:.4f}", f"{trial['validation_hr@10']:.4f}", *values, _minutes(trial["seconds"] / 60)]
             for trial, values in zip(ordered, settings, strict=True)
@@ -198,7 +199,7 @@ def tuning_part(trials: Mapping[str, Sequence[dict[str, Any]]]) -> list[Html]:
         names = [setting.replace("_", " ") for setting in ordered[0]["settings"]]
         best = ", ".join(f"{label} {value}" for label, value in zip(names, settings[0], strict=True))
         heads = ["NDCG@10", "HR@10", *names, "minutes"]
-        parts.append(disclosure(f"{name}: {best}, of {len(rows)} settings", table("r" * len(heads), heads, rows)))
+        parts.append(disclosure(f"{name}: {best}, of {len(rows)} combinations", table("r" * len(heads), heads, rows)))
     return parts
 
 

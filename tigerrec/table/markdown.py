@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tigerrec.markdown import table
+from tigerrec.markdown import table, written
 from tigerrec.table.rows import GENERATOR, METRICS, Result
 from tigerrec.table.statistics import LEAST_RUNS_FOR_SD
 from tigerrec.table.summary import Summary
@@ -86,15 +86,15 @@ def variance_table(summary: Summary) -> str:
 
 
 def tuning_table(summary: Summary) -> str:
-    """What was tried of each baseline, and what was chosen."""
-    rows = [["baseline", "settings tried", "longest, minutes", "NDCG@10 on validation, worst to best", "chosen"]]
+    """How many combinations of settings were tried of each baseline, and which was chosen."""
+    rows = [["baseline", "combinations tried", "longest, minutes", "NDCG@10 on validation, worst to best", "chosen"]]
     for result in summary.results:
         if result.trials:
             found = [trial["validation_ndcg@10"] for trial in result.trials]
             chosen = result.trials[found.index(max(found))]["settings"]
             longest = max(trial["seconds"] for trial in result.trials) / 60
-            told = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-            rows.append([result.row.name, str(len(found)), _figure(longest, ".1f"), f"{_figure(min(found))} to {_figure(max(found))}", told])
+            told = ", ".join(f"{name} {written(value)}" for name, value in chosen.items())
+            rows.append([_name(result), str(len(found)), _figure(longest, ".1f"), f"{_figure(min(found))} to {_figure(max(found))}", told])
     return table(rows)
 
 

@@ -200,8 +200,7 @@ class Result:
     @property
     def trials(self) -> list[dict[str, Any]]:
         """The settings that were compared on validation, with metrics and seconds; empty where nothing was tuned."""
-        found: list[dict[str, Any]] = next(iter(self.runs.values())).facts.get("trials", [])
-        return found
+        return next((run.facts["trials"] for run in self.runs.values() if "trials" in run.facts), [])
 
     def minutes(self, column: str) -> float | None:
         """The mean over runs of the minutes of some stages."""
