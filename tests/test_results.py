@@ -11,6 +11,7 @@ import pytest
 
 from tests.tiny_run import build_run
 from tigerrec import artifacts
+from tigerrec.audit.report import page
 from tigerrec.evaluate import EvaluateConfig, evaluate
 
 ROOT = Path(__file__).parent.parent
@@ -50,14 +51,19 @@ def table_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_quoted_tables_are_those_of_the_tables(page):
-    quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_quoted_tables_are_those_of_the_tables(document):
+    quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
     assert ("beauty_table/t5-4-epochs", "masked") in [found[:2] for found in quoted]
     for table, part, lines in quoted:
         sections = (ROOT / "results" / table / "table.md").read_text().split("\n## ")
         (section,) = [section for section in sections if section.startswith(PARTS[part])]
         assert table_lines(lines) == table_lines(section) != []
+
+
+def test_the_audit_in_the_docs_is_what_the_checks_left():
+    (found,) = (ROOT / "results" / "audit").rglob("audit.json")
+    assert page(json.loads(found.read_text())) == (ROOT / "docs" / "audit.md").read_text() == found.with_suffix(".md").read_text()
 
 
 def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):
