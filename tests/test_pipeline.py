@@ -539,7 +539,8 @@ def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
         ([], "make train"),
         (["dataset=beauty", "tokenizer=rkmeans"], "make train DATASET=beauty TOKENIZER=rkmeans"),
         (["train.epochs=5", "dataset=beauty", "until=train", "overwrite=embed"], "make train DATASET=beauty ARGS=train.epochs=5"),
-        (["train.epochs=5", "generator.seed=1"], "make train ARGS='train.epochs=5 generator.seed=1'"),
+        (["train.epochs=5", "generator.seed=1"], 'make train ARGS="train.epochs=5 generator.seed=1"'),
+        (["tokenizers=[pq,opq]", "seeds=1"], "make train ARGS=\"'tokenizers=[pq,opq]' seeds=1\""),
     ],
 )
 def test_the_next_command_keeps_the_options(overrides, command):
@@ -555,9 +556,15 @@ def test_every_choice_has_its_make_variable():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_the_next_command_says_the_same_through_make(tmp_path):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tokenizer=rkmeans", "train.name='a b'", "train.name='lr${train.learning_rate}'", "dataset.expected=[1,2,3]", 'dataset.url="x y"'],
+        ["tokenizer=rkmeans", "train.name='a b'", "dataset.expected=[1,2,3]"],
+    ],
+)
+def test_the_next_command_says_the_same_through_make(overrides, tmp_path):
     """The words that a script would get from make and the shell are the overrides it was made from."""
-    overrides = ["tokenizer=rkmeans", "train.name='a b'", "train.name='lr${train.learning_rate}'", "dataset.expected=[1,2,3]", 'dataset.url="x y"']
     (tmp_path / "Makefile").write_text("train:\n\t@printf '%s\\n' $(if $(TOKENIZER),tokenizer=$(TOKENIZER)) $(ARGS)\n")
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")}
     done = subprocess.run(make_command("train", overrides), shell=True, cwd=tmp_path, capture_output=True, text=True, env=outside)

@@ -271,7 +271,7 @@ def test_nothing_of_this_machine_is_told():
     told = pipeline.told_command(
         "table", ["dataset=tables", "dataset.interactions=/home/me/orders.csv", "++train.device=cuda", "paths.runs=/x", "train.epochs=2"]
     )
-    assert told == "make table DATASET=tables ARGS='dataset.interactions=orders.csv train.epochs=2'"
+    assert told == 'make table DATASET=tables ARGS="dataset.interactions=orders.csv train.epochs=2"'
 
 
 def test_budgets_are_told(made):

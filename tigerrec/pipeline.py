@@ -276,8 +276,13 @@ def make_command(stage: str, overrides: list[str]) -> str:
             choices.append(f"{key.upper()}={shlex.quote(value)}")
         elif key not in ("until", "overwrite"):
             options.append(shlex.quote(override))
-    arguments = [f"ARGS={shlex.quote(' '.join(options))}"] if options else []
+    arguments = [f"ARGS={_as_one_word(' '.join(options))}"] if options else []
     return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
+
+
+def _as_one_word(text: str) -> str:
+    """A text as one word for a shell, in double quotes where it holds nothing that means something there."""
+    return shlex.quote(text) if shlex.quote(text) == text or set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def told_command(target: str, overrides: Sequence[str]) -> str:
