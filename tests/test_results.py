@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from tests.tiny_run import build_run
-from tigerrec import artifacts
+from tigerrec import artifacts, table
 from tigerrec.audit.report import page
 from tigerrec.evaluate import EvaluateConfig, evaluate
 
@@ -55,8 +57,8 @@ def table_lines(text: str) -> list[str]:
 def test_quoted_tables_are_those_of_the_tables(document):
     quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
     assert ("beauty_table/t5-4-epochs", "masked") in [found[:2] for found in quoted]
-    for table, part, lines in quoted:
-        sections = (ROOT / "results" / table / "table.md").read_text().split("\n## ")
+    for folder, part, lines in quoted:
+        sections = (ROOT / "results" / folder / "table.md").read_text().split("\n## ")
         (section,) = [section for section in sections if section.startswith(PARTS[part])]
         assert table_lines(lines) == table_lines(section) != []
 
@@ -73,3 +75,15 @@ def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):
     assert max(row["hr@10"] for row in rows) > 0
     assert_same(told["metrics"](told["item_ranks"](out, folders["prepare"])), [row for row in rows if row["hit"] == "item"])
     assert_same(told["metrics"](pd.read_parquet(out / "ranks.parquet")), rows)
+
+
+@pytest.mark.parametrize("made", [pytest.param(path.parent, id="/".join(path.parts[-3:-1])) for path in sorted((ROOT / "results").glob("*/*/table.json"))])
+def test_a_committed_table_follows_from_its_cells_and_these_from_todays_options(made, tmp_path, monkeypatch):
+    (command,) = json.loads((made / "table.json").read_text())["commands"]
+    told = dict(word.split("=", 1) for word in shlex.split(command)[2:])
+    options = [*shlex.split(told.pop("ARGS", "")), *(f"{name.lower()}={value}" for name, value in told.items())]
+    monkeypatch.setattr(table, "_run_cells", lambda cells, locks: [cell.row for cell in cells if artifacts.read_manifest(cell.folder) and not cell.is_done()])
+    shutil.copytree(made.parent, tmp_path / "results" / made.parent.name)
+    again = table.make_table([*options, f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results"])
+    for name in ("table.md", "table.json"):
+        assert (again / name).read_text() == (made / name).read_text()

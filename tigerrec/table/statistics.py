@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tigerrec.metrics import BOOTSTRAP_SEED
+from tigerrec.metrics import BOOTSTRAP_SEED, DECIMALS
 
 RESAMPLES = 10_000
 CHUNK = 250
@@ -28,14 +28,13 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarra
     for start in range(0, resamples, CHUNK):
         stop = min(start + CHUNK, resamples)
         counts = np.stack([np.bincount(rng.integers(0, n_users, n_users), minlength=n_users) for _ in range(stop - start)])
-        means[start:stop] = counts @ values / n_users
+        means[start:stop] = np.round(counts @ values / n_users, 12)  # so that equal rows stay equal, whatever the number of threads
     return means
 
 
 def intervals(means: np.ndarray) -> np.ndarray:
-    """The 95 % percentile interval of each column of resampled means, (2, columns)."""
-    low_and_high: np.ndarray = np.percentile(means, [2.5, 97.5], axis=0)
-    return low_and_high
+    """The 95 % percentile interval of each column of resampled means, (2, columns), rounded to eight decimals."""
+    return np.round(np.percentile(means, [2.5, 97.5], axis=0), DECIMALS)
 
 
 def two_sided_p(means: np.ndarray) -> np.ndarray:
