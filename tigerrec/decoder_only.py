@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tigerrec.ranges import at_least_one
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ class DecoderOnly:
     max_items: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "d_model", "num_heads", "d_ff", "max_items"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "num_layers", "d_model", "num_heads", "d_ff", "max_items")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads={self.num_heads}, got {self.d_model}")
         if self.d_kv not in (None, self.d_model // self.num_heads):

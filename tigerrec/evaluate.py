@@ -18,6 +18,7 @@ from tigerrec.files import sha256_text
 from tigerrec.histories import load_histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
+from tigerrec.ranges import at_least_one
 from tigerrec.semantic_ids import SemanticIds, group_codes, load_semantic_ids
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ class EvaluateConfig:
             raise ValueError(f"beam_size must be at least k={self.k}, got {self.beam_size}")
         check_device(self.device)
         check_precision(self.precision)
-        if self.batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
+        at_least_one(self, "batch_tokens")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tigerrec import artifacts
+from tigerrec.ranges import at_least_one, not_negative
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ class T5:
     item_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "num_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items")
         if not 1 <= self.decoder_layers <= self.num_layers:
             raise ValueError(f"num_decoder_layers must be between 1 and num_layers, {self.num_layers}, or null, got {self.num_decoder_layers}")
         if not 0 <= self.dropout_rate <= 0.99:
@@ -99,8 +98,7 @@ class T5:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
         if self.decoder_reads not in (None, *DECODER_READS):
             raise ValueError(f"decoder_reads must be one of {', '.join(DECODER_READS)} or null, got {self.decoder_reads!r}")
-        if self.item_loss < 0:
-            raise ValueError(f"item_loss must be 0 or more, got {self.item_loss}")
+        not_negative(self, "item_loss")
         if self.item_loss and self.history != ITEMS:
             raise ValueError("item_loss needs history=items; give generator.item_loss=0")
 

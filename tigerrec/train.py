@@ -14,6 +14,7 @@ from tigerrec.config import check_device, check_precision
 from tigerrec.generator import BIDIRECTIONAL, ITEM_CAUSAL, Generator
 from tigerrec.histories import Histories, load_histories
 from tigerrec.identity import not_identity
+from tigerrec.ranges import at_least_one, below_one, not_negative, positive
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
@@ -75,18 +76,10 @@ class Training:
     tensorboard: bool = not_identity(default=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_targets", "part_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("learning_rate", "embedding_rate", "item_embedding_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        at_least_one(self, "epochs", "batch_targets", "part_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps")
+        not_negative(self, "weight_decay", "patience")
+        positive(self, "learning_rate", "embedding_rate", "item_embedding_rate", "max_grad_norm")
+        below_one(self, "warmup", "label_smoothing")
         if self.examples not in ENCODER_MASK:
             raise ValueError(f"examples must be one of {', '.join(ENCODER_MASK)}, got {self.examples!r}")
         if self.examples == PACKED and (self.stride is None or self.stride < 1):

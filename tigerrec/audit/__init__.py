@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tigerrec import TigerrecError, __version__, artifacts, files, pipeline
 from tigerrec.config import ConfigError, build
 from tigerrec.provenance import provenance, short_commit
+from tigerrec.ranges import at_least_one
 
 if TYPE_CHECKING:
     from tigerrec.audit.run import AuditedRun
@@ -39,8 +40,7 @@ class AuditOptions:
         unknown = [name for name in self.checks if name not in CHECKS]
         if unknown:
             raise ValueError(f"checks={unknown[0]} is no check; allowed: {', '.join(CHECKS)}")
-        if self.users < 1:
-            raise ValueError(f"users must be at least 1, got {self.users}")
+        at_least_one(self, "users")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.popularity import purchases
 from tigerrec.baselines.ranking import ranks_by
+from tigerrec.ranges import at_least_one, not_negative
 
 POPULARITY_WEIGHT = 1e-6
 
@@ -37,12 +38,10 @@ class ItemKNN:
     recency: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {self.neighbours}")
+        at_least_one(self, "neighbours")
         if not 0 <= self.normalisation <= 1:
             raise ValueError(f"normalisation must be in [0, 1], got {self.normalisation}")
-        if self.shrinkage < 0:
-            raise ValueError(f"shrinkage must be 0 or more, got {self.shrinkage}")
+        not_negative(self, "shrinkage")
         if not 0 < self.recency <= 1:
             raise ValueError(f"recency must be in (0, 1], got {self.recency}")
 

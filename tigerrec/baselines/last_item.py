@@ -10,6 +10,7 @@ import numpy as np
 
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.learning import CROSS_ENTROPY, check_learning
+from tigerrec.ranges import at_least_one
 from tigerrec.seeds import derived_seed
 
 
@@ -37,8 +38,7 @@ class LastItem:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        at_least_one(self, "dim")
         check_learning(self)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tigerrec.config import check_precision
+from tigerrec.ranges import at_least_one, below_one, not_negative, positive
 
 CROSS_ENTROPY, BINARY = "ce", "bce"
 
@@ -43,15 +44,10 @@ class Learning(Protocol):
 
 def check_learning(learning: Learning) -> None:
     """Raise ValueError for settings out of range."""
-    for name in ("epochs", "batch_targets", "validate_every"):
-        if getattr(learning, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(learning, name)}")
-    if learning.learning_rate <= 0:
-        raise ValueError(f"learning_rate must be positive, got {learning.learning_rate}")
-    if learning.weight_decay < 0:
-        raise ValueError(f"weight_decay must be 0 or more, got {learning.weight_decay}")
-    if not 0 <= learning.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {learning.dropout}")
+    at_least_one(learning, "epochs", "batch_targets", "validate_every")
+    positive(learning, "learning_rate")
+    not_negative(learning, "weight_decay")
+    below_one(learning, "dropout")
     if learning.loss not in (CROSS_ENTROPY, BINARY):
         raise ValueError(f"loss must be {CROSS_ENTROPY} or {BINARY}, got {learning.loss!r}")
     check_precision(learning.precision)

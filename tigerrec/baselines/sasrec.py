@@ -10,6 +10,7 @@ import numpy as np
 
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, check_learning
+from tigerrec.ranges import at_least_one
 from tigerrec.seeds import derived_seed
 
 
@@ -47,9 +48,7 @@ class SASRec:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "expansion", "max_items"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "dim", "layers", "heads", "expansion", "max_items")
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads={self.heads}, got {self.dim}")
         check_learning(self)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tigerrec.embed import ReadsNoFiles, fixed_signs, unit
 from tigerrec.histories import load_histories, training_part
+from tigerrec.ranges import at_least_one
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ class Collaborative(ReadsNoFiles):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        at_least_one(self, "dim")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 place or null, got {self.window}")
         if self.shift < 0:

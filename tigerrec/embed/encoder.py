@@ -14,6 +14,7 @@ from tigerrec import artifacts
 from tigerrec.config import check_device, check_precision
 from tigerrec.embed import EmbedError, Encode, few, unit
 from tigerrec.identity import not_identity
+from tigerrec.ranges import at_least_one
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -42,8 +43,7 @@ class SentenceTransformerEmbedder:
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token or null, got {self.max_length}")
         check_precision(self.precision)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        at_least_one(self, "batch_size")
         check_device(self.device)
 
     def present(self) -> dict[str, Path]:

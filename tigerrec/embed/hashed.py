@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.embed import Encode, ReadsNoFiles, unit
+from tigerrec.ranges import at_least_one
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class Hashed(ReadsNoFiles):
     shard_items: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        at_least_one(self, "dim")
         if self.ngram < 1:
             raise ValueError(f"ngram must be at least 1 character, got {self.ngram}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from tigerrec.ranges import at_least_one
 from tigerrec.sinkhorn import LEAST_EPSILON, even_plan
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ class Sinkhorn:
             raise ValueError(f"levels must name levels from 0 up, got {self.levels}")
         if not self.epsilon >= LEAST_EPSILON:
             raise ValueError(f"epsilon must be at least {LEAST_EPSILON}, below which exponentials overflow, got {self.epsilon}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        at_least_one(self, "iterations")
 
     def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
         """The largest entry of each row of the even plan."""
