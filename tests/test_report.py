@@ -262,7 +262,9 @@ def build_table(folder: Path, **about) -> Path:
                     row |= {metric: value, f"{metric}_sd": 0.001, f"{metric}_low": value - 0.002, f"{metric}_high": value + 0.002}
                     row[f"{metric}_runs"] = [value - 0.001, value, value + 0.001]
                 row |= {"collision_rate": 0.25 if kind == "generator" else None}
-                rows.append(row | {"minutes_tokenize": 0.5 if kind == "generator" else None, "minutes_train": 10.0, "minutes_evaluate": 2.0})
+                rows.append(
+                    row | {"minutes_tokenize": 0.5 if kind == "generator" else None, "minutes_tune": 4.0, "minutes_train": 10.0, "minutes_evaluate": 2.0}
+                )
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
     (folder / "table.json").write_text(json.dumps({"name": "tokenizers"} | about))
     return folder
@@ -273,7 +275,7 @@ ABOUT = {
     "commands": ["make table TABLE=<x>"],
     "commits": ["abc1234"],
     "machine": "2 cores",
-    "variance": [{"metric": "ndcg@10", "seen": "masked", "component": "generator seed", "sd": 0.0006, "degrees_of_freedom": 8}],
+    "variance": [{"metric": "ndcg@10", "seen": "masked", "row": "all, pooled", "component": "generator seed", "sd": 0.0006, "degrees_of_freedom": 8}],
     "comparisons": [
         {
             "row": "rkmeans@fusion",
@@ -320,8 +322,8 @@ def test_the_page_of_a_table_has_its_rows_best_first_and_everything_about_them(t
         ["rkmeans@fusion", "+0.0100", "+0.0080 to +0.0120", "< 0.001", "0.020"],
         ["<b>own", "-0.0100", "-0.0120 to -0.0080", "–", "–"],
     ]
-    assert page.tables["costs"][0][1][:5] == ["sasrec_ce", "–", "10.0", "2.0", "12.0"]
-    assert page.tables["variance"][0][1] == ["NDCG@10, seen masked", "generator seed", "0.00060", "8"]
+    assert page.tables["costs"][0][1][:6] == ["sasrec_ce", "–", "4.0", "10.0", "2.0", "16.0"]
+    assert page.tables["variance"][0][1] == ["NDCG@10, seen masked", "all, pooled", "generator seed", "0.00060", "8"]
     assert page.tables["inflation"][0][1] == ["rkmeans@fusion", "25.0\u00a0%", "0.0400", "0.0600", "+50\u00a0%"]
     assert page.tables["tuning"][0][1:] == [["0.0600", "0.1000", "64", "0.5", "ce", "1.5"], ["0.0400", "0.1000", "64", "0.2", "ce", "1.5"]]
     assert "sasrec_ce: dim 64, dropout 0.5, loss ce, of 2 combinations" in page.text

@@ -60,7 +60,8 @@ def test_quoted_tables_are_those_of_the_tables(document):
     for folder, part, lines in quoted:
         made = (ROOT / "results" / folder / "table.md").read_text()
         if part == "made":
-            assert lines.startswith("Made by `make table ") and lines.strip() in made
+            assert lines.startswith("Made by `make table ")
+            assert lines.strip() in made
             continue
         sections = made.split("\n## ")
         (section,) = [section for section in sections if section.startswith(PARTS[part])]

@@ -20,7 +20,8 @@ import pytest
 from tigerrec import TigerrecError, artifacts, files, pipeline
 from tigerrec.config import ConfigError, compose
 from tigerrec.metrics import metrics
-from tigerrec.table import budgets, cells, make_table, markdown, plot
+from tigerrec.provenance import short_commit
+from tigerrec.table import budgets, cells, facts_of, make_table, markdown, plot
 from tigerrec.table.rows import METRICS, Result, Row, Run, gains_of, plan_rows, result_of
 from tigerrec.table.summary import Summary
 
@@ -374,8 +375,11 @@ def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = 
             ranks["sid", seen] = more
     rows = {key: {"hit": key[0], "seen": key[1], "users": n_users, **metrics(found)} for key, found in ranks.items()}
     facts = {"users": n_users, "items": 100, "interactions": 1_000, "distinct_items": 50} | ({"collision_rate": 0.25} if sharing else {})
-    stage = {"seconds": 120.0, "git": "0" * 40, "machine": "x86_64", "cores": 2}
-    stages = {"prepare": stage, "train": stage | {"training_seconds": 60.0}, "evaluate": stage} if sharing else {"prepare": stage, "baseline": stage}
+    stage = {"seconds": 120.0 + 60 * rng.random(), "git": "0" * 40, "machine": "x86_64", "cores": 2, "threads": 1}
+    other = stage | {"git": "1" * 40, "threads": 2}
+    stages = {"prepare": other, "embed": other, "embed:part": other, "tokenize": stage, "train": stage | {"training_seconds": 60.0}, "evaluate": stage}
+    if not sharing:
+        stages = {"prepare": other, "tune": stage | {"seconds_of_trials": 90.0}, "baseline": stage | {"fitting_seconds": 30.0, "ranking_seconds": 6.0}}
     return Run(ranks, np.arange(n_users), rows, {"facts": facts, "stages": stages})
 
 
@@ -427,8 +431,26 @@ def test_comparisons_are_paired_and_corrected(summary):
 
 
 def test_components_leave_out_rows_without_seeds_and_baselines(summary):
-    freedom = {line["component"]: line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
-    assert freedom == {"tokenizer seed": 2, "generator seed": 5}
+    freedom = {(line["row"], line["component"]): line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
+    of_a_whole_row = {"tokenizer seed": 1, "generator seed": 2}
+    whole = {(row, seed): count for row in ("good", "poor") for seed, count in of_a_whole_row.items()}
+    assert freedom == {("all, pooled", "tokenizer seed"): 2, ("all, pooled", "generator seed"): 5, ("like good", "generator seed"): 1} | whole
+
+
+def test_minutes_are_those_of_the_fastest_run_by_kind_of_work(summary):
+    by_name = {result.row.name: result for result in summary.results}
+    seconds = [run.provenance["stages"]["evaluate"]["seconds"] for run in by_name["good"].runs.values()]
+    assert len(set(seconds)) == 4
+    assert by_name["good"].minutes("minutes_evaluate") == min(seconds) / 60
+    assert by_name["good"].minutes("minutes_tune") is None
+    line = next(line for line in summary.rows if line["row"] == "strong")
+    assert [line[f"minutes_{name}"] for name in ("tokenize", "tune", "train", "evaluate")] == [None, 1.5, 0.5, 0.1]
+
+
+def test_what_made_the_data_and_the_vectors_does_not_count_as_what_made_the_rows(summary):
+    facts = facts_of(summary, compose(["experiment=beauty_table"]), ["experiment=beauty_table"])
+    assert facts["machine"] == "x86_64, 2 cores, 1 thread a run"
+    assert facts["commits"] == [short_commit("0" * 40)]
 
 
 def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
@@ -445,6 +467,8 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
     assert re.fullmatch(r"\.\d{4} ± \.\d{4}", shown["good"]["HR@10"])
     assert re.fullmatch(r"\.\d{4} · \.\d{4}", shown["like good"]["HR@10"])
     assert "Missing: a failed: b." in text
+    assert re.search(r"^\| poor +\| +HR@10 .* ≤ 0\.0006 \|$", text, re.MULTILINE)
+    assert re.search(r"^\| like good +\| +HR@10 .*\] \| +0\.\d{4} \|$", text, re.MULTILINE)
     inflation = re.search(r"^\| good .*\| +\+(\d+\.\d)% ", text, re.MULTILINE)
     good = next(result for result in summary.results if result.row.name == "good")
     assert float(inflation[1]) == pytest.approx(100 * (good.value("hr@10", "sid") / good.value("hr@10") - 1), abs=0.06)

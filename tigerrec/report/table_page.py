@@ -17,7 +17,7 @@ METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
 MAIN = "ndcg@10"
 KINDS = ("generator", "baseline")
 NEEDED = ("row", "hit", "seen", *METRICS)
-COSTS = {"minutes_tokenize": "tokenize", "minutes_train": "train", "minutes_evaluate": "evaluate"}
+COSTS = {"minutes_tokenize": "tokenizer", "minutes_tune": "tuning", "minutes_train": "training", "minutes_evaluate": "ranking"}
 NOTHING = "–"
 
 
@@ -152,22 +152,24 @@ def _minutes(value: float | None) -> str:
 
 
 def costs_part(results: ResultTable) -> list[Html]:
-    """Minutes of each stage, a run."""
+    """Minutes of each kind of work, a run."""
     spent = {row["row"]: [row.get(name) for name in COSTS] for row in results.chosen("item", "masked")}
     totals = {name: sum(minutes for minutes in parts if minutes is not None) for name, parts in spent.items() if any(minutes is not None for minutes in parts)}
     if not totals:
         return []
     longest = max(totals.values()) or 1
     rows = [[name, *(_minutes(minutes) for minutes in spent[name]), _minutes(total), bar(total / longest)] for name, total in totals.items()]
-    return [paragraph("Minutes of one run, means over runs, in the order of the results."), table("lrrrrb", ["row", *COSTS.values(), "together", ""], rows)]
+    words = "Minutes by a clock on the wall, of the run that took the fewest, in the order of the results."
+    return [paragraph(words), table("lrrrrrb", ["row", *COSTS.values(), "together", ""], rows)]
 
 
 def variance_part(variance: Sequence[dict[str, Any]]) -> list[Html]:
     """How far results vary, by what was varied."""
     if not variance:
         return []
-    rows = [[_named(row), row["component"], f"{row['sd']:.5f}", row.get("degrees_of_freedom", NOTHING)] for row in variance]
-    return [paragraph("Standard deviations of a run's result, by what was varied."), table("llrr", ["metric", "component", "SD", "degrees of freedom"], rows)]
+    rows = [[_named(row), row["row"], row["component"], f"{row['sd']:.5f}", row.get("degrees_of_freedom", NOTHING)] for row in variance]
+    words = "Standard deviations of a run's result, by what was varied."
+    return [paragraph(words), table("lllrr", ["metric", "rows", "component", "SD", "degrees of freedom"], rows)]
 
 
 def inflation_part(results: ResultTable) -> list[Html]:

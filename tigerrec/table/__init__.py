@@ -118,7 +118,7 @@ def write_table(rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], 
         plot.draw(summary, title, picture)
     except tokenizer_plots.NoMatplotlibError as error:
         notes.append(str(error))
-    facts = _facts(summary, cfg, overrides) | {"picture": picture.exists(), "notes": notes}
+    facts = facts_of(summary, cfg, overrides) | {"picture": picture.exists(), "notes": notes}
     with artifacts.atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(summary.rows), temporary)
     told = {
@@ -151,10 +151,10 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
     return notes
 
 
-def _facts(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def facts_of(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Data, commands, commits and machines behind a table."""
     runs = [run for result in summary.results for run in result.runs.values()]
-    stages = [stage for run in runs for name, stage in run.provenance["stages"].items() if name not in ("prepare", "embed")]
+    stages = [stage for run in runs for name, stage in run.provenance["stages"].items() if name.partition(":")[0] not in ("prepare", "embed")]
     machines = sorted({f"{stage['machine']}, {stage['cores']} cores" for stage in stages})
     threads = sorted({str(stage["threads"]) for stage in stages if "threads" in stage})
     return {

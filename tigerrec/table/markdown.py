@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from tigerrec.markdown import table, written
-from tigerrec.table.rows import GENERATOR, METRICS, Result
-from tigerrec.table.statistics import LEAST_RUNS_FOR_SD
+from tigerrec.table.rows import GENERATOR, METRICS, SECONDS, Result
+from tigerrec.table.statistics import LEAST_P, LEAST_RUNS_FOR_SD
 from tigerrec.table.summary import Summary
 
 NOTHING = "–"
+SEEDS = ("tokenizer seed", "generator seed")
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other items may share, stand apart.",
     "± is the standard deviation over runs, given from three runs up; below that every run is shown. Brackets are 95 % bootstrap intervals over users "
     "of the mean over runs (10,000 resamples, the same for all rows; those in a cell's `metrics.json` are of that run, from 1,000): they say how far other "
     "users would move a figure, not how far other seeds would.",
-    "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows compared (Holm). "
-    "It knows nothing of seeds: read it beside the spread that seeds cause.",
-    "Minutes are means over runs, as a clock on the wall shows them, whatever else the machine did meanwhile. "
-    "A baseline's training includes its tuning and its ranking; item vectors, made once for all rows, are not counted.",
+    "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows compared (Holm), each metric by itself; "
+    "≤ where no resample was there. It knows nothing of seeds: read it beside the spread that seeds cause.",
+    "Minutes are those of the run that took the fewest, by a clock on the wall, whatever else the machine did meanwhile: they do not rank methods. "
+    "Ranking is for seen items masked and kept; item vectors, made once for all rows, are not counted.",
 )
 
 
@@ -53,16 +54,16 @@ def metrics_table(summary: Summary, seen: str) -> str:
 
 
 def ids_table(summary: Summary) -> str:
-    """What counting hits on ids would say, how many items share their codes, and what a row costs."""
-    rows = [["row", "items sharing codes", "HR@10, item", "HR@10, id", "inflation", "different items in top 10s", "minutes: tokenizer", "training", "ranking"]]
+    """What counting hits on codes without suffix would say, how many items share their codes, and what a row costs."""
+    minutes = ["minutes: tokenizer", "tuning", "training", "ranking"]
+    rows = [["row", "items sharing codes", "HR@10 of items", "HR@10 of codes", "inflation", "different items in top 10s", *minutes]]
     for result in summary.results:
         item, sid = result.value("hr@10"), result.value("hr@10", "sid") if ("sid", "masked") in result.user_gains else None
         inflation = None if sid is None or not item else sid / item - 1
         shared = result.fact("collision_rate")
-        minutes = [result.minutes(name) for name in ("minutes_tokenize", "minutes_train", "minutes_evaluate")]
         rows.append([
             _name(result), _figure(shared, ".1%"), _figure(item), _figure(sid), _figure(inflation, "+.1%"), _figure(result.fact("distinct_items"), ",.0f"),
-            *(_figure(value, ".1f") for value in minutes),
+            *(_figure(result.minutes(name), ".1f") for name in SECONDS),
         ])  # fmt: skip
     return table(rows)
 
@@ -72,17 +73,17 @@ def comparisons_table(summary: Summary) -> str:
     rows = [["row", "metric", "difference", "95 %", "p (Holm)"]]
     for found in summary.comparisons:
         interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
-        rows.append([found.row, found.metric.upper(), f"{found.difference:+.4f}", interval, f"{found.p_holm:.4f}"])
+        rows.append([found.row, found.metric.upper(), f"{found.difference:+.4f}", interval, f"{'≤ ' if found.p <= LEAST_P else ''}{found.p_holm:.4f}"])
     return table(rows)
 
 
 def variance_table(summary: Summary) -> str:
     """The spread that each kind of seed causes."""
-    rows = [["metric", "seed", "SD", "degrees of freedom"]]
-    rows += [
-        [line["metric"].upper(), line["component"].removesuffix(" seed"), _figure(line["sd"]), str(line["degrees_of_freedom"])] for line in summary.variance
-    ]
-    return table(rows)
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for line in summary.variance:
+        found.setdefault((line["row"], line["metric"].upper()), {})[line["component"]] = [_figure(line["sd"]), str(line["degrees_of_freedom"])]
+    heads = ["row", "metric", *(head for seed in SEEDS for head in (f"{seed}: SD", "degrees of freedom"))]
+    return table([heads, *([*key, *(cell for seed in SEEDS for cell in of_seed.get(seed, [NOTHING] * 2))] for key, of_seed in found.items())])
 
 
 def tuning_table(summary: Summary) -> str:
@@ -114,7 +115,7 @@ def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[
     if summary.comparisons:
         parts += [f"## Against {summary.comparisons[0].reference} (seen masked)", comparisons_table(summary)]
     if summary.variance:
-        pooled = "Pooled over the rows that have a generator; generator seeds are nested in tokenizer seeds."
+        pooled = "Generator seeds are nested in tokenizer seeds. An SD of one or two degrees of freedom is a rough guess."
         parts += ["## What seeds change (seen masked)", variance_table(summary), pooled]
     if any(result.trials for result in summary.results):
         parts += ["## How the baselines were tuned", tuning_table(summary)]

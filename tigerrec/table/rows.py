@@ -18,8 +18,12 @@ from tigerrec.table.cells import Cell, steps_of
 METRICS = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
 HITS_AND_SEEN = (("item", "masked"), ("item", "kept"), ("sid", "masked"), ("sid", "kept"))
 BASELINE, GENERATOR = "baseline", "generator"
-STAGES_IN_MINUTES = {"minutes_tokenize": ("tokenize",), "minutes_train": ("tune", "train", "baseline"), "minutes_evaluate": ("evaluate",)}
-SECONDS = ("training_seconds", "seconds_of_trials", "seconds")  # of all processes of a stage that was stopped and went on, or of the last
+SECONDS = {
+    "minutes_tokenize": {"tokenize": "seconds"},
+    "minutes_tune": {"tune": "seconds_of_trials"},
+    "minutes_train": {"train": "training_seconds", "baseline": "fitting_seconds"},
+    "minutes_evaluate": {"evaluate": "seconds", "baseline": "ranking_seconds"},
+}  # what is counted of which stage
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,10 @@ class Run:
         found: dict[str, Any] = self.provenance["facts"]
         return found
 
-    def minutes(self, stages: Sequence[str]) -> float | None:
-        """Minutes that some stages took; None where the run has none of them."""
-        found = [self.provenance["stages"][name] for name in stages if name in self.provenance["stages"]]
-        return sum(next(facts[name] for name in SECONDS if name in facts) for facts in found) / 60 if found else None
+    def minutes(self, column: str) -> float | None:
+        """Minutes of a kind of work; None where the run has none of it."""
+        stages = self.provenance["stages"]
+        return next((stages[stage][seconds] / 60 for stage, seconds in SECONDS[column].items() if stage in stages), None)
 
 
 def read_run(folder: Path) -> Run:
@@ -203,9 +207,8 @@ class Result:
         return next((run.facts["trials"] for run in self.runs.values() if "trials" in run.facts), [])
 
     def minutes(self, column: str) -> float | None:
-        """The mean over runs of the minutes of some stages."""
-        found = [minutes for run in self.runs.values() if (minutes := run.minutes(STAGES_IN_MINUTES[column])) is not None]
-        return float(np.mean(found)) if found else None
+        """Minutes of a kind of work in the run that took the fewest: others shared the machine."""
+        return min((minutes for run in self.runs.values() if (minutes := run.minutes(column)) is not None), default=None)
 
 
 def result_of(row: Row) -> Result | None:

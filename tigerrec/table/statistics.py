@@ -11,6 +11,7 @@ from tigerrec.metrics import BOOTSTRAP_SEED, DECIMALS
 
 RESAMPLES = 10_000
 CHUNK = 250
+LEAST_P = 2 / (RESAMPLES + 1)
 LEAST_RUNS_FOR_SD = 3
 
 
@@ -38,7 +39,7 @@ def intervals(means: np.ndarray) -> np.ndarray:
 
 
 def two_sided_p(means: np.ndarray) -> np.ndarray:
-    """The share of resampled differences on the other side of zero, doubled, of each column; never below 2 / (resamples + 1)."""
+    """The share of resampled differences on the other side of zero, doubled, of each column; never below 2 / (resamples + 1), which is `LEAST_P`."""
     beyond = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     return np.minimum(1.0, 2 * (beyond + 1) / (len(means) + 1))
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError
-from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, STAGES_IN_MINUTES, Result
+from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, SECONDS, Result
 from tigerrec.table.statistics import holm, intervals, resampled_means, standard_deviation, two_sided_p, variance_components
 
 COMPARED = ("hr@10", "ndcg@10")
 MASKED = ("item", "masked")
+POOLED = "all, pooled"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Summary:
         row, lines = result.row, []
         shared = {
             "collision_rate": result.fact("collision_rate"), "distinct_items": result.fact("distinct_items"),
-            **{name: result.minutes(name) for name in STAGES_IN_MINUTES},
+            **{name: result.minutes(name) for name in SECONDS},
         }  # fmt: skip
         for hit, seen in result.user_gains:
             low, high = intervals(self._resampled[row.name, hit, seen])
@@ -101,13 +102,18 @@ class Summary:
         return found
 
     def _components(self) -> list[dict[str, Any]]:
-        """The spread by kind of seed, over the generator's rows."""
+        """The spread by kind of seed, over all of the generator's rows and of each."""
         found = []
         for metric in COMPARED:
-            rows = [{seeds: run.metrics[MASKED][metric] for seeds, run in result.runs.items()} for result in self.results if result.row.kind == GENERATOR]
-            for component in variance_components(rows):
-                of_seed = {"component": component.name, "sd": component.sd, "degrees_of_freedom": component.degrees_of_freedom}
-                found.append({"metric": metric, "seen": "masked", **of_seed})
+            rows = {
+                result.row.name: {seeds: run.metrics[MASKED][metric] for seeds, run in result.runs.items()}
+                for result in self.results
+                if result.row.kind == GENERATOR
+            }
+            for name, pooled in {POOLED: list(rows.values()), **{name: [values] for name, values in rows.items()}}.items():
+                for component in variance_components(pooled):
+                    of_seed = {"component": component.name, "sd": component.sd, "degrees_of_freedom": component.degrees_of_freedom}
+                    found.append({"metric": metric, "seen": "masked", "row": name, **of_seed})
         return found
 
     @property
