@@ -23,7 +23,7 @@ from tigerrec.metrics import metrics
 from tigerrec.provenance import short_commit
 from tigerrec.table import budgets, cells, facts_of, make_table, markdown, plot
 from tigerrec.table.rows import METRICS, Result, Row, Run, gains_of, plan_rows, result_of
-from tigerrec.table.summary import Summary
+from tigerrec.table.summary import Summary, spread
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -434,6 +434,9 @@ def test_components_leave_out_rows_without_seeds_and_baselines(summary):
     freedom = {(line["row"], line["component"]): line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
     of_a_whole_row = {"tokenizer seed": 1, "generator seed": 2}
     whole = {(row, seed): count for row in ("good", "poor") for seed, count in of_a_whole_row.items()}
+    head, *lines = spread(summary.variance, "{:.3f}".format)
+    assert head == ["row", *(f"{metric}, {seed}" for metric in ("HR@10", "NDCG@10") for seed in ("tokenizer", "generator")), "degrees of freedom"]
+    assert {line[0]: line[-1] for line in lines} == {"all, pooled": "2, 5", "good": "1, 2", "poor": "1, 2", "like good": "–, 1"}
     assert freedom == {("all, pooled", "tokenizer seed"): 2, ("all, pooled", "generator seed"): 5, ("like good", "generator seed"): 1} | whole
 
 

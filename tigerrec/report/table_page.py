@@ -12,13 +12,13 @@ from tigerrec import TigerrecError, artifacts
 from tigerrec.markdown import written
 from tigerrec.report.charts import Interval, intervals
 from tigerrec.report.markup import Html, bar, disclosure, document, element, facts, figure, figures, join, legend, note, paragraph, percent, table
+from tigerrec.table.summary import NOTHING, spread
 
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
 MAIN = "ndcg@10"
 KINDS = ("generator", "baseline")
 NEEDED = ("row", "hit", "seen", *METRICS)
 COSTS = {"minutes_tokenize": "tokenizer", "minutes_tune": "tuning", "minutes_train": "training", "minutes_evaluate": "ranking"}
-NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def table_page(results: ResultTable) -> str:
         ("comparisons", "What differs", comparisons_part(about.get("comparisons", []))),
         ("costs", "What it costs", costs_part(results)),
         ("variance", "Where results vary", variance_part(about.get("variance", []))),
-        ("inflation", "If a hit on an id counted", inflation_part(results)),
+        ("inflation", "If a hit on codes counted", inflation_part(results)),
         ("tuning", "How the baselines were tuned", tuning_part(about.get("trials", {}))),
         ("made", "How it was made", made_part(about)),
     ]
@@ -167,9 +167,9 @@ def variance_part(variance: Sequence[dict[str, Any]]) -> list[Html]:
     """How far results vary, by what was varied."""
     if not variance:
         return []
-    rows = [[_named(row), row["row"], row["component"], f"{row['sd']:.5f}", row.get("degrees_of_freedom", NOTHING)] for row in variance]
-    words = "Standard deviations of a run's result, by what was varied."
-    return [paragraph(words), table("lllrr", ["metric", "rows", "component", "SD", "degrees of freedom"], rows)]
+    head, *rows = spread(variance, lambda value: f"{value:.4f}")
+    words = "Standard deviations of a run's result by whose seed was varied, seen items masked; those of one or two degrees of freedom are rough guesses."
+    return [paragraph(words), table("l" + "r" * (len(head) - 1), head, rows)]
 
 
 def inflation_part(results: ResultTable) -> list[Html]:
@@ -182,7 +182,7 @@ def inflation_part(results: ResultTable) -> list[Html]:
             more = f"+{percent(counted / row['hr@10'] - 1, 0)}" if row["hr@10"] > 0 else NOTHING
             rows.append([row["row"], NOTHING if rate is None else percent(rate), f"{row['hr@10']:.4f}", f"{counted:.4f}", more])
     words = "Items may share their codes; counting a list as right when it holds any item with the target's codes is no item hit. This is what it would add."
-    heads = ["row", "items that share codes", "HR@10 on items", "HR@10 on ids: no result", "more"]
+    heads = ["row", "items that share codes", "HR@10 on items", "HR@10 on codes: no result", "more"]
     return [paragraph(words), table("lrrrr", heads, rows)] if rows else []
 
 

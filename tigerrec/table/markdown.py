@@ -8,10 +8,8 @@ from typing import Any
 from tigerrec.markdown import table, written
 from tigerrec.table.rows import GENERATOR, METRICS, SECONDS, Result
 from tigerrec.table.statistics import LEAST_P, LEAST_RUNS_FOR_SD
-from tigerrec.table.summary import Summary
+from tigerrec.table.summary import NOTHING, Summary, spread
 
-NOTHING = "–"
-SEEDS = ("tokenizer seed", "generator seed")
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other items may share, stand apart.",
     "± is the standard deviation over runs, given from three runs up; below that every run is shown. Brackets are 95 % bootstrap intervals over users "
@@ -79,11 +77,7 @@ def comparisons_table(summary: Summary) -> str:
 
 def variance_table(summary: Summary) -> str:
     """The spread that each kind of seed causes."""
-    found: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for line in summary.variance:
-        found.setdefault((line["row"], line["metric"].upper()), {})[line["component"]] = [_figure(line["sd"]), str(line["degrees_of_freedom"])]
-    heads = ["row", "metric", *(head for seed in SEEDS for head in (f"{seed}: SD", "degrees of freedom"))]
-    return table([heads, *([*key, *(cell for seed in SEEDS for cell in of_seed.get(seed, [NOTHING] * 2))] for key, of_seed in found.items())])
+    return table(spread(summary.variance, _figure))
 
 
 def tuning_table(summary: Summary) -> str:
@@ -115,8 +109,11 @@ def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[
     if summary.comparisons:
         parts += [f"## Against {summary.comparisons[0].reference} (seen masked)", comparisons_table(summary)]
     if summary.variance:
-        pooled = "Generator seeds are nested in tokenizer seeds. An SD of one or two degrees of freedom is a rough guess."
-        parts += ["## What seeds change (seen masked)", variance_table(summary), pooled]
+        words = (
+            "Standard deviations of a run's result by whose seed was varied; the generator's are nested in the tokenizer's. "
+            "Those of one or two degrees of freedom, which are told of both, are rough guesses."
+        )
+        parts += ["## What seeds change (seen masked)", variance_table(summary), words]
     if any(result.trials for result in summary.results):
         parts += ["## How the baselines were tuned", tuning_table(summary)]
     parts += ["## How to read it", "\n".join(f"- {note}" for note in (*NOTES, *facts["notes"], *(f"Missing: {name}" for name in missing)))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,31 @@ from tigerrec.table.statistics import holm, intervals, resampled_means, standard
 COMPARED = ("hr@10", "ndcg@10")
 MASKED = ("item", "masked")
 POOLED = "all, pooled"
+NOTHING = "–"
+
+
+def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) -> list[list[str]]:
+    """The lines of a table of variance components: a row of the table of results each, behind a head.
+
+    Args:
+        variance: as `Summary.variance`.
+        written: a standard deviation as text.
+    """
+    metrics = list(dict.fromkeys(line["metric"] for line in variance))
+    seeds = list(dict.fromkeys(line["component"] for line in variance))
+    found: dict[str, dict[tuple[str, str], str]] = {}
+    freedom: dict[str, dict[str, str]] = {}
+    for line in variance:
+        found.setdefault(line["row"], {})[line["metric"], line["component"]] = written(line["sd"])
+        freedom.setdefault(line["row"], {})[line["component"]] = str(line["degrees_of_freedom"])
+    head = ["row", *(f"{metric.upper()}, {seed.removesuffix(' seed')}" for metric in metrics for seed in seeds), "degrees of freedom"]
+    return [
+        head,
+        *(
+            [row, *(of_row.get((metric, seed), NOTHING) for metric in metrics for seed in seeds), ", ".join(freedom[row].get(seed, NOTHING) for seed in seeds)]
+            for row, of_row in found.items()
+        ),
+    ]
 
 
 @dataclass(frozen=True)
