@@ -126,7 +126,7 @@ def test_an_input_must_be_finished(tmp_path):
 @pytest.mark.parametrize("below", ["stage", "stage/deeper"])
 def test_a_file_in_the_place_of_the_folder(tmp_path, below):
     (tmp_path / "stage").write_text("")
-    with pytest.raises(ArtifactError, match=r"Cannot write in .*; choose another place with `paths.runs=<folder>`") as caught:
+    with pytest.raises(ArtifactError, match=r"Cannot write in .*; choose another place: `paths.runs=<folder>`, ") as caught:
         write(tmp_path / below)
     one_sentence(caught.value)
     with pytest.raises(ArtifactError, match="Cannot write in"), files.locked(tmp_path / below):

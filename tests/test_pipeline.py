@@ -417,7 +417,7 @@ def test_runs_that_cannot_be_written(here, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "sample").write_text("a file")
     text = refused(here(tmp_path / "other", name="prepare"))
-    assert f"Cannot write in {tmp_path}/other/sample (File exists); choose another place with `paths.runs=<folder>`." in text
+    assert f"Cannot write in {tmp_path}/other/sample (File exists); choose another place: `paths.runs=<folder>`, " in text
 
 
 def test_a_sweep_runs_every_cell(tmp_path):

@@ -345,6 +345,13 @@ def test_the_script_prints_the_folder_last(elsewhere):
     assert done.stderr.strip().startswith("Error: seeds=none must be")
 
 
+def test_results_that_cannot_be_written_name_the_option_that_moves_them(made, tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(TigerrecError, match=r"Cannot write in .*results/.*`paths\.results=<folder>`"):
+        make_table([*TINY, f"paths.runs={made.runs}", f"paths.results={tmp_path}/results"])
+    assert (tmp_path / "results").read_text() == "a file"
+
+
 @pytest.mark.long
 def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
     options = [*TINY, "tokenizers=[rkmeans]", "train.epochs=30", "train.validate_every=30", "train.checkpoint_steps=20"]

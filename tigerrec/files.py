@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tigerrec import TigerrecError
 
 LOCK = ".lock"
+ELSEWHERE = "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for exports and pages `OUT=<path>`"
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 TEMPORARY = (".*.tmp", ".tmp*")  # ours, and those of safetensors
 
@@ -57,12 +58,12 @@ def write_failure(path: Path, error: BaseException) -> ArtifactError:
     code = system_code(error)
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     reason = "the disk is full or the file too large" if code in FULL else os.strerror(code) if code else first_line
-    return ArtifactError(f"Could not write {path} ({reason}); nothing half-written was left; free space or choose another `paths.runs=<folder>` and run again.")
+    return ArtifactError(f"Could not write {path} ({reason}); nothing half-written was left; free space or {ELSEWHERE} and run again.")
 
 
 def not_writable(folder: Path, error: OSError) -> ArtifactError:
     """What to tell of a folder that cannot be made or written in."""
-    return ArtifactError(f"Cannot write in {folder} ({error.strerror}); choose another place with `paths.runs=<folder>`.")
+    return ArtifactError(f"Cannot write in {folder} ({error.strerror}); {ELSEWHERE}.")
 
 
 def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:

@@ -196,7 +196,7 @@ def _encoded(embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str]
     try:
         shards.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise artifacts.ArtifactError(f"Cannot write in {shards} ({error.strerror}); choose another place with `paths.runs=<folder>`.") from None
+        raise artifacts.not_writable(shards, error) from None
     size = embedder.shard_items or len(item_ids)
     order = np.argsort([len(text) for text in texts], kind="stable")
     key = sha256_text(artifacts.canonical_json([repr(embedder), embedder.environment(), size, sources, item_ids, texts, order.tolist()]))[:16]
