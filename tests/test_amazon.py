@@ -16,7 +16,7 @@ import tigerrec.download
 import tigerrec.raw
 from tigerrec import artifacts
 from tigerrec.amazon import AmazonReviews
-from tigerrec.histories import DatasetError, prepare
+from tigerrec.prepare import DatasetError, prepare
 
 
 def review(user: Any, item: Any, time: Any = 0, **more: Any) -> bytes:

@@ -14,21 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tigerrec import artifacts
-from tigerrec.histories import (
-    DatasetError,
-    Histories,
-    RawData,
-    RawItem,
-    arrange,
-    item_text,
-    k_core,
-    load_histories,
-    prepare,
-    split,
-    training_part,
-    validation_sample,
-)
+from tigerrec.histories import Histories, load_histories, split, training_part, validation_sample
 from tigerrec.identity import not_identity
+from tigerrec.prepare import DatasetError, RawData, RawItem, arrange, item_text, k_core, prepare
 
 pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=80)
 

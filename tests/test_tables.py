@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tigerrec import artifacts
-from tigerrec.histories import DatasetError, prepare
+from tigerrec.prepare import DatasetError, prepare
 from tigerrec.tables import TablesDataset
 
 INTERACTIONS = [("001", "007", "10"), ("001", "NA", "9"), ("001", "9", "10"), ("02", "9", "-1"), ("02", "007", "0"), ("02", "NA", "3")]

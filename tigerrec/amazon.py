@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tigerrec.download import download_missing
-from tigerrec.histories import SHORTEST_HISTORY, DatasetError, RawData, RawItem, check_filters
+from tigerrec.histories import SHORTEST_HISTORY
 from tigerrec.identity import not_identity
+from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
 from tigerrec.raw import Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast

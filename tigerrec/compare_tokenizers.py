@@ -14,13 +14,13 @@ import numpy as np
 from tigerrec import TigerrecError, artifacts, files, markdown, pipeline
 from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.diagnostics import prefix_purity
+from tigerrec.markdown import NOTHING
 from tigerrec.processes import in_own_process
 from tigerrec.semantic_ids import load_semantic_ids
 
 logger = logging.getLogger(__name__)
 
 CATEGORY_DEPTH = 2
-NOTHING = "–"
 LEGEND = """\
 Lists run over levels, or over prefixes of 1, 2, … codes. Codes are those of the ids: after the collision policy, without suffix.
 

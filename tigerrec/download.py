@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tigerrec import artifacts, files
-from tigerrec.histories import DatasetError
+from tigerrec.prepare import DatasetError
 from tigerrec.raw import read_lines
 
 logger = logging.getLogger(__name__)

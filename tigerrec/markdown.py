@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+NOTHING = "–"  # stands for a value that is not there
+
 
 def written(value: object) -> str:
     """A setting as people write it."""

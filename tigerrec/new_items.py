@@ -15,7 +15,7 @@ from tigerrec.collisions import COLLISION_POLICIES
 from tigerrec.embed import EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.export import EMBEDDER, check_free, new_export, write_export
-from tigerrec.histories import item_text
+from tigerrec.prepare import item_text
 from tigerrec.raw import Tally, Unreadable, clean, make_item
 from tigerrec.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids

@@ -167,7 +167,7 @@ def plan_prepare(cfg: DictConfig) -> Step:
     dataset, keys = build_choice(cfg.get("dataset"), "dataset")
     return Step(
         "prepare", "prepare", _runs(cfg) / folder_name(keys, "dataset"), dataset, {}, dataset.present, "dataset.name",
-        lambda out: _function("tigerrec.histories.prepare")(dataset, out),
+        lambda out: _function("tigerrec.prepare.prepare")(dataset, out),
     )  # fmt: skip
 
 

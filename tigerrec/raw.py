@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tigerrec.histories import DatasetError, RawItem
+from tigerrec.prepare import DatasetError, RawItem
 
 LINE_LIMIT = 10_000_000  # bytes
 BOM = b"\xef\xbb\xbf"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec.histories import DatasetError, RawData, RawItem, check_filters
 from tigerrec.identity import not_identity
+from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
 from tigerrec.raw import LINE_LIMIT, Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from typing import Any
 
 from tigerrec import markdown
 from tigerrec.audit.figures import figure, percent
+from tigerrec.markdown import NOTHING
 
 LOW, HIGH = "_low", "_high"
-NOTHING = "–"
 LEGEND = """\
 HR@10 and NDCG@10 are hits on items, over the whole catalogue; (…–…) are 95 % bootstrap intervals over users, for differences of the same users' pairs.
 Seen items are masked inside the search unless a row says otherwise. Everything random is seeded."""

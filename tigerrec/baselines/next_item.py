@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import logging
 import math
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ DRAWS = 100
 ROWS_AT_ONCE = 64  # whose scores of 12,000 items stay in a cache of 4 MB
 
 
-class NextItemModel(nn.Module):
+class NextItemModel(nn.Module, abc.ABC):
     """A model that turns the items so far into a state, whose products with the rows of a matrix score the next item.
 
     Attributes:
@@ -41,9 +42,9 @@ class NextItemModel(nn.Module):
     classes: nn.Parameter
     bias: nn.Parameter | None
 
+    @abc.abstractmethod
     def states(self, items: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """A state of type `dtype` after each item, (B, n, dim), of item indices (B, n) with `NO_ITEM` on the right where a row is shorter."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import TigerrecError, artifacts
-from tigerrec.markdown import written
+from tigerrec.markdown import NOTHING, written
 from tigerrec.report.charts import Interval, intervals
 from tigerrec.report.markup import Html, bar, disclosure, document, element, facts, figure, figures, join, legend, note, paragraph, percent, table
-from tigerrec.table.summary import NOTHING, spread
+from tigerrec.table.rows import WORK
+from tigerrec.table.summary import spread
 
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
 MAIN = "ndcg@10"
 KINDS = ("generator", "baseline")
 NEEDED = ("row", "hit", "seen", *METRICS)
-COSTS = {"minutes_tokenize": "tokenizer", "minutes_tune": "tuning", "minutes_train": "training", "minutes_evaluate": "ranking"}
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,14 @@ def _minutes(value: float | None) -> str:
 
 def costs_part(results: ResultTable) -> list[Html]:
     """Minutes of each kind of work, a run."""
-    spent = {row["row"]: [row.get(name) for name in COSTS] for row in results.chosen("item", "masked")}
+    spent = {row["row"]: [row.get(name) for name in WORK] for row in results.chosen("item", "masked")}
     totals = {name: sum(minutes for minutes in parts if minutes is not None) for name, parts in spent.items() if any(minutes is not None for minutes in parts)}
     if not totals:
         return []
     longest = max(totals.values()) or 1
     rows = [[name, *(_minutes(minutes) for minutes in spent[name]), _minutes(total), bar(total / longest)] for name, total in totals.items()]
-    words = "Minutes by a clock on the wall, of the run that took the fewest, in the order of the results."
-    return [paragraph(words), table("lrrrrrb", ["row", *COSTS.values(), "together", ""], rows)]
+    words = "Minutes by a clock on the wall, for each kind of work those of the run that took the fewest, in the order of the results."
+    return [paragraph(words), table("lrrrrrb", ["row", *WORK.values(), "together", ""], rows)]
 
 
 def variance_part(variance: Sequence[dict[str, Any]]) -> list[Html]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tigerrec.markdown import table, written
-from tigerrec.table.rows import GENERATOR, METRICS, SECONDS, Result
+from tigerrec.markdown import NOTHING, table, written
+from tigerrec.table.rows import GENERATOR, METRICS, WORK, Result
 from tigerrec.table.statistics import LEAST_P, LEAST_RUNS_FOR_SD
-from tigerrec.table.summary import NOTHING, Summary, spread
+from tigerrec.table.summary import Summary, spread
 
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other items may share, stand apart.",
@@ -53,15 +53,15 @@ def metrics_table(summary: Summary, seen: str) -> str:
 
 def ids_table(summary: Summary) -> str:
     """What counting hits on codes without suffix would say, how many items share their codes, and what a row costs."""
-    minutes = ["minutes: tokenizer", "tuning", "training", "ranking"]
-    rows = [["row", "items sharing codes", "HR@10 of items", "HR@10 of codes", "inflation", "different items in top 10s", *minutes]]
+    first, *others = WORK.values()
+    rows = [["row", "items sharing codes", "HR@10 of items", "HR@10 of codes", "inflation", "different items in top 10s", f"minutes: {first}", *others]]
     for result in summary.results:
         item, sid = result.value("hr@10"), result.value("hr@10", "sid") if ("sid", "masked") in result.user_gains else None
         inflation = None if sid is None or not item else sid / item - 1
         shared = result.fact("collision_rate")
         rows.append([
             _name(result), _figure(shared, ".1%"), _figure(item), _figure(sid), _figure(inflation, "+.1%"), _figure(result.fact("distinct_items"), ",.0f"),
-            *(_figure(result.minutes(name), ".1f") for name in SECONDS),
+            *(_figure(result.minutes(name), ".1f") for name in WORK),
         ])  # fmt: skip
     return table(rows)
 

@@ -24,6 +24,7 @@ SECONDS = {
     "minutes_train": {"train": "training_seconds", "baseline": "fitting_seconds"},
     "minutes_evaluate": {"evaluate": "seconds", "baseline": "ranking_seconds"},
 }  # what is counted of which stage
+WORK = {"minutes_tokenize": "tokenizer", "minutes_tune": "tuning", "minutes_train": "training", "minutes_evaluate": "ranking"}
 
 
 @dataclass(frozen=True)

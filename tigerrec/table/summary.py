@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError
-from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, SECONDS, Result
+from tigerrec.markdown import NOTHING
+from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, WORK, Result
 from tigerrec.table.statistics import holm, intervals, resampled_means, standard_deviation, two_sided_p, variance_components
 
 COMPARED = ("hr@10", "ndcg@10")
 MASKED = ("item", "masked")
 POOLED = "all, pooled"
-NOTHING = "–"
 
 
 def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) -> list[list[str]]:
@@ -27,19 +27,14 @@ def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) 
     """
     metrics = list(dict.fromkeys(line["metric"] for line in variance))
     seeds = list(dict.fromkeys(line["component"] for line in variance))
-    found: dict[str, dict[tuple[str, str], str]] = {}
-    freedom: dict[str, dict[str, str]] = {}
-    for line in variance:
-        found.setdefault(line["row"], {})[line["metric"], line["component"]] = written(line["sd"])
-        freedom.setdefault(line["row"], {})[line["component"]] = str(line["degrees_of_freedom"])
-    head = ["row", *(f"{metric.upper()}, {seed.removesuffix(' seed')}" for metric in metrics for seed in seeds), "degrees of freedom"]
-    return [
-        head,
-        *(
-            [row, *(of_row.get((metric, seed), NOTHING) for metric in metrics for seed in seeds), ", ".join(freedom[row].get(seed, NOTHING) for seed in seeds)]
-            for row, of_row in found.items()
-        ),
-    ]
+    lines = [["row", *(f"{metric.upper()}, {seed.removesuffix(' seed')}" for metric in metrics for seed in seeds), "degrees of freedom"]]
+    for row in dict.fromkeys(line["row"] for line in variance):
+        own = [line for line in variance if line["row"] == row]
+        deviations = {(line["metric"], line["component"]): written(line["sd"]) for line in own}
+        freedom = {line["component"]: str(line["degrees_of_freedom"]) for line in own}
+        cells = [deviations.get((metric, seed), NOTHING) for metric in metrics for seed in seeds]
+        lines.append([row, *cells, ", ".join(freedom.get(seed, NOTHING) for seed in seeds)])
+    return lines
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class Summary:
         row, lines = result.row, []
         shared = {
             "collision_rate": result.fact("collision_rate"), "distinct_items": result.fact("distinct_items"),
-            **{name: result.minutes(name) for name in SECONDS},
+            **{name: result.minutes(name) for name in WORK},
         }  # fmt: skip
         for hit, seen in result.user_gains:
             low, high = intervals(self._resampled[row.name, hit, seen])
