@@ -18,7 +18,7 @@ from tigerrec import TigerrecError, artifacts, files, provenance
 from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
 from tigerrec.identity import not_identity
 
-WRITING_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"))
+WRITING_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"), (shutil, "rmtree"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,8 @@ def write(folder: Path, seed: int = 0, *, stage: str = "embed", seconds: float =
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The files by name without what may differ between two runs: provenance and measurements."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (artifacts.MANIFEST, files.LOCK, "timing.json")}
+    apart = (artifacts.MANIFEST, artifacts.ASIDE, files.LOCK, "timing.json")
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in apart}
     manifest = json.loads((folder / artifacts.MANIFEST).read_bytes())
     del manifest["provenance"], manifest["files"]["timing.json"]
     return found | {"manifest": json.dumps(manifest, sort_keys=True).encode()}
@@ -82,14 +83,26 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert names(path.parent) == {"file.txt"}
 
 
-def test_the_manifest_comes_last(tmp_path):
-    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path, "embed", Config()) as out:  # noqa: PT012
+def test_a_stage_is_there_once_all_of_it_is(tmp_path):
+    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path / "new", "embed", Config()) as out:  # noqa: PT012
         out.json("facts.json", {})
-        assert artifacts.read_manifest(tmp_path) is None
+        assert artifacts.read_manifest(tmp_path / "new") is None
         raise ValueError("mine")
-    assert names(tmp_path) == {"facts.json"}
+    assert not (tmp_path / "new").exists()
     with pytest.raises(MissingError, match=r"No finished 'embed' stage in .*; run `python scripts/pipeline.py until=embed`"):
+        artifacts.open_stage(tmp_path / "new", "embed")
+
+
+def test_a_stage_stays_until_the_whole_of_a_newer_one_is_on_disk(tmp_path):
+    older = contents(write(tmp_path))
+    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path, "embed", Config(seed=1)) as out:  # noqa: PT012
+        out.json("facts.json", {"seed": 1})
         artifacts.open_stage(tmp_path, "embed")
+        raise ValueError("mine")
+    assert contents(tmp_path) == older
+    with artifacts.writing(tmp_path, "embed", Config(seed=1)) as out:
+        out.json("other.json", {})
+    assert names(tmp_path) == {"other.json", artifacts.MANIFEST}
 
 
 def test_a_manifest_says_what_the_stage_is(tmp_path):
@@ -481,7 +494,8 @@ def test_a_fault_of_the_program_is_not_called_a_full_disk(tmp_path):
 
 
 def test_left_over_temporaries_go_with_the_next_run(tmp_path):
-    for name in (".facts.json.tmp", ".tmpAbCdEf", ".lock", "mine.tmp", ".keep"):
+    (tmp_path / artifacts.ASIDE).mkdir()
+    for name in (f"{artifacts.ASIDE}/.facts.json.tmp", f"{artifacts.ASIDE}/.tmpAbCdEf", ".lock", "mine.tmp"):
         (tmp_path / name).write_text("")
     write(tmp_path)
-    assert names(tmp_path) == {".lock", "mine.tmp", ".keep", "facts.json", "arrays.safetensors", "timing.json", artifacts.MANIFEST}
+    assert names(tmp_path) == {".lock", "mine.tmp", "facts.json", "arrays.safetensors", "timing.json", artifacts.MANIFEST}

@@ -1,6 +1,7 @@
 """Recommendations from a run folder and from an export, and the errors a user meets."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -106,8 +107,8 @@ def test_a_damaged_export_is_refused(run, tmp_path):
 
 def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     folder = export(run["train"], tmp_path / "export")
-    (folder / "left-over.txt").write_text("of before")
-    assert not (export(run["train"], folder) / "left-over.txt").exists()
+    (folder / "mine.txt").write_text("a note of the user's")
+    assert {*os.listdir(export(run["train"], folder))} == {*artifacts.read_manifest(folder).files, artifacts.MANIFEST, "mine.txt"}
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("keep me")

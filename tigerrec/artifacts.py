@@ -17,7 +17,6 @@ from tigerrec.files import (
     atomic,
     fsync,
     not_writable,
-    remove_temporaries,
     remove_tree,
     sha256_file,
     system_code,
@@ -28,6 +27,7 @@ from tigerrec.identity import SCHEMA, canonical_json, changed_keys, content_dige
 from tigerrec.provenance import provenance
 
 MANIFEST = "manifest.json"
+ASIDE = ".new"
 WORKING_FOLDERS = ("checkpoint", "shards", "trials")
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
@@ -170,6 +170,11 @@ def input_record(folder: Path) -> dict[str, Any]:
     return {"fingerprint": manifest.fingerprint, "content": manifest.content, "config": manifest.config}
 
 
+def input_records(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What a manifest keeps of several input stages, by name."""
+    return {name: input_record(folder) for name, folder in folders.items()}
+
+
 def check_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, Mapping[str, Any]], name_option: str, overwrite: str | None = None) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
@@ -209,33 +214,40 @@ def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path)
 
 
 class StageFiles:
-    """The files of a stage that is being written; each gets its name only when it is whole."""
+    """The files of a stage that is being written, in a folder aside until all of them are whole.
+
+    Attributes:
+        folder: where the stage will stand.
+        aside: where its files are meanwhile.
+        entries: what the manifest will say of each file.
+        provenance: what the manifest will say of how they came about.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.aside = folder, folder / ASIDE
         self.entries: dict[str, dict[str, Any]] = {}
         self.provenance: dict[str, Any] = {}
 
     def _record(self, name: str, measured: bool) -> None:
-        path = self.folder / name
+        path = self.aside / name
         self.entries[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size} | ({"measured": True} if measured else {})
 
     @contextlib.contextmanager
     def create(self, name: str, measured: bool = False) -> Iterator[Path]:
         """A temporary path to write the file `name` to; `measured` files hold timings and do not count as content."""
-        with atomic(self.folder / name) as temporary:
+        with atomic(self.aside / name) as temporary:
             yield temporary
         self._record(name, measured)
 
     def adopt(self, path: Path, name: str, measured: bool = False) -> None:
         """Take a finished file from elsewhere on the same disk."""
         fsync(path)
-        os.replace(path, self.folder / name)
+        os.replace(path, self.aside / name)
         self._record(name, measured)
 
     def json(self, name: str, value: Any, measured: bool = False) -> None:
         """Write a JSON file."""
-        write_json(self.folder / name, value)
+        write_json(self.aside / name, value)
         self._record(name, measured)
 
     def parquet(self, name: str, table: Any) -> None:
@@ -253,6 +265,23 @@ class StageFiles:
         with self.create(name) as temporary:
             save_file({key: numpy.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
 
+    def commit(self, manifest: Mapping[str, Any]) -> None:
+        """Take the place of an older version: all is on disk before its manifest goes, and the new one comes last."""
+        write_json(self.aside / MANIFEST, manifest)
+        try:
+            older = read_manifest(self.folder)
+        except DamagedError:
+            older = None
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        fsync(self.folder)
+        for name in older.files.keys() - self.entries.keys() if older else ():
+            (self.folder / name).unlink(missing_ok=True)
+        for name in self.entries:
+            os.replace(self.aside / name, self.folder / name)
+        fsync(self.folder)
+        os.replace(self.aside / MANIFEST, self.folder / MANIFEST)
+        fsync(self.folder)
+
 
 @contextlib.contextmanager
 def writing(
@@ -263,10 +292,10 @@ def writing(
     sources: Mapping[str, str] | None = None,
     started: float | None = None,
 ) -> Iterator[StageFiles]:
-    """Write a stage: yields its files; the manifest comes last, and only if the body ended well.
+    """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended well.
 
     Args:
-        out: the stage's folder; an older version of the stage stops existing when the body begins.
+        out: the stage's folder.
         config: the stage's checked dataclass, seed included.
         inputs: the stage folders read, by stage name.
         sources: the sha256 of files read from outside, by role.
@@ -275,36 +304,38 @@ def writing(
     Raises:
         ArtifactError: the folder cannot be written or an input is no finished stage.
     """
-    records = {name: input_record(folder) for name, folder in (inputs or {}).items()}
+    records = input_records(inputs or {})
     records |= {name: {"fingerprint": digest} for name, digest in (sources or {}).items()}
     started = time.perf_counter() if started is None else started
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MANIFEST).unlink(missing_ok=True)
-        remove_temporaries(out)
-    except OSError as error:
-        raise not_writable(out, error) from None
     files = StageFiles(out)
     try:
+        remove_tree(files.aside)
+        files.aside.mkdir(parents=True)
+    except OSError as error:
+        raise not_writable(out, error) from None
+    try:
         yield files
+        files.provenance = provenance(started) | files.provenance
+        files.commit(
+            {
+                "stage": stage,
+                "schema": SCHEMA,
+                "config": json.loads(canonical_json(describe(config))),
+                "inputs": records,
+                "fingerprint": fingerprint(stage, config, {name: record["fingerprint"] for name, record in records.items()}),
+                "content": content_digest(files.entries),
+                "files": files.entries,
+                "provenance": files.provenance,
+            }
+        )
     except Exception as error:
         if system_code(error) in FULL:
             raise write_failure(out, error) from error
         raise
-    files.provenance = provenance(started) | files.provenance
-    write_json(
-        out / MANIFEST,
-        {
-            "stage": stage,
-            "schema": SCHEMA,
-            "config": json.loads(canonical_json(describe(config))),
-            "inputs": records,
-            "fingerprint": fingerprint(stage, config, {name: record["fingerprint"] for name, record in records.items()}),
-            "content": content_digest(files.entries),
-            "files": files.entries,
-            "provenance": files.provenance,
-        },
-    )
+    finally:
+        remove_tree(files.aside)
+        with contextlib.suppress(OSError):  # it holds something, or is not there
+            out.rmdir()
 
 
 def read_table(folder: Path, name: str) -> Any:

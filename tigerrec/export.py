@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +63,7 @@ def write_export(run: Path, out: Path) -> None:
     check_free(out)
     folders = upstream_folders(run)
     evaluations = _evaluations(folders["train"])
-    with new_export(out, folders | {folder.name: folder for folder in evaluations}) as files:
+    with artifacts.writing(out, EXPORT, {}, folders | {folder.name: folder for folder in evaluations}) as files:
         for stage, names in COPIED.items():
             for name in names:
                 if (folders[stage] / name).exists():
@@ -78,25 +75,6 @@ def write_export(run: Path, out: Path) -> None:
             files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
         with files.create("README.md") as temporary:
             temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def new_export(out: Path, inputs: Mapping[str, Path], sources: Mapping[str, str] | None = None) -> Iterator[artifacts.StageFiles]:
-    """The files of an export that appears whole or not at all, in the place of an older one.
-
-    Args:
-        inputs: the stage folders read, by name.
-        sources: the sha256 of files read from outside, by role.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    artifacts.remove_tree(partial)
-    try:
-        with artifacts.writing(partial, EXPORT, {}, inputs, sources) as files:
-            yield files
-        artifacts.remove_tree(out)
-        os.rename(partial, out)
-    finally:
-        artifacts.remove_tree(partial)
 
 
 def _embedder(tokenized: Path) -> dict[str, Any] | None:

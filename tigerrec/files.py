@@ -68,8 +68,9 @@ def not_writable(folder: Path, error: OSError) -> ArtifactError:
 
 def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    probe = folder / f".{os.getpid()}.tmp"
+    probe.touch()
+    probe.unlink()
     lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +143,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete the temporary files that a killed process left in a folder."""
+    """Delete the temporary files that a killed process left in a folder, where it is there."""
     for pattern in TEMPORARY:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from tigerrec import TigerrecError, artifacts, config
 from tigerrec.collisions import COLLISION_POLICIES
 from tigerrec.embed import EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
-from tigerrec.export import EMBEDDER, check_free, new_export, write_export
+from tigerrec.export import EMBEDDER, check_free, write_export
 from tigerrec.prepare import item_text
 from tigerrec.raw import Tally, Unreadable, clean, make_item
 from tigerrec.recommender import EXPORT, POPULARITY, check_run
@@ -179,7 +179,7 @@ def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, i
     records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]
     card = (base / "README.md").read_text(encoding="utf-8")
     card += f"\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; the results above are of the items before.\n"
-    with new_export(out, {"export": base}, {"items": artifacts.sha256_file(items_file)}) as files:
+    with artifacts.writing(out, EXPORT, {}, {"export": base}, {"items": artifacts.sha256_file(items_file)}) as files:
         files.parquet("items.parquet", pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
         files.parquet("semantic_ids.parquet", SemanticIds(np.concatenate([old_ids.codes, codes]), old_ids.layout).table())
         if POPULARITY in manifest.files:
