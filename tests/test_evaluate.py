@@ -108,16 +108,6 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, evaluated, tmp_path, m
     assert not (out / "shards").exists()
 
 
-def test_shards_of_another_evaluation_are_not_used(run, tmp_path):
-    out = tmp_path / "out"
-    inputs = {name: run[name] for name in ("prepare", "tokenize", "train")}
-    mine = stage._shards_folder(out, CONFIG, inputs)
-    mine.mkdir(parents=True)
-    assert stage._shards_folder(out, CONFIG, inputs) == mine
-    assert stage._shards_folder(out, EvaluateConfig(model="tiny", beam_size=30), inputs) != mine
-    assert not mine.exists()
-
-
 def test_a_generator_of_other_semantic_ids_is_refused(run, tmp_path):
     other = build_run(tmp_path / "other", seed=1)
     with pytest.raises(artifacts.StaleError, match="made from another 'tokenize'"):

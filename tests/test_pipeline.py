@@ -15,9 +15,9 @@ import pytest
 
 from tigerrec import pipeline
 from tigerrec.artifacts import DamagedError, StaleError
-from tigerrec.checkpoints import Interrupted
 from tigerrec.config import ConfigError, compose
 from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
+from tigerrec.signals import Interrupted
 from tigerrec.tokenizers.random import RandomCodes
 
 ROOT = Path(__file__).parent.parent
@@ -397,8 +397,8 @@ def test_errors_come_from_a_real_process_too(tmp_path):
     [
         (OSError(28, "No space left on device", "runs/x"), 1, "Error: [Errno 28] No space left on device: 'runs/x'.\n"),
         (DamagedError("It is broken; mend it."), 1, "Error: It is broken; mend it.\n"),
-        (Interrupted(15, Path("runs")), 143, "Stopped by SIGTERM; a checkpoint is in runs: run the same command again, without overwrite=, to go on.\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (Interrupted(15, Path("runs")), 143, "Stopped by SIGTERM; a checkpoint is in runs; go on with: make eval EMBEDDER=hashed"),
+        (KeyboardInterrupt(), 130, "Stopped; go on with: make eval EMBEDDER=hashed"),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["-m"]])
@@ -408,7 +408,9 @@ def test_how_a_script_ends(here, tmp_path, monkeypatch, flags, end, code, stderr
 
     monkeypatch.setattr(pipeline, "run", run)
     done = here(tmp_path, *flags)
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", stderr)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(stderr)
+    assert done.stderr.count("\n") == 1
 
 
 def test_runs_that_cannot_be_written(here, tmp_path):
@@ -545,6 +547,12 @@ def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
 )
 def test_the_next_command_keeps_the_options(overrides, command):
     assert make_command("train", overrides) == command
+
+
+def test_the_next_command_keeps_interpolations_as_written(here, finished):
+    done = here(finished[0], "train.name='packed${train.learning_rate}'", name="tokenize_items")
+    assert "next: make train" in done.stderr
+    assert "packed$${train.learning_rate}" in done.stderr
 
 
 def test_every_choice_has_its_make_variable():

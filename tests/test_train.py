@@ -269,11 +269,28 @@ def test_schedule_rises_linearly_and_ends_at_zero():
 def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_checkpoint_before(folders, monkeypatch):
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, number: step(self, number) * (float("nan") if number == 7 else 1.0))
-    with pytest.raises(TigerrecError, match=r"loss is nan near step 8 at learning rate"):
+    with pytest.raises(TigerrecError, match=r"loss is nan at step 8, at learning rate 0\.00061; .* `train\.learning_rate=0\.0003`"):
         run(folders)
     assert not (folders["tokenize"] / "train" / "manifest.json").exists()
     steps = sorted(path.name for path in (folders["tokenize"] / "train" / "checkpoint").glob("step-*.json"))
     assert steps == ["step-5.json", "step-6.json"]  # 5: the end of an epoch
+
+
+def test_weights_that_are_no_numbers_are_never_saved(folders, monkeypatch):
+    """A step whose gradients overflow leaves a finite loss and weights that are NaN."""
+    step = Trainer.step
+
+    def overflowing(self, number):
+        loss = step(self, number)
+        if number == 7:
+            with torch.no_grad():
+                self.parameters[-1][0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", overflowing)
+    with pytest.raises(TigerrecError, match=r"A weight is NaN or infinite at step 8"):
+        run(folders)
+    assert not (folders["tokenize"] / "train" / "checkpoint" / "step-8.json").exists()
 
 
 def test_semantic_ids_of_another_catalogue_are_refused(folders):

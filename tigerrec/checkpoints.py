@@ -1,13 +1,9 @@
-"""Checkpoints of a training run: the state on disk, the best candidates, and stopping on a signal."""
+"""Checkpoints of a training run: the state on disk and the best candidates."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tigerrec import TigerrecError, artifacts
+from tigerrec import TigerrecError, artifacts, distributed
+from tigerrec.files import remove_temporaries
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -26,53 +23,18 @@ logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 
 
-class Interrupted(SystemExit):
-    """Training was asked to stop by a signal and left a checkpoint; exits with 128 + the signal's number."""
-
-    def __init__(self, received: int, folder: Path) -> None:
-        super().__init__(128 + received)
-        self.message = f"Stopped by {signal.Signals(received).name}; a checkpoint is in {folder}: run the same command again, without overwrite=, to go on."
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class StopFlag:
-    """The signal that asked to stop, or None."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def raise_if_received(self, folder: Path) -> None:
-        """Raise `Interrupted` where a signal came."""
-        if self.received is not None:
-            raise Interrupted(self.received, folder)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopFlag]:
-    """Let SIGTERM and Ctrl-C set a flag instead of ending the process at once; a second one ends it."""
-    flag = StopFlag()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def note(number: int, frame: Any) -> None:
-        flag.received = number
-        logger.warning("stopping: the step in hand ends, then a checkpoint is written")
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class RunState:
-    """Where a run stands; plain values only."""
+    """Where a run stands; plain values only.
+
+    Attributes:
+        step: steps taken.
+        seconds: spent on them, by all processes that took some one after the other.
+        finished: whether training stopped early.
+        candidates: the best weights so far, best first: step, score, file and sha256 of each.
+        log: the lines of `training.jsonl`.
+        environments: under what the run began, and from which step on under what it went on where that was another.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -80,24 +42,32 @@ class RunState:
     validations_since_best: int = 0
     candidates: list[dict[str, Any]] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, kind in {"step": int, "seconds": (int, float), "finished": bool, "validations_since_best": int}.items():
+            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+        for name in ("candidates", "log", "environments"):
+            if not isinstance(getattr(self, name), list) or not all(isinstance(entry, dict) for entry in getattr(self, name)):
+                raise TypeError(f"{name} is no list of records")
 
 
 class Checkpoints:
     """The checkpoint folder of one run: `step-<n>.safetensors` with its `step-<n>.json` as the commit record, and `candidate-<n>.safetensors`.
 
     Args:
-        folder: made when it is missing.
+        folder: made when the run begins.
         identity: configuration and inputs of the run; a checkpoint of another one is refused.
-        environment: thread count, versions and device; a change is allowed and logged.
+        environment: thread count, versions, device and processes; a change is allowed, warned of and recorded.
         tensorboard: mirror the log as TensorBoard events.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], environment: dict[str, Any], tensorboard: bool = False) -> None:
         self.folder, self.identity, self.environment = folder, identity, environment
-        self.state = RunState()
-        folder.mkdir(parents=True, exist_ok=True)
+        self.state = RunState(environments=[{"step": 0, **environment}])
         self.writer: SummaryWriter | None = None
-        if tensorboard:
+        if tensorboard and distributed.is_first():
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -106,7 +76,8 @@ class Checkpoints:
 
     def _records(self) -> list[Path]:
         """Commit records, newest first."""
-        return sorted(self.folder.glob("step-*.json"), key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+        records = [path for path in self.folder.glob("step-*.json") if path.stem.removeprefix("step-").isdecimal()]
+        return sorted(records, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
     def restore(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> RunState:
         """Load the newest whole checkpoint; without one the run starts from the beginning.
@@ -114,16 +85,26 @@ class Checkpoints:
         Raises:
             StaleError: the checkpoint belongs to another configuration or other inputs.
         """
+        state = distributed.agreed(self._newest_whole)
+        if state is not None:
+            self._load(self.folder / f"step-{state.step}.safetensors", model, optimizer)
+            self.state = state
+            logger.info("going on from step %d", state.step)
+        return self.state
+
+    def _newest_whole(self) -> RunState | None:
+        """What the newest whole checkpoint says; torn ones are warned of and forgotten."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.folder)
         records = self._records()
         for record in records:
             try:
                 saved = json.loads(record.read_bytes())
-                tensors = record.with_suffix(".safetensors")
-                if artifacts.sha256_file(tensors) != saved["sha256"]:
+                if artifacts.sha256_file(record.with_suffix(".safetensors")) != saved["sha256"]:
                     raise ValueError("its tensors are not the ones that were saved")
-                state, identity, environment = RunState(**saved["state"]), saved["identity"], saved["environment"]
+                state, identity = RunState(**saved["state"]), saved["identity"]
                 self._check_candidates(state)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 logger.warning("checkpoint %s cannot be used (%s); trying the one before", record.stem, error)
                 record.unlink(missing_ok=True)
                 continue
@@ -133,15 +114,14 @@ class Checkpoints:
                     f"{self.folder} belongs to a run with other settings ({'; '.join(differences)}); "
                     "give `train.name=<another>` to keep it, or add `overwrite=train` to start again."
                 )
-            if changed := artifacts.changed_keys(environment, self.environment):
+            before = {key: value for key, value in state.environments[-1].items() if key != "step"} if state.environments else None
+            if changed := artifacts.changed_keys(before, self.environment):
                 logger.warning("going on under another environment (%s): the result will not be bit-identical", "; ".join(changed))
-            self._load(tensors, model, optimizer)
-            self.state = state
-            logger.info("going on from step %d", state.step)
+                state.environments.append({"step": state.step, **self.environment})
             return state
         if records:
             logger.warning("no checkpoint in %s can be used; starting over", self.folder)
-        return self.state
+        return None
 
     def _check_candidates(self, state: RunState) -> None:
         for candidate in state.candidates:
@@ -164,16 +144,18 @@ class Checkpoints:
 
     def save(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint and forget all but the last two; from the first one on, an older finished stage is given up."""
-        (self.folder.parent / artifacts.MANIFEST).unlink(missing_ok=True)
+        self.state = state
+        if not distributed.is_first():
+            return
         tensors = {f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in values.items()}
         path = self.folder / f"step-{state.step}.safetensors"
         with artifacts.atomic(path) as temporary:
             save_file(tensors, temporary)
-        record = {"sha256": artifacts.sha256_file(path), "state": asdict(state), "identity": self.identity, "environment": self.environment}
+        record = {"sha256": artifacts.sha256_file(path), "state": asdict(state), "identity": self.identity}
         artifacts.write_json(path.with_suffix(".json"), record)
-        self.state = state
+        (self.folder.parent / artifacts.MANIFEST).unlink(missing_ok=True)
         for old in self._records()[KEPT_CHECKPOINTS:]:
             old.unlink()
         needed = {candidate["file"] for record in self._records() for candidate in json.loads(record.read_bytes())["state"]["candidates"]}
@@ -198,9 +180,13 @@ class Checkpoints:
         if len(state.candidates) == keep and score <= state.candidates[-1]["score"]:
             return
         path = self.folder / f"candidate-{state.step}.safetensors"
-        with artifacts.atomic(path) as temporary:
-            save_file({name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}, temporary)
-        candidate = {"step": state.step, "score": score, "file": path.name, "sha256": artifacts.sha256_file(path)}
+
+        def write() -> str:
+            with artifacts.atomic(path) as temporary:
+                save_file({name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}, temporary)
+            return artifacts.sha256_file(path)
+
+        candidate = {"step": state.step, "score": score, "file": path.name, "sha256": distributed.agreed(write)}
         state.candidates = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))[:keep]
 
     def load_candidate(self, candidate: dict[str, Any], model: HistoryModel) -> None:

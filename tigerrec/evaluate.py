@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec import artifacts
+from tigerrec import artifacts, distributed, shards
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.config import check_device, check_precision
-from tigerrec.files import sha256_text
 from tigerrec.histories import load_histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
@@ -103,28 +102,27 @@ def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int)
 
 def rank_in_shards(rank: RankFunction, histories: Sequence[np.ndarray], seen: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """All users' lists, ranked in shards of fixed size; shards that an interrupted run left in the folder are not ranked again."""
-    from safetensors.numpy import load_file, save_file
-
-    shards = []
     starts = range(0, len(histories), SHARD_USERS)
-    for number, start in enumerate(starts):
-        path = folder / f"{seen}-{number:05d}.safetensors"
-        if not path.exists():
-            items, scores = rank(histories[start : start + SHARD_USERS], seen == "masked", f"search, seen {seen}, {number + 1}/{len(starts)}")
-            with artifacts.atomic(path) as temporary:
-                save_file({"items": items, "scores": scores}, temporary)
-        shards.append(load_file(path))
-    return np.concatenate([shard["items"] for shard in shards]), np.concatenate([shard["scores"] for shard in shards])
+
+    def ranked(number: int) -> dict[str, np.ndarray]:
+        some = histories[starts[number] : starts[number] + SHARD_USERS]
+        items, scores = rank(some, seen == "masked", f"search, seen {seen}, {number + 1}/{len(starts)}")
+        return {"items": items, "scores": scores}
+
+    pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
+    if computed < len(pieces):
+        logger.info("took %d of %d shards from a stopped run", len(pieces) - computed, len(pieces))
+    return np.concatenate([piece["items"] for piece in pieces]), np.concatenate([piece["scores"] for piece in pieces])
 
 
 def rank_all(
-    model: str, rank: RankFunction, training: Sequence[np.ndarray], n_items: int, histories: Sequence[np.ndarray], k: int, shards: Path
+    model: str, rank: RankFunction, training: Sequence[np.ndarray], n_items: int, histories: Sequence[np.ndarray], k: int, folder: Path
 ) -> list[Ranking]:
     """The checked lists of the generator and of popularity, seen items kept and masked."""
     rankings = []
     for seen in SEEN:
         started = time.perf_counter()
-        rankings.append(Ranking(model, seen, *rank_in_shards(rank, histories, seen, shards)))
+        rankings.append(Ranking(model, seen, *rank_in_shards(rank, histories, seen, folder)))
         logger.info("ranked %s users, seen %s, in %.1f s", f"{len(histories):,}", seen, time.perf_counter() - started)
     popularity = Popularity().fit(training, n_items)
     rankings += [Ranking(POPULARITY, seen, *popularity.rank(histories, k=k, mask_seen=seen == "masked")) for seen in SEEN]
@@ -216,19 +214,8 @@ def _generator(trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray,
             histories, k=config.k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens, progress=progress
         )  # fmt: skip
 
-    facts = {"device": str(device), "precision": resolve_precision(device, config.precision), "threads": torch.get_num_threads()}
+    facts = {"device": device.type, "precision": resolve_precision(device, config.precision), "threads": torch.get_num_threads()}
     return rank, facts
-
-
-def _shards_folder(out: Path, config: EvaluateConfig, inputs: dict[str, Path]) -> Path:
-    """Where the shards of exactly this evaluation lie; those of any other are removed."""
-    records = {name: artifacts.input_record(folder) for name, folder in inputs.items()}
-    contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
-    mine = out / "shards" / sha256_text(artifacts.canonical_json([artifacts.describe(config), SHARD_USERS, contents]))[:16]
-    for other in (out / "shards").glob("*"):
-        if other != mine:
-            artifacts.remove_tree(other)
-    return mine
 
 
 def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateConfig, out: Path) -> Path:
@@ -249,15 +236,21 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     warn_of_repeats(known, targets)
     started = time.perf_counter()
     rank, facts = _generator(trained, semantic_ids, training_counts(histories), config)
-    rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, _shards_folder(out, config, inputs))
+    contents = {name: [record["fingerprint"], record["content"]] for name, record in artifacts.input_records(inputs).items()}
+    folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, facts]))
+    rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, folder)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
     ranks = target_ranks(rankings, targets, groups)
     rows = metric_rows(ranks, config.split)
-    with artifacts.writing(out, "evaluate", config, inputs=inputs, started=started) as files:
-        files.provenance |= facts
-        files.parquet("recommendations.parquet", recommendations_table(rankings))
-        files.parquet("ranks.parquet", ranks_table(ranks, targets))
-        files.json("metrics.json", rows)
-    artifacts.remove_tree(out / "shards")
+
+    def write() -> None:
+        with artifacts.writing(out, "evaluate", config, inputs=inputs, started=started) as files:
+            files.provenance |= facts | {"processes": distributed.world_size()}
+            files.parquet("recommendations.parquet", recommendations_table(rankings))
+            files.parquet("ranks.parquet", ranks_table(ranks, targets))
+            files.json("metrics.json", rows)
+        artifacts.remove_tree(out / "shards")
+
+    distributed.agreed(write)
     logger.info("wrote metrics of %s users to %s\n%s", f"{len(targets):,}", out, format_metrics(rows))
     return out

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tigerrec import TigerrecError, artifacts, files
+from tigerrec import TigerrecError, artifacts, distributed, files
 from tigerrec.config import ConfigError, build, build_choice, composition_fault
 from tigerrec.embed import needed_parts
+from tigerrec.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Step:
         present: the outside files it would read, by role, as far as they are there now.
         name_option: the option that gives the folder another name.
         run: takes the folder and builds the stage in it.
+        shared: whether several processes run it together; otherwise the first runs it for all.
     """
 
     key: str
@@ -50,6 +53,7 @@ class Step:
     present: Callable[[], Mapping[str, Path]]
     name_option: str
     run: Callable[[Path], Path]
+    shared: bool = False
 
     def input_records(self) -> dict[str, dict[str, Any]]:
         """What the stages it reads are made of now.
@@ -57,7 +61,7 @@ class Step:
         Raises:
             ArtifactError: one of them is not finished.
         """
-        return {name: artifacts.input_record(folder) for name, folder in self.inputs.items()}
+        return artifacts.input_records(self.inputs)
 
     def is_current(self) -> bool:
         """Whether the stage is finished, undamaged and made of exactly this.
@@ -129,7 +133,7 @@ def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], k
     parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
         key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **parts}, embedder.present, f"{where}.name",
-        lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out, parts),
+        lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out, parts), shared=True,
     )  # fmt: skip
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
@@ -200,9 +204,9 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
              lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out, inputs)),
         Step("train", "train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
-             lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out)),
+             lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out), shared=True),
         Step("evaluate", "evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
-             lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out)),
+             lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out), shared=True),
     ]  # fmt: skip
     return steps | {step.key: step for step in following}
 
@@ -248,23 +252,43 @@ def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | Non
 
 
 def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
-    if not rebuild and step.is_current():
-        logger.info("%s: up to date in %s", step.stage, step.folder)
-        return
-    with files.locked(step.folder, wait=not asked, announce=logger.info):
-        if not rebuild and step.is_current():
-            logger.info("%s: up to date in %s", step.stage, step.folder)
+    with contextlib.ExitStack() as held:
+        if not distributed.agreed(lambda: _has_to_run(step, rebuild, asked, held)):
             return
-        if rebuild:
-            artifacts.discard_working_files(step.folder)
         logger.info("%s: %s", step.stage, step.folder)
         started = time.perf_counter()
         read = step.input_records()
-        step.run(step.folder)
-        if step.input_records() != read:
-            (step.folder / artifacts.MANIFEST).unlink()
-            raise artifacts.StaleError(f"What {step.folder} is made from was built again by another process meanwhile; run the same command again.")
+        if step.shared:
+            step.run(step.folder)
+        else:
+            distributed.agreed(lambda: step.run(step.folder))
+        distributed.agreed(lambda: _check_inputs_stayed(step, read))
         logger.info("%s: done in %.1f s", step.stage, time.perf_counter() - started)
+
+
+def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitStack) -> bool:
+    """Whether a step is not up to date; if so, its folder stays locked until what is `held` is let go."""
+    if not rebuild and step.is_current():
+        logger.info("%s: up to date in %s", step.stage, step.folder)
+        return False
+    held.enter_context(files.locked(step.folder, wait=not asked, announce=logger.info))
+    if not rebuild and step.is_current():
+        logger.info("%s: up to date in %s", step.stage, step.folder)
+        return False
+    if rebuild:
+        artifacts.discard_working_files(step.folder)
+    return True
+
+
+def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
+    """Give up a stage whose inputs changed while it was built.
+
+    Raises:
+        StaleError: they did.
+    """
+    if step.input_records() != read:
+        (step.folder / artifacts.MANIFEST).unlink()
+        raise artifacts.StaleError(f"What {step.folder} is made from was built again by another process meanwhile; run the same command again.")
 
 
 def make_command(stage: str, overrides: list[str]) -> str:
@@ -295,27 +319,35 @@ def told_command(target: str, overrides: Sequence[str]) -> str:
     return make_command(target, told)
 
 
+def given_overrides() -> list[str]:
+    """The overrides that this script was given, `${…}` as written."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [str(override) for override in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)]  # type: ignore[union-attr]
+
+
 def show_progress() -> None:
-    """Show progress of the package on stderr."""
+    """Show progress of the package on stderr, that of the first process where several share a task."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("tigerrec").setLevel(logging.INFO)
+    logging.getLogger("tigerrec").setLevel(logging.INFO if distributed.is_first() else logging.ERROR)
 
 
 @contextlib.contextmanager
-def reporting() -> Iterator[None]:
-    """Progress of the package on stderr; a user's error ends the process in one sentence."""
+def reporting(resume: str = "the same command") -> Iterator[None]:
+    """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal: with what goes on from there."""
     show_progress()
     try:
+        if not distributed.joined():
+            raise TigerrecError("Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun (`LAUNCH=`).")
         yield
     except TigerrecError as error:
         sys.exit(f"Error: {error}")
     except OSError as error:
         sys.exit(f"Error: {str(error).splitlines()[0]}.")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as stop:
-        print(stop, file=sys.stderr)
-        raise
+    except KeyboardInterrupt as stop:
+        if distributed.is_first():
+            logger.warning("%s; go on with: %s", str(stop) or "Stopped", resume)
+        sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
 
 
 def command(cfg: DictConfig, until: str | None = None) -> None:
@@ -323,16 +355,19 @@ def command(cfg: DictConfig, until: str | None = None) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     until = until or cfg.until
-    with reporting():
-        folder = run(cfg, until)
     hydra = HydraConfig.get()
+    overrides = given_overrides()
+    distributed.join()
+    with reporting(make_command(until, overrides)):
+        folder = run(cfg, until)
     if until == "evaluate":
         logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)
     else:
-        logger.info("next: %s", make_command(STAGES[STAGES.index(until) + 1], list(hydra.overrides.task)))
+        logger.info("next: %s", make_command(STAGES[STAGES.index(until) + 1], overrides))
     if hydra.runtime.choices["dataset"] == "sample":
         logger.info("this is the bundled sample; DATASET=beauty runs the real thing")
-    print(folder, flush=True)
+    if distributed.is_first():
+        print(folder, flush=True)
 
 
 def start(main: Callable[[], None]) -> None:
@@ -346,3 +381,5 @@ def start(main: Callable[[], None]) -> None:
         sys.exit(f"Error: {composition_fault(error)}")
     except OSError as error:
         sys.exit(f"Error: {str(error).splitlines()[0]}; choose a folder to write in with `paths.runs=<folder>`.")
+    finally:
+        distributed.leave()

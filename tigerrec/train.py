@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tigerrec import artifacts
+from tigerrec import artifacts, distributed
 from tigerrec.config import check_device, check_precision
 from tigerrec.generator import BIDIRECTIONAL, ITEM_CAUSAL, Generator
 from tigerrec.histories import Histories, load_histories
@@ -158,23 +158,28 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     sizes = f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, {n_parameters / 1e6:.1f} M parameters"
     logger.info("training on %s, %s, %s", sizes, device, precision)
     inputs = {"prepare": prepared, "tokenize": tokenized}
-    identity = {"config": artifacts.describe(config), "inputs": {name: artifacts.input_record(folder) for name, folder in inputs.items()}}
+    identity = {"config": artifacts.describe(config), "inputs": artifacts.input_records(inputs)}
     environment = {
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "device": device.type, "precision": precision,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "device": device.type,
+        "precision": precision, "processes": distributed.world_size(),
     }  # fmt: skip
     checkpoints = Checkpoints(out / "checkpoint", json.loads(artifacts.canonical_json(identity)), environment, tensorboard=training.tensorboard)
     fit(trainer, checkpoints, histories)
     best = select(trainer, checkpoints, histories)
-    with artifacts.writing(out, "train", config, inputs, started=started) as files:
-        final = out / "checkpoint" / "final"
-        artifacts.remove_tree(final)
-        for path in save_generator(model, final):
-            files.adopt(path, path.name)
-        with files.create("training.jsonl", measured=True) as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in checkpoints.state.log))
-        files.provenance = environment | {
-            "parameters": n_parameters, "examples": len(trainer.examples), "targets": trainer.n_targets, "steps": checkpoints.state.step,
-            "training_seconds": checkpoints.state.seconds, "selected": best,
-        }  # fmt: skip
-    artifacts.remove_tree(out / "checkpoint")
+
+    def write() -> None:
+        with artifacts.writing(out, "train", config, inputs, started=started) as files:
+            final = out / "checkpoint" / "final"
+            artifacts.remove_tree(final)
+            for path in save_generator(model, final):
+                files.adopt(path, path.name)
+            with files.create("training.jsonl", measured=True) as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in checkpoints.state.log))
+            files.provenance = environment | {
+                "parameters": n_parameters, "examples": len(trainer.examples), "targets": trainer.n_targets, "steps": checkpoints.state.step,
+                "training_seconds": checkpoints.state.seconds, "selected": best, "environments": checkpoints.state.environments,
+            }  # fmt: skip
+        artifacts.remove_tree(out / "checkpoint")
+
+    distributed.agreed(write)
     return out

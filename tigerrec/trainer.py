@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tigerrec import TigerrecError
+from tigerrec import TigerrecError, distributed
 from tigerrec.batches import Examples, length_sorted_batches
 from tigerrec.beam_search import Searcher
-from tigerrec.checkpoints import Checkpoints, stop_signals
+from tigerrec.checkpoints import Checkpoints
 from tigerrec.dropout import Dropout
 from tigerrec.histories import Histories, split, training_counts, validation_sample
 from tigerrec.history_model import HistoryModel
@@ -22,6 +23,7 @@ from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
 from tigerrec.precision import product_type
 from tigerrec.seeds import derived_seed
+from tigerrec.signals import Interrupted, stop_signals
 from tigerrec.train import VALIDATION_K, TrainConfig, Training
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Trainer:
         model.keep_only(known)
         self.known = known if config.generator.item_loss else None
         self.dtype = product_type(device, self.training.precision)
+        self.parameters = list(model.parameters())
         self.optimizer = new_optimizer(model, self.training)
         self.steps_per_epoch = len(self._epoch_batches(0))
         self.total_steps = self.steps_per_epoch * self.training.epochs
@@ -65,27 +68,47 @@ class Trainer:
         """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
 
         All steps have about the same number of targets and divide by the same number, so that every target counts the same;
-        examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
+        examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up. Where several
+        processes share the task, each takes its part of the examples, and all end with the sum of their gradients.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._epoch_batches(epoch))
-        dropout = Dropout(self.model.dropout_rate, derived_seed(self.config.seed, "dropout", number))
+        others = [distributed.rank()] if distributed.rank() else []  # the first draws as a process alone does
+        dropout = Dropout(self.model.dropout_rate, derived_seed(self.config.seed, "dropout", number, *others))
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate_at(number, self.total_steps) * group["rate"]
         rows = self._epoch[1][position]
+        mine = rows[distributed.rank() :: distributed.world_size()]
         total = torch.zeros((), device=self.model.device)
-        for part in length_sorted_batches(self.n_tokens[rows], self.training.part_tokens):
-            token_loss, item_loss = self.losses(rows[part], dropout)
+        for part in length_sorted_batches(self.n_tokens[mine], self.training.part_tokens):
+            token_loss, item_loss = self.losses(mine[part], dropout)
             loss = token_loss + self.config.generator.item_loss * item_loss
             (loss * (self.steps_per_epoch / self.n_targets)).backward()
             total += token_loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
+        total = distributed.sum_gradients(self.parameters, total)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if number % STEPS_BETWEEN_RELEASES == 0:
             release_freed_memory()
         return total / float(self.examples.n_targets[rows].sum())
+
+    def check_finite(self, loss: torch.Tensor, step: int, weights_too: bool) -> None:
+        """Stop before numbers that are none are saved.
+
+        Raises:
+            TigerrecError: the loss of the last step or, where asked for, a weight is NaN or infinite.
+        """
+        what = None if math.isfinite(loss) else f"The loss is {loss:g}"
+        if weights_too and what is None and not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            what = "A weight is NaN or infinite"
+        if what:
+            rate = self.training.learning_rate_at(step - 1, self.total_steps)
+            raise TigerrecError(
+                f"{what} at step {step}, at learning rate {rate:.2g}; the checkpoint before it is kept: "
+                f"lower the rate with `train.learning_rate={self.training.learning_rate / 3:.1g}` and `overwrite=train`."
+            )
 
     def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next item."""
@@ -112,10 +135,12 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
 
 def validate(model: HistoryModel, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
-    pairs = [split(histories[user], "validation") for user in users]
+    pairs = [split(histories[user], "validation") for user in users[distributed.rank() :: distributed.world_size()]]
     searcher = Searcher.of(model, training.precision, training_counts(histories))
     items, _ = searcher.rank([history for history, _ in pairs], k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
-    ranks = item_ranks(items, np.array([target for _, target in pairs])).astype(float)
+    ranks = np.empty(len(users))
+    for rank, found in enumerate(distributed.gathered(item_ranks(items, np.array([target for _, target in pairs], int)))):
+        ranks[rank :: distributed.world_size()] = found
     gains = np.where(ranks > 0, 1 / np.log2(1 + np.maximum(ranks, 1)), 0.0)
     return {"validation_hr@10": float((ranks > 0).mean()), "validation_ndcg@10": float(gains.mean())}
 
@@ -124,7 +149,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
     """Train from the last checkpoint to the end, leaving the best candidates and the log with the checkpoints.
 
     Raises:
-        TigerrecError: the loss is not finite.
+        TigerrecError: the loss or a weight is not finite.
         Interrupted: a signal asked to stop; everything is on disk.
     """
     training = trainer.training
@@ -137,18 +162,16 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
             losses.append(trainer.step(state.step))
             state.step += 1
             bar.update(1)
+            stopping = distributed.anywhere(stop.received is not None)
             at_epoch_end = state.step % trainer.steps_per_epoch == 0
             epoch = state.step / trainer.steps_per_epoch
-            due = at_epoch_end or state.step % training.checkpoint_steps == 0 or stop.received
+            due = at_epoch_end or state.step % training.checkpoint_steps == 0 or stopping
+            if trainer.model.device.type == "cpu" or due:  # elsewhere looking at a loss means waiting for it
+                trainer.check_finite(losses[-1], state.step, weights_too=due)
             if state.step % training.log_steps == 0 or due:
                 mean = float(torch.stack(losses).mean())
                 losses = []
                 rate = training.learning_rate_at(state.step - 1, trainer.total_steps)
-                if not math.isfinite(mean):
-                    raise TigerrecError(
-                        f"The loss is {mean} near step {state.step} at learning rate {rate:.2g}; "
-                        f"the checkpoint before it is kept: lower the rate with `train.learning_rate={training.learning_rate / 3:.1g}` and `overwrite=train`."
-                    )
                 bar.set_postfix(loss=f"{mean:.3f}")
                 checkpoints.log(state, {"step": state.step, "epoch": round(epoch, 4), "loss": mean, "lr": rate, "seconds": progress.seconds()})
             if at_epoch_end and (round(epoch) % training.validate_every == 0 or state.step == trainer.total_steps):
@@ -160,7 +183,8 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
             if due:
                 state.seconds = progress.seconds()
                 checkpoints.save(state, trainer.model, trainer.optimizer)
-            stop.raise_if_received(checkpoints.folder.parent)
+            if stopping:
+                raise Interrupted(stop.received or signal.SIGTERM, checkpoints.folder.parent)
 
 
 class Progress:

@@ -234,8 +234,6 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
 
 def command(cfg: DictConfig) -> None:
     """What the script does: audit, print the folder of the report as the last line; end with one sentence on a user's error."""
-    from hydra.core.hydra_config import HydraConfig
-
     with pipeline.reporting():
-        folder = audit(cfg, pipeline.told_command("audit", list(HydraConfig.get().overrides.task)))
+        folder = audit(cfg, pipeline.told_command("audit", pipeline.given_overrides()))
     print(folder, flush=True)

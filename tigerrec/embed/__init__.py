@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from tigerrec import TigerrecError, artifacts
-from tigerrec.files import sha256_text
+from tigerrec import TigerrecError, artifacts, distributed, shards
 
 logger = logging.getLogger(__name__)
 
@@ -150,22 +148,21 @@ def embed(prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, pa
     sources = {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()}
     started = time.perf_counter()
     if isinstance(embedder, EmbedsCatalogue):
-        vectors, computed = checked(embedder.vectors(prepared, matrices), item_ids), len(item_ids)
+        vectors = checked(embedder.vectors(prepared, matrices), item_ids)
     else:
-        vectors, computed = _encoded(embedder, sources, item_ids, texts, out / "shards")
-    seconds = time.perf_counter() - started
-    warn_degenerate(vectors, item_ids)
-    with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared, **folders}, sources=sources, started=started) as files:
-        files.arrays(FILE, {"embeddings": vectors})
-        threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
-        files.provenance |= {
-            "embedder": dataclasses.asdict(embedder),  # type: ignore[call-overload]
-            **embedder.environment(),
-            "threads": threads,
-            "encoded_items": computed,
-        }
-    artifacts.remove_tree(out / "shards")
-    logger.info("wrote %d vectors of %d dimensions to %s (%d encoded, %.0f items/s)", *vectors.shape, out, computed, computed / max(seconds, 1e-9))
+        vectors = _encoded(embedder, sources, item_ids, texts, out / "shards")
+
+    def write() -> None:
+        warn_degenerate(vectors, item_ids)
+        with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared, **folders}, sources=sources, started=started) as files:
+            files.arrays(FILE, {"embeddings": vectors})
+            threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
+            facts = {"embedder": dataclasses.asdict(embedder), "processes": distributed.world_size()}  # type: ignore[call-overload]
+            files.provenance |= facts | {"threads": threads} | embedder.environment()
+        artifacts.remove_tree(out / "shards")
+
+    distributed.agreed(write)
+    logger.info("wrote %d vectors of %d dimensions to %s", *vectors.shape, out)
     return out
 
 
@@ -189,36 +186,32 @@ def _load_parts(folders: Mapping[str, Path], embedder: Embedder, prepared: Path)
     return {name: load_embeddings(folder) for name, folder in folders.items()}
 
 
-def _encoded(embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str], texts: list[str], shards: Path) -> tuple[np.ndarray, int]:
-    """The items' vectors, encoded in shards of texts of similar length, and how many of them were encoded now."""
+def _encoded(embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str], texts: list[str], folder: Path) -> np.ndarray:
+    """The items' vectors, encoded in shards of texts of similar length."""
     from tqdm import tqdm
 
-    try:
-        shards.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise artifacts.not_writable(shards, error) from None
     size = embedder.shard_items or len(item_ids)
     order = np.argsort([len(text) for text in texts], kind="stable")
-    key = sha256_text(artifacts.canonical_json([repr(embedder), embedder.environment(), size, sources, item_ids, texts, order.tolist()]))[:16]
-    encode: Encode | None = None
-    parts, computed = [], 0
+    pieces = np.split(order, range(size, len(order), size))
+    identity = [repr(embedder), embedder.environment(), size, sources, item_ids, texts]
+    encoders: list[Encode] = []
+
+    def encode(number: int) -> dict[str, np.ndarray]:
+        encoders[:] = encoders or [embedder.open()]
+        rows = pieces[number]
+        ids = [item_ids[row] for row in rows]
+        vectors = checked(encoders[0](ids, [texts[row] for row in rows]), ids)
+        progress.update(len(ids))
+        return {"embeddings": vectors}
+
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:
-        for start in range(0, len(item_ids), size):
-            rows, path = order[start : start + size], shards / f"{start:08d}-{key}.safetensors"
-            ids = [item_ids[row] for row in rows]
-            part = _read_shard(path, len(ids))
-            if part is None:
-                encode = encode or embedder.open()
-                part = checked(encode(ids, [texts[row] for row in rows]), ids)
-                _write_shard(path, part)
-                computed += len(ids)
-            parts.append(part)
-            progress.update(len(ids))
-    if computed < len(item_ids):
-        logger.info("took %d items from the shards of a stopped run", len(item_ids) - computed)
-    vectors = np.concatenate(parts)
+        mine = distributed.agreed(lambda: shards.prepare_folder(folder, identity))
+        parts, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(pieces))], encode)
+    if computed < len(pieces):
+        logger.info("took %d of %d shards from a stopped run", len(pieces) - computed, len(pieces))
+    vectors = np.concatenate([part["embeddings"] for part in parts])
     vectors[order] = vectors.copy()
-    return vectors, computed
+    return vectors
 
 
 def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:
@@ -246,23 +239,3 @@ def warn_degenerate(vectors: np.ndarray, item_ids: list[str]) -> None:
             "%d of %d items share their vector with another item (%d groups, the largest of %d); tokenizers give them the same codes",
             sum(shared), len(item_ids), len(shared), max(shared),
         )  # fmt: skip
-
-
-def _write_shard(path: Path, part: np.ndarray) -> None:
-    from safetensors.numpy import save_file
-
-    with artifacts.atomic(path) as temporary:
-        save_file({"embeddings": np.ascontiguousarray(part)}, temporary, metadata={"sha256": hashlib.sha256(part.tobytes()).hexdigest()})
-
-
-def _read_shard(path: Path, n_items: int) -> np.ndarray | None:
-    """A shard left by a stopped run; None where there is none or it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            part: Any = file.get_tensor("embeddings")
-            digest = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    return part if len(part) == n_items and hashlib.sha256(part.tobytes()).hexdigest() == digest else None

@@ -65,11 +65,13 @@ class SentenceTransformerEmbedder:
         return files
 
     def environment(self) -> dict[str, str]:
-        """The device, and the precision of matrix products on it."""
+        """The kind of device, its threads, and the precision of matrix products on it."""
+        import torch
+
         from tigerrec.precision import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        return {"device": str(device), "precision": resolve_precision(device, self.precision)}
+        return {"device": device.type, "threads": str(torch.get_num_threads()), "precision": resolve_precision(device, self.precision)}
 
     def open(self) -> Encode:
         """The loaded encoder."""

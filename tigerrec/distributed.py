@@ -1,0 +1,148 @@
+"""Several processes on one task, as torchrun starts them: who they are, what they agree on, and sums over them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tigerrec import TigerrecError
+
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
+PATIENCE = datetime.timedelta(days=7)  # for a stage that one process builds while the others wait; torchrun ends them all where one dies
+
+
+class LostProcessError(TigerrecError):
+    """Another process of the task has ended."""
+
+
+def _number(name: str, otherwise: int) -> int:
+    """What torchrun says of this process; a variable of another launcher does not count."""
+    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else otherwise
+
+
+def world_size() -> int:
+    """How many processes share the task."""
+    return _number("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return _number("RANK", 0)
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0: its GPU."""
+    return _number("LOCAL_RANK", 0)
+
+
+def is_first() -> bool:
+    """Whether this process writes for all."""
+    return rank() == 0
+
+
+def join() -> None:
+    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs."""
+    if world_size() == 1:
+        return
+    import torch
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank())
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", timeout=PATIENCE)
+
+
+def joined() -> bool:
+    """Whether this process works alone or has met the others."""
+    return world_size() == 1 or ("torch" in sys.modules and sys.modules["torch"].distributed.is_initialized())
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if world_size() > 1 and joined():
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[Any]:
+    """`torch.distributed`, with an error of its own for a process that is gone."""
+    import torch.distributed
+
+    try:
+        yield torch.distributed
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"Process {rank()} of {world_size()} lost the others ({str(error).splitlines()[0].rstrip('.')}); run the same command again to go on."
+        ) from error
+
+
+def agreed(function: Callable[[], Result]) -> Result:
+    """What a function gives that the first process calls, once all are here; the others end where it fails, without a word."""
+    if world_size() == 1:
+        return function()
+    with _together() as distributed:
+        distributed.barrier()
+    answer: list[Any] = [False, None]
+    try:
+        if is_first():
+            answer = [True, function()]
+    finally:
+        with _together() as distributed:
+            distributed.broadcast_object_list(answer, src=0)
+    if not answer[0]:
+        sys.exit(1)
+    result: Result = answer[1]
+    return result
+
+
+def gathered(value: Result) -> list[Result]:
+    """The value of every process, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with _together() as distributed:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def anywhere(fact: bool) -> bool:
+    """Whether something is so in any process."""
+    if world_size() == 1:
+        return fact
+    import torch
+
+    flag = torch.tensor(int(fact))
+    with _together() as distributed:
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor) -> torch.Tensor:
+    """Add up the gradients of some parameters over all processes, in place; gives the sum of `total`, a scalar beside them.
+
+    A parameter that has no gradient in any process keeps none.
+    """
+    if world_size() == 1:
+        return total
+    import torch
+
+    gradients = [parameter.grad for parameter in parameters]
+    there = torch.tensor([gradient is not None for gradient in gradients], dtype=total.dtype, device=total.device)
+    filled = [torch.zeros_like(parameter) if gradient is None else gradient for parameter, gradient in zip(parameters, gradients, strict=True)]
+    flat = torch.cat([*(gradient.flatten() for gradient in filled), there, total.view(1)])
+    with _together() as distributed:
+        distributed.all_reduce(flat)
+    *parts, counts, summed = flat.split([*(gradient.numel() for gradient in filled), len(filled), 1])
+    for parameter, part, count in zip(parameters, parts, counts.tolist(), strict=True):
+        parameter.grad = part.view_as(parameter) if count else None
+    return summed.view(())

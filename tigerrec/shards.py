@@ -1,0 +1,88 @@
+"""Long work in pieces of fixed size: each is a file until the stage is finished, so that a stopped run goes on and several processes share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import artifacts, distributed
+from tigerrec.files import not_writable, remove_temporaries, sha256_text
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def prepare_folder(folder: Path, identity: Any) -> Path:
+    """A folder for the pieces of exactly this work, made of what decides them (plain values); those of any other work are removed."""
+    mine = folder / sha256_text(artifacts.canonical_json(identity))[:16]
+    for other in folder.glob("*"):
+        if other != mine:
+            artifacts.remove_tree(other)
+    try:
+        mine.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(mine)
+    except OSError as error:
+        raise not_writable(folder, error) from None
+    return mine
+
+
+def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
+    """The arrays of all pieces, computed where a stopped run left no whole file, by as many processes as share the task.
+
+    Args:
+        folder: from `prepare_folder`.
+        names: of the pieces' files, without ending.
+        compute: gives the arrays of a piece by its number.
+
+    Returns:
+        The pieces in order, and how many of them were computed now.
+    """
+    paths = [folder / f"{name}.safetensors" for name in names]
+    done: dict[int, Arrays] = {}
+    n_computed = 0
+    for number in range(distributed.rank(), len(paths), distributed.world_size()):
+        found = _read(paths[number])
+        if found is None:
+            found = compute(number)
+            _write(paths[number], found)
+            n_computed += 1
+        done[number] = found
+    n_computed = sum(distributed.gathered(n_computed))  # the files of all are there once all have answered
+    pieces = []
+    for number, path in enumerate(paths):
+        piece = done[number] if number in done else _read(path)
+        if piece is None:
+            raise artifacts.DamagedError(f"{path}, written by another process, cannot be read here; give all processes one disk and run again.")
+        pieces.append(piece)
+    return pieces, n_computed
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    from safetensors.numpy import save_file
+
+    with artifacts.atomic(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata={"sha256": _digest(arrays)})
+
+
+def _read(path: Path) -> Arrays | None:
+    """A piece that was written before; None where there is none or it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError):  # damage can also name another type of number
+        return None
+    return arrays if _digest(arrays) == expected else None
