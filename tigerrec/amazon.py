@@ -143,7 +143,7 @@ class AmazonReviews:
             for line in self._lines(self.metadata):
                 with tally.line("metadata"):
                     named = ASIN.findall(line or b"")
-                    if named and needed_bytes.isdisjoint(named):
+                    if named and needed_bytes.isdisjoint(named) and not any(b"\\" in name for name in named):
                         continue
                     record = parse_metadata(text_of(line))
                     item = checked_id(record.get("asin"), "item")

@@ -45,15 +45,12 @@ def _transfer(url: str, part: Path) -> None:
 
 def _check(part: Path, name: str) -> None:
     """Read a finished download to its end; a damaged one is removed."""
-    whole = part.with_name(f".checking.{name}")  # the ending decides how it is read
-    os.replace(part, whole)
     try:
-        for _ in read_lines(whole, "download it again"):
+        for _ in read_lines(part, "download it again", packed=name.endswith(".gz")):
             pass
     except DatasetError as error:
-        whole.unlink()
-        raise DatasetError(str(error).split(";")[0].replace(str(whole), "what the server sent")) from None
-    os.replace(whole, part)
+        part.unlink()
+        raise DatasetError(str(error).split(";")[0].replace(str(part), "what the server sent")) from None
 
 
 def download(url: str, path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import html
 import json
 import math
+import os
 import re
 import zlib
 from collections import Counter
@@ -56,22 +57,26 @@ def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
         first = False
 
 
-def read_lines(path: Path, remedy: str) -> Iterator[bytes | None]:
+def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
     """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark; None for one beyond 10 MB.
 
     Args:
         remedy: the end of the error's sentence, for instance "download it again".
+        packed: whether it is a gzip file; None: its name tells.
 
     Raises:
         DatasetError: the file cannot be read, is a web page, no gzip file, cut short, or fails its checksum.
     """
+    packed = path.suffix == ".gz" if packed is None else packed
     try:
         with open(path, "rb") as file:
             start = file.read(64).removeprefix(BOM).lstrip().lower()
             file.seek(0)
             if start.startswith((b"<!doctype", b"<html", b"<?xml")):
                 raise DatasetError(f"{path} is a web page, not a data file; {remedy}.")
-            if path.suffix == ".gz":
+            if packed and not os.fstat(file.fileno()).st_size:
+                raise EOFError
+            if packed:
                 with gzip.open(file) as unpacked:
                     yield from _read_lines(cast(BinaryIO, unpacked))
             else:
@@ -141,7 +146,7 @@ def checked_time(value: Any) -> int:
     """
     if value is None or value == "":
         raise Unreadable("no time")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not -(2**63) <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -(2**63) <= value < 2**63:  # neither NaN nor infinity is between the two
         raise Unreadable("time is not a number")
     return math.floor(value)
 

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from tigerrec.identity import not_identity
 from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
 from tigerrec.raw import LINE_LIMIT, Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
+from tigerrec.reading import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,19 @@ def is_table(path: Path) -> bool:
     return _format(path) in SUFFIXES and not (path.suffix == ".gz" and _format(path) == ".parquet")
 
 
+def shown(columns: list[str]) -> str:
+    """The names of columns to read in a message, on one line."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in columns) or "none"
+
+
+def _named(path: Path, names: list[str]) -> Row:
+    """The columns of a table, once it is sure that a name means one of them."""
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if repeated:
+        raise DatasetError(f"{path} has more than one column {shown(repeated[:1])}; give each column a name of its own.")
+    return dict.fromkeys(names)
+
+
 def _delimited_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
     lines = (line if line is None else line.decode("utf-8", "surrogateescape") for line in read_lines(path, "give a whole file"))
@@ -43,7 +58,7 @@ def _delimited_rows(path: Path) -> Iterator[Row]:
     reader = csv.reader((line or "" for line in lines), delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
     try:
         header = next(reader, [])
-        yield dict.fromkeys(header)
+        yield _named(path, header)
         for row in reader:
             yield dict(zip(header, row, strict=True)) if len(row) == len(header) else Unreadable("another number of columns than the header")
     except csv.Error as error:
@@ -67,16 +82,17 @@ def _parsed_json(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield dict.fromkeys(file.schema_arrow.names)
+            yield _named(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); write it again.") from None
+    except DatasetError:
+        raise
+    except Exception as error:  # libraries raise many kinds, for damage as for dates that Python cannot hold
+        raise DatasetError(f"{path} cannot be read as Parquet ({first_line(error)}); write it again.") from error
 
 
 def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
@@ -214,10 +230,10 @@ class TablesDataset:
         for option in options:
             name = getattr(self, option) or self.item_column
             if name not in columns:
-                raise DatasetError(f"{path} has no column '{name}', only {', '.join(columns) or 'none'}; name yours by `dataset.{option}=<column>`.")
+                raise DatasetError(f"{path} has no column '{name}', only {shown(columns)}; name yours by `dataset.{option}=<column>`.")
         fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
         if role == "items" and not set(fields) & set(columns):
-            wanted, there = ", ".join(fields), ", ".join(columns)
+            wanted, there = ", ".join(fields), shown(columns)
             raise DatasetError(f"{path} has none of the columns {wanted}, only {there}; name yours, as `dataset.title_column=<column>`.")
         yield from rows
 
