@@ -310,6 +310,7 @@ def test_tuning_never_looks_at_test_items(run, tuned, tmp_path):
     items = table["item"].to_numpy().copy()
     items[last] = (items[last] + 1 + np.arange(len(last))) % N_ITEMS
     with artifacts.writing(tmp_path / "poisoned", "prepare", {"seed": 0}) as files:
+        files.parquet("items.parquet", artifacts.read_table(run["prepare"], "items.parquet"))
         files.parquet("interactions.parquet", table.set_column(table.schema.get_field_index("item"), "item", pa.array(items, pa.int32())))
         files.json("stats.json", artifacts.read_json(run["prepare"], "stats.json"))
     poisoned = tune(tmp_path / "poisoned", TUNING, tmp_path / "tuning")

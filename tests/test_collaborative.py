@@ -26,7 +26,7 @@ def prepared(folder, users, n_items):
     with artifacts.writing(folder, "prepare", TablesDataset("x.csv")) as files:
         files.parquet("items.parquet", pyarrow.table({"item": np.arange(n_items, dtype=np.int32), "item_id": names, "text": names}))
         files.parquet("interactions.parquet", pyarrow.table(interactions))
-        files.json("stats.json", {"users": len(users), "items": n_items})
+        files.json("stats.json", {"users": len(users), "items": n_items, "interactions": sum(lengths)})
     return folder
 
 

@@ -128,7 +128,7 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
     row = next(row for row in artifacts.read_json(run["train"] / "eval-full", "metrics.json") if row["model"] == "popularity" and row["seen"] == "masked")
     for text in (
         "50 users, 40 items",
-        "4 × 3 codes, 3 tokens an item",
+        "4 × 4 codes, 3 tokens an item",
         "`hashed`",
         "0000000001",
         f"{row['ndcg@10']:.4f}",
@@ -156,7 +156,7 @@ def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_
     card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
     assert "semantic-ids, gpt2]" in card
     assert "token 0 and the tokens of the last 5 items" in card
-    assert "which are 4, 3, 40." in card
+    assert "which are 4, 4, 40." in card
     assert "T5" not in card
 
 

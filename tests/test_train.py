@@ -297,7 +297,9 @@ def test_semantic_ids_of_another_catalogue_are_refused(folders):
     manifest = artifacts.read_manifest(folders["prepare"])
     with artifacts.writing(folders["prepare"], "prepare", manifest.config) as files:
         files.parquet("items.parquet", artifacts.read_table(folders["prepare"], "items.parquet").slice(0, 39))
-        files.parquet("interactions.parquet", artifacts.read_table(folders["prepare"], "interactions.parquet"))
+        table = artifacts.read_table(folders["prepare"], "interactions.parquet")
+        items = pa.array(np.minimum(table["item"].to_numpy(), 38))
+        files.parquet("interactions.parquet", table.set_column(table.column_names.index("item"), "item", items))
         files.json("stats.json", artifacts.read_json(folders["prepare"], "stats.json") | {"items": 39})
     with pytest.raises(artifacts.StaleError, match="40 items"):
         run(folders)

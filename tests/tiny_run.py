@@ -18,7 +18,7 @@ from tigerrec.tokenizers.rkmeans import ResidualKMeans
 
 N_USERS = 50
 N_ITEMS = 40
-CODE_SIZES = (4, 3)
+CODE_SIZES = (4, 4)
 T5S = {history: T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history) for history in ("codes", "items")}
 GENERATORS = T5S | {"decoder_only": DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5)}
 
@@ -37,8 +37,9 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
     with artifacts.writing(folders["tokenize"], "tokenize", {"seed": seed}) as files:
         columns = {"item": np.arange(N_ITEMS, dtype=np.int32), "code_0": codes[:, 0], "code_1": codes[:, 1], "suffix": add_suffix(codes)}
         files.parquet("semantic_ids.parquet", pa.table(columns))
-        files.json("tokenizer.json", {"family": "random", "hyper_parameters": {}, "code_sizes": CODE_SIZES, "level_sizes": layout.level_sizes})
-        files.arrays("tokenizer.safetensors", {"nothing": np.zeros(1)})
+        facts = {"family": "random", "hyper_parameters": {"levels": 2, "codebook_size": 4}, "dim": 8, "collisions": "suffix"}
+        files.json("tokenizer.json", facts | {"code_sizes": CODE_SIZES, "level_sizes": layout.level_sizes})
+        files.arrays("tokenizer.safetensors", {"seed": np.array([seed])})
     write_train(folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed, history)
     return folders
 

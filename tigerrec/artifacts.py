@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from tigerrec.files import (
+from tigerrec.files import (  # noqa: F401
     FULL,
     ArtifactError,
     atomic,
     fsync,
     not_writable,
+    open_to_readers,
     remove_tree,
     sha256_file,
     system_code,
@@ -24,97 +24,12 @@ from tigerrec.files import (
     write_json,
 )
 from tigerrec.identity import SCHEMA, canonical_json, changed_keys, content_digest, describe, fingerprint
+from tigerrec.manifests import MANIFEST, MANIFEST_LIMIT, DamagedError, Manifest, MissingError, StaleError, read_manifest  # noqa: F401
 from tigerrec.provenance import provenance
+from tigerrec.reading import contract, read_arrays, read_json, read_table  # noqa: F401
 
-MANIFEST = "manifest.json"
 ASIDE = ".new"
-WORKING_FOLDERS = ("checkpoint", "shards", "trials")
-MANIFEST_LIMIT = 4 * 1024 * 1024
-
-
-class MissingError(ArtifactError):
-    """No finished stage stands in this folder."""
-
-
-class DamagedError(ArtifactError):
-    """A file of a finished stage is not the one that was committed."""
-
-
-class StaleError(ArtifactError):
-    """The stage was made with another configuration or from other inputs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """The commit record of a stage folder."""
-
-    stage: str
-    schema: int
-    config: dict[str, Any]
-    inputs: dict[str, dict[str, Any]]
-    fingerprint: str
-    content: str
-    files: dict[str, dict[str, Any]]
-    provenance: dict[str, Any]
-
-
-def _valid_name(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
-
-
-def _manifest_fault(data: Any) -> str | None:
-    """What is wrong with a parsed manifest, or None.
-
-    Raises:
-        ValueError: it holds what no manifest of ours can hold, such as NaN.
-    """
-    if not isinstance(data, dict):
-        return "is not a JSON object"
-    types = {
-        "stage": str, "schema": int, "config": dict, "inputs": dict,
-        "fingerprint": str, "content": str, "files": dict, "provenance": dict,
-    }  # fmt: skip
-    for key, kind in types.items():
-        if not isinstance(data.get(key), kind):
-            return f"has no valid '{key}'"
-    for name, entry in data["files"].items():
-        if not _valid_name(name):
-            return f"names a file outside its folder: {name!r}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or not isinstance(entry.get("bytes"), int):
-            return f"has no valid sha256 and size for {name!r}"
-    for name, entry in data["inputs"].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("fingerprint"), str):
-            return f"has no valid fingerprint for its input {name!r}"
-    made_of = fingerprint(data["stage"], data["config"], {name: entry["fingerprint"] for name, entry in data["inputs"].items()})
-    if data["schema"] == SCHEMA and (data["fingerprint"] != made_of or data["content"] != content_digest(data["files"])):
-        return "does not agree with its own fingerprint"
-    return None
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None where no finished stage stands.
-
-    Raises:
-        DamagedError: the manifest is there but cannot be a manifest.
-    """
-    path = folder / MANIFEST
-    data: Any = None
-    try:
-        if path.stat().st_size > MANIFEST_LIMIT:
-            fault: str | None = "is larger than any manifest"
-        else:
-            data = json.loads(path.read_bytes())
-            fault = _manifest_fault(data)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):
-        fault = "is not valid JSON"
-    if fault:
-        raise DamagedError(f"{path} {fault}; delete it and run the stage again.")
-    return Manifest(**{field.name: data[field.name] for field in dataclasses.fields(Manifest)})
+WORKING_FOLDERS = ("checkpoint", "shards", "trials", ASIDE)
 
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -241,6 +156,7 @@ class StageFiles:
 
     def adopt(self, path: Path, name: str, measured: bool = False) -> None:
         """Take a finished file from elsewhere on the same disk."""
+        open_to_readers(path)
         fsync(path)
         os.replace(path, self.aside / name)
         self._record(name, measured)
@@ -338,26 +254,12 @@ def writing(
             out.rmdir()
 
 
-def read_table(folder: Path, name: str) -> Any:
-    """A Parquet file of a stage as a `pyarrow.Table`."""
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(folder / name)
-
-
-def read_arrays(folder: Path, name: str) -> dict[str, Any]:
-    """A safetensors file of a stage as numpy arrays by name."""
-    from safetensors.numpy import load_file
-
-    return load_file(folder / name)
-
-
-def read_json(folder: Path, name: str) -> Any:
-    """A JSON file of a stage."""
-    return json.loads((folder / name).read_bytes())
+def working_files(folder: Path) -> list[Path]:
+    """What an unfinished run left in a stage's folder."""
+    return [folder / name for name in WORKING_FOLDERS if (folder / name).exists()]
 
 
 def discard_working_files(folder: Path) -> None:
     """Forget what an unfinished run left in a stage's folder to go on from."""
-    for name in WORKING_FOLDERS:
-        remove_tree(folder / name)
+    for path in working_files(folder):
+        remove_tree(path)

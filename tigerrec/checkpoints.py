@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tigerrec import TigerrecError, artifacts, distributed
-from tigerrec.files import remove_temporaries
+from tigerrec.files import remove_temporaries, write_failure
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -168,10 +168,13 @@ class Checkpoints:
         """Add a line of `training.jsonl`."""
         state.log.append(line)
         if self.writer is not None:
-            for name, value in line.items():
-                if isinstance(value, float) and name not in ("epoch", "seconds"):
-                    self.writer.add_scalar(name, value, line["step"])
-            self.writer.flush()
+            try:
+                for name, value in line.items():
+                    if isinstance(value, float) and name not in ("epoch", "seconds"):
+                        self.writer.add_scalar(name, value, line["step"])
+                self.writer.flush()
+            except OSError as error:
+                raise write_failure(Path(self.writer.log_dir), error) from error
 
     def consider(self, state: RunState, model: HistoryModel, score: float, keep: int) -> None:
         """Keep the weights as a candidate if they are among the best so far; of equal scores the earlier is better."""

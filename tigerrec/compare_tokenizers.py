@@ -74,7 +74,7 @@ def read_categories(prepared: Path) -> Categories:
         ArtifactError: no finished stage stands there, or it is damaged.
     """
     artifacts.open_stage(prepared, "prepare")
-    paths = artifacts.read_table(prepared, "items.parquet")["categories"].to_pylist()
+    paths = artifacts.read_table(prepared, "items.parquet", {"categories": "list<element: string>?"})["categories"].to_pylist()
     found = [path[:CATEGORY_DEPTH][-1] if path else None for path in paths]
     counts = Counter(name for name in found if name is not None)
     names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -89,8 +89,8 @@ def read_fitted(folder: Path, categories: Categories, seed: int) -> FittedTokeni
         ArtifactError: no finished stage stands there, it is damaged, or it was written before all of this was measured.
     """
     ids = load_semantic_ids(folder)
-    family = artifacts.read_json(folder, "tokenizer.json")["family"]
-    found = artifacts.read_json(folder, "diagnostics.json")
+    family = artifacts.read_json(folder, "tokenizer.json", {"family": str})["family"]
+    found = artifacts.read_json(folder, "diagnostics.json", {})
     missing = [name for name in ("group_sizes", "peak_mb") if name not in found]
     if missing:
         raise artifacts.ArtifactError(

@@ -14,11 +14,12 @@ import numpy as np
 from tigerrec import artifacts, distributed, shards
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.config import check_device, check_precision
-from tigerrec.histories import load_histories, split, training_counts, training_part
+from tigerrec.histories import split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.ranges import at_least_one
-from tigerrec.semantic_ids import SemanticIds, group_codes, load_semantic_ids
+from tigerrec.semantic_ids import SemanticIds, group_codes
+from tigerrec.train import load_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     """
     inputs = {"prepare": prepared, "tokenize": tokenized, "train": trained}
     manifest = artifacts.open_stage(trained, "train")
-    histories, semantic_ids = load_histories(prepared), load_semantic_ids(tokenized)
+    histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         artifacts.check_made_from(trained, manifest, name, inputs[name])
     parts = [split(histories[user], config.split) for user in range(len(histories))]

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import artifacts, markdown
-from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES
-from tigerrec.histories import load_histories, training_counts
+from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES, load_generator
+from tigerrec.histories import load_histories, read_items, read_stats, training_counts
 from tigerrec.recommender import EXPORT, POPULARITY, check_run, upstream_folders
 from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
 EMBEDDER = "embedder.json"
+FIGURES = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "input_module.safetensors")
 COPIED = {"prepare": ("items.parquet",), "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"), "train": MODEL_FILES}
+METRICS = [dict.fromkeys(("model", "split", "hit", "seen"), str) | {"users": int} | dict.fromkeys(FIGURES, float)]
 READERS = {
     "codes": "the Semantic IDs of the items a user chose, oldest first",
     "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of its own",
@@ -59,9 +62,12 @@ def export(run: Path, out: Path) -> Path:
 
 
 def write_export(run: Path, out: Path) -> None:
-    """`export` of a train folder to an absolute path, without a word."""
+    """`export` of a train folder to an absolute path, without a word; what nobody could load is refused."""
     check_free(out)
     folders = upstream_folders(run)
+    semantic_ids = load_semantic_ids(folders["tokenize"])
+    load_generator(folders["train"], semantic_ids)
+    load_tokenizer(folders["tokenize"])
     evaluations = _evaluations(folders["train"])
     with artifacts.writing(out, EXPORT, {}, folders | {folder.name: folder for folder in evaluations}) as files:
         for stage, names in COPIED.items():
@@ -71,7 +77,7 @@ def write_export(run: Path, out: Path) -> None:
                         shutil.copyfile(folders[stage] / name, temporary)
         if (embedder := _embedder(folders["tokenize"])) is not None:
             files.json(EMBEDDER, embedder)
-        if load_semantic_ids(folders["tokenize"]).may_share:
+        if semantic_ids.may_share:
             files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
         with files.create("README.md") as temporary:
             temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
@@ -129,7 +135,7 @@ def metrics_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `metrics.json` in Markdown, NDCG@10 with its 95 % interval."""
     lines = [["model", "split", "hit", "seen", "users", "HR@5", "NDCG@5", "HR@10", "NDCG@10", "95 %"]]
     for row in rows:
-        figures = [f"{row[name]:.4f}" for name in ("hr@5", "ndcg@5", "hr@10", "ndcg@10")]
+        figures = [f"{row[name]:.4f}" for name in FIGURES[:4]]
         interval = f"{row['ndcg@10_low']:.4f}–{row['ndcg@10_high']:.4f}"
         lines.append([row["model"], row["split"], row["hit"], row["seen"], f"{row['users']:,}", *figures, interval])
     return markdown.table(lines, texts=4)
@@ -152,7 +158,7 @@ def _data_note(dataset: str, config: dict[str, Any]) -> str:
 def _results(evaluations: list[Path]) -> str:
     if not evaluations:
         return "This run was not evaluated before the export."
-    tables = [f"`{folder.name}`:\n\n{metrics_table(artifacts.read_json(folder, 'metrics.json'))}" for folder in evaluations]
+    tables = [f"`{folder.name}`:\n\n{metrics_table(artifacts.read_json(folder, 'metrics.json', METRICS))}" for folder in evaluations]
     protocol = (
         "Leave-one-out by time: the last item of a user is the test target, the one before it the validation target, and neither is ever a training target. "
         "All items are ranked, none sampled. `hit` says what counts: the item itself (the result), or any item with the same codes without suffix (`sid`). "
@@ -164,13 +170,13 @@ def _results(evaluations: list[Path]) -> str:
 def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     """The README.md of an export, filled from manifests and results."""
     manifests = {name: artifacts.open_stage(folder, name) for name, folder in folders.items()}
-    stats = artifacts.read_json(folders["prepare"], "stats.json")
+    stats = read_stats(folders["prepare"])
     config = artifacts.read_json(folders["train"], "config.json")
     facts = config["tigerrec"]
     dataset, embedder, tokenizer, run = folders["prepare"].name, folders["tokenize"].parent.name, folders["tokenize"].name, folders["train"].name
-    example = artifacts.read_table(folders["prepare"], "items.parquet")["item_id"].slice(0, 2).to_pylist()
+    example = read_items(folders["prepare"])["item_id"].slice(0, 2).to_pylist()
     data = manifests["prepare"].config
-    versions = manifests["train"].provenance.get("versions", {})
+    versions = artifacts.read_json(folders["train"], artifacts.MANIFEST, {"provenance": {"versions": dict}})["provenance"]["versions"]
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
     return f"""---
 library_name: tigerrec

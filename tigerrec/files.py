@@ -45,12 +45,13 @@ def sha256_file(path: Path) -> str:
 def system_code(error: BaseException) -> int | None:
     """The number of the system's error behind an exception (0 where an OSError has none); None where the system refused nothing.
 
-    Libraries written in Rust, safetensors among them, report it in the text of an exception of their own.
+    Libraries in other languages report it in the text of an exception of their own: those in Rust (safetensors) by number,
+    those in C++ (faiss) in the system's words.
     """
     if isinstance(error, OSError):
         return error.errno or 0
     native = re.search(r"\(os error (\d+)\)", str(error))
-    return int(native[1]) if native else None
+    return int(native[1]) if native else next((code for code in FULL if os.strerror(code) in str(error)), None)
 
 
 def write_failure(path: Path, error: BaseException) -> ArtifactError:
@@ -68,9 +69,9 @@ def not_writable(folder: Path, error: OSError) -> ArtifactError:
 
 def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".{os.getpid()}.tmp"
+    probe = folder / ".probe.tmp"
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)
     lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,6 +115,11 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_to_readers(path: Path) -> None:
+    """Let those read a file who may read its folder; safetensors leaves its files to their owner alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary sibling to write to; it takes the name `path` once it is whole and on disk, or disappears.
@@ -125,6 +131,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        open_to_readers(temporary)
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tigerrec import artifacts
 from tigerrec.ranges import at_least_one, not_negative
@@ -13,7 +14,7 @@ from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
     from tigerrec.history_model import HistoryModel
-    from tigerrec.history_t5 import HistoryT5
+    from tigerrec.history_t5 import HistoryT5, ItemInputs
 
 BIDIRECTIONAL, ITEM_CAUSAL = "bidirectional", "item_causal"
 ENCODER_MASKS = (BIDIRECTIONAL, ITEM_CAUSAL)
@@ -22,7 +23,13 @@ HISTORIES = (CODES, ITEMS)
 ALL_ITEMS, LAST_ITEM = "all_items", "last_item"
 DECODER_READS = (ALL_ITEMS, LAST_ITEM)
 READING = {"encoder_mask": ENCODER_MASKS, "history": HISTORIES, "decoder_reads": DECODER_READS}
-INPUT_MODULE = "input_module.safetensors"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+WEIGHTS, INPUT_MODULE = "model.safetensors", "input_module.safetensors"
+T5_SIZES = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "dropout_rate")
+GPT2_SIZES = {"num_layers": "n_layer", "d_model": "n_embd", "num_heads": "n_head", "d_ff": "n_inner", "dropout_rate": "resid_pdrop"}
+LARGEST_SIZE, MOST_LAYERS = 2**16, 2**8
+FOREIGN = ("auto_map", "quantization_config")
+NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
 @runtime_checkable
@@ -150,35 +157,82 @@ class T5:
 def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     """The trained generator of a train stage or an exported folder, in evaluation mode.
 
+    The model is built here, from the sizes in `config.json` alone, and its weights are copied into it: nothing else in the folder has an effect.
     Items beyond those it was trained with have no item embedding.
 
     Raises:
-        ArtifactError: the folder's config was not written by tigerrec.
+        ArtifactError: the folder's config was not written by tigerrec, does not fit the Semantic IDs, or the weights are not those of such a model.
     """
-    from transformers import AutoConfig, GPT2LMHeadModel
-    from transformers.utils.logging import disable_progress_bar
+    import torch
 
-    from tigerrec.history_gpt2 import HistoryGPT2
+    from tigerrec.history_t5 import HistoryT5
 
-    disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    facts = getattr(config, "tigerrec", None)
-    if isinstance(facts, dict) and config.model_type == "t5" and all(facts.get(name) in allowed for name, allowed in READING.items()):
-        return _load_t5(folder, semantic_ids)
-    if isinstance(facts, dict) and config.model_type == "gpt2" and "max_items" in facts:
-        return HistoryGPT2(GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, use_safetensors=True), semantic_ids.tokens)
-    raise artifacts.ArtifactError(f"{folder}/config.json does not say how the model reads histories; give the folder of a train stage of this version.")
+    config = artifacts.read_json(folder, CONFIG, {"model_type": str})
+    facts = config.get("tigerrec")
+    if not isinstance(facts, dict) or not _says_how_to_read(config["model_type"], facts):
+        raise artifacts.ArtifactError(f"{folder / CONFIG} does not say how the model reads histories; give the folder of a train stage of this version.")
+    generator = _read_generator(folder, config["model_type"])
+    mask = facts.get("encoder_mask", ITEM_CAUSAL)
+    with artifacts.contract(folder, CONFIG), torch.device("meta"):
+        empty = generator.new(semantic_ids, mask, seed=0).stock
+    _check_settings(folder, CONFIG, empty.config)
+    _check_settings(folder, GENERATION_CONFIG, empty.generation_config)
+    shapes = {name: ("float32", tuple(parameter.shape)) for name, parameter in empty.named_parameters()}
+    weights = artifacts.read_arrays(folder, WEIGHTS, shapes, finite=True)
+    model = generator.new(semantic_ids, mask, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.stock.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name]))
+    if isinstance(model, HistoryT5) and model.inputs is not None:
+        model.inputs = _read_inputs(folder, semantic_ids, config["d_model"])
+    return model
 
 
-def _load_t5(folder: Path, semantic_ids: SemanticIds) -> HistoryT5:
-    from safetensors.torch import load_file
-    from transformers import T5ForConditionalGeneration
+def _says_how_to_read(model_type: str, facts: dict[str, Any]) -> bool:
+    if model_type == "gpt2":
+        return facts.get("history") == CODES and "max_items" in facts
+    return model_type == "t5" and all(facts.get(name) in allowed for name, allowed in READING.items())
 
-    from tigerrec.history_t5 import HistoryT5, ItemInputs
 
-    t5 = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    inputs = ItemInputs.of(load_file(folder / INPUT_MODULE), len(semantic_ids.codes)) if t5.config.tigerrec["history"] == ITEMS else None
-    return HistoryT5(t5, semantic_ids.tokens, inputs)
+def _read_generator(folder: Path, model_type: str) -> Generator:
+    """The family and the sizes that a `config.json` describes."""
+    from tigerrec.decoder_only import DecoderOnly
+
+    kind, names = (T5, {name: name for name in T5_SIZES}) if model_type == "t5" else (DecoderOnly, GPT2_SIZES)
+    sizes = dict.fromkeys(names.values(), int) | {names["dropout_rate"]: float}
+    config = artifacts.read_json(folder, CONFIG, sizes | {"tigerrec": {"max_items": int}})
+    facts = config["tigerrec"]
+    values = {name: config[stock_name] for name, stock_name in names.items()} | {"max_items": facts["max_items"]}
+    if model_type == "t5":
+        values |= {"history": facts["history"], "decoder_reads": facts["decoder_reads"]}
+    with artifacts.contract(folder, CONFIG):
+        if values["num_layers"] > MOST_LAYERS or any(isinstance(value, int) and value > LARGEST_SIZE for value in values.values()):
+            raise ValueError(f"it has more than {MOST_LAYERS} layers, or a size above {LARGEST_SIZE}")
+        generator: Generator = kind(**values)
+    return generator
+
+
+def _check_settings(folder: Path, file: str, settings: Any) -> None:
+    """Refuse a file of transformers' settings that differ from those of the model built here, or that name code or a format of weights."""
+    found, expected = artifacts.read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
+    with artifacts.contract(folder, file):
+        for name, value in found.items():
+            if name in FOREIGN:
+                raise ValueError(f"it has the key '{name}'")
+            if name not in NOT_THE_MODEL and name in expected and value != expected[name]:
+                raise ValueError(f"its '{name}' is not {expected[name]!r}, as the Semantic IDs and the other sizes ask for")
+
+
+def _read_inputs(folder: Path, semantic_ids: SemanticIds, d_model: int) -> ItemInputs:
+    """The input module of a generator, with a row of zeros for each item beyond those it was trained with."""
+    import torch
+
+    from tigerrec.history_t5 import ItemInputs
+
+    shapes = {"code_projection.weight": (d_model, semantic_ids.layout.n_levels * d_model), "item_embeddings.weight": (None, d_model)}
+    arrays = artifacts.read_arrays(folder, INPUT_MODULE, {name: ("float32", shape) for name, shape in shapes.items()}, finite=True)
+    with artifacts.contract(folder, INPUT_MODULE):
+        return ItemInputs.of({name: torch.from_numpy(array) for name, array in arrays.items()}, len(semantic_ids.codes))
 
 
 def save_generator(model: HistoryModel, folder: Path) -> Iterator[Path]:

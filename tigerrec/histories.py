@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from tigerrec import artifacts
 from tigerrec.seeds import derived_seed
 
 SHORTEST_HISTORY = 3  # one interaction each for training, validation and test
+ITEMS, INTERACTIONS, STATS = "items.parquet", "interactions.parquet", "stats.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,55 @@ def load_histories(prepared: Path) -> Histories:
         ArtifactError: no finished or no undamaged stage stands there.
     """
     artifacts.open_stage(prepared, "prepare")
-    stats = artifacts.read_json(prepared, "stats.json")
-    table = artifacts.read_table(prepared, "interactions.parquet")
-    lengths = np.bincount(table["user"].to_numpy(), minlength=stats["users"])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Histories(offsets, table["item"].to_numpy(), stats["items"])
+    n_items = len(read_items(prepared))
+    table = artifacts.read_table(prepared, INTERACTIONS, {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"})
+    users, items, times, positions = (table[name].to_numpy() for name in ("user", "item", "timestamp", "position"))
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    lengths = np.diff(starts, append=len(users))
+    with artifacts.contract(prepared, INTERACTIONS):
+        if not np.array_equal(users, np.repeat(np.arange(len(starts)), lengths)):
+            raise ValueError("its users are not numbered 0, 1, 2, … in this order")
+        if not np.array_equal(positions, np.arange(len(users)) - np.repeat(starts, lengths)):
+            raise ValueError("the positions of a user are not 0, 1, 2, … in this order")
+        if (times[1:] < times[:-1])[positions[1:] > 0].any():
+            raise ValueError("the interactions of a user are not in the order of time")
+        if lengths.min(initial=SHORTEST_HISTORY) < SHORTEST_HISTORY:
+            raise ValueError(f"a user has fewer than {SHORTEST_HISTORY} interactions")
+        if ((items < 0) | (items >= n_items)).any():
+            raise ValueError(f"it holds items that are not below {n_items}")
+    found, stats = {"users": len(starts), "items": n_items, "interactions": len(users)}, read_stats(prepared)
+    with artifacts.contract(prepared, STATS):
+        if any(stats[name] != count for name, count in found.items()):
+            raise ValueError(f"it does not count {found['users']} users, {found['items']} items and {found['interactions']} interactions, as the tables do")
+    return Histories(np.append(starts, len(users)).astype(np.int64), items, n_items)
+
+
+def read_items(folder: Path, columns: Mapping[str, str] | None = None) -> Any:
+    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index.
+
+    Args:
+        columns: the types of further columns that must be there, see `artifacts.read_table`.
+
+    Raises:
+        DamagedError: the file is another table.
+    """
+    table = artifacts.read_table(folder, ITEMS, {"item": "int32", "item_id": "string", **(columns or {})})
+    with artifacts.contract(folder, ITEMS):
+        if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):
+            raise ValueError("its items are not numbered 0, 1, 2, … in this order")
+        if len(table["item_id"].unique()) != len(table):
+            raise ValueError("it has two items of one id")
+    return table
+
+
+def read_stats(prepared: Path) -> dict[str, Any]:
+    """`stats.json` of a prepare stage.
+
+    Raises:
+        DamagedError: the file holds no counts of users, items and interactions.
+    """
+    stats: dict[str, Any] = artifacts.read_json(prepared, STATS, {"users": int, "items": int, "interactions": int})
+    return stats
 
 
 def training_part(history: np.ndarray) -> np.ndarray:

@@ -40,6 +40,11 @@ class HistoryGPT2(nn.Module):
         return HistoryGPT2(self.gpt2, np.concatenate([self.tokens.cpu().numpy(), tokens])).to(self.device)
 
     @property
+    def stock(self) -> Any:
+        """The model of transformers."""
+        return self.gpt2
+
+    @property
     def facts(self) -> dict[str, Any]:
         """How histories are read: `history`, `max_items` and the sizes of all levels."""
         facts: dict[str, Any] = self.gpt2.config.tigerrec

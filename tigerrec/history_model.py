@@ -42,6 +42,11 @@ class HistoryModel(Protocol):
     tokens: Tensor
 
     @property
+    def stock(self) -> Any:
+        """The model of transformers, without what else this one has."""
+        ...
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What `config.json` says of the reading of histories, `max_items` and the sizes of all levels among it."""
         ...

@@ -87,6 +87,11 @@ class HistoryT5(nn.Module):
         return HistoryT5(self.t5, tokens, inputs).to(self.device)
 
     @property
+    def stock(self) -> Any:
+        """The model of transformers."""
+        return self.t5
+
+    @property
     def facts(self) -> dict[str, Any]:
         """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all levels."""
         facts: dict[str, Any] = self.t5.config.tigerrec

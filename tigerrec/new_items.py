@@ -15,11 +15,12 @@ from tigerrec.collisions import COLLISION_POLICIES
 from tigerrec.embed import EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.export import EMBEDDER, check_free, write_export
+from tigerrec.histories import read_items
 from tigerrec.prepare import item_text
 from tigerrec.raw import Tally, Unreadable, clean, make_item
-from tigerrec.recommender import EXPORT, POPULARITY, check_run
-from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
-from tigerrec.tables import is_table, plain_id, read_rows
+from tigerrec.recommender import EXPORT, POPULARITY, check_run, read_popularity
+from tigerrec.semantic_ids import TOKENIZER, SemanticIds, load_semantic_ids
+from tigerrec.tables import is_table, plain_id, read_rows, shown
 from tigerrec.tokenizers import code_items
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,10 @@ def read_new_items(path: Path) -> NewItems:
     columns, rows = read_rows(path)
     lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}" if not {*FIELDS, VECTOR} & set(columns) else None
     if lacking:
-        raise NewItemsError(f"{path} has no column {lacking}, only {', '.join(columns) or 'none'}; rename its columns, or add one.")
+        raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
     ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
     if ignored:
-        logger.warning("ignored the columns %s of %s", ", ".join(ignored), path)
+        logger.warning("ignored the columns %s of %s", shown(ignored), path)
     tally, records, vectors = Tally(), [], []
     for number, row in enumerate(rows, start=1):
         try:
@@ -108,7 +109,7 @@ def recorded_embedder(folder: Path) -> EmbedsTexts:
     """
     if not (folder / EMBEDDER).exists():
         raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
-    facts = artifacts.read_json(folder, EMBEDDER)
+    facts = artifacts.read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
     if "${" in str(facts["config"]):
         raise NewItemsError(f"{folder / EMBEDDER} holds no plain settings; {GIVE_VECTORS}.")
     embedder = config.build(facts["config"], str(folder / EMBEDDER))
@@ -129,7 +130,7 @@ def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
     Raises:
         TigerrecError: the folder or the vectors cannot be used, or there is no id left for an item.
     """
-    policy = artifacts.read_json(Path(folder), "tokenizer.json").get("collisions")
+    policy = artifacts.read_json(Path(folder), TOKENIZER, {"collisions": str})["collisions"]
     if policy not in COLLISION_POLICIES:
         raise NewItemsError(f"{folder}/tokenizer.json names the collision policy {policy!r}, and this version knows {', '.join(COLLISION_POLICIES)}.")
     return COLLISION_POLICIES[policy].extend(load_semantic_ids(folder), code_items(folder, vectors))
@@ -166,7 +167,7 @@ def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, i
     """The export with the items of the export `base` and the new ones."""
     import pyarrow as pa
 
-    items = artifacts.read_table(base, "items.parquet")
+    items = read_items(base)
     known = set(items["item_id"].to_pylist()) & set(new.item_ids)
     if known:
         raise NewItemsError(f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out.")
@@ -183,7 +184,7 @@ def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, i
         files.parquet("items.parquet", pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
         files.parquet("semantic_ids.parquet", SemanticIds(np.concatenate([old_ids.codes, codes]), old_ids.layout).table())
         if POPULARITY in manifest.files:
-            counts = artifacts.read_arrays(base, POPULARITY)["training_counts"]
+            counts = read_popularity(base, len(items))
             files.arrays(POPULARITY, {"training_counts": np.append(counts, np.zeros(len(records), counts.dtype))})
         with files.create("README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")

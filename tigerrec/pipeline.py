@@ -268,16 +268,25 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
 
 def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitStack) -> bool:
     """Whether a step is not up to date; if so, its folder stays locked until what is `held` is let go."""
-    if not rebuild and step.is_current():
-        logger.info("%s: up to date in %s", step.stage, step.folder)
+    if not rebuild and _is_up_to_date(step):
         return False
     held.enter_context(files.locked(step.folder, wait=not asked, announce=logger.info))
-    if not rebuild and step.is_current():
-        logger.info("%s: up to date in %s", step.stage, step.folder)
+    if not rebuild and _is_up_to_date(step):
         return False
     if rebuild:
         artifacts.discard_working_files(step.folder)
     return True
+
+
+def _is_up_to_date(step: Step) -> bool:
+    """Whether a step is finished, saying so."""
+    current = step.is_current()
+    if current:
+        logger.info("%s: up to date in %s", step.stage, step.folder)
+        if artifacts.working_files(step.folder):  # of a process that was killed after its last word, unless one is at work here
+            with contextlib.suppress(artifacts.ArtifactError), files.locked(step.folder):
+                artifacts.discard_working_files(step.folder)
+    return current
 
 
 def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
@@ -326,6 +335,12 @@ def given_overrides() -> list[str]:
     return [str(override) for override in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)]  # type: ignore[union-attr]
 
 
+def _same_way(stage: str) -> str:
+    """The make command that runs a stage with the options and the launcher of this script."""
+    launch = os.environ.get("LAUNCH") if distributed.world_size() > 1 else None
+    return make_command(stage, given_overrides()) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
+
+
 def show_progress() -> None:
     """Show progress of the package on stderr, that of the first process where several share a task."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
@@ -356,14 +371,13 @@ def command(cfg: DictConfig, until: str | None = None) -> None:
 
     until = until or cfg.until
     hydra = HydraConfig.get()
-    overrides = given_overrides()
     distributed.join()
-    with reporting(make_command(until, overrides)):
+    with reporting(_same_way(until)):
         folder = run(cfg, until)
     if until == "evaluate":
         logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)
     else:
-        logger.info("next: %s", make_command(STAGES[STAGES.index(until) + 1], overrides))
+        logger.info("next: %s", _same_way(STAGES[STAGES.index(until) + 1]))
     if hydra.runtime.choices["dataset"] == "sample":
         logger.info("this is the bundled sample; DATASET=beauty runs the real thing")
     if distributed.is_first():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
-from tigerrec.histories import load_histories, training_counts
+from tigerrec.histories import load_histories, read_items, training_counts
 from tigerrec.semantic_ids import TokenLayout, load_semantic_ids
 
 if TYPE_CHECKING:
@@ -69,9 +69,21 @@ def upstream_folders(run: Path) -> dict[str, Path]:
     return folders
 
 
-def _popularity(folder: Path, exported: bool) -> np.ndarray:
+def _popularity(folder: Path, exported: bool, n_items: int) -> np.ndarray:
     """How often training histories hold each item of a prepare stage or an export, int64 (n_items,)."""
-    counts: np.ndarray = artifacts.read_arrays(folder, POPULARITY)["training_counts"] if exported else training_counts(load_histories(folder))
+    return read_popularity(folder, n_items) if exported else training_counts(load_histories(folder))
+
+
+def read_popularity(exported: Path, n_items: int) -> np.ndarray:
+    """How often training histories hold each item of an export whose items may share Semantic IDs, int64 (n_items,).
+
+    Raises:
+        DamagedError: the file holds anything else.
+    """
+    counts: np.ndarray = artifacts.read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})["training_counts"]
+    with artifacts.contract(exported, POPULARITY):
+        if (counts < 0).any():
+            raise ValueError("it has negative counts")
     return counts
 
 
@@ -111,11 +123,15 @@ class Recommender:
         exported = artifacts.open_stage(folder, "train", EXPORT).stage == EXPORT
         folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
         semantic_ids = load_semantic_ids(folders["tokenize"])
-        items = artifacts.read_table(folders["prepare"], "items.parquet").select(["item_id", "title"]).to_pydict()
+        items = read_items(folders["prepare"], {"title": "string?"}).select(["item_id", "title"]).to_pydict()
+        if len(items["item_id"]) != len(semantic_ids.codes):
+            raise artifacts.StaleError(
+                f"{folder} has {len(items['item_id'])} items and Semantic IDs for {len(semantic_ids.codes)}; export it again, or add `overwrite=embed`."
+            )
         model = load_generator(folder, semantic_ids).to(resolve_device(device))
         logger.info("read the generator and %s items from %s", f"{len(items['item_id']):,}", folder)
         numbers = {item_id: number for number, item_id in enumerate(items["item_id"])}
-        popularity = _popularity(folders["prepare"], exported) if semantic_ids.may_share else None
+        popularity = _popularity(folders["prepare"], exported, len(semantic_ids.codes)) if semantic_ids.may_share else None
         return Recommender(Searcher.of(model, "fp32", popularity), semantic_ids.codes, items["item_id"], items["title"], numbers)
 
     def with_items(self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None) -> Recommender:

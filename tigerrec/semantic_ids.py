@@ -13,6 +13,8 @@ from tigerrec import TigerrecError, artifacts
 PAD = 0
 KEEP = "keep"
 MIN_SUFFIX_SIZE = 8
+MAX_TOKENS = 2**24
+TOKENIZER, SEMANTIC_IDS = "tokenizer.json", "semantic_ids.parquet"
 
 
 class SemanticIdError(TigerrecError):
@@ -38,6 +40,10 @@ class TokenLayout:
             raise ValueError(f"level_sizes must hold at least one positive size, got {self.level_sizes}")
         if self.level_sizes[: len(self.code_sizes)] != self.code_sizes:
             raise ValueError(f"level_sizes must begin with code_sizes {self.code_sizes}, got {self.level_sizes}")
+        if not self.code_sizes or len(self.level_sizes) > len(self.code_sizes) + 1:
+            raise ValueError(f"level_sizes must be code_sizes {self.code_sizes} and at most one more size, got {self.level_sizes}")
+        if self.vocab_size > MAX_TOKENS:
+            raise ValueError(f"level_sizes must add up to less than {MAX_TOKENS}, got {self.level_sizes}")
 
     @property
     def n_levels(self) -> int:
@@ -104,11 +110,20 @@ def load_semantic_ids(folder: Path | str) -> SemanticIds:
     """
     folder = Path(folder)
     artifacts.open_stage(folder, "tokenize", "export")
-    facts = artifacts.read_json(folder, "tokenizer.json")
-    layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
-    table = artifacts.read_table(folder, "semantic_ids.parquet")
-    codes = np.stack([table[name].to_numpy() for name in layout.column_names], axis=1).astype(np.int32)
-    return SemanticIds(codes, layout, facts.get("collisions") == KEEP)
+    facts = artifacts.read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
+    with artifacts.contract(folder, TOKENIZER):
+        layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
+    table = artifacts.read_table(folder, SEMANTIC_IDS, dict.fromkeys(["item", *layout.column_names], "int32"))
+    codes = np.stack([table[name].to_numpy() for name in layout.column_names], axis=1)
+    may_share = facts.get("collisions") == KEEP
+    with artifacts.contract(folder, SEMANTIC_IDS):
+        if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):
+            raise ValueError("its items are not numbered 0, 1, 2, … in this order")
+        if not len(codes) or (codes < 0).any() or (codes >= layout.level_sizes).any():
+            raise ValueError(f"it has no items, or codes that are not below {layout.level_sizes}")
+        if not may_share and len(group_codes(codes)[1]) < len(codes):
+            raise ValueError("two items have one Semantic ID")
+    return SemanticIds(codes, layout, may_share)
 
 
 def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -140,7 +140,7 @@ def finished(run: AuditedRun, name: str) -> dict[str, Any] | None:
     """The result of a check that was run before on the same run; None where there is none."""
     try:
         saved = artifacts.read_json(run.work, f"{name}.json")
-    except (OSError, ValueError):
+    except artifacts.ArtifactError:
         return None
     return saved["result"] if isinstance(saved, dict) and saved.get("key") == _key(run, name) and "commit" in saved["result"] else None
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec import artifacts
 from tigerrec.audit.figures import CUTOFF, HR, NDCG, buckets, difference_in_words, exposure, figure, headline, listed_in, paired_difference, percent
 from tigerrec.audit.run import AuditedRun, Finding
 from tigerrec.evaluate import POPULARITY, SEEN
+from tigerrec.histories import read_items
 from tigerrec.semantic_ids import group_codes
 
 POPULARITY_EDGES = (0, 1, 5, 10, 20, 50)
@@ -19,7 +19,7 @@ LENGTH_EDGES = (1, 5, 10, 20, 50)
 
 def facts(run: AuditedRun) -> Finding:
     """What the data itself makes impossible or ambiguous."""
-    items = artifacts.read_table(run.prepared, "items.parquet").to_pydict()
+    items = read_items(run.prepared, {"title": "string?", "text": "string"}).to_pydict()
     titles = Counter(title for title in items["title"] if title)
     texts = Counter(items["text"])
     never = run.popularity == 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tigerrec import artifacts
-from tigerrec.histories import SHORTEST_HISTORY
+from tigerrec.histories import SHORTEST_HISTORY, read_items
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def read_interactions(prepared: Path) -> Interactions:
         ArtifactError: no finished or no undamaged stage stands there.
     """
     artifacts.open_stage(prepared, "prepare")
-    table = artifacts.read_table(prepared, "interactions.parquet")
+    table = artifacts.read_table(prepared, "interactions.parquet", {"user": "int32", "item": "int32", "timestamp": "int64"})
     return Interactions(*(table[name].to_numpy() for name in ("user", "item", "timestamp")))
 
 
@@ -96,7 +96,7 @@ def write_variant(prepared: Path, config: dict[str, Any], interactions: Interact
     """
     import pyarrow as pa
 
-    items = artifacts.read_table(prepared, "items.parquet").filter(pa.array(kept_items))
+    items = read_items(prepared).filter(pa.array(kept_items))
     place = items.column_names.index("item")
     items = items.set_column(place, "item", pa.array(range(len(items)), pa.int32()))
     positions = np.arange(len(interactions.users)) - np.repeat(interactions.starts, np.diff(np.append(interactions.starts, len(interactions.users))))

@@ -148,11 +148,12 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
     """
     started = time.perf_counter()
     histories = load_histories(prepared)
-    inputs, settings = {"prepare": prepared}, {}
+    inputs, settings, baseline = {"prepare": prepared}, {}, config.baseline
     if tuned is not None:
         artifacts.check_made_from(tuned, artifacts.open_stage(tuned, "tune"), "prepare", prepared)
-        inputs, settings = inputs | {"tune": tuned}, artifacts.read_json(tuned, CHOSEN)
-    baseline = replace(config.baseline, **settings)  # type: ignore[type-var]
+        inputs, settings = inputs | {"tune": tuned}, artifacts.read_json(tuned, CHOSEN, {})
+        with artifacts.contract(tuned, CHOSEN):
+            baseline = replace(baseline, **settings)  # type: ignore[type-var]
     fitted = baseline.fit(training_parts(histories), histories.n_items, seed=config.seed, validate=on_sample(histories, config.seed))
     fitting_seconds = round(time.perf_counter() - started, 3)
     parts = [split(histories[user], config.split) for user in range(len(histories))]

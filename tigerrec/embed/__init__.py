@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts, distributed, shards
+from tigerrec.histories import read_items
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,7 @@ def embed(prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, pa
         ArtifactError: the input is not finished or damaged, or `out` cannot be written.
     """
     artifacts.open_stage(prepared, "prepare")
-    table = artifacts.read_table(prepared, "items.parquet")
-    if table.column("item").to_pylist() != list(range(table.num_rows)):
-        raise EmbedError(f"The rows of {prepared / 'items.parquet'} are not in the order of their item numbers; add `overwrite=prepare` to build it again.")
+    table = read_items(prepared, {"text": "string"})
     item_ids, texts = table.column("item_id").to_pylist(), table.column("text").to_pylist()
     if not item_ids:
         raise EmbedError("There are no items to embed; loosen the filters of the data set and run `make data` again.")
@@ -173,7 +172,8 @@ def load_embeddings(folder: Path) -> np.ndarray:
         ArtifactError: no finished embed stage stands there, or it is damaged.
     """
     artifacts.open_stage(folder, "embed")
-    return artifacts.read_arrays(folder, FILE)["embeddings"]
+    vectors: np.ndarray = artifacts.read_arrays(folder, FILE, {"embeddings": ("float32", (None, None))})["embeddings"]
+    return vectors
 
 
 def _load_parts(folders: Mapping[str, Path], embedder: Embedder, prepared: Path) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ def _fit(run: EvaluatedRun) -> list[Html]:
     """What the tokenize stage measured of the codes against the vectors, where it did."""
     if "diagnostics.json" not in run.manifests["tokenize"].files:
         return []
-    measured: dict[str, Any] = artifacts.read_json(run.folders["tokenize"], "diagnostics.json")
+    measured: dict[str, Any] = artifacts.read_json(run.folders["tokenize"], "diagnostics.json", {})
     resolved = measured.get("collisions", {})
     error = resolved.get("reconstruction_error", measured.get("reconstruction_error"))
     agreement = measured.get("neighbour_agreement")

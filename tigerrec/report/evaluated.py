@@ -12,7 +12,7 @@ import numpy as np
 
 from tigerrec import artifacts
 from tigerrec.evaluate import POPULARITY
-from tigerrec.histories import Histories, load_histories, split, training_counts
+from tigerrec.histories import Histories, load_histories, read_items, read_stats, split, training_counts
 from tigerrec.recommender import upstream_folders
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
@@ -64,12 +64,12 @@ class EvaluatedRun:
     @cached_property
     def stats(self) -> dict[str, Any]:
         """`stats.json` of the data."""
-        return dict(artifacts.read_json(self.folders["prepare"], "stats.json"))
+        return read_stats(self.folders["prepare"])
 
     @cached_property
     def tokenizer(self) -> dict[str, Any]:
         """`tokenizer.json`."""
-        return dict(artifacts.read_json(self.folders["tokenize"], "tokenizer.json"))
+        return dict(artifacts.read_json(self.folders["tokenize"], "tokenizer.json", {}))
 
     @cached_property
     def training_counts(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class EvaluatedRun:
     @cached_property
     def longest_input(self) -> int:
         """Items of a history that the generator reads."""
-        return int(artifacts.read_json(self.folders["train"], "config.json")["tigerrec"]["max_items"])
+        return int(artifacts.read_json(self.folders["train"], "config.json", {"tigerrec": {"max_items": int}})["tigerrec"]["max_items"])
 
     @property
     def codes(self) -> np.ndarray:
@@ -179,7 +179,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     if embedded is not None and embedded.stage == "embed" and embedded.fingerprint == made_from.get("fingerprint"):
         folders["embed"] = folders["tokenize"].parent
     manifests = {name: artifacts.open_stage(folders[name], name) for name in STAGES if name in folders}
-    items = artifacts.read_table(folders["prepare"], "items.parquet")
+    items = read_items(folders["prepare"], {"title": "string?"})
     nothing: list[Any] = [None] * len(items)
     return EvaluatedRun(
         folders={name: folders[name] for name in manifests},
@@ -190,5 +190,5 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         histories=load_histories(folders["prepare"]),
         semantic_ids=load_semantic_ids(folders["tokenize"]),
         log=[json.loads(line) for line in (folders["train"] / "training.jsonl").read_text(encoding="utf-8").splitlines()],
-        metrics=artifacts.read_json(evaluated, "metrics.json"),
+        metrics=artifacts.read_json(evaluated, "metrics.json", [{"model": str, "split": str, "hit": str, "seen": str, "users": int}]),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from tigerrec import artifacts, pipeline
 from tigerrec.config import compose
+from tigerrec.histories import read_stats
 from tigerrec.identity import canonical_json, changed_keys, describe
 from tigerrec.processes import in_own_process
 
@@ -126,7 +127,7 @@ def collect(cell: Cell) -> None:
     sources = {
         f"{key}.{role}": record["fingerprint"] for key, step in cell.steps.items() for role, record in manifests[key].inputs.items() if role not in step.inputs
     }
-    metrics = [row for row in artifacts.read_json(ranked, "metrics.json") if row["model"] == cell.model]
+    metrics = [row for row in artifacts.read_json(ranked, "metrics.json", [{"model": str}]) if row["model"] == cell.model]
     with artifacts.writing(cell.folder, CELL, cell.chain, sources=sources) as files:
         files.provenance |= {
             "facts": _facts(cell),
@@ -142,12 +143,12 @@ def _facts(cell: Cell) -> dict[str, Any]:
     """What a table shows beside metrics: sizes of the data, how the ids collide, how many different items are recommended, and how a baseline was tuned."""
     import pyarrow.compute as pc
 
-    stats = artifacts.read_json(cell.steps["prepare"].folder, "stats.json")
+    stats = read_stats(cell.steps["prepare"].folder)
     lists = artifacts.read_table(cell.last.folder, "recommendations.parquet")
     top = lists.filter((pc.field("model") == cell.model) & (pc.field("seen") == "masked") & (pc.field("rank") <= LISTED))
     facts = {name: stats[name] for name in ("users", "items", "interactions")} | {"distinct_items": len(top["item"].unique())}
     if "tokenize" in cell.steps:
-        found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json")["collisions"]
+        found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})["collisions"]
         facts |= {name: found[name] for name in ("collision_rate", "unique_ids", "largest_group")}
     if "tune" in cell.steps:
         facts["trials"] = artifacts.read_json(cell.steps["tune"].folder, "trials.json")

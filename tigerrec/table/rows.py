@@ -167,7 +167,7 @@ def read_run(folder: Path) -> Run:
     table = artifacts.read_table(folder, "ranks.parquet").to_pandas()
     ranks = {key: group["rank"].to_numpy() for key, group in table.groupby(["hit", "seen"], observed=True)}
     targets = table.drop_duplicates("user")["target"].to_numpy()
-    metrics = {(row["hit"], row["seen"]): row for row in artifacts.read_json(folder, "metrics.json")}
+    metrics = {(row["hit"], row["seen"]): row for row in artifacts.read_json(folder, "metrics.json", [{"hit": str, "seen": str}])}
     return Run(ranks, targets, metrics, manifest.provenance)
 
 

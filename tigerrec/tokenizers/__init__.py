@@ -18,13 +18,15 @@ import numpy as np
 from tigerrec import TigerrecError, artifacts, diagnostics
 from tigerrec.collisions import COLLISION_POLICIES, CodedItems, resolve
 from tigerrec.memory import with_peak_mb
-from tigerrec.semantic_ids import SemanticIds
+from tigerrec.semantic_ids import MAX_TOKENS, SEMANTIC_IDS, TOKENIZER, SemanticIds
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, np.ndarray]
 Codes = np.ndarray
 LOW_USAGE = 0.5
+LEARNED = "tokenizer.safetensors"
+MAX_DIM = 2**20
 THREAD_COUNTS = {"torch": "get_num_threads", "faiss": "omp_get_max_threads"}
 
 
@@ -259,7 +261,7 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
 
 def _write(files: artifacts.StageFiles, config: TokenizeConfig, result: Tokenized, dim: int) -> None:
     layout = result.ids.layout
-    files.parquet("semantic_ids.parquet", result.ids.table())
+    files.parquet(SEMANTIC_IDS, result.ids.table())
     facts = {
         "family": config.tokenizer.family,
         "hyper_parameters": {key: value for key, value in artifacts.describe(config.tokenizer).items() if key != "_target_"},
@@ -269,8 +271,8 @@ def _write(files: artifacts.StageFiles, config: TokenizeConfig, result: Tokenize
         "level_sizes": list(layout.level_sizes),
         "collisions": config.collisions,
     }
-    files.json("tokenizer.json", facts)
-    files.arrays("tokenizer.safetensors", result.state)
+    files.json(TOKENIZER, facts)
+    files.arrays(LEARNED, result.state)
     files.json("diagnostics.json", result.diagnostics, measured=True)
 
 
@@ -282,7 +284,17 @@ def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
     """
     folder = Path(folder)
     artifacts.open_stage(folder, "tokenize", "export")
-    return tokenizer_of(artifacts.read_json(folder, "tokenizer.json"), folder), artifacts.read_arrays(folder, "tokenizer.safetensors")
+    facts = artifacts.read_json(folder, TOKENIZER, {"dim": int, "code_sizes": [int]})
+    tokenizer = tokenizer_of(facts, folder)
+    with artifacts.contract(folder, TOKENIZER):
+        if list(tokenizer.code_sizes) != facts["code_sizes"]:
+            raise ValueError("its hyper_parameters ask for other code_sizes")
+        if not 1 <= facts["dim"] <= MAX_DIM:
+            raise ValueError(f"its dim is {facts['dim']}")
+    state = artifacts.read_arrays(folder, LEARNED, finite=True)
+    with artifacts.contract(folder, LEARNED):
+        check_codes(tokenizer, tokenizer.encode(state, np.ones((1, facts["dim"]), np.float32)), 1)
+    return tokenizer, state
 
 
 def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
@@ -293,24 +305,33 @@ def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
     """
     from tigerrec import config
 
-    where, known = folder / "tokenizer.json", families()
+    where, known = folder / TOKENIZER, families()
     family = facts.get("family") if isinstance(facts, dict) else None
     if not isinstance(family, str) or family not in known:
         raise TokenizeError(f"{where} names the tokenizer {family!r}, and this version knows {', '.join(known)}; add `overwrite=tokenize` to build it again.")
     values = facts.get("hyper_parameters")
-    if not isinstance(values, dict) or config.TARGET in values or not all(_is_plain(value) for value in values.values()):
+    if not isinstance(values, dict) or config.TARGET in values or not _are_plain(values):
         raise TokenizeError(f"{where} holds no plain hyper-parameters; add `overwrite=tokenize` to build it again.")
     kind = known[family]
-    built: Tokenizer = config.build({config.TARGET: f"{kind.__module__}.{kind.__qualname__}", **values}, str(where))
+    with artifacts.contract(folder, TOKENIZER):
+        built: Tokenizer = config.build({config.TARGET: f"{kind.__module__}.{kind.__qualname__}", **values}, str(where))
     return built
 
 
+def _are_plain(values: dict[str, Any]) -> bool:
+    return all(name.isidentifier() and _is_plain(value) for name, value in values.items())
+
+
 def _is_plain(value: Any) -> bool:
-    """Whether a hyper-parameter is a value or a part of this package with plain values, and no interpolation."""
+    """Whether a hyper-parameter is a value of sane size or a part of this package with plain values, and no interpolation."""
     from tigerrec.config import TARGET
 
     if isinstance(value, dict):
-        return str(value.get(TARGET)).startswith(f"{__name__}.") and all(_is_plain(part) for part in value.values())
+        return str(value.get(TARGET)).startswith(f"{__name__}.") and _are_plain(value)
+    if isinstance(value, list):
+        return all(_is_plain(part) for part in value)
+    if isinstance(value, int):
+        return abs(value) <= MAX_TOKENS
     return "${" not in str(value)
 
 
@@ -326,7 +347,7 @@ def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
     """
     tokenizer, state = load_tokenizer(folder)
     vectors = check_vectors(vectors, "The new items' vectors")
-    dim = artifacts.read_json(Path(folder), "tokenizer.json")["dim"]
+    dim = artifacts.read_json(Path(folder), TOKENIZER, {"dim": int})["dim"]
     if vectors.shape[1] != dim:
         raise TokenizeError(f"The new items' vectors have {vectors.shape[1]} dimensions, the tokenizer in {folder} was fitted on {dim}; use the same embedder.")
     codes = tokenizer.encode(state, vectors)
