@@ -72,7 +72,11 @@ def test_every_policy_gives_ids_of_existing_codes_unique_unless_kept(policy, see
         there = items.distances(np.arange(len(ids.codes)), ids.codes[:, :level])
         assert np.isfinite(there[np.arange(len(there)), ids.codes[:, level]]).all()
     assert report["items_moved"] == (ids.codes[:, :n_codes] != items.codes).any(axis=1).sum()
-    assert report["largest_group"] == group_codes(ids.codes[:, :n_codes])[1].max() <= group_codes(items.codes)[1].max()
+    before, after = group_codes(items.codes)[1], group_codes(ids.codes[:, :n_codes])[1]
+    assert report["largest_group"] == after.max()
+    assert len(after) >= len(before)
+    if policy != "sinkhorn":  # where there are more items than codes, it may put several items of equal vectors together
+        assert after.max() <= before.max()
     assert np.array_equal(resolve(items, policy)[0].codes, ids.codes)
     if policy in ("suffix", "keep"):
         assert report["items_moved"] == 0
