@@ -20,7 +20,7 @@ $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= (files in configs/), pass options as ARGS="train.epochs=5".'
+	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= (files in configs/), pass options as ARGS="train.epochs=5", share a stage by LAUNCH="torchrun --standalone --nproc-per-node 2".'
 
 setup: .venv/.installed  ## make .venv and install tigerrec with its offline encoder
 

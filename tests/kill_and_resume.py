@@ -16,11 +16,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tigerrec.artifacts import ASIDE, MANIFEST
 from tigerrec.pipeline import STAGES
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = dict(zip(STAGES, ("prepare", "embed", "tokenize_items", "train", "evaluate"), strict=True))
-KILLS = {"train": (0.4, 0.5)}
+KILLS = {"train": (0.3, 0.3)}
 """After which share of its undisturbed time a stage is killed, each number by a process of its own."""
 ONCE = (0.5,)
 TOLD = ("going on from step", "took ")
@@ -67,10 +68,15 @@ def kill(stage: str, options: Sequence[str], after: float) -> None:
     print(f"  kill -9 {after:.1f} s after it began", flush=True)
 
 
+def manifests(runs: Path) -> list[Path]:
+    """Of every finished stage, the first of the pipeline first."""
+    return sorted((path for path in runs.rglob(MANIFEST) if path.parent.name != ASIDE), key=lambda path: len(path.parts))
+
+
 def committed(runs: Path) -> dict[str, tuple[str, bool]]:
     """Of every file of every finished stage by path: its sha256, and whether it holds timings."""
     found = {}
-    for manifest in sorted(runs.rglob("manifest.json"), key=lambda path: len(path.parts)):
+    for manifest in manifests(runs):
         for name, entry in json.loads(manifest.read_bytes())["files"].items():
             found[str((manifest.parent / name).relative_to(runs))] = (entry["sha256"], bool(entry.get("measured")))
     return found
@@ -95,8 +101,8 @@ def main(folder: Path, options: Sequence[str]) -> int:
         print(f"{stage}: {seconds:.1f} s undisturbed", flush=True)
         for share in KILLS.get(stage, ONCE):
             kill(stage, disturbed, share * seconds)
-            finished = [path for path in (folder / "killed").rglob("manifest.json") if json.loads(path.read_bytes())["stage"] == stage]
-            print(f"  {len(finished)} manifests of this stage; the same command again", flush=True)
+            there = stage in [json.loads(path.read_bytes())["stage"] for path in manifests(folder / "killed")]
+            print(f"  {'the stage is there' if there else 'no manifest'}; the same command again", flush=True)
         print(f"  done in {finish(stage, disturbed):.1f} s", flush=True)
     print("sha256 of every file, the first 16 digits:")
     same = compare(folder / "undisturbed", folder / "killed")

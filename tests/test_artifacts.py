@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests import crashes
 from tigerrec import TigerrecError, artifacts, files, provenance
 from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
 from tigerrec.identity import not_identity
-
-WRITING_CALLS = ((os, "replace"), (os, "fsync"), (os, "open"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"), (shutil, "rmtree"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +126,16 @@ def test_tables_and_adopted_files(tmp_path):
     artifacts.open_stage(tmp_path / "out", "prepare")
     assert artifacts.read_table(tmp_path / "out", "items.parquet").equals(table)
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o775, 0o700])
+def test_files_can_be_read_by_those_who_may_read_their_folder(tmp_path, mode):
+    before = os.umask(0o777 & ~mode)
+    try:
+        folder = write(tmp_path / "stage")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode & 0o666}
 
 
 def test_an_input_must_be_finished(tmp_path):
@@ -370,51 +379,6 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 # Crashes and a full disk
 
 
-def interrupted(call, number: int, stop) -> bool:
-    """Run `call` with `stop` in place of the number-th call that changes the disk; whether it came to that call."""
-    count = 0
-
-    def counted(function):
-        def replaced(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == number + 1:
-                stop()
-            return function(*args, **kwargs)
-
-        return replaced
-
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in WRITING_CALLS:
-            patch.setattr(owner, name, counted(getattr(owner, name)))
-        call()
-    return count > number
-
-
-def killed(call, number: int) -> bool:
-    """The same in a process of its own, which ends there without clean-up."""
-    child = os.fork()
-    if child == 0:
-        try:
-            interrupted(call, number, lambda: os._exit(9))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, 9)
-    return status == 9
-
-
-def raised(call, number: int) -> bool:
-    def stop():
-        raise KeyboardInterrupt
-
-    try:
-        return interrupted(call, number, stop)
-    except KeyboardInterrupt:
-        return True
-
-
 @pytest.fixture
 def quiet(monkeypatch):
     """No child processes, no look into installed packages and no waiting for the disk, which a crash test has no use for."""
@@ -423,16 +387,16 @@ def quiet(monkeypatch):
     monkeypatch.setattr(provenance, "_versions", dict)
 
 
-@pytest.mark.parametrize("end", [killed, raised])
+@pytest.mark.parametrize("by", ["SIGKILL", "Ctrl-C", "power cut"])
 @pytest.mark.parametrize("older", [False, True])
-def test_crash_anywhere_then_run_again(tmp_path, quiet, end, older):
+def test_crash_anywhere_then_run_again(tmp_path, quiet, by, older):
     expected = {seed: contents(write(tmp_path / f"expected-{seed}", seed)) for seed in (0, 1)}
     seen = set()
     for number in range(1_000):
         folder = tmp_path / f"crash-{number}"
         if older:
             write(folder)
-        if not end(lambda folder=folder: write(folder, 1), number):
+        if not crashes.dies(folder, lambda folder=folder: write(folder, 1), number, by):
             break
         if artifacts.read_manifest(folder) is None:
             seen.add("none")
@@ -463,12 +427,18 @@ try:
         if kind == "library":
             from safetensors.numpy import save_file
             save_file({"values": values}, folder / "scratch")
+        if kind == "faiss":
+            import faiss
+            index = faiss.IndexFlatL2(8)
+            index.add(np.zeros((2_000, 8), "float32"))
+            with out.create("file") as temporary:
+                faiss.write_index(index, str(temporary))
 except TigerrecError as error:
     sys.exit(str(error))
 """
 
 
-@pytest.mark.parametrize("kind", ["json", "arrays", "parquet", "library"])
+@pytest.mark.parametrize("kind", ["json", "arrays", "parquet", "library", "faiss"])
 @pytest.mark.parametrize("limit", [0, 4_096])
 def test_a_full_disk_is_one_sentence_and_nothing_torn(tmp_path, kind, limit):
     folder = tmp_path / "stage"

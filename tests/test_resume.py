@@ -1,9 +1,7 @@
-"""A training run that is killed and started again ends in the bytes of an undisturbed one."""
+"""A training process that gets a signal and is started again ends in the bytes of an undisturbed one; what is done in process is in test_faults."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import os
 import signal
 import subprocess
@@ -14,75 +12,6 @@ import pytest
 
 from tests.test_train import CONFIG, TRAINING, folders, run, weights  # noqa: F401
 from tigerrec import artifacts
-from tigerrec.trainer import Trainer
-
-
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
-
-
-@pytest.fixture
-def kill_at(monkeypatch):
-    """Make training end before a given step, as a killed process does."""
-    step = Trainer.step
-
-    def arm(number: int | None) -> None:
-        def killed_step(self, current):
-            if current == number:
-                raise Killed
-            return step(self, current)
-
-        monkeypatch.setattr(Trainer, "step", killed_step)
-
-    return arm
-
-
-@pytest.mark.parametrize("steps", [[1], [5], [3, 9]])
-def test_killed_and_resumed_equals_undisturbed(folders, kill_at, steps):  # noqa: F811
-    undisturbed = run(folders, name="undisturbed")
-    for step in steps:
-        kill_at(step)
-        with pytest.raises(Killed):
-            run(folders)
-    kill_at(None)
-    assert weights(run(folders)) == weights(undisturbed)
-
-
-def test_a_torn_checkpoint_gives_way_to_the_one_before(folders, kill_at, caplog):  # noqa: F811
-    undisturbed = run(folders, name="undisturbed")
-    kill_at(9)
-    with pytest.raises(Killed):
-        run(folders)
-    checkpoint = folders["tokenize"] / "train" / "checkpoint"
-    newest = max(checkpoint.glob("step-*.safetensors"), key=lambda path: int(path.stem[5:]))
-    newest.write_bytes(newest.read_bytes()[:-100])
-    kill_at(None)
-    with caplog.at_level(logging.INFO, "tigerrec"):
-        assert weights(run(folders)) == weights(undisturbed)
-    assert "trying the one before" in caplog.text
-
-
-def test_without_a_whole_checkpoint_it_starts_over_and_says_so(folders, kill_at, caplog):  # noqa: F811
-    undisturbed = run(folders, name="undisturbed")
-    kill_at(9)
-    with pytest.raises(Killed):
-        run(folders)
-    for path in (folders["tokenize"] / "train" / "checkpoint").glob("step-*.json"):
-        path.write_text("{")
-    kill_at(None)
-    assert weights(run(folders)) == weights(undisturbed)
-    assert "starting over" in caplog.text
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(folders, kill_at):  # noqa: F811
-    kill_at(5)
-    with pytest.raises(Killed):
-        run(folders)
-    kill_at(None)
-    other = dataclasses.replace(CONFIG, training=dataclasses.replace(TRAINING, weight_decay=0.5))
-    with pytest.raises(artifacts.StaleError, match=r"weight_decay: 0\.01 → 0\.5.*overwrite=train"):
-        run(folders, other)
-
 
 SCRIPT = """
 import sys

@@ -1,0 +1,232 @@
+"""Several processes that torchrun starts share a stage: the world as they see it, what they agree on, equal results, and the end of all with one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from tests import tiny_shop
+from tests.tiny_shop import FOLDERS, TRAINED, contents
+from tigerrec import artifacts, distributed
+
+ROOT = Path(__file__).parent.parent
+EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")  # 16 steps or more, in fp32
+
+
+def torchrun(*command: str, processes: int = 2, **more: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen([*launcher, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def run_shared(orders: Path, runs: Path, *more: str, processes: int = 2) -> Path:
+    """The whole pipeline under torchrun; gives the folder it printed."""
+    code, out, err = ended(torchrun("scripts/pipeline.py", *tiny_shop.options(orders, runs, *more), processes=processes))
+    assert code == 0, err
+    assert out.count("\n") == 1  # the first process speaks for all
+    assert err.count("train: done in") == 1
+    return Path(out.strip())
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shop.write_orders(tmp_path_factory.mktemp("orders"))
+
+
+INSIDE = """
+import os, sys, torch, torch.distributed
+from tigerrec import TigerrecError, distributed
+assert not distributed.joined()
+distributed.join()
+world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+assert (world, rank, distributed.joined()) == (distributed.world_size(), distributed.rank(), True) == (3, int(os.environ["RANK"]), True)
+assert distributed.is_first() == (rank == 0)
+assert distributed.gathered(rank * 10) == [0, 10, 20]
+assert distributed.anywhere(rank == 2) and not distributed.anywhere(False)
+calls = []
+assert distributed.agreed(lambda: calls.append(rank) or {"told": [rank, "x"]}) == {"told": [0, "x"]}
+assert calls == ([0] if rank == 0 else [])
+a, b, never = (torch.nn.Parameter(torch.zeros(2, size)) for size in (3, 1, 2))
+a.grad = torch.full((2, 3), float(rank + 1))
+b.grad = None if rank == 1 else torch.ones(2, 1)
+assert distributed.sum_gradients([a, b, never], torch.tensor(float(rank))) == 3
+assert (a.grad == 6).all() and (b.grad == 2).all() and never.grad is None
+print(f"world of {world} seen by {rank}", flush=True)
+def fail():
+    raise TigerrecError("Only the first says why.")
+distributed.agreed(fail)
+"""
+
+
+def test_the_world_seen_from_inside() -> None:
+    code, out, err = ended(torchrun("--no-python", sys.executable, "-c", INSIDE, processes=3))
+    assert code != 0
+    assert sorted(out.splitlines()) == [f"world of 3 seen by {rank}" for rank in range(3)], err
+    assert err.count("tigerrec.TigerrecError: Only the first says why.") == 1
+
+
+def test_a_process_alone_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")  # another launcher's, or left over
+    assert (distributed.world_size(), distributed.rank(), distributed.local_rank(), distributed.joined()) == (1, 0, 0, True)
+    assert distributed.agreed(lambda: 5) == 5
+    assert distributed.gathered("x") == ["x"]
+    assert distributed.anywhere(True)
+    distributed.join()
+    distributed.leave()
+
+
+def test_two_processes_equal_one_and_themselves(orders: Path, tmp_path: Path) -> None:
+    tiny_shop.run(orders, tmp_path / "alone", *EXACT)
+    for name in ("two", "again"):
+        assert run_shared(orders, tmp_path / name, *EXACT) == tmp_path / name / FOLDERS["evaluate"]
+    assert contents(tmp_path / "two") == contents(tmp_path / "again")
+    for stage in ("prepare", "embed", "tokenize"):
+        names = [name for name in contents(tmp_path / "alone") if (tmp_path / "alone" / name).parent == tmp_path / "alone" / FOLDERS[stage]]
+        assert all(contents(tmp_path / "alone")[name] == contents(tmp_path / "two")[name] for name in names)
+    alone, two = (load_file(tmp_path / name / TRAINED / "model.safetensors") for name in ("alone", "two"))
+    assert max(abs(alone[name] - two[name]).max() for name in alone) < 1e-4
+    facts = artifacts.read_manifest(tmp_path / "two" / TRAINED).provenance
+    assert (facts["processes"], facts["steps"]) == (2, artifacts.read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"])
+    assert facts["steps"] >= 16
+    losses = [[line["loss"] for line in read_log(tmp_path / name) if "loss" in line] for name in ("alone", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    metrics = [artifacts.read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
+    for one, other in zip(*metrics, strict=True):
+        assert one["ndcg@10"] == pytest.approx(other["ndcg@10"], abs=1e-4)
+
+
+def read_log(runs: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (runs / TRAINED / "training.jsonl").read_text().splitlines()]
+
+
+def test_processes_share_shards_to_the_bytes_of_one(orders: Path, tmp_path: Path) -> None:
+    """An encoder in shards of four items, and an evaluation in shards of eight users."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    tiny_shop.run(orders, alone)
+    code, out, err = ended(torchrun("--no-python", sys.executable, "-c", SHARED, str(alone), str(shared)))
+    assert code == 0, err
+    worked = [line.split() for line in out.splitlines()]
+    assert {rank for rank, _, _ in worked} == {"0", "1"}
+    for kind, amount in (("embed", 8), ("rank", 10)):
+        pieces = [piece for _, what, piece in worked if what == kind]
+        assert len(pieces) == len(set(pieces)) == amount
+    one, two = (artifacts.read_manifest(shared / name).content for name in ("embedded", "embedded-alone"))
+    assert one == two
+    assert artifacts.read_manifest(shared / "evaluated").content == artifacts.read_manifest(shared / "evaluated-alone").content
+    assert not list(shared.rglob("*.safetensors.tmp"))
+    assert not list(shared.rglob("shards"))
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from tests.test_embed import Spelled
+from tests.tiny_shop import FOLDERS
+from tigerrec import distributed, embed, evaluate
+from tigerrec.beam_search import Searcher
+alone, shared = map(Path, sys.argv[1:])
+evaluate.SHARD_USERS = 8
+told = True
+rank, spelled = Searcher.rank, Spelled.open
+def telling_rank(self, histories, **more):
+    if told:
+        sys.stdout.write(f"{distributed.rank()} rank {more['progress'].replace(' ', '_')}\\n")
+    return rank(self, histories, **more)
+def telling_open(self):
+    encode = spelled(self)
+    def telling(ids, texts):
+        if told:
+            sys.stdout.write(f"{distributed.rank()} embed {ids[0]}\\n")
+        return encode(ids, texts)
+    return telling
+Searcher.rank, Spelled.open = telling_rank, telling_open
+def both(name):
+    embed.embed(alone / FOLDERS["prepare"], Spelled(), shared / f"embedded{name}")
+    inputs = [alone / FOLDERS[stage] for stage in ("prepare", "tokenize", "train")]
+    evaluate.evaluate(*inputs, evaluate.EvaluateConfig(model="t5"), shared / f"evaluated{name}")
+distributed.join()
+both("")
+told, first = False, distributed.is_first()
+distributed.leave()
+distributed.world_size = lambda: 1
+if first:
+    both("-alone")
+"""
+
+SLOW = ("train.epochs=100000", "train.checkpoint_steps=5", "train.validate_every=100000")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def training(orders: Path, runs: Path) -> subprocess.Popen[str]:
+    """Two processes that train, a checkpoint being there."""
+    process = torchrun("scripts/train.py", *tiny_shop.options(orders, runs, *SLOW), start_new_session=True)
+    while not list((runs / TRAINED / "checkpoint").glob("step-*.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders: Path, tmp_path: Path) -> None:
+    process = training(orders, tmp_path / "runs")
+    workers = children(process)
+    assert len(workers) == 2
+    os.kill(workers[victim], signal.SIGKILL)
+    code, out, _ = ended(process)
+    assert code != 0
+    assert out == ""
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    checkpoint = tmp_path / "runs" / TRAINED / "checkpoint"
+    before = {path.name for path in checkpoint.glob("step-*.json")}
+    process = torchrun("scripts/train.py", *tiny_shop.options(orders, tmp_path / "runs", *SLOW))
+    while not {path.name for path in checkpoint.glob("step-*.json")} - before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.terminate()
+    code, _, err = ended(process)
+    assert code != 0
+    assert "going on from step" in err
+    assert err.count("Stopped by SIGTERM") == err.count("go on with: make train") == 1
+
+
+def test_only_stages_can_be_shared(tmp_path: Path) -> None:
+    code, _, err = ended(torchrun("scripts/baselines.py", f"paths.runs={tmp_path}"))
+    assert code != 0
+    assert "Error: Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun (`LAUNCH=`)." in err
+    assert not (tmp_path / "sample").exists()
+
+
+def test_a_users_error_is_told_once(orders: Path, tmp_path: Path) -> None:
+    code, out, err = ended(torchrun("scripts/pipeline.py", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0")))
+    assert (code != 0, out) == (True, "")
+    assert err.count("of the items share their codes") == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_equal_themselves(orders: Path, tmp_path: Path) -> None:
+    for name in ("two", "again"):
+        run_shared(orders, tmp_path / name, *EXACT)
+        assert artifacts.read_manifest(tmp_path / name / TRAINED).provenance["device"] == "cuda"
+    assert contents(tmp_path / "two") == contents(tmp_path / "again")
