@@ -112,7 +112,7 @@ def rank_in_shards(rank: RankFunction, histories: Sequence[np.ndarray], seen: st
 
     pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
     if computed < len(pieces):
-        logger.info("took %d of %d shards from a stopped run", len(pieces) - computed, len(pieces))
+        logger.info("took %d of %d shards, seen %s, from a stopped run", len(pieces) - computed, len(pieces), seen)
     return np.concatenate([piece["items"] for piece in pieces]), np.concatenate([piece["scores"] for piece in pieces])
 
 
