@@ -156,6 +156,11 @@ class Shop(http.server.BaseHTTPRequestHandler):
             return
         start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         body = self.content[name][start:]
+        if start and not body:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.content[name])}")
+            self.end_headers()
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -199,6 +204,15 @@ def test_interrupted_download_keeps_the_part_and_ends_later(shop: tuple[AmazonRe
     assert [path.name for path in dataset.raw_dir.iterdir() if not path.name.startswith(".")] == ["reviews.json.gz.part"]
     dataset.sources()
     assert len(dataset.read().user_ids) == 6
+
+
+def test_a_whole_part_is_not_fetched_again(shop: tuple[AmazonReviews, type[Shop]]) -> None:
+    dataset, handler = shop
+    content = handler.content["reviews.json.gz"]
+    (dataset.raw_dir / "reviews.json.gz.part").write_bytes(content)
+    dataset.sources()
+    assert (dataset.raw_dir / "reviews.json.gz").read_bytes() == content
+    assert handler.ranges == [f"bytes={len(content)}-", None]
 
 
 def test_a_part_of_another_file_is_started_anew(shop: tuple[AmazonReviews, type[Shop]]) -> None:

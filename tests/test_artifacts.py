@@ -138,6 +138,16 @@ def test_files_can_be_read_by_those_who_may_read_their_folder(tmp_path, mode):
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode & 0o666}
 
 
+def test_files_in_a_folder_of_all_are_no_more_open_than_the_user_wants(tmp_path):
+    tmp_path.chmod(0o1777)
+    before = os.umask(0o077)
+    try:
+        files.write_json(tmp_path / "page.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "page.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_an_input_must_be_finished(tmp_path):
     (tmp_path / "up").mkdir()
     with pytest.raises(MissingError, match="No finished stage in"):
@@ -225,6 +235,7 @@ def naming(name):
         (edited(files=[]), "has no valid 'files'"),
         (edited(schema="1"), "has no valid 'schema'"),
         (edited(files={"a": {"sha256": 5, "bytes": 1}}), "has no valid sha256 and size for 'a'"),
+        (edited(files={"a": {"sha256": int("1" * 64), "bytes": 1}}), "has no valid sha256 and size for 'a'"),
         (edited(files={"a": None}), "has no valid sha256 and size for 'a'"),
         (edited(inputs={"prepare": {}}), "has no valid fingerprint for its input 'prepare'"),
         (edited(config={"seed": float("nan")}), "is not valid JSON"),

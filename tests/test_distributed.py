@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from tests import tiny_shop
 from tests.tiny_shop import FOLDERS, TRAINED, contents
 from tigerrec import artifacts, distributed
+from tigerrec.signals import stop_signals
 
 ROOT = Path(__file__).parent.parent
 EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")  # 16 steps or more, in fp32
@@ -81,6 +82,15 @@ def test_the_world_seen_from_inside() -> None:
     assert code != 0
     assert sorted(out.splitlines()) == [f"world of 3 seen by {rank}" for rank in range(3)], err
     assert err.count("tigerrec.TigerrecError: Only the first says why.") == 1
+
+
+def test_a_signal_that_comes_twice_still_waits_for_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler signals every process, and torchrun passes on what it got."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with stop_signals() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
 
 
 def test_a_process_alone_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,10 @@ from tests.tiny_shop import FOLDERS, N_ITEMS, TRAINED, contents
 from tigerrec import TigerrecError, artifacts, files, pipeline, provenance
 from tigerrec.amazon import AmazonReviews
 from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
+from tigerrec.checkpoints import Checkpoints
 from tigerrec.config import ConfigError
 from tigerrec.embed import EmbedError
+from tigerrec.export import export
 from tigerrec.files import BusyError
 from tigerrec.prepare import DatasetError, prepare
 from tigerrec.recommender import Recommender, RecommendError
@@ -190,6 +192,52 @@ def test_01_real_kills_of_real_processes(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("kill -9") == 6
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["new", "over an older one"])
+def test_01_a_killed_export_can_be_given_again(older: bool, finished: Path, tmp_path: Path, quiet: None) -> None:
+    def content(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != artifacts.MANIFEST}
+
+    expected = content(export(finished / TRAINED, tmp_path / "expected"))
+    for number in range(0, 1_000, 3):
+        out = tmp_path / f"export-{number}"
+        if older:
+            shutil.copytree(tmp_path / "expected", out)
+        if not crashes.dies(out, lambda out=out: export(finished / TRAINED, out), number, "power cut"):
+            break
+        assert content(export(finished / TRAINED, out)) == expected
+    assert number > 20
+
+
+@pytest.mark.parametrize("again", [(), ("overwrite=train",)], ids=["without overwrite", "the same command"])
+def test_02_a_killed_rebuild_leaves_the_older_stage_and_goes_on(
+    again: tuple[str, ...], orders: Path, finished: Path, runs: Path, at_step: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    at_step(7, killed)
+    with pytest.raises(Killed):
+        tiny_shop.run(orders, runs, "overwrite=train")
+    assert contents(runs) == contents(finished)
+    Recommender.from_pretrained(runs / TRAINED)
+    at_step(None, killed)
+    with caplog.at_level(logging.INFO, "tigerrec"):
+        tiny_shop.run(orders, runs, *again)
+    assert "going on from step 6" in caplog.text
+    assert contents(runs) == contents(finished)
+    assert sorted(path.name for path in (runs / TRAINED).iterdir()) == sorted(path.name for path in (finished / TRAINED).iterdir())
+    with caplog.at_level(logging.INFO, "tigerrec"):
+        caplog.clear()
+        tiny_shop.run(orders, runs)
+    assert "train: up to date" in caplog.text
+
+
+def test_02_a_rebuild_with_other_options_begins_anew(orders: Path, finished: Path, runs: Path, at_step: Callable[..., None]) -> None:
+    at_step(7, killed)
+    with pytest.raises(Killed):
+        tiny_shop.run(orders, runs, "train.weight_decay=0.5", "overwrite=train")
+    at_step(None, killed)
+    tiny_shop.run(orders, runs, "overwrite=train")
+    assert contents(runs) == contents(finished)
+
+
 # 2 to 5: training that is stopped
 
 
@@ -254,11 +302,28 @@ def test_04_without_a_whole_checkpoint_it_starts_over_and_says_so(
     assert contents(killed_at_7) == contents(finished)
 
 
+def test_04_no_flipped_bit_of_a_record_passes(killed_at_7: Path) -> None:
+    folder = killed_at_7 / TRAINED / "checkpoint"
+    record = folder / "step-6.json"
+    whole = record.read_bytes()
+    saved = json.loads(whole)
+    before = Checkpoints(folder, saved["identity"], saved["state"]["environments"][0])._newest_whole()
+    seen = set()
+    for place in range(0, len(whole), 7):
+        record.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        found = Checkpoints(folder, saved["identity"], saved["state"]["environments"][0])._newest_whole()
+        assert found is not None
+        assert found == before or found.step == 4
+        seen.add(found.step)
+    assert seen == {4, 6}  # a space between two words of JSON may be another
+
+
 def test_05_a_checkpoint_of_another_config_is_refused(orders: Path, killed_at_7: Path) -> None:
     with pytest.raises(StaleError, match=r"belongs to a run with other settings \(config\.training\.weight_decay: 0\.01 → 0\.5\); .*overwrite=train") as caught:
         tiny_shop.run(orders, killed_at_7, "train.weight_decay=0.5")
     sentence(caught.value)
     tiny_shop.run(orders, killed_at_7, "train.weight_decay=0.5", "overwrite=train")
+    assert artifacts.read_manifest(killed_at_7 / TRAINED).config["training"]["weight_decay"] == 0.5
 
 
 # 6 to 8: a place that cannot be written
@@ -287,8 +352,7 @@ def test_06_a_full_disk_is_one_sentence_and_leaves_the_stage_before(stage: str, 
     ends = {limit: crashes.in_a_process_of_its_own(lambda limit=limit: limited(limit, orders, runs, stage)) for limit in (0, 100, 500, 1_000, 2_000, 4_000)}
     assert set(ends.values()) <= {0, TOLD}
     assert ends[0] == ends[100] == ends[500] == TOLD
-    if stage != "train":  # which gives up an older stage with its first checkpoint
-        assert contents(runs).items() >= {name: digest for name, digest in before.items() if name.startswith(str(FOLDERS[stage]))}.items()
+    assert contents(runs).items() >= {name: digest for name, digest in before.items() if name.startswith(str(FOLDERS[stage]))}.items()
     assert not list(runs.rglob("*.tmp"))
     tiny_shop.run(orders, runs, f"overwrite={stage}")
     assert contents(runs) == before
@@ -321,6 +385,14 @@ def test_07_a_folder_that_cannot_be_written_is_found_before_any_work(stage: str,
     (runs / FOLDERS[stage] / files.LOCK).chmod(0o666)
     (runs / FOLDERS[stage]).chmod(0o555)
     assert crashes.in_a_process_of_its_own(lambda: read_only(orders, runs, stage)) == 0
+
+
+def test_07_a_folder_of_a_later_stage_is_looked_at_before_any_work(orders: Path, until_tokenize: Path) -> None:
+    (until_tokenize / TRAINED).mkdir()
+    (until_tokenize / FOLDERS["evaluate"]).write_text("a file")
+    with pytest.raises(ArtifactError, match=r"Cannot write in .*eval-full \(Not a directory\)"):
+        tiny_shop.run(orders, until_tokenize)
+    assert not (until_tokenize / TRAINED / "checkpoint").exists()
 
 
 def test_07_a_missing_folder_is_made_and_a_file_in_its_place_refused(orders: Path, tmp_path: Path) -> None:
@@ -363,6 +435,22 @@ def test_08_a_stage_that_is_only_needed_is_waited_for(orders: Path, finished: Pa
     assert contents(until_tokenize) == contents(finished)
 
 
+def test_08_who_reads_a_stage_that_is_being_replaced_waits_for_it(orders: Path, runs: Path) -> None:
+    steps, folder = tiny_shop.steps(orders, runs), runs / FOLDERS["prepare"]
+    ready, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with files.locked(folder):
+            (folder / artifacts.MANIFEST).rename(folder / "aside")
+            os.write(writing, b"x")
+            time.sleep(0.5)
+            (folder / "aside").rename(folder / artifacts.MANIFEST)
+        os._exit(0)
+    os.read(ready, 1)
+    assert pipeline._is_up_to_date(steps["embed"], [folder])
+    os.waitpid(child, 0)
+
+
 # 9 to 11: damaged and stale stages
 
 
@@ -389,6 +477,21 @@ def test_09_damage_of_any_file_is_refused_and_the_command_that_is_named_repairs_
         flipped(path)
         tiny_shop.run(orders, runs, f"overwrite={stage}")
         assert contents(runs) == expected
+
+
+@pytest.mark.parametrize("name", ["stats.json", artifacts.ASIDE, "checkpoint", "shards"])
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_09_something_else_in_the_place_of_a_file_or_folder_is_repaired_too(stage: str, name: str, orders: Path, finished: Path, runs: Path) -> None:
+    path = runs / FOLDERS[stage] / name
+    path.unlink(missing_ok=True)
+    if name == "stats.json":
+        path.mkdir()
+    else:
+        path.write_text("not a folder")
+    with contextlib.suppress(DamagedError):
+        tiny_shop.run(orders, runs)
+    tiny_shop.run(orders, runs, f"overwrite={stage}")
+    assert contents(runs) == contents(finished)
 
 
 @pytest.mark.parametrize(
@@ -764,6 +867,7 @@ def test_24_no_module_can_execute_what_it_reads() -> None:
         ("tokenizer=rqvea", "tokenizer=rqvea is not a choice; allowed: .*rqvae"),
         ("tokenizer.levels=0", "levels must be at least 1, got 0"),
         ("tokenizer.codebook_size=1", "codebook_size must be at least 2, got 1"),
+        ("generator.max_items=100000", "max_items must be at most 65,536, got 100000"),
         ("evaluate.beam_size=10", "beam_size must be at least k=20, got 10"),
     ],
 )

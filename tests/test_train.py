@@ -144,22 +144,6 @@ def test_every_target_of_an_epoch_counts_the_same(folders, examples):
         torch.testing.assert_close(total[name] / trainer.steps_per_epoch, parameter.grad, atol=1e-6, rtol=1e-3)
 
 
-def test_an_interrupted_rebuild_goes_on_without_overwrite(folders, monkeypatch):
-    """From its first checkpoint on a rebuild has given up the older stage, so that the stage reads as unfinished."""
-    out = run(folders)
-    step = Trainer.step
-
-    def stopped(self, number):
-        if number == 3:
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    monkeypatch.setattr(Trainer, "step", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run(folders)
-    assert not (out / artifacts.MANIFEST).exists()
-
-
 def catalogue(n_items: int) -> SemanticIds:
     codes = np.array([[item // 4, item % 4, 0] for item in range(n_items)], np.int32)
     return SemanticIds(codes, TokenLayout((n_items // 4, 4), (n_items // 4, 4, 8)))

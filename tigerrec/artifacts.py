@@ -19,6 +19,7 @@ from tigerrec.files import (  # noqa: F401
     open_to_readers,
     remove_tree,
     sha256_file,
+    sha256_text,
     system_code,
     write_failure,
     write_json,
@@ -30,6 +31,7 @@ from tigerrec.reading import contract, read_arrays, read_json, read_table  # noq
 
 ASIDE = ".new"
 WORKING_FOLDERS = ("checkpoint", "shards", "trials", ASIDE)
+REBUILD = ".rebuild"
 
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -188,6 +190,9 @@ class StageFiles:
             older = read_manifest(self.folder)
         except DamagedError:
             older = None
+        for name in (*self.entries, MANIFEST):
+            if (self.folder / name).is_dir():
+                remove_tree(self.folder / name)
         (self.folder / MANIFEST).unlink(missing_ok=True)
         fsync(self.folder)
         for name in older.files.keys() - self.entries.keys() if older else ():
@@ -257,6 +262,28 @@ def writing(
 def working_files(folder: Path) -> list[Path]:
     """What an unfinished run left in a stage's folder."""
     return [folder / name for name in WORKING_FOLDERS if (folder / name).exists()]
+
+
+def begin_rebuild(folder: Path, identity: str) -> None:
+    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building the same again.
+
+    The older version stays until the newer one takes its place; until then `is_being_rebuilt` says so, in later processes too.
+    """
+    path = folder / REBUILD
+    if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != identity:
+        discard_working_files(folder)
+        with atomic(path) as temporary:
+            temporary.write_text(identity, encoding="utf-8")
+
+
+def is_being_rebuilt(folder: Path) -> bool:
+    """Whether a rebuild of a stage was begun and has not come to its end."""
+    return (folder / REBUILD).exists()
+
+
+def end_rebuild(folder: Path) -> None:
+    """Note that a stage is built."""
+    (folder / REBUILD).unlink(missing_ok=True)
 
 
 def discard_working_files(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tigerrec import TigerrecError, artifacts, distributed
-from tigerrec.files import remove_temporaries, write_failure
+from tigerrec.files import not_writable, remove_temporaries, sha256_text, write_failure
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -51,6 +51,11 @@ class RunState:
         for name in ("candidates", "log", "environments"):
             if not isinstance(getattr(self, name), list) or not all(isinstance(entry, dict) for entry in getattr(self, name)):
                 raise TypeError(f"{name} is no list of records")
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """The sha256 of what a record says."""
+    return sha256_text(artifacts.canonical_json(record))
 
 
 class Checkpoints:
@@ -94,17 +99,24 @@ class Checkpoints:
 
     def _newest_whole(self) -> RunState | None:
         """What the newest whole checkpoint says; torn ones are warned of and forgotten."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(self.folder)
+        except OSError as error:
+            raise not_writable(self.folder, error) from None
         records = self._records()
         for record in records:
             try:
                 saved = json.loads(record.read_bytes())
+                if saved.pop("digest") != _digest(saved):
+                    raise ValueError("its record is not the one that was saved")
                 if artifacts.sha256_file(record.with_suffix(".safetensors")) != saved["sha256"]:
                     raise ValueError("its tensors are not the ones that were saved")
                 state, identity = RunState(**saved["state"]), saved["identity"]
+                if record.name != f"step-{state.step}.json":
+                    raise ValueError(f"it is of step {state.step}")
                 self._check_candidates(state)
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 logger.warning("checkpoint %s cannot be used (%s); trying the one before", record.stem, error)
                 record.unlink(missing_ok=True)
                 continue
@@ -143,10 +155,11 @@ class Checkpoints:
         optimizer.load_state_dict(state)
 
     def save(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint and forget all but the last two; from the first one on, an older finished stage is given up."""
+        """Write a checkpoint and forget all but the last two; all processes go on once it is there."""
         self.state = state
-        if not distributed.is_first():
-            return
+        distributed.agreed(lambda: self._write(state, model, optimizer))
+
+    def _write(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         tensors = {f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in values.items()}
@@ -154,8 +167,7 @@ class Checkpoints:
         with artifacts.atomic(path) as temporary:
             save_file(tensors, temporary)
         record = {"sha256": artifacts.sha256_file(path), "state": asdict(state), "identity": self.identity}
-        artifacts.write_json(path.with_suffix(".json"), record)
-        (self.folder.parent / artifacts.MANIFEST).unlink(missing_ok=True)
+        artifacts.write_json(path.with_suffix(".json"), {"digest": _digest(record)} | record)
         for old in self._records()[KEPT_CHECKPOINTS:]:
             old.unlink()
         needed = {candidate["file"] for record in self._records() for candidate in json.loads(record.read_bytes())["state"]["candidates"]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tigerrec.ranges import at_least_one
+from tigerrec.generator import LARGEST_SIZE, MOST_LAYERS
+from tigerrec.ranges import at_least_one, at_most
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class DecoderOnly:
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_layers", "d_model", "num_heads", "d_ff", "max_items")
+        at_most(self, LARGEST_SIZE, "d_model", "num_heads", "d_ff", "max_items")
+        at_most(self, MOST_LAYERS, "num_layers")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads={self.num_heads}, got {self.d_model}")
         if self.d_kv not in (None, self.d_model // self.num_heads):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tigerrec import TigerrecError
+from tigerrec.reading import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +49,23 @@ def is_first() -> bool:
 
 
 def join() -> None:
-    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs."""
+    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs.
+
+    Raises:
+        TigerrecError: there are fewer GPUs than processes on this machine.
+    """
     if world_size() == 1:
         return
+    if not is_first():
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import torch
     import torch.distributed
 
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
+            if local_rank() >= torch.cuda.device_count():
+                n_gpus = torch.cuda.device_count()
+                raise TigerrecError(f"There are {n_gpus} GPUs for more processes; start at most {n_gpus}, or set CUDA_VISIBLE_DEVICES= to use none.")
             torch.cuda.set_device(local_rank())
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", timeout=PATIENCE)
 
@@ -82,7 +92,7 @@ def _together() -> Iterator[Any]:
         yield torch.distributed
     except RuntimeError as error:
         raise LostProcessError(
-            f"Process {rank()} of {world_size()} lost the others ({str(error).splitlines()[0].rstrip('.')}); run the same command again to go on."
+            f"Another process of the task has ended ({first_line(error)}): its message says why; if there is none, run the same command again to go on."
         ) from error
 
 
@@ -93,12 +103,15 @@ def agreed(function: Callable[[], Result]) -> Result:
     with _together() as distributed:
         distributed.barrier()
     answer: list[Any] = [False, None]
-    try:
-        if is_first():
+    if is_first():
+        try:
             answer = [True, function()]
-    finally:
-        with _together() as distributed:
-            distributed.broadcast_object_list(answer, src=0)
+        except BaseException:
+            with contextlib.suppress(LostProcessError), _together() as distributed:
+                distributed.broadcast_object_list(answer, src=0)
+            raise
+    with _together() as distributed:
+        distributed.broadcast_object_list(answer, src=0)
     if not answer[0]:
         sys.exit(1)
     result: Result = answer[1]

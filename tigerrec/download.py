@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tigerrec import artifacts, files
+from tigerrec import files
 from tigerrec.prepare import DatasetError
 from tigerrec.raw import read_lines
 
@@ -29,7 +29,13 @@ def _transfer(url: str, part: Path) -> None:
     """Append what is missing of a `.part` file, or start it anew where the server cannot continue."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-", "Accept-Encoding": "identity"} if done else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{done}":  # nothing is missing
+            return
+        raise
+    with answer as response:
         resumed = response.status == 206
         start = done if resumed else 0
         length = response.headers.get("Content-Length")
@@ -58,16 +64,20 @@ def download(url: str, path: Path) -> None:
 
     Raises:
         OSError, DatasetError: the server cannot be reached, refuses, or sends a damaged file, three times over.
+        ArtifactError: the disk is full.
     """
     part = path.with_name(f"{path.name}.part")
     for attempt in range(ATTEMPTS):
         try:
             _transfer(url, part)
             _check(part, path.name)
-            with artifacts.atomic(path) as temporary:
-                os.replace(part, temporary)
+            files.fsync(part)
+            os.replace(part, path)
+            files.fsync(path.parent)
             return
         except FAULTS as error:
+            if files.system_code(error) in files.FULL:
+                raise files.write_failure(part, error) from error
             code = error.code if isinstance(error, urllib.error.HTTPError) else None
             if code == 416:  # the part is no beginning of this file
                 part.unlink(missing_ok=True)

@@ -202,6 +202,7 @@ def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> Non
 def _generator(trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig) -> tuple[RankFunction, dict[str, Any]]:
     """The trained generator as a function that ranks, and the facts of the machine it runs on."""
     import torch
+    import transformers
 
     from tigerrec.beam_search import Searcher
     from tigerrec.generator import load_generator
@@ -215,7 +216,10 @@ def _generator(trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray,
             histories, k=config.k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens, progress=progress
         )  # fmt: skip
 
-    facts = {"device": device.type, "precision": resolve_precision(device, config.precision), "threads": torch.get_num_threads()}
+    facts = {
+        "device": device.type, "precision": resolve_precision(device, config.precision), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
     return rank, facts
 
 

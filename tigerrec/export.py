@@ -71,8 +71,9 @@ def write_export(run: Path, out: Path) -> None:
     evaluations = _evaluations(folders["train"])
     with artifacts.writing(out, EXPORT, {}, folders | {folder.name: folder for folder in evaluations}) as files:
         for stage, names in COPIED.items():
+            there = artifacts.open_stage(folders[stage], stage).files
             for name in names:
-                if (folders[stage] / name).exists():
+                if name in there:
                     with files.create(name) as temporary:
                         shutil.copyfile(folders[stage] / name, temporary)
         if (embedder := _embedder(folders["tokenize"])) is not None:
@@ -97,7 +98,7 @@ def _embedder(tokenized: Path) -> dict[str, Any] | None:
 
 def check_free(out: Path) -> None:
     """Refuse a path that holds anything but an older export."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or (out / artifacts.ASIDE).is_dir():  # the last: of an export that was killed
         return
     manifest = artifacts.read_manifest(out)
     if manifest is None or manifest.stage != EXPORT:
@@ -121,8 +122,10 @@ def count_parameters(run: Path) -> int:
     from safetensors import safe_open
 
     count = 0
-    for weights in run.glob("*.safetensors"):
-        with safe_open(weights, framework="np") as file:
+    for name in artifacts.open_stage(run, "train").files:
+        if not name.endswith(".safetensors"):
+            continue
+        with safe_open(run / name, framework="np") as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
 

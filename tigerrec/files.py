@@ -18,7 +18,10 @@ from typing import Any, TextIO
 from tigerrec import TigerrecError
 
 LOCK = ".lock"
-ELSEWHERE = "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for exports and pages `OUT=<path>`"
+ELSEWHERE = (
+    "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads `dataset.raw_dir=<folder>`, "
+    "for exports and pages `OUT=<path>`"
+)
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 TEMPORARY = (".*.tmp", ".tmp*")  # ours, and those of safetensors
 
@@ -67,11 +70,35 @@ def not_writable(folder: Path, error: OSError) -> ArtifactError:
     return ArtifactError(f"Cannot write in {folder} ({error.strerror}); {ELSEWHERE}.")
 
 
-def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
-    folder.mkdir(parents=True, exist_ok=True)
+def _probe(folder: Path) -> None:
+    """Write something in a folder and take it away again."""
     probe = folder / ".probe.tmp"
     probe.touch()
     probe.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that a folder can be made or written in, without making it.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        _probe(existing)
+    except OSError as error:
+        raise not_writable(folder, error) from None
+
+
+def wait_for_writer(folder: Path) -> None:
+    """Wait while another process holds the lock of a folder."""
+    with contextlib.suppress(OSError), open(folder / LOCK, encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    _probe(folder)
     lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,9 +142,17 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _umask() -> int:
+    """What the user takes from the mode of new files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def open_to_readers(path: Path) -> None:
     """Let those read a file who may read its folder; safetensors leaves its files to their owner alone."""
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    with contextlib.suppress(OSError):  # not every file system has modes
+        path.chmod(path.parent.stat().st_mode & 0o666 & ~_umask())
 
 
 @contextlib.contextmanager
@@ -156,6 +191,9 @@ def remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_tree(folder: Path) -> None:
-    """Delete a working folder, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
+def remove_tree(path: Path) -> None:
+    """Delete a working folder, or what stands in its place, if anything is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

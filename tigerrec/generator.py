@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tigerrec import artifacts
-from tigerrec.ranges import at_least_one, not_negative
+from tigerrec.ranges import at_least_one, at_most, not_negative
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class T5:
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items")
+        at_most(self, LARGEST_SIZE, "d_model", "num_heads", "d_kv", "d_ff", "max_items")
+        at_most(self, MOST_LAYERS, "num_layers")
         if not 1 <= self.decoder_layers <= self.num_layers:
             raise ValueError(f"num_decoder_layers must be between 1 and num_layers, {self.num_layers}, or null, got {self.num_decoder_layers}")
         if not 0 <= self.dropout_rate <= 0.99:
@@ -206,8 +208,6 @@ def _read_generator(folder: Path, model_type: str) -> Generator:
     if model_type == "t5":
         values |= {"history": facts["history"], "decoder_reads": facts["decoder_reads"]}
     with artifacts.contract(folder, CONFIG):
-        if values["num_layers"] > MOST_LAYERS or any(isinstance(value, int) and value > LARGEST_SIZE for value in values.values()):
-            raise ValueError(f"it has more than {MOST_LAYERS} layers, or a size above {LARGEST_SIZE}")
         generator: Generator = kind(**values)
     return generator
 

@@ -47,6 +47,10 @@ def _valid_name(name: str) -> bool:
     return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name and len(name.splitlines()) == 1
 
 
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
+
+
 def _manifest_fault(data: Any) -> str | None:
     """What is wrong with a parsed manifest, or None.
 
@@ -67,7 +71,7 @@ def _manifest_fault(data: Any) -> str | None:
     for name, entry in data["files"].items():
         if not _valid_name(name):
             return f"names a file outside its folder: {name!r}"
-        if not isinstance(entry, dict) or not SHA256.fullmatch(str(entry.get("sha256"))) or not isinstance(entry.get("bytes"), int):
+        if not isinstance(entry, dict) or not _is_sha256(entry.get("sha256")) or not isinstance(entry.get("bytes"), int):
             return f"has no valid sha256 and size for {name!r}"
     for name, entry in data["inputs"].items():
         if not isinstance(entry, dict) or not isinstance(entry.get("fingerprint"), str):

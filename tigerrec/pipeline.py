@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tigerrec import TigerrecError, artifacts, distributed, files
 from tigerrec.config import ConfigError, build, build_choice, composition_fault
 from tigerrec.embed import needed_parts
+from tigerrec.reading import first_line
 from tigerrec.signals import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -64,11 +65,13 @@ class Step:
         return artifacts.input_records(self.inputs)
 
     def is_current(self) -> bool:
-        """Whether the stage is finished, undamaged and made of exactly this.
+        """Whether the stage is finished, undamaged, made of exactly this, and not to be built again.
 
         Raises:
             ArtifactError: it is finished but damaged, or made of something else.
         """
+        if artifacts.is_being_rebuilt(self.folder):
+            return False
         manifest = artifacts.read_manifest(self.folder)
         if manifest is None:
             return False
@@ -242,19 +245,27 @@ def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | Non
     if overwrite and overwrite not in wanted:
         raise ConfigError(f"overwrite={overwrite!r} is not among the steps asked for; allowed: {', '.join(wanted)}.")
     rebuilt: set[Path] = set()
-    for key in wanted:
+    for number, key in enumerate(wanted, start=1):
         step = steps[key]
         rebuild = key == overwrite or not rebuilt.isdisjoint(step.inputs.values())
-        _bring_up_to_date(step, rebuild, asked=key == until)
+        _bring_up_to_date(step, rebuild, key == until, [steps[later].folder for later in wanted[number:]])
         if rebuild:
             rebuilt.add(step.folder)
     return steps[until].folder
 
 
-def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
+def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Path]) -> None:
+    """Run a step that is not up to date.
+
+    Args:
+        asked: whether it is the one that was asked for, not only needed.
+        later: the folders of the steps that come behind it.
+    """
     with contextlib.ExitStack() as held:
         if not distributed.agreed(lambda: _has_to_run(step, rebuild, asked, held)):
             return
+        for folder in later if distributed.is_first() else ():
+            files.check_writable(folder)
         logger.info("%s: %s", step.stage, step.folder)
         started = time.perf_counter()
         read = step.input_records()
@@ -263,24 +274,31 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool) -> None:
         else:
             distributed.agreed(lambda: step.run(step.folder))
         distributed.agreed(lambda: _check_inputs_stayed(step, read))
+        distributed.agreed(lambda: artifacts.end_rebuild(step.folder))
         logger.info("%s: done in %.1f s", step.stage, time.perf_counter() - started)
 
 
 def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitStack) -> bool:
     """Whether a step is not up to date; if so, its folder stays locked until what is `held` is let go."""
-    if not rebuild and _is_up_to_date(step):
+    written_by_others = list(step.inputs.values())
+    if not rebuild and _is_up_to_date(step, written_by_others if asked else [*written_by_others, step.folder]):
         return False
     held.enter_context(files.locked(step.folder, wait=not asked, announce=logger.info))
-    if not rebuild and _is_up_to_date(step):
+    if not rebuild and _is_up_to_date(step, written_by_others):
         return False
     if rebuild:
-        artifacts.discard_working_files(step.folder)
+        artifacts.begin_rebuild(step.folder, artifacts.sha256_text(artifacts.canonical_json([artifacts.describe(step.config), step.input_records()])))
     return True
 
 
-def _is_up_to_date(step: Step) -> bool:
-    """Whether a step is finished, saying so."""
-    current = step.is_current()
+def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
+    """Whether a step is finished, saying so; looked at again where something is wrong that another process may be writing."""
+    try:
+        current = step.is_current()
+    except artifacts.ArtifactError:
+        for folder in written_by_others:
+            files.wait_for_writer(folder)
+        current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
         if artifacts.working_files(step.folder):  # of a process that was killed after its last word, unless one is at work here
@@ -348,20 +366,24 @@ def show_progress() -> None:
 
 
 @contextlib.contextmanager
-def reporting(resume: str = "the same command") -> Iterator[None]:
-    """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal: with what goes on from there."""
+def reporting(resume: str | None = None) -> Iterator[None]:
+    """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal.
+
+    Args:
+        resume: the command that goes on after a signal, for work that several processes may share; None for other work.
+    """
     show_progress()
     try:
-        if not distributed.joined():
+        if resume is None and distributed.world_size() > 1:
             raise TigerrecError("Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun (`LAUNCH=`).")
         yield
     except TigerrecError as error:
         sys.exit(f"Error: {error}")
     except OSError as error:
-        sys.exit(f"Error: {str(error).splitlines()[0]}.")
+        sys.exit(f"Error: {first_line(error)}.")
     except KeyboardInterrupt as stop:
         if distributed.is_first():
-            logger.warning("%s; go on with: %s", str(stop) or "Stopped", resume)
+            logger.warning("%s; go on with: %s", str(stop) or "Stopped", resume or "the same command")
         sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
 
 
@@ -371,8 +393,8 @@ def command(cfg: DictConfig, until: str | None = None) -> None:
 
     until = until or cfg.until
     hydra = HydraConfig.get()
-    distributed.join()
     with reporting(_same_way(until)):
+        distributed.join()
         folder = run(cfg, until)
     if until == "evaluate":
         logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)

@@ -17,6 +17,11 @@ def at_least_one(config: object, *names: str) -> None:
     _check(config, names, lambda value: value >= 1, "at least 1")
 
 
+def at_most(config: object, largest: int, *names: str) -> None:
+    """Refuse fields above a number."""
+    _check(config, names, lambda value: value <= largest, f"at most {largest:,}")
+
+
 def positive(config: object, *names: str) -> None:
     """Refuse fields that are 0 or below."""
     _check(config, names, lambda value: value > 0, "positive")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tigerrec import distributed
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +32,10 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Let SIGTERM and Ctrl-C set a flag instead of ending the process at once; a second one ends it."""
+    """Let SIGTERM and Ctrl-C set a flag instead of ending the process at once; a second one ends it.
+
+    Where several processes share a task, a second one does not: a scheduler signals all of them, and torchrun passes on its own.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -39,7 +44,8 @@ def stop_signals() -> Iterator[StopFlag]:
     def note(number: int, frame: Any) -> None:
         flag.received = number
         logger.warning("stopping: the step in hand ends, then a checkpoint is written")
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        if distributed.world_size() == 1:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -179,6 +179,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
                 checkpoints.log(state, {"step": state.step, "epoch": round(epoch, 4), "seconds": progress.seconds(), "users": len(users), **found})
                 logger.info("epoch %g of %d: %s", epoch, training.epochs, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
                 checkpoints.consider(state, trainer.model, found["validation_ndcg@10"], KEPT_CANDIDATES)
+                stopping = distributed.anywhere(stop.received is not None)
                 state.finished = bool(training.patience) and state.validations_since_best >= training.patience
             if due:
                 state.seconds = progress.seconds()

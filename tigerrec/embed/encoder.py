@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from dataclasses import dataclass
@@ -65,13 +66,14 @@ class SentenceTransformerEmbedder:
         return files
 
     def environment(self) -> dict[str, str]:
-        """The kind of device, its threads, and the precision of matrix products on it."""
+        """Versions, the kind of device, its threads, and the precision of matrix products on it."""
         import torch
 
         from tigerrec.precision import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        return {"device": device.type, "threads": str(torch.get_num_threads()), "precision": resolve_precision(device, self.precision)}
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "sentence-transformers")}
+        return versions | {"device": device.type, "threads": str(torch.get_num_threads()), "precision": resolve_precision(device, self.precision)}
 
     def open(self) -> Encode:
         """The loaded encoder."""
