@@ -221,6 +221,20 @@ def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders:
     assert err.count("Stopped by SIGTERM") == err.count("go on with: make train") == 1
 
 
+def alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_28_a_dead_launcher_ends_all_after_a_checkpoint(orders: Path, tmp_path: Path) -> None:
+    process = training(orders, tmp_path / "runs")
+    workers = children(process)
+    process.kill()
+    _, err = process.communicate(timeout=60)  # the workers hold its pipes
+    assert not any(alive(worker) for worker in workers)
+    assert err.count("Stopped by SIGTERM") == 1
+
+
 def test_only_stages_can_be_shared(tmp_path: Path) -> None:
     code, _, err = ended(torchrun("scripts/baselines.py", f"paths.runs={tmp_path}"))
     assert code != 0

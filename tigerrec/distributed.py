@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PATIENCE = datetime.timedelta(days=7)  # for a stage that one process builds while the others wait; torchrun ends them all where one dies
 
 
@@ -48,6 +51,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def _end_with_launcher() -> None:
+    """Let the system send this process SIGTERM when torchrun is gone, which could not end it any more; only Linux can."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def join() -> None:
     """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs.
 
@@ -56,6 +66,7 @@ def join() -> None:
     """
     if world_size() == 1:
         return
+    _end_with_launcher()
     if not is_first():
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import torch
