@@ -267,22 +267,25 @@ def working_files(folder: Path) -> list[Path]:
 def begin_rebuild(folder: Path, identity: str) -> None:
     """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building the same again.
 
-    The older version stays until the newer one takes its place; until then `is_being_rebuilt` says so, in later processes too.
+    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes too.
+
+    Args:
+        identity: what the newer version is made of.
     """
-    path = folder / REBUILD
-    if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != identity:
+    if rebuild_of(folder) != identity:
         discard_working_files(folder)
-        with atomic(path) as temporary:
+        with atomic(folder / REBUILD) as temporary:
             temporary.write_text(identity, encoding="utf-8")
 
 
-def is_being_rebuilt(folder: Path) -> bool:
-    """Whether a rebuild of a stage was begun and has not come to its end."""
-    return (folder / REBUILD).exists()
+def rebuild_of(folder: Path) -> str | None:
+    """The identity of a rebuild that was begun and has not come to its end, or None."""
+    path = folder / REBUILD
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def end_rebuild(folder: Path) -> None:
-    """Note that a stage is built."""
+    """Note that a stage is built, or that its rebuild came to nothing."""
     (folder / REBUILD).unlink(missing_ok=True)
 
 

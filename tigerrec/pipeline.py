@@ -64,13 +64,22 @@ class Step:
         """
         return artifacts.input_records(self.inputs)
 
+    def identity(self) -> str:
+        """What the stage would be made of now, as one sha256.
+
+        Raises:
+            ArtifactError: a stage that it reads is not finished.
+        """
+        return artifacts.sha256_text(artifacts.canonical_json([artifacts.describe(self.config), self.input_records()]))
+
     def is_current(self) -> bool:
         """Whether the stage is finished, undamaged, made of exactly this, and not to be built again.
 
         Raises:
             ArtifactError: it is finished but damaged, or made of something else.
         """
-        if artifacts.is_being_rebuilt(self.folder):
+        rebuild = artifacts.rebuild_of(self.folder)
+        if rebuild is not None and rebuild == self.identity():
             return False
         manifest = artifacts.read_manifest(self.folder)
         if manifest is None:
@@ -269,6 +278,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Pa
         logger.info("%s: %s", step.stage, step.folder)
         started = time.perf_counter()
         read = step.input_records()
+        held.callback(_give_up_vain_rebuild, step.folder)
         if step.shared:
             step.run(step.folder)
         else:
@@ -287,7 +297,7 @@ def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitSta
     if not rebuild and _is_up_to_date(step, written_by_others):
         return False
     if rebuild:
-        artifacts.begin_rebuild(step.folder, artifacts.sha256_text(artifacts.canonical_json([artifacts.describe(step.config), step.input_records()])))
+        artifacts.begin_rebuild(step.folder, step.identity())
     return True
 
 
@@ -301,10 +311,18 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
-        if artifacts.working_files(step.folder):  # of a process that was killed after its last word, unless one is at work here
+        if (
+            artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None
+        ):  # of a process that was killed after its last word, unless one is at work here
             with contextlib.suppress(artifacts.ArtifactError), files.locked(step.folder):
                 artifacts.discard_working_files(step.folder)
     return current
+
+
+def _give_up_vain_rebuild(folder: Path) -> None:
+    """Let the older version of a stage stand where its rebuild failed and left nothing to go on from."""
+    if distributed.is_first() and not artifacts.working_files(folder):
+        artifacts.end_rebuild(folder)
 
 
 def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
