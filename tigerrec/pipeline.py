@@ -311,9 +311,7 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
-        if (
-            artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None
-        ):  # of a process that was killed after its last word, unless one is at work here
+        if artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None:  # of a process that was killed after its last word
             with contextlib.suppress(artifacts.ArtifactError), files.locked(step.folder):
                 artifacts.discard_working_files(step.folder)
     return current
