@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tigerrec import TigerrecError
 
 LOCK = ".lock"
+PROBE = ".probe.tmp"
 ELSEWHERE = (
     "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads `dataset.raw_dir=<folder>`, "
     "for exports and pages `OUT=<path>`"
@@ -72,7 +73,7 @@ def not_writable(folder: Path, error: OSError) -> ArtifactError:
 
 def _probe(folder: Path) -> None:
     """Write something in a folder and take it away again."""
-    probe = folder / ".probe.tmp"
+    probe = folder / PROBE
     probe.touch()
     probe.unlink(missing_ok=True)
 
