@@ -12,6 +12,7 @@ from typing import Any
 
 from tigerrec.files import (  # noqa: F401
     FULL,
+    PROBE,
     ArtifactError,
     atomic,
     fsync,
@@ -30,8 +31,8 @@ from tigerrec.provenance import provenance
 from tigerrec.reading import contract, read_arrays, read_json, read_table  # noqa: F401
 
 ASIDE = ".new"
-WORKING_FOLDERS = ("checkpoint", "shards", "trials", ASIDE)
 REBUILD = ".rebuild"
+WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, PROBE, f".{REBUILD}.tmp")
 
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -261,7 +262,7 @@ def writing(
 
 def working_files(folder: Path) -> list[Path]:
     """What an unfinished run left in a stage's folder."""
-    return [folder / name for name in WORKING_FOLDERS if (folder / name).exists()]
+    return [folder / name for name in WORKING_FILES if (folder / name).exists()]
 
 
 def begin_rebuild(folder: Path, identity: str) -> None:
