@@ -1,4 +1,5 @@
-"""Check the numbers of a run: leakage, ties, masking, the trie, hits, diversity, buckets, new items, whether the history is read."""
+"""Check the numbers of a run: leakage, ties, masking, the trie, hits, diversity, buckets, new items, whether the
+history is read."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,5 @@
-"""Tune a baseline on validation and measure it as the generator is: python scripts/baselines.py baseline=sasrec_ce dataset=beauty."""
+"""Tune a baseline on validation and measure it as the generator is: python scripts/baselines.py baseline=sasrec_ce
+dataset=beauty."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,5 @@
-"""Run all stages up to `until` in one process; `-m` sweeps: python scripts/pipeline.py -m tokenizer=rkmeans,random generator.seed=0,1."""
+"""Run all stages up to `until` in one process; `-m` sweeps: python scripts/pipeline.py -m tokenizer=rkmeans,random
+generator.seed=0,1."""
 
 import hydra
 from omegaconf import DictConfig

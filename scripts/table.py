@@ -1,4 +1,5 @@
-"""Run all cells of a table that are not done, and write the table: python scripts/table.py experiment=beauty_table seeds=1."""
+"""Run all cells of a table that are not done, and write the table: python scripts/table.py experiment=beauty_table
+seeds=1."""
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra

@@ -16,7 +16,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def in_a_process_of_its_own(function: Callable[[], Any]) -> int:
-    """The exit code of a forked process that calls a function: what it gives (0 for None), or `FAILED` where it raises."""
+    """The exit code of a forked process that calls a function: what it gives (0 for None), or `FAILED` where it
+    raises."""
     child = os.fork()
     if child == 0:
         try:
@@ -30,12 +31,14 @@ def in_a_process_of_its_own(function: Callable[[], Any]) -> int:
 
 
 def dies(folder: Path, function: Callable[[], Any], number: int, by: str) -> bool:
-    """Call a function in a process of its own that ends before its change number `number` (from 0) of what is below a folder.
+    """Call a function in a process of its own that ends before its change number `number` (from 0) of what is below a
+    folder.
 
     A change is opening a file to write, fsync, rename, remove, making and removing a folder.
 
     Args:
-        by: `SIGKILL`; `Ctrl-C`, after which Python cleans up; or `power cut`, in which half of a file is lost that was about to be synced.
+        by: `SIGKILL`; `Ctrl-C`, after which Python cleans up; or `power cut`, in which half of a file is lost that was
+            about to be synced.
 
     Returns:
         Whether it came to that change.
@@ -44,7 +47,9 @@ def dies(folder: Path, function: Callable[[], Any], number: int, by: str) -> boo
         AssertionError: the function failed, or a file took another name before it was on disk.
     """
     code = in_a_process_of_its_own(lambda: _watched(str(folder), function, number, by))
-    assert code in (0, KILLED), {UNSYNCED: "a file took its name before it was on disk"}.get(code, "see what it printed")
+    assert code in (0, KILLED), {UNSYNCED: "a file took its name before it was on disk"}.get(
+        code, "see what it printed"
+    )
     return code == KILLED
 
 
@@ -63,7 +68,12 @@ def _watched(folder: str, function: Callable[[], Any], number: int, by: str) -> 
             os._exit(KILLED)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(args[0], (str, bytes)) and os.fsdecode(args[0]).startswith(folder) and args[2] & WRITING:
+        if (
+            event == "open"
+            and isinstance(args[0], (str, bytes))
+            and os.fsdecode(args[0]).startswith(folder)
+            and args[2] & WRITING
+        ):
             change()
         elif event in CHANGES and (args[-1] != -1 or os.fsdecode(args[0]).startswith(folder)):
             if event == "os.rename" and os.path.isfile(args[0]) and os.stat(args[0]).st_ino not in synced:

@@ -1,4 +1,5 @@
-"""Kill every stage of a pipeline with SIGKILL, give the same command again, and compare each file with an undisturbed run's.
+"""Kill every stage of a pipeline with SIGKILL, give the same command again, and compare each file with an undisturbed
+run's.
 
     python -m tests.kill_and_resume <folder> [options, as scripts/pipeline.py takes them]
 
@@ -29,7 +30,9 @@ TOLD = ("going on from step", "took ")
 
 def start(stage: str, options: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", f"scripts/{SCRIPTS[stage]}.py", *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def listen(process: subprocess.Popen[str], until: str = "") -> list[str]:
@@ -64,13 +67,19 @@ def kill(stage: str, options: Sequence[str], after: float) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     heard = listen(process)
     if process.wait() != -signal.SIGKILL:
-        sys.exit("\n".join([*heard, f"{stage} ended with {process.returncode} before it was killed; run again, in a new folder"]))
+        sys.exit(
+            "\n".join(
+                [*heard, f"{stage} ended with {process.returncode} before it was killed; run again, in a new folder"]
+            )
+        )
     print(f"  kill -9 {after:.1f} s after it began", flush=True)
 
 
 def manifests(runs: Path) -> list[Path]:
     """Of every finished stage, the first of the pipeline first."""
-    return sorted((path for path in runs.rglob(MANIFEST) if path.parent.name != ASIDE), key=lambda path: len(path.parts))
+    return sorted(
+        (path for path in runs.rglob(MANIFEST) if path.parent.name != ASIDE), key=lambda path: len(path.parts)
+    )
 
 
 def committed(runs: Path) -> dict[str, tuple[str, bool]]:

@@ -32,7 +32,8 @@ REVIEWS = [
     review("u2", "0205616461", 4),
 ]
 METADATA = [
-    b"{'asin': '0205616461', 'title': 'NA', 'price': 4.5, 'categories': [['Beauty', 'Bath &amp; Body'], ['Gifts']], 'related': {'also_bought': ['B1']}}",
+    b"{'asin': '0205616461', 'title': 'NA', 'price': 4.5, 'categories': [['Beauty', 'Bath &amp; Body'], ['Gifts']], "
+    b"'related': {'also_bought': ['B1']}}",
     b"{'asin': 'B1', 'title': 'Men&#39;s   &quot;Caf\xc3\xa9&quot; Soap', 'brand': ''}",
     b"{'asin': 'B9', 'title': 'never bought', 'price': __import__('os')}",
     b"{'asin': 'B1', 'title': 'second row'}",
@@ -43,25 +44,48 @@ def write(folder: Path, reviews: list[bytes], metadata: list[bytes], **options: 
     folder.mkdir(exist_ok=True)
     (folder / "reviews.json.gz").write_bytes(gzip.compress(b"\n".join(reviews) + b"\n"))
     (folder / "meta.json.gz").write_bytes(gzip.compress(b"\n".join(metadata) + b"\n"))
-    return AmazonReviews(folder, "reviews.json.gz", "meta.json.gz", **{"min_user_interactions": 0, "min_item_interactions": 0} | options)
+    return AmazonReviews(
+        folder, "reviews.json.gz", "meta.json.gz", **{"min_user_interactions": 0, "min_item_interactions": 0} | options
+    )
 
 
 def test_items_and_histories(tmp_path: Path) -> None:
     out = prepare(write(tmp_path / "raw", REVIEWS, METADATA), tmp_path / "out")
     items = artifacts.read_table(out, "items.parquet").to_pylist()
     assert [item["item_id"] for item in items] == ["0205616461", "B1", "B2"]
-    assert [item["text"] for item in items] == ["Title: NA; Categories: Beauty > Bath & Body; Price: 4.50.", 'Title: Men\'s "Café" Soap.', "Item B2."]
-    assert items[1] == {"item": 1, "item_id": "B1", "title": 'Men\'s "Café" Soap', "brand": None, "categories": [], "price": None, "text": items[1]["text"]}
+    assert [item["text"] for item in items] == [
+        "Title: NA; Categories: Beauty > Bath & Body; Price: 4.50.",
+        'Title: Men\'s "Café" Soap.',
+        "Item B2.",
+    ]
+    assert items[1] == {
+        "item": 1,
+        "item_id": "B1",
+        "title": 'Men\'s "Café" Soap',
+        "brand": None,
+        "categories": [],
+        "price": None,
+        "text": items[1]["text"],
+    }
     assert artifacts.read_table(out, "interactions.parquet")["item"].to_pylist() == [1, 2, 0, 1, 0, 2]
     stats = artifacts.read_json(out, "stats.json")
-    assert (stats["dropped"], stats["noted"], stats["items_without_metadata"], stats["lines"]) == ({}, {"repeated metadata": 1}, 1, 10)
+    assert (stats["dropped"], stats["noted"], stats["items_without_metadata"], stats["lines"]) == (
+        {},
+        {"repeated metadata": 1},
+        1,
+        10,
+    )
 
 
 def test_ratings_give_the_same_histories(tmp_path: Path) -> None:
     records = [json.loads(line) for line in REVIEWS]
     dataset = write(tmp_path / "raw", REVIEWS, METADATA)
-    (tmp_path / "raw" / "ratings.csv").write_text("".join(f"{r['reviewerID']},{r['asin']},5.0,{r['unixReviewTime']}\n" for r in records))
-    ratings = AmazonReviews(tmp_path / "raw", "ratings.csv", "meta.json.gz", min_user_interactions=0, min_item_interactions=0)
+    (tmp_path / "raw" / "ratings.csv").write_text(
+        "".join(f"{r['reviewerID']},{r['asin']},5.0,{r['unixReviewTime']}\n" for r in records)
+    )
+    ratings = AmazonReviews(
+        tmp_path / "raw", "ratings.csv", "meta.json.gz", min_user_interactions=0, min_item_interactions=0
+    )
     first, second = prepare(dataset, tmp_path / "first"), prepare(ratings, tmp_path / "second")
     for name in ("items.parquet", "users.parquet", "interactions.parquet"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
@@ -94,7 +118,11 @@ def test_every_bad_line_is_counted_by_reason(tmp_path: Path, monkeypatch: pytest
     }
     monkeypatch.chdir(tmp_path)
     reviews = [b"\xef\xbb\xbf" + REVIEWS[0], *bad, b"", *REVIEWS[1:]]
-    raw = write(tmp_path / "raw", reviews, [*bad_metadata, *METADATA, b'{"asin": "B2", "title": 12, "price": "$1,299.00", "categories": "Soap"}']).read()
+    raw = write(
+        tmp_path / "raw",
+        reviews,
+        [*bad_metadata, *METADATA, b'{"asin": "B2", "title": 12, "price": "$1,299.00", "categories": "Soap"}'],
+    ).read()
     expected: dict[str, int] = {}
     for role, reasons in (("interactions", bad), ("metadata", bad_metadata)):
         for reason in reasons.values():
@@ -127,10 +155,16 @@ def test_damaged_files_leave_nothing(tmp_path: Path, damage: Callable[[bytes], b
 
 def test_missing_files_are_named_with_the_remedies(tmp_path: Path) -> None:
     dataset = AmazonReviews(tmp_path / "raw", "reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
-    with pytest.raises(DatasetError, match=r"dataset\.raw_dir=.* is no folder; give the one that holds reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz"):
+    with pytest.raises(
+        DatasetError,
+        match=r"dataset\.raw_dir=.* is no folder; give the one that holds reviews_Beauty_5\.json\.gz and "
+        r"meta_Beauty\.json\.gz",
+    ):
         dataset.sources()
     dataset.raw_dir.mkdir()
-    with pytest.raises(DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*DATASET=sample"):
+    with pytest.raises(
+        DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*DATASET=sample"
+    ):
         dataset.sources()
 
 
@@ -141,7 +175,8 @@ def test_values_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]
 
 
 class Shop(http.server.BaseHTTPRequestHandler):
-    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked for."""
+    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked
+    for."""
 
     content: dict[str, bytes]
     faults: list[int | str]
@@ -180,7 +215,12 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Amaz
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         (tmp_path / "raw").mkdir()
-        yield AmazonReviews(tmp_path / "raw", "reviews.json.gz", "meta.json.gz", url=f"http://127.0.0.1:{server.server_port}"), handler
+        yield (
+            AmazonReviews(
+                tmp_path / "raw", "reviews.json.gz", "meta.json.gz", url=f"http://127.0.0.1:{server.server_port}"
+            ),
+            handler,
+        )
         server.shutdown()
 
 
@@ -199,9 +239,13 @@ def test_download_survives_faults_and_resumes(shop: tuple[AmazonReviews, type[Sh
 def test_interrupted_download_keeps_the_part_and_ends_later(shop: tuple[AmazonReviews, type[Shop]]) -> None:
     dataset, handler = shop
     handler.faults[:] = ["cut", 503, 503]
-    with pytest.raises(DatasetError, match=r"reviews\.json\.gz and meta\.json\.gz.*cannot be downloaded.*503.*DATASET=sample"):
+    with pytest.raises(
+        DatasetError, match=r"reviews\.json\.gz and meta\.json\.gz.*cannot be downloaded.*503.*DATASET=sample"
+    ):
         dataset.sources()
-    assert [path.name for path in dataset.raw_dir.iterdir() if not path.name.startswith(".")] == ["reviews.json.gz.part"]
+    assert [path.name for path in dataset.raw_dir.iterdir() if not path.name.startswith(".")] == [
+        "reviews.json.gz.part"
+    ]
     dataset.sources()
     assert len(dataset.read().user_ids) == 6
 
@@ -222,8 +266,14 @@ def test_a_part_of_another_file_is_started_anew(shop: tuple[AmazonReviews, type[
     assert len(dataset.read().user_ids) == 6
 
 
-@pytest.mark.parametrize("content", [b"<html>come back later</html>", gzip.compress(b"x" * 99, mtime=0)[:-4], None], ids=["html", "torn", "missing"])
-def test_a_bad_download_never_takes_the_final_name(shop: tuple[AmazonReviews, type[Shop]], content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>come back later</html>", gzip.compress(b"x" * 99, mtime=0)[:-4], None],
+    ids=["html", "torn", "missing"],
+)
+def test_a_bad_download_never_takes_the_final_name(
+    shop: tuple[AmazonReviews, type[Shop]], content: bytes | None
+) -> None:
     dataset, handler = shop
     if content is None:
         del handler.content["reviews.json.gz"]

@@ -1,4 +1,5 @@
-"""Stage folders: whole or not there, damage and staleness refused, one writer at a time, and the same bytes after any crash."""
+"""Stage folders: whole or not there, damage and staleness refused, one writer at a time, and the same bytes after any
+crash."""
 
 import contextlib
 import dataclasses
@@ -33,7 +34,9 @@ class Config:
     device: str = not_identity(default="cpu")
 
 
-def write(folder: Path, seed: int = 0, *, stage: str = "embed", seconds: float = 0.0, inputs: dict[str, Path] | None = None) -> Path:
+def write(
+    folder: Path, seed: int = 0, *, stage: str = "embed", seconds: float = 0.0, inputs: dict[str, Path] | None = None
+) -> Path:
     """A small stage; `seed` decides its content."""
     with artifacts.writing(folder, stage, Config(seed=seed), inputs=inputs) as out:
         out.json("facts.json", {"seed": seed, "name": "näme"})
@@ -69,13 +72,13 @@ def one_sentence(error: BaseException) -> str:
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     for fault in (ValueError("mine"), KeyboardInterrupt()):
-        with pytest.raises(type(fault)), files.atomic(path) as temporary:  # noqa: PT012
+        with pytest.raises(type(fault)), files.atomic(path) as temporary:
             temporary.write_text("half")
             raise fault
         assert names(path.parent) == set()
     with files.atomic(path) as temporary:
         temporary.write_text("whole")
-    with pytest.raises(ValueError, match="mine"), files.atomic(path) as temporary:  # noqa: PT012
+    with pytest.raises(ValueError, match="mine"), files.atomic(path) as temporary:
         temporary.write_text("half")
         raise ValueError("mine")
     assert path.read_text() == "whole"
@@ -83,18 +86,20 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 
 def test_a_stage_is_there_once_all_of_it_is(tmp_path):
-    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path / "new", "embed", Config()) as out:  # noqa: PT012
+    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path / "new", "embed", Config()) as out:
         out.json("facts.json", {})
         assert artifacts.read_manifest(tmp_path / "new") is None
         raise ValueError("mine")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(MissingError, match=r"No finished 'embed' stage in .*; run `python scripts/pipeline.py until=embed`"):
+    with pytest.raises(
+        MissingError, match=r"No finished 'embed' stage in .*; run `python scripts/pipeline.py until=embed`"
+    ):
         artifacts.open_stage(tmp_path / "new", "embed")
 
 
 def test_a_stage_stays_until_the_whole_of_a_newer_one_is_on_disk(tmp_path):
     older = contents(write(tmp_path))
-    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path, "embed", Config(seed=1)) as out:  # noqa: PT012
+    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path, "embed", Config(seed=1)) as out:
         out.json("facts.json", {"seed": 1})
         artifacts.open_stage(tmp_path, "embed")
         raise ValueError("mine")
@@ -108,10 +113,17 @@ def test_a_manifest_says_what_the_stage_is(tmp_path):
     upstream = write(tmp_path / "up", stage="prepare")
     folder = write(tmp_path / "down", 3, inputs={"prepare": upstream})
     manifest = artifacts.open_stage(folder, "embed")
-    assert manifest.config == {"_target_": f"{__name__}.Config", "part": {"_target_": f"{__name__}.Part", "width": 4}, "levels": [2, 3], "seed": 3}
+    assert manifest.config == {
+        "_target_": f"{__name__}.Config",
+        "part": {"_target_": f"{__name__}.Part", "width": 4},
+        "levels": [2, 3],
+        "seed": 3,
+    }
     assert set(manifest.files) == {"facts.json", "arrays.safetensors", "timing.json"}
     assert manifest.inputs["prepare"]["fingerprint"] == artifacts.read_manifest(upstream).fingerprint
-    assert manifest.fingerprint == artifacts.fingerprint("embed", Config(seed=3), {"prepare": manifest.inputs["prepare"]["fingerprint"]})
+    assert manifest.fingerprint == artifacts.fingerprint(
+        "embed", Config(seed=3), {"prepare": manifest.inputs["prepare"]["fingerprint"]}
+    )
     assert {"versions", "seconds", "finished", "machine"} <= set(manifest.provenance)
     assert artifacts.read_json(folder, "facts.json") == {"seed": 3, "name": "näme"}
     assert artifacts.read_arrays(folder, "arrays.safetensors")["values"].tolist() == [3, 4, 5, 6, 7]
@@ -158,7 +170,9 @@ def test_an_input_must_be_finished(tmp_path):
 @pytest.mark.parametrize("below", ["stage", "stage/deeper"])
 def test_a_file_in_the_place_of_the_folder(tmp_path, below):
     (tmp_path / "stage").write_text("")
-    with pytest.raises(ArtifactError, match=r"Cannot write in .*; choose another place: `paths.runs=<folder>`, ") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"Cannot write in .*; choose another place: `paths.runs=<folder>`, "
+    ) as caught:
         write(tmp_path / below)
     one_sentence(caught.value)
     with pytest.raises(ArtifactError, match="Cannot write in"), files.locked(tmp_path / below):
@@ -175,7 +189,9 @@ def test_any_flipped_bit_is_found(tmp_path):
         path, whole = folder / name, (folder / name).read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(DamagedError, match=rf"{name} is damaged \(expected sha256 .* found .*\); add `overwrite=embed`") as caught:
+            with pytest.raises(
+                DamagedError, match=rf"{name} is damaged \(expected sha256 .* found .*\); add `overwrite=embed`"
+            ) as caught:
                 artifacts.open_stage(folder, "embed")
             one_sentence(caught.value)
         path.write_bytes(whole)
@@ -195,7 +211,9 @@ def test_a_flipped_bit_in_the_manifest_is_found_or_harmless(tmp_path):
             refused += 1
             one_sentence(error)
         else:  # white space, or what is kept of an input, which is held against the input itself
-            assert dataclasses.replace(after, inputs={}, provenance={}) == dataclasses.replace(before, inputs={}, provenance={})
+            assert dataclasses.replace(after, inputs={}, provenance={}) == dataclasses.replace(
+                before, inputs={}, provenance={}
+            )
             assert after.inputs["prepare"]["fingerprint"] == before.inputs["prepare"]["fingerprint"]
     assert refused > 100
 
@@ -282,7 +300,9 @@ def test_a_moved_folder_is_still_valid(tmp_path):
     shutil.move(tmp_path / "a", tmp_path / "b")
     os.utime(tmp_path / "b" / "up" / "facts.json", (0, 0))
     moved = tmp_path / "b" / "up" / folder.name
-    assert artifacts.check_current(moved, "embed", Config(), {"prepare": artifacts.input_record(moved.parent)}, "embedder.name")
+    assert artifacts.check_current(
+        moved, "embed", Config(), {"prepare": artifacts.input_record(moved.parent)}, "embedder.name"
+    )
     artifacts.check_made_from(moved, artifacts.open_stage(moved, "embed"), "prepare", moved.parent)
 
 
@@ -315,14 +335,18 @@ def test_current_or_stale(tmp_path):
     folder = tmp_path / "down"
 
     def current(config=Config()):
-        return artifacts.check_current(folder, "embed", config, {"prepare": artifacts.input_record(upstream)}, "embedder.name")
+        return artifacts.check_current(
+            folder, "embed", config, {"prepare": artifacts.input_record(upstream)}, "embedder.name"
+        )
 
     assert not current()
     write(folder, inputs={"prepare": upstream})
     assert current()
     assert current(Config(device="cuda"))
     with pytest.raises(
-        StaleError, match=r"\(part.width: 4 → 5; seed: 0 → 7\); add `embedder.name=<new name>` to keep both, or add `overwrite=embed`"
+        StaleError,
+        match=r"\(part.width: 4 → 5; seed: 0 → 7\); add `embedder.name=<new name>` to keep both, or add "
+        r"`overwrite=embed`",
     ) as caught:
         current(Config(part=Part(5), seed=7))
     one_sentence(caught.value)
@@ -347,12 +371,17 @@ def test_other_content_under_one_fingerprint_is_stale(tmp_path):
 
 # One writer at a time
 
-HOLD = "import sys, pathlib; from tigerrec import files\nwith files.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD = (
+    "import sys, pathlib; from tigerrec import files\nwith files.locked(pathlib.Path(sys.argv[1])): print('held', "
+    "flush=True); sys.stdin.read()"
+)
 
 
 @contextlib.contextmanager
 def held_elsewhere(folder):
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.stdin.close()
@@ -360,7 +389,12 @@ def held_elsewhere(folder):
 
 def test_the_second_is_refused_and_told_who_is_first(tmp_path):
     with held_elsewhere(tmp_path) as process:
-        with pytest.raises(files.BusyError, match=f"is being written by process {process.pid} on .*; wait for it to end") as caught, files.locked(tmp_path):
+        with (
+            pytest.raises(
+                files.BusyError, match=f"is being written by process {process.pid} on .*; wait for it to end"
+            ) as caught,
+            files.locked(tmp_path),
+        ):
             pass
         one_sentence(caught.value)
     with files.locked(tmp_path):
@@ -392,7 +426,8 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """No child processes, no look into installed packages and no waiting for the disk, which a crash test has no use for."""
+    """No child processes, no look into installed packages and no waiting for the disk, which a crash test has no use
+    for."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(provenance, "_git_commit", lambda: None)
     monkeypatch.setattr(provenance, "_versions", dict)
@@ -455,7 +490,9 @@ def test_a_full_disk_is_one_sentence_and_nothing_torn(tmp_path, kind, limit):
     folder = tmp_path / "stage"
     folder.mkdir()
     (folder / "file").write_text("older")
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder), kind, str(limit)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder), kind, str(limit)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "Could not write" in done.stderr
@@ -469,7 +506,10 @@ def test_a_fault_of_the_program_is_not_called_a_full_disk(tmp_path):
         files.write_json(tmp_path / "a.json", float("nan"))
     with pytest.raises(RuntimeError, match="cannot write this"), files.atomic(tmp_path / "a.json"):
         raise RuntimeError("cannot write this")
-    with pytest.raises(ArtifactError, match=r"Could not write .* \(No such file or directory\)"), files.atomic(tmp_path / "a.json") as temporary:
+    with (
+        pytest.raises(ArtifactError, match=r"Could not write .* \(No such file or directory\)"),
+        files.atomic(tmp_path / "a.json") as temporary,
+    ):
         (temporary / "no folder").write_text("")
     assert names(tmp_path) == set()
 
@@ -479,4 +519,11 @@ def test_left_over_temporaries_go_with_the_next_run(tmp_path):
     for name in (f"{artifacts.ASIDE}/.facts.json.tmp", f"{artifacts.ASIDE}/.tmpAbCdEf", ".lock", "mine.tmp"):
         (tmp_path / name).write_text("")
     write(tmp_path)
-    assert names(tmp_path) == {".lock", "mine.tmp", "facts.json", "arrays.safetensors", "timing.json", artifacts.MANIFEST}
+    assert names(tmp_path) == {
+        ".lock",
+        "mine.tmp",
+        "facts.json",
+        "arrays.safetensors",
+        "timing.json",
+        artifacts.MANIFEST,
+    }

@@ -1,4 +1,5 @@
-"""The audit of a whole run made of a small shop: what the checks find, that a leak is caught, and that a stopped audit goes on."""
+"""The audit of a whole run made of a small shop: what the checks find, that a leak is caught, and that a stopped audit
+goes on."""
 
 from __future__ import annotations
 
@@ -38,9 +39,13 @@ def write_shop(folder: Path) -> list[str]:
     lines = ["user,item,time"]
     for user in range(N_USERS):
         items = rng.permutation(N_ITEMS)[: rng.integers(4, 10)]
-        lines += [f"u{user},i{item},{time}" for item, time in zip(items, np.sort(rng.integers(0, 6, len(items))), strict=True)]
+        lines += [
+            f"u{user},i{item},{time}" for item, time in zip(items, np.sort(rng.integers(0, 6, len(items))), strict=True)
+        ]
     (folder / "orders.csv").write_text("\n".join(lines) + "\n")
-    (folder / "products.csv").write_text("\n".join(["item,title", *(f"i{item},Thing {item % 7} of kind {item % 5}" for item in range(N_ITEMS))]) + "\n")
+    (folder / "products.csv").write_text(
+        "\n".join(["item,title", *(f"i{item},Thing {item % 7} of kind {item % 5}" for item in range(N_ITEMS))]) + "\n"
+    )
     return [f"dataset.interactions={folder}/orders.csv", f"dataset.items={folder}/products.csv"]
 
 
@@ -98,7 +103,9 @@ def test_vectors_that_read_held_out_items_are_caught(run, monkeypatch):
 
 
 def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(options, tmp_path):
-    run = opened(options, "train.validate_every=1", "train.name=often", f"paths.runs={tmp_path}", work=tmp_path / "work")
+    run = opened(
+        options, "train.validate_every=1", "train.name=often", f"paths.runs={tmp_path}", work=tmp_path / "work"
+    )
     found = leakage(run)
     assert {row["result"] for row in found.rows} == {"equal bytes"}
     assert [row["compared with"] for row in found.rows[:2]] == ["the same training on the true data", "the audited run"]
@@ -107,16 +114,27 @@ def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(optio
 
 def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "split", lambda history, part: split(history, "test"))
-    choosing = ["train.validate_every=1", "train.epochs=6", "train.learning_rate=0.01", "train.name=often", f"paths.runs={tmp_path}"]
+    choosing = [
+        "train.validate_every=1",
+        "train.epochs=6",
+        "train.learning_rate=0.01",
+        "train.name=often",
+        f"paths.runs={tmp_path}",
+    ]
     found = leakage(opened(options, *choosing, work=tmp_path / "work"))
     assert [row["result"] for row in found.rows] == ["equal bytes", "different", "equal bytes"]
-    assert found.summary.startswith("model.safetensors of training with its validations on data with poisoned test items: different")
+    assert found.summary.startswith(
+        "model.safetensors of training with its validations on data with poisoned test items: different"
+    )
 
 
 def test_collaborative_vectors_of_the_run_itself_are_checked(options, tmp_path):
     chosen = [option for option in options if not option.startswith("embedder")]
     run = opened(chosen, "embedder=collaborative", "embedder.dim=8", f"paths.runs={tmp_path}", work=tmp_path / "work")
-    assert [row["what"] for row in leakage(run).rows] == ["model.safetensors of training on poisoned data", "vectors of collaborative of poisoned data"]
+    assert [row["what"] for row in leakage(run).rows] == [
+        "model.safetensors of training on poisoned data",
+        "vectors of collaborative of poisoned data",
+    ]
     with pytest.raises(NotApplicableError, match="vectors of collaborative are made of interactions"):
         cold_items(run)
 
@@ -128,7 +146,9 @@ def test_ties_are_counted_as_the_histories_say(run):
     targets = [split(changed[user], "test")[1] for user in range(N_USERS)]
     assert rows["users whose test target changes"]["users"] == (run.targets != targets).sum() > 0
     assert rows["users with equal times in their history"]["users"] > rows["users whose test target changes"]["users"]
-    assert [sorted(changed[user]) for user in range(N_USERS)] == [sorted(run.histories[user]) for user in range(N_USERS)]
+    assert [sorted(changed[user]) for user in range(N_USERS)] == [
+        sorted(run.histories[user]) for user in range(N_USERS)
+    ]
     generator = [row for row in found.rows if row["what"] == run.evaluation.model]
     assert generator[0]["hr@10"] == metrics(run.ranks("masked"))["hr@10"]
     assert generator[2]["hr@10"] == pytest.approx(generator[1]["hr@10"] - generator[0]["hr@10"])
@@ -163,11 +183,15 @@ def item_ids(prepared: Path) -> list[str]:
 def test_the_report_agrees_with_the_evaluation(run, audited):
     found = results(audited)
     assert list(found) == CHEAP
-    evaluated = {(row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run.evaluated, "metrics.json")}
+    evaluated = {
+        (row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run.evaluated, "metrics.json")
+    }
     for row in found["seen"]["rows"]:
         if row["seen items"] in ("kept", "masked"):
             expected = evaluated[row["model"], "item", row["seen items"]]
-            assert {key: value for key, value in row.items() if "@" in key} == {key: expected[key] for key in row if "@" in key}
+            assert {key: value for key, value in row.items() if "@" in key} == {
+                key: expected[key] for key in row if "@" in key
+            }
     whole = next(row for row in found["hits"]["rows"] if row["seen items"] == "masked" and row["whose"] == "all users")
     assert whole["hr@10 of codes"] == evaluated["t5", "sid", "masked"]["hr@10"]
     assert whole["hr@10 inflation"] == pytest.approx(whole["hr@10 of codes"] / whole["hr@10 of items"] - 1)
@@ -177,19 +201,28 @@ def test_the_report_agrees_with_the_evaluation(run, audited):
         mean = sum(row["users"] * row.get("ndcg@10", 0) for row in rows) / N_USERS
         assert mean == pytest.approx(evaluated["t5", "item", "masked"]["ndcg@10"], abs=1e-6)
     facts = {row["what"]: row["number"] for row in found["facts"]["rows"]}
-    assert facts["items whose title another item has too"] == 10  # 35 different titles: items 35 to 39 are called like 0 to 4
+    assert (
+        facts["items whose title another item has too"] == 10
+    )  # 35 different titles: items 35 to 39 are called like 0 to 4
     assert facts["users whose target is in their own history"] == 0
 
 
 def test_the_same_history_gives_the_lists_of_the_evaluation(run):
     lists = run.search(run.searcher, run.known, mask_seen=True, progress="", seen=run.known)
     assert (lists == run.lists("masked")).all()
-    others = run.search(run.searcher, [history[-1:] for history in run.known], mask_seen=True, progress="", seen=run.known)
+    others = run.search(
+        run.searcher, [history[-1:] for history in run.known], mask_seen=True, progress="", seen=run.known
+    )
     assert not any(set(found) & set(history) for found, history in zip(others.tolist(), run.known, strict=True))
 
 
 def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, tmp_path, monkeypatch):
-    chosen = [*options, "audit.checks=[seen,hits,buckets]", f"audit.folder={tmp_path}/out", f"paths.runs={tmp_path}/runs"]
+    chosen = [
+        *options,
+        "audit.checks=[seen,hits,buckets]",
+        f"audit.folder={tmp_path}/out",
+        f"paths.runs={tmp_path}/runs",
+    ]
     done: list[str] = []
     from tigerrec.audit import from_lists
 
@@ -229,8 +262,19 @@ def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monke
         raise TigerrecError("The disk is full.")
 
     monkeypatch.setattr(from_lists, "hits", fails)
-    with pytest.raises(TigerrecError, match=r"^hits failed: The disk is full\. What is finished stands in .*audit\.md\.$"):
-        audit.audit(compose([*options, "audit.checks=[seen,hits,buckets]", f"audit.folder={tmp_path}/out", f"paths.runs={tmp_path}/runs"]))
+    with pytest.raises(
+        TigerrecError, match=r"^hits failed: The disk is full\. What is finished stands in .*audit\.md\.$"
+    ):
+        audit.audit(
+            compose(
+                [
+                    *options,
+                    "audit.checks=[seen,hits,buckets]",
+                    f"audit.folder={tmp_path}/out",
+                    f"paths.runs={tmp_path}/runs",
+                ]
+            )
+        )
     assert list(results(tmp_path / "out")) == ["seen", "buckets"]
     assert "**Not finished:** hits failed: The disk is full." in (tmp_path / "out" / "audit.md").read_text()
 
@@ -243,12 +287,17 @@ def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
 
 def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_last(options, audited):
     command = [sys.executable, str(ROOT / "scripts" / "audit.py"), *options, "audit.checks=[seen]", "audit.users=30"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(audited)
     assert "seen: up to date" in done.stderr
     text = (audited / "audit.md").read_text()
-    assert text.startswith("# Audit of `shop/hashed/rkmeans-seed0/t5-packed-seed0`\n\n```\nmake audit DATASET=tables EMBEDDER=hashed TOKENIZER=rkmeans ARGS=")
+    assert text.startswith(
+        "# Audit of `shop/hashed/rkmeans-seed0/t5-packed-seed0`\n\n```\nmake audit DATASET=tables EMBEDDER=hashed "
+        "TOKENIZER=rkmeans ARGS="
+    )
     for name in CHEAP:
         assert f"\n## {CHECKS[name].title}\n" in text
     assert "paths.runs" not in text
@@ -279,6 +328,10 @@ def test_the_options_and_their_comment_say_what_there_is():
 def test_a_check_that_makes_no_sense_says_why(options, tmp_path, caplog):
     chosen = [option for option in options if not option.startswith("embedder")]
     with caplog.at_level(logging.INFO, "tigerrec"):
-        out = audit.audit(compose([*chosen, "embedder=collaborative", "embedder.dim=8", "audit.checks=[cold]", f"audit.folder={tmp_path}"]))
+        out = audit.audit(
+            compose(
+                [*chosen, "embedder=collaborative", "embedder.dim=8", "audit.checks=[cold]", f"audit.folder={tmp_path}"]
+            )
+        )
     assert results(out)["cold"]["summary"].startswith("Not run: The vectors of collaborative are made of interactions")
     assert "Not run: " in (out / "audit.md").read_text()

@@ -27,7 +27,15 @@ from tigerrec.audit.open_trie import MALFORMED, UNASSIGNED, OpenTrie
 from tigerrec.audit.report import table
 from tigerrec.audit.run import NotApplicableError
 from tigerrec.audit.searched import changed_histories
-from tigerrec.audit.variants import Interactions, in_a_tie, poisoned, read_interactions, ties_reversed, without_items, write_variant
+from tigerrec.audit.variants import (
+    Interactions,
+    in_a_tie,
+    poisoned,
+    read_interactions,
+    ties_reversed,
+    without_items,
+    write_variant,
+)
 from tigerrec.beam_search import Searcher
 from tigerrec.generator import T5
 from tigerrec.histories import load_histories, split, training_part
@@ -47,14 +55,21 @@ def test_exposure_counts_items_and_the_head():
     found = exposure(np.array([[0, 2], [0, -1], [3, 0]]), popularity)
     assert (found["shown"], found["different items"], found["share of the catalogue"]) == (5, 3, 0.3)
     assert found["share on top 1 % of items"] == found["share on top 10 % of items"] == 0.6
-    assert head_share(np.array([3, 0, 1, 1, 0, 0, 0, 0, 0, 0]), popularity, 0.2) == 0.8  # items 0 and 2: of equals the first
+    assert (
+        head_share(np.array([3, 0, 1, 1, 0, 0, 0, 0, 0, 0]), popularity, 0.2) == 0.8
+    )  # items 0 and 2: of equals the first
     assert gini(np.zeros(3)) == 0
 
 
 def test_buckets_hold_every_value_once():
     values = np.array([0, 1, 4, 5, 9, 10, 1000])
     found = dict(buckets(values, (0, 1, 5, 10)))
-    assert {label: values[members].tolist() for label, members in found.items()} == {"0": [0], "1–4": [1, 4], "5–9": [5, 9], "10+": [10, 1000]}
+    assert {label: values[members].tolist() for label, members in found.items()} == {
+        "0": [0],
+        "1–4": [1, 4],
+        "5–9": [5, 9],
+        "10+": [10, 1000],
+    }
 
 
 def test_the_headline_is_that_of_metrics():
@@ -100,7 +115,9 @@ def test_a_table_shows_intervals_signs_and_shares():
         {"what": "a", "users": 1200, "hr@10": 0.25, "hr@10_low": 0.2, "hr@10_high": 0.3},
         {"what": "difference", "hr@10": 0.01, "hr@10_low": -0.01, "hr@10_high": 0.03, "share of users": 0.5},
     ]
-    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in table(rows).splitlines() if "---" not in line] == [
+    assert [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table(rows).splitlines() if "---" not in line
+    ] == [
         ["what", "users", "HR@10", "share of users"],
         ["a", "1,200", ".2500 (.2000 to .3000)", ""],
         ["difference", "", "+.0100 (-.0100 to +.0300)", "50.0 %"],
@@ -109,7 +126,9 @@ def test_a_table_shows_intervals_signs_and_shares():
 
 
 # users 0 and 1; user 0 has ties at time 1 and at time 3
-SMALL = Interactions(np.array([0, 0, 0, 0, 0, 1, 1, 1]), np.array([4, 3, 2, 1, 0, 5, 4, 3]), np.array([1, 1, 2, 3, 3, 3, 4, 5]))
+SMALL = Interactions(
+    np.array([0, 0, 0, 0, 0, 1, 1, 1]), np.array([4, 3, 2, 1, 0, 5, 4, 3]), np.array([1, 1, 2, 3, 3, 3, 4, 5])
+)
 
 
 def test_reversed_ties_move_within_equal_times_alone():
@@ -127,7 +146,10 @@ def test_reversed_ties_keep_the_multiset():
     times = np.concatenate([np.sort(rng.integers(0, 5, 9)) for _ in range(30)])
     before = Interactions(users, rng.integers(0, 50, 270), times)
     after = ties_reversed(before)
-    triples = [sorted(zip(found.users.tolist(), found.timestamps.tolist(), found.items.tolist(), strict=True)) for found in (before, after)]
+    triples = [
+        sorted(zip(found.users.tolist(), found.timestamps.tolist(), found.items.tolist(), strict=True))
+        for found in (before, after)
+    ]
     assert triples[0] == triples[1]
     assert after.items.tolist() != before.items.tolist()
     assert after.items[~in_a_tie(before)].tolist() == before.items[~in_a_tie(before)].tolist()
@@ -211,7 +233,9 @@ SIZES = (3, 2, 4)
 @pytest.fixture(scope="module", params=[False, True], ids=["unique", "shared"])
 def small_generator(request):
     """Eight items of 24 possible ids; or nine, two of which share one."""
-    codes = np.array(list(itertools.product(*map(range, SIZES))), np.int32)[np.random.default_rng(0).permutation(24)[:8]]
+    codes = np.array(list(itertools.product(*map(range, SIZES))), np.int32)[
+        np.random.default_rng(0).permutation(24)[:8]
+    ]
     if request.param:
         codes = np.concatenate([codes, codes[3:4]])
     ids = SemanticIds(codes, TokenLayout(SIZES, SIZES), may_share=request.param)
@@ -231,7 +255,9 @@ def test_without_the_trie_the_search_equals_scoring_every_sequence_of_tokens(sma
     items_of: dict[tuple[int, ...], list[int]] = {}
     for item in sorted(range(len(ids.codes)), key=lambda item: -popularity[item]):
         items_of.setdefault(tuple(ids.tokens[item].tolist()), []).append(item)
-    possible = {tuple(row) for row in ids.layout.to_tokens(np.array(list(itertools.product(*map(range, SIZES))))).tolist()}
+    possible = {
+        tuple(row) for row in ids.layout.to_tokens(np.array(list(itertools.product(*map(range, SIZES))))).tolist()
+    }
     for row, history in enumerate(histories):
         with torch.no_grad():
             logits = model.stock_logits(torch.from_numpy(history), sequences)

@@ -54,7 +54,10 @@ def no_validation(rank) -> float:
 def cycles():
     """Histories of 2 to 9 items that go round the catalogue."""
     rng = np.random.default_rng(0)
-    return [(np.arange(length) + start).astype(np.int32) % ITEMS for length, start in zip(rng.integers(2, 10, 150), rng.integers(0, ITEMS, 150), strict=True)]
+    return [
+        (np.arange(length) + start).astype(np.int32) % ITEMS
+        for length, start in zip(rng.integers(2, 10, 150), rng.integers(0, ITEMS, 150), strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,9 @@ def test_lists_keep_the_contract_and_depend_on_the_seed_alone(choice, cycles):
 def test_what_follows_is_learned_where_popularity_cannot(choice, cycles):
     known = [history for history in cycles if len(history) < 6]
     following = np.array([(history[-1] + 1) % ITEMS for history in known])
-    ranks = item_ranks(small(choice).fit(cycles, ITEMS, seed=0, validate=no_validation).rank(known, k=3, mask_seen=True)[0], following)
+    ranks = item_ranks(
+        small(choice).fit(cycles, ITEMS, seed=0, validate=no_validation).rank(known, k=3, mask_seen=True)[0], following
+    )
     share = (ranks == 1).mean()
     assert share < 0.4 if choice == "popularity" else share > (0.4 if choice == "item_knn" else 0.9)
 
@@ -144,8 +149,16 @@ def test_every_item_but_the_first_of_a_history_is_a_target_once(max_items):
     batch = examples.batch(np.arange(len(examples)))
     assert batch.items.shape == batch.targets.shape
     assert batch.items.shape[1] <= max_items
-    found = list(zip(batch.items[batch.targets != NO_ITEM].tolist(), batch.targets[batch.targets != NO_ITEM].tolist(), strict=True))
-    assert sorted(found) == sorted(pair for history in training for pair in zip(history[:-1].tolist(), history[1:].tolist(), strict=True))
+    found = list(
+        zip(
+            batch.items[batch.targets != NO_ITEM].tolist(),
+            batch.targets[batch.targets != NO_ITEM].tolist(),
+            strict=True,
+        )
+    )
+    assert sorted(found) == sorted(
+        pair for history in training for pair in zip(history[:-1].tolist(), history[1:].tolist(), strict=True)
+    )
     longest = max(training, key=len)[-max_items - 1 :]
     assert any(row[row != NO_ITEM].tolist() == longest[:-1].tolist() for row in batch.items)
 
@@ -198,7 +211,7 @@ def test_negatives_are_not_in_the_users_piece():
 
 def test_a_state_sees_the_items_before_it_only_and_no_padding():
     model = Transformer(n_items=20, dim=8, n_layers=2, n_heads=2, hidden=16, max_items=6, seed=0)
-    states = lambda histories: model.states(padded(histories), torch.float32, Dropout(0.0))  # noqa: E731
+    states = lambda histories: model.states(padded(histories), torch.float32, Dropout(0.0))
     long, short = np.array([3, 1, 4, 1, 5]), np.array([3, 1, 4])
     together = states([long, short])
     torch.testing.assert_close(together[0, :3], together[1, :3])
@@ -246,7 +259,10 @@ TUNING = TuneConfig(replace(small("last_item"), epochs=2), combinations({"dim": 
 
 
 def without_seconds(folder: Path) -> list[dict]:
-    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in artifacts.read_json(folder, "trials.json")]
+    return [
+        {key: value for key, value in trial.items() if key != "seconds"}
+        for trial in artifacts.read_json(folder, "trials.json")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +327,10 @@ def test_tuning_never_looks_at_test_items(run, tuned, tmp_path):
     items[last] = (items[last] + 1 + np.arange(len(last))) % N_ITEMS
     with artifacts.writing(tmp_path / "poisoned", "prepare", {"seed": 0}) as files:
         files.parquet("items.parquet", artifacts.read_table(run["prepare"], "items.parquet"))
-        files.parquet("interactions.parquet", table.set_column(table.schema.get_field_index("item"), "item", pa.array(items, pa.int32())))
+        files.parquet(
+            "interactions.parquet",
+            table.set_column(table.schema.get_field_index("item"), "item", pa.array(items, pa.int32())),
+        )
         files.json("stats.json", artifacts.read_json(run["prepare"], "stats.json"))
     poisoned = tune(tmp_path / "poisoned", TUNING, tmp_path / "tuning")
     assert without_seconds(poisoned) == without_seconds(tuned)
@@ -321,7 +340,9 @@ def test_tuning_never_looks_at_test_items(run, tuned, tmp_path):
 def test_a_measured_baseline_is_written_as_a_generator_is(run, tuned, tmp_path, split_name):
     config = BaselineConfig(TUNING.baseline, "mine", split=split_name)
     out = measure(run["prepare"], tuned, config, tmp_path)
-    assert {name: artifacts.read_manifest(out).provenance["settings"][name] for name in ("dim", "dropout")} == artifacts.read_json(tuned, "chosen.json")
+    assert {
+        name: artifacts.read_manifest(out).provenance["settings"][name] for name in ("dim", "dropout")
+    } == artifacts.read_json(tuned, "chosen.json")
     histories = load_histories(run["prepare"])
     targets = np.array([split(histories[user], split_name)[1] for user in range(N_USERS)])
     lists = artifacts.read_table(out, "recommendations.parquet").to_pandas()
@@ -346,8 +367,14 @@ def test_popularity_measured_alone_is_popularity_beside_a_generator(run, tmp_pat
     from tigerrec.evaluate import EvaluateConfig, evaluate
 
     alone = measure(run["prepare"], None, BaselineConfig(Popularity(), "popularity"), tmp_path / "alone")
-    beside = evaluate(run["prepare"], run["tokenize"], run["train"], EvaluateConfig(model="tiny", device="cpu"), tmp_path / "beside")
-    rows = [row for row in artifacts.read_json(beside, "metrics.json") if (row["model"], row["hit"]) == ("popularity", "item")]
+    beside = evaluate(
+        run["prepare"], run["tokenize"], run["train"], EvaluateConfig(model="tiny", device="cpu"), tmp_path / "beside"
+    )
+    rows = [
+        row
+        for row in artifacts.read_json(beside, "metrics.json")
+        if (row["model"], row["hit"]) == ("popularity", "item")
+    ]
     assert artifacts.read_json(alone, "metrics.json") == rows
 
 
@@ -360,8 +387,14 @@ def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["baseline=item_knn", "baseline.neighbors=[3]"], r"baseline\.neighbors is not an option; allowed: .*neighbours"),
-        (["baseline=item_knn", "+baseline.neighbors=[3,4]"], r"baseline\.neighbors is not an option; allowed: name, neighbours, "),
+        (
+            ["baseline=item_knn", "baseline.neighbors=[3]"],
+            r"baseline\.neighbors is not an option; allowed: .*neighbours",
+        ),
+        (
+            ["baseline=item_knn", "+baseline.neighbors=[3,4]"],
+            r"baseline\.neighbors is not an option; allowed: name, neighbours, ",
+        ),
         (["baseline=item_knn", "baseline.recency=[0.5,2.0]"], r"baseline: recency must be in"),
         (["baseline=item_knn", "baseline.recency=[0.5,much]"], r"baseline\.recency='much' has the wrong type"),
         (["baseline=item_knn", "baseline._target_=[tigerrec.baselines.item_knn.ItemKNN]"], r"baseline\._target_="),
@@ -412,7 +445,14 @@ def test_without_settings_to_choose_from_nothing_is_tuned():
 
 def script(runs: Path, *options: str) -> subprocess.CompletedProcess:
     settings = [f"baseline.{setting}" for setting in ("epochs=1", "dim=[4,8]", "dropout=0.5", "learning_rate=0.01")]
-    command = [sys.executable, str(ROOT / "scripts" / "baselines.py"), "baseline=last_item", *settings, f"paths.runs={runs}", *options]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "baselines.py"),
+        "baseline=last_item",
+        *settings,
+        f"paths.runs={runs}",
+        *options,
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 

@@ -58,11 +58,16 @@ def test_each_target_is_in_one_window_the_first_that_holds_it(random_lists, wind
 
 def test_windows_and_prefixes_have_the_same_targets(random_lists):
     histories = histories_of(random_lists)
-    targets = [sorted(target for _, target in listed(examples)) for examples in (Examples.windows(histories, 9, 4), Examples.prefixes(histories, 5))]
+    targets = [
+        sorted(target for _, target in listed(examples))
+        for examples in (Examples.windows(histories, 9, 4), Examples.prefixes(histories, 5))
+    ]
     assert targets[0] == targets[1]
 
 
-@pytest.mark.parametrize("make", [lambda histories: Examples.prefixes(histories, 5), lambda histories: Examples.windows(histories, 9, 4)])
+@pytest.mark.parametrize(
+    "make", [lambda histories: Examples.prefixes(histories, 5), lambda histories: Examples.windows(histories, 9, 4)]
+)
 def test_a_batch_holds_items_targets_and_what_each_sees(random_lists, make):
     examples = make(histories_of(random_lists))
     for rows in (np.array([7, 0, 40]), np.array([3]), np.arange(len(examples))):
@@ -73,8 +78,13 @@ def test_a_batch_holds_items_targets_and_what_each_sees(random_lists, make):
             assert items == examples.items[examples.start[row] : examples.stop[row]].tolist()
             assert batch.items[place][: len(items)].tolist() == items
             there = batch.targets[place] != NO_ITEM
-            assert batch.targets[place][there].tolist() == examples.items[examples.first[row] : examples.stop[row] + 1].tolist()
-            assert n_visible[place][there].tolist() == list(range(examples.first[row] - examples.start[row], examples.stop[row] - examples.start[row] + 1))
+            assert (
+                batch.targets[place][there].tolist()
+                == examples.items[examples.first[row] : examples.stop[row] + 1].tolist()
+            )
+            assert n_visible[place][there].tolist() == list(
+                range(examples.first[row] - examples.start[row], examples.stop[row] - examples.start[row] + 1)
+            )
 
 
 @pytest.mark.parametrize("budget", [1, 17, 64, 10_000])
@@ -87,7 +97,9 @@ def test_batches_are_a_partition_within_the_budget(budget):
 
 
 @pytest.mark.parametrize("batch_targets", [1, 7, 64, 10_000])
-@pytest.mark.parametrize("make", [lambda histories: Examples.prefixes(histories, 5), lambda histories: Examples.windows(histories, 9, 4)])
+@pytest.mark.parametrize(
+    "make", [lambda histories: Examples.prefixes(histories, 5), lambda histories: Examples.windows(histories, 9, 4)]
+)
 def test_shuffled_batches_are_a_partition_of_nearly_equal_numbers_of_targets(random_lists, batch_targets, make):
     examples = make(histories_of(random_lists))
     batches = examples.shuffled_batches(batch_targets, np.random.default_rng(2))

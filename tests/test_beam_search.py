@@ -30,10 +30,14 @@ SETTINGS = [
 
 def catalogue(n_items: int, seed: int = 0) -> SemanticIds:
     codes = np.random.default_rng(seed).integers(0, CODE_SIZES, (n_items, 3)).astype(np.int32)
-    return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), TokenLayout(CODE_SIZES, (*CODE_SIZES, n_items)))
+    return SemanticIds(
+        np.column_stack([codes, add_suffix(codes)]).astype(np.int32), TokenLayout(CODE_SIZES, (*CODE_SIZES, n_items))
+    )
 
 
-def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes", reads: str | None = None, seed: int = 0) -> HistoryT5:
+def generator(
+    ids: SemanticIds, mask: str = "item_causal", history: str = "codes", reads: str | None = None, seed: int = 0
+) -> HistoryT5:
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6}
     model = T5(**sizes, history=history, decoder_reads=reads).new(ids, mask, seed)
     with torch.no_grad():  # random weights hardly look at their input: sharpen them
@@ -45,14 +49,20 @@ def generator(ids: SemanticIds, mask: str = "item_causal", history: str = "codes
 
 
 def stock_encoding(model: HistoryT5, history: np.ndarray) -> torch.Tensor:
-    """What the decoder reads of transformers' own encoder for one history, (1, S, d): inputs and mask built position by position."""
+    """What the decoder reads of transformers' own encoder for one history, (1, S, d): inputs and mask built position by
+    position."""
     read, t5 = history[-6:], model.t5
     codes = [t5.shared.weight[model.tokens[int(item)]] for item in read]
     if model.inputs is None:
         embedded, item_of = torch.cat(codes), [place for place in range(len(read)) for _ in range(4)]
     else:
         own = model.inputs.item_embeddings.weight
-        embedded = torch.stack([model.inputs.code_projection.weight @ code.flatten() + own[int(item)] for code, item in zip(codes, read, strict=True)])
+        embedded = torch.stack(
+            [
+                model.inputs.code_projection.weight @ code.flatten() + own[int(item)]
+                for code, item in zip(codes, read, strict=True)
+            ]
+        )
         item_of = list(range(len(read)))
     mask = torch.zeros(1, 1, len(item_of), len(item_of))
     if model.facts["encoder_mask"] == "item_causal":
@@ -114,7 +124,9 @@ def test_masked_search_equals_exhaustive_scoring_without_the_seen_items(setting)
 
 
 def test_masked_list_is_full_where_a_whole_branch_was_seen():
-    codes = np.array([[0, 0, 0, s] for s in range(4)] + [[1, 1, 1, 0], [2, 1, 1, 0], [3, 1, 1, 0], [4, 1, 1, 0]], np.int32)
+    codes = np.array(
+        [[0, 0, 0, s] for s in range(4)] + [[1, 1, 1, 0], [2, 1, 1, 0], [3, 1, 1, 0], [4, 1, 1, 0]], np.int32
+    )
     ids = SemanticIds(codes, TokenLayout(CODE_SIZES, (*CODE_SIZES, 8)))
     items, _ = Searcher.of(generator(ids), "fp32").rank([np.arange(4)], k=4, beam_size=4, mask_seen=True)
     assert set(items[0]) == {4, 5, 6, 7}
@@ -171,7 +183,9 @@ def test_relabelling_items_permutes_recommendations(setting):
     if inputs is not None:
         inputs.item_embeddings.weight.data[relabel] = model.inputs.item_embeddings.weight.data
     before, _ = Searcher.of(model, "fp32").rank(histories, k=10, beam_size=20, mask_seen=True)
-    after, _ = Searcher.of(HistoryT5(model.t5, tokens, inputs), "fp32").rank([relabel[history] for history in histories], k=10, beam_size=20, mask_seen=True)
+    after, _ = Searcher.of(HistoryT5(model.t5, tokens, inputs), "fp32").rank(
+        [relabel[history] for history in histories], k=10, beam_size=20, mask_seen=True
+    )
     assert (relabel[before] == after).all()
 
 
@@ -179,7 +193,10 @@ def test_only_the_last_items_are_read(setting):
     _, model, _ = setting
     searcher = Searcher.of(model, "fp32")
     long, short = np.arange(20), np.arange(14, 20)
-    assert (searcher.rank([long], k=5, beam_size=10, mask_seen=False)[0] == searcher.rank([short], k=5, beam_size=10, mask_seen=False)[0]).all()
+    assert (
+        searcher.rank([long], k=5, beam_size=10, mask_seen=False)[0]
+        == searcher.rank([short], k=5, beam_size=10, mask_seen=False)[0]
+    ).all()
 
 
 def test_refuses_an_empty_history_and_a_beam_narrower_than_k(setting):
@@ -203,7 +220,9 @@ def shared_catalogue(n_items: int) -> tuple[SemanticIds, np.ndarray]:
     """Items that share ids, and how popular each is, with ties."""
     rng = np.random.default_rng(5)
     sizes = (3, 2, 2)
-    return SemanticIds(rng.integers(0, sizes, (n_items, 3)).astype(np.int32), TokenLayout(sizes, sizes), True), rng.integers(0, 5, n_items)
+    return SemanticIds(
+        rng.integers(0, sizes, (n_items, 3)).astype(np.int32), TokenLayout(sizes, sizes), True
+    ), rng.integers(0, 5, n_items)
 
 
 @pytest.mark.parametrize("history", ["codes", "items"])
@@ -224,7 +243,10 @@ def test_items_that_share_ids_are_ranked_as_exhaustive_scoring_ranks_them(histor
         for one, other in itertools.pairwise(range(n)):
             if (ids.codes[items[user, one]] == ids.codes[items[user, other]]).all():
                 assert scores[user, one] == scores[user, other]
-                assert (-popularity[items[user, one]], items[user, one]) < (-popularity[items[user, other]], items[user, other])
+                assert (-popularity[items[user, one]], items[user, one]) < (
+                    -popularity[items[user, other]],
+                    items[user, other],
+                )
             else:
                 assert scores[user, one] >= scores[user, other]
     short, _ = searcher.rank(histories, k=4, beam_size=4, mask_seen=mask_seen)

@@ -1,4 +1,5 @@
-"""The data set `beauty_1000` end to end, on made-up ratings of its shape at a twentieth of its size: users with ten or more, most items rated once."""
+"""The data set `beauty_1000` end to end, on made-up ratings of its shape at a twentieth of its size: users with ten or
+more, most items rated once."""
 
 from __future__ import annotations
 
@@ -21,14 +22,26 @@ OPTIONS = [
 
 
 def ratings(rng: np.random.Generator) -> list[tuple[str, str, int]]:
-    """Ratings (user, item, time) in the order of a file sorted by item, of users with ten or more and as many casual users with fewer."""
-    lengths = 10 + np.bincount(rng.choice(USERS, INTERACTIONS - 10 * USERS, p=rng.dirichlet(np.full(USERS, 0.5))), minlength=USERS)
+    """Ratings (user, item, time) in the order of a file sorted by item, of users with ten or more and as many casual
+    users with fewer."""
+    lengths = 10 + np.bincount(
+        rng.choice(USERS, INTERACTIONS - 10 * USERS, p=rng.dirichlet(np.full(USERS, 0.5))), minlength=USERS
+    )
     once = ITEMS * 6 // 10
     popular = 1 / np.arange(1, ITEMS - once + 1) ** 0.7
-    items = np.concatenate([np.arange(ITEMS), once + rng.choice(ITEMS - once, INTERACTIONS - ITEMS, p=popular / popular.sum())])
+    items = np.concatenate(
+        [np.arange(ITEMS), once + rng.choice(ITEMS - once, INTERACTIONS - ITEMS, p=popular / popular.sum())]
+    )
     users = rng.permutation(np.repeat(np.arange(USERS), lengths))
-    rows = [(f"A{user:013d}", f"B{item:09d}", int(day) * 86_400) for user, item, day in zip(users, items, rng.permutation(INTERACTIONS), strict=True)]
-    rows += [(f"C{user:013d}", f"B{item:09d}", 0) for user in range(USERS) for item in rng.choice(ITEMS + 50, rng.integers(1, 10), replace=False)]
+    rows = [
+        (f"A{user:013d}", f"B{item:09d}", int(day) * 86_400)
+        for user, item, day in zip(users, items, rng.permutation(INTERACTIONS), strict=True)
+    ]
+    rows += [
+        (f"C{user:013d}", f"B{item:09d}", 0)
+        for user in range(USERS)
+        for item in rng.choice(ITEMS + 50, rng.integers(1, 10), replace=False)
+    ]
     return sorted(rows, key=lambda row: row[1])
 
 
@@ -39,7 +52,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ratings_Beauty.csv").write_text("\n".join(lines) + "\n")
     words = ["rose", "mint", "clay", "soap", "balm", "oil", "brush", "scrub", "serum", "mask"]
     records = [
-        {"asin": f"B{item:09d}", "title": " ".join(rng.choice(words, 4)), "brand": str(rng.choice(words)), "categories": [["Beauty", str(rng.choice(words))]]}
+        {
+            "asin": f"B{item:09d}",
+            "title": " ".join(rng.choice(words, 4)),
+            "brand": str(rng.choice(words)),
+            "categories": [["Beauty", str(rng.choice(words))]],
+        }
         for item in range(ITEMS + 50)
         if item % 100
     ]
@@ -54,7 +72,14 @@ def test_the_known_counts_stand_in_the_yaml():
 
 
 def test_all_stages_run_with_the_decoder_only_generator(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    cfg = compose([*OPTIONS, f"dataset.raw_dir={raw}", f"dataset.expected=[{USERS},{ITEMS},{INTERACTIONS}]", f"paths.runs={tmp_path}"])
+    cfg = compose(
+        [
+            *OPTIONS,
+            f"dataset.raw_dir={raw}",
+            f"dataset.expected=[{USERS},{ITEMS},{INTERACTIONS}]",
+            f"paths.runs={tmp_path}",
+        ]
+    )
     run(cfg)
     folders = {stage: step.folder for stage, step in plan(cfg).items()}
     assert "known release" not in caplog.text

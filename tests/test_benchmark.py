@@ -1,4 +1,5 @@
-"""The benchmark: what its numbers count, that both sides compute the same, and what the command leaves behind; never how long anything takes."""
+"""The benchmark: what its numbers count, that both sides compute the same, and what the command leaves behind; never
+how long anything takes."""
 
 from __future__ import annotations
 
@@ -34,7 +35,17 @@ ROOT = Path(__file__).parent.parent
 N_ITEMS = 60
 IDS = made_up_items(N_ITEMS)
 CODES = T5(num_layers=3, num_decoder_layers=2, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5)
-ITEMS = T5(num_layers=3, num_decoder_layers=2, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5, history="items", item_loss=1.0)
+ITEMS = T5(
+    num_layers=3,
+    num_decoder_layers=2,
+    d_model=16,
+    num_heads=2,
+    d_kv=12,
+    d_ff=20,
+    max_items=5,
+    history="items",
+    item_loss=1.0,
+)
 OPTIONS = [
     "embedder=hashed",
     "embedder.dim=16",
@@ -51,7 +62,15 @@ OPTIONS = [
     "train.batch_targets=4096",
 ]
 TINY = Effort(
-    warmup_steps=1, stock_steps=1, stock_users=3, beam_size=3, matrix_size=64, catalogues=(30, 60), beams=(2, 4), history_lengths=(1, 7), growth_users=3
+    warmup_steps=1,
+    stock_steps=1,
+    stock_users=3,
+    beam_size=3,
+    matrix_size=64,
+    catalogues=(30, 60),
+    beams=(2, 4),
+    history_lengths=(1, 7),
+    growth_users=3,
 )
 
 
@@ -88,13 +107,19 @@ def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator, 
     generator = dataclasses.replace(generator, decoder_reads=decoder_reads)
     examples = Examples.windows(histories([8, 12]), generator.max_items + 3, 3)
     model, known = random_model(generator, "item_causal"), torch.from_numpy(np.unique(examples.items).astype(np.int64))
-    per_token = 2 * 2 * 2 * 12 * 2  # scores and sums of attention: two operations, two products, two layers, the heads' width
+    per_token = (
+        2 * 2 * 2 * 12 * 2
+    )  # scores and sums of attention: two operations, two products, two layers, the heads' width
     unseen = 0
     with FlopCounterMode(display=False) as counter:
         for row in range(len(examples)):
             batch = examples.batch(np.array([row]))
             model.losses(batch, torch.float32, Dropout(0.0), known=known if generator.item_loss else None)
-            hidden = examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum()) if decoder_reads == "all_items" else 0
+            hidden = (
+                examples.lengths[row] * examples.n_targets[row] - int(batch.n_visible.sum())
+                if decoder_reads == "all_items"
+                else 0
+            )
             unseen += per_token * hidden * model.positions_per_item * IDS.layout.n_levels
     assert operations.epoch(sizes(generator), examples) == 3 * (counter.get_total_flops() - unseen)
 
@@ -102,7 +127,9 @@ def test_an_epoch_of_windows_counts_what_our_forward_pass_multiplies(generator, 
 def test_a_search_for_the_last_item_counts_what_a_history_of_one_item_takes_and_the_longer_encoder():
     generator, lengths, beams = dataclasses.replace(CODES, decoder_reads="last_item"), np.array([1, 3, 5]), [1, 4, 4]
     one = operations.search(sizes(CODES), np.ones(3, np.int64), beams)
-    encoders = [int(operations.encoder(sizes(CODES), IDS.layout.n_levels * n).sum()) for n in (lengths, np.ones(3, np.int64))]
+    encoders = [
+        int(operations.encoder(sizes(CODES), IDS.layout.n_levels * n).sum()) for n in (lengths, np.ones(3, np.int64))
+    ]
     assert operations.search(sizes(generator), lengths, beams) - one == encoders[0] - encoders[1]
 
 
@@ -111,9 +138,14 @@ def test_a_search_with_one_beam_counts_a_forward_pass_less_the_tokens_to_come():
     lengths = np.array([1, 3, 5])
     with FlopCounterMode(display=False) as counter:
         for length in lengths:
-            model.t5(input_ids=torch.ones(1, length * n_levels, dtype=torch.long), decoder_input_ids=torch.ones(1, n_levels, dtype=torch.long))
+            model.t5(
+                input_ids=torch.ones(1, length * n_levels, dtype=torch.long),
+                decoder_input_ids=torch.ones(1, n_levels, dtype=torch.long),
+            )
     to_come = n_levels * (n_levels - 1) // 2
-    expected = counter.get_total_flops() - len(lengths) * to_come * 2 * 2 * CODES.decoder_layers * CODES.num_heads * CODES.d_kv
+    expected = (
+        counter.get_total_flops() - len(lengths) * to_come * 2 * 2 * CODES.decoder_layers * CODES.num_heads * CODES.d_kv
+    )
     assert operations.search(sizes(CODES), lengths, [1] * n_levels) == expected
     wide = operations.search(sizes(CODES), lengths, [1] + [20] * (n_levels - 1))
     assert expected < wide < 20 * expected
@@ -150,7 +182,13 @@ def test_stock_inputs_are_as_long_as_the_longest_history():
 def test_growth_has_a_row_a_size_with_items_too():
     found = growth(TrainConfig(ITEMS, Training(precision="fp32")), (30, 60), (2, 4), (1, 7), 3)
     assert [row["items"] for row in found["catalogue"]] == [30, 60]
-    assert set(found["catalogue"][0]) == {"items", "trie_seconds", "trie_bytes", "ms_per_user_beam_2", "ms_per_user_beam_4"}
+    assert set(found["catalogue"][0]) == {
+        "items",
+        "trie_seconds",
+        "trie_bytes",
+        "ms_per_user_beam_2",
+        "ms_per_user_beam_4",
+    }
     assert found["catalogue"][0]["trie_bytes"] < found["catalogue"][1]["trie_bytes"]
     assert [set(row) for row in found["history"]] == [{"items", "ms_per_user"}] * 2
 
@@ -159,7 +197,10 @@ def test_a_process_of_its_own_gives_its_result_or_says_why_not():
     assert in_own_process("tests.test_benchmark.nothing")["peak_mb"] > 0
     with pytest.raises(TigerrecError, match=r"^No such luck\.$"):
         in_own_process("tests.test_benchmark.fail", "No such luck.")
-    with pytest.raises(TigerrecError, match=r"process of kill ended without a result \(exit code -9\): most likely for want of memory\."):
+    with pytest.raises(
+        TigerrecError,
+        match=r"process of kill ended without a result \(exit code -9\): most likely for want of memory\.",
+    ):
         in_own_process("tests.test_benchmark.kill")
 
 
@@ -188,7 +229,16 @@ def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch
     results = json.loads(path.read_text())
     assert set(results) == {"epoch", "search", "growth", "machine", "config", "git", "finished", "seconds"}
     for name, measured in (("epoch", 1), ("search", 3)):
-        keys = {"seconds", "stock_seconds", "stock_measured", "ratio", "limit_seconds", "of_limit", "peak_mb", "stock_peak_mb"}
+        keys = {
+            "seconds",
+            "stock_seconds",
+            "stock_measured",
+            "ratio",
+            "limit_seconds",
+            "of_limit",
+            "peak_mb",
+            "stock_peak_mb",
+        }
         assert set(results[name]) == keys
         assert all(value > 0 for value in results[name].values())
         assert results[name]["stock_measured"] == measured
@@ -212,7 +262,11 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "text"), [("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "), ("train.epochs=0", "train: epochs must be")]
+    ("option", "text"),
+    [
+        ("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "),
+        ("train.epochs=0", "train: epochs must be"),
+    ],
 )
 def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), f"paths.runs={tmp_path}", option]
@@ -223,6 +277,8 @@ def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
 
 
 def test_another_family_than_t5_is_refused_before_any_work(tmp_path):
-    with pytest.raises(TigerrecError, match=r"generator=decoder_only is none; give `generator=t5_paper`, t5 or t5_items"):
+    with pytest.raises(
+        TigerrecError, match=r"generator=decoder_only is none; give `generator=t5_paper`, t5 or t5_items"
+    ):
         benchmark.benchmark(compose(["generator=decoder_only", f"paths.runs={tmp_path}"]), TINY)
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,5 @@
-"""What tokenizers by clustering and hashing must do beyond the contract: nearest centroids, nesting, balance, rotations, hyperplanes."""
+"""What tokenizers by clustering and hashing must do beyond the contract: nearest centroids, nesting, balance,
+rotations, hyperplanes."""
 
 from __future__ import annotations
 
@@ -50,7 +51,10 @@ def test_residual_kmeans_refuses_a_start_that_it_does_not_know():
         ResidualKMeans(init="random")
 
 
-@pytest.mark.parametrize("tokenizer", [ResidualKMeans(codebook_size=8), BalancedResidualKMeans(codebook_size=8), ProductQuantizer(codebook_size=8)])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [ResidualKMeans(codebook_size=8), BalancedResidualKMeans(codebook_size=8), ProductQuantizer(codebook_size=8)],
+)
 @pytest.mark.parametrize("n", [3, 100])
 def test_only_codes_without_a_codeword_are_infinitely_far(tokenizer, n):
     vectors = make_vectors(n)
@@ -74,7 +78,9 @@ def test_balanced_assignment_is_one_refusal_after_the_other():
             waiting.append(refused)
         held[code] = held[code][:8]
     codes = assign_balanced(distances)
-    assert {code: sorted(rows) for code, rows in held.items()} == {code: np.flatnonzero(codes == code).tolist() for code in range(7)}
+    assert {code: sorted(rows) for code, rows in held.items()} == {
+        code: np.flatnonzero(codes == code).tolist() for code in range(7)
+    }
 
 
 def test_no_code_is_given_more_often_than_its_share_and_codewords_are_means_of_their_items():
@@ -86,7 +92,9 @@ def test_no_code_is_given_more_often_than_its_share_and_codewords_are_means_of_t
     residuals = vectors.astype(np.float64)
     for level in range(3):
         used = codes[:, level]
-        assert np.allclose(state[f"codebook_{level}"], [residuals[used == code].mean(axis=0) for code in range(8)], atol=1e-5)
+        assert np.allclose(
+            state[f"codebook_{level}"], [residuals[used == code].mean(axis=0) for code in range(8)], atol=1e-5
+        )
         residuals = residuals - state[f"codebook_{level}"][used]
 
 
@@ -95,7 +103,9 @@ def test_balanced_kmeans_finds_equal_blobs():
     tokenizer = BalancedResidualKMeans(levels=1, codebook_size=2)
     state, codes = tokenizer.fit(vectors, seed=0, extra={})
     assert np.array_equal(codes[:, 0] == codes[0, 0], np.arange(80) < 40)
-    assert np.allclose(state["codebook_0"][codes[:, 0]], np.repeat(vectors.reshape(2, 40, 2).mean(axis=1), 40, axis=0), atol=1e-5)
+    assert np.allclose(
+        state["codebook_0"][codes[:, 0]], np.repeat(vectors.reshape(2, 40, 2).mean(axis=1), 40, axis=0), atol=1e-5
+    )
     assert np.array_equal(tokenizer.encode(state, vectors), codes)
 
 
@@ -169,7 +179,9 @@ def test_product_codes_are_the_nearest_codewords_of_each_slice(rotate, dim):
 
 def test_a_learned_rotation_is_orthogonal_and_loses_less_where_slices_depend_on_each_other():
     rng = np.random.default_rng(0)
-    vectors = (rng.normal(size=(1000, 4)) @ rng.normal(size=(4, 16)) + rng.normal(0, 0.05, (1000, 16))).astype(np.float32)
+    vectors = (rng.normal(size=(1000, 4)) @ rng.normal(size=(4, 16)) + rng.normal(0, 0.05, (1000, 16))).astype(
+        np.float32
+    )
     losses = {}
     for rotate in (False, True):
         tokenizer = ProductQuantizer(codebook_size=16, rotate=rotate)
@@ -197,7 +209,9 @@ def test_hyperplanes_tell_directions_apart_and_nothing_else():
     assert np.array_equal(tokenizer.encode(state, -vectors), 15 - codes)
     normals = state["hyperplanes"].astype(np.float64).reshape(2, 4, -1)
     for row, (first, second) in zip(vectors, codes, strict=True):
-        assert [first, second] == [sum(2**bit for bit in range(4) if normals[level, bit] @ row > 0) for level in range(2)]
+        assert [first, second] == [
+            sum(2**bit for bit in range(4) if normals[level, bit] @ row > 0) for level in range(2)
+        ]
 
 
 def test_hyperplanes_give_a_power_of_two_codes():

@@ -1,4 +1,5 @@
-"""Collaborative vectors: what they are made of, against a dense computation; that nothing but training is read; and small catalogues."""
+"""Collaborative vectors: what they are made of, against a dense computation; that nothing but training is read; and
+small catalogues."""
 
 import numpy as np
 import pyarrow
@@ -24,7 +25,10 @@ def prepared(folder, users, n_items):
     }
     names = [f"item {item}" for item in range(n_items)]
     with artifacts.writing(folder, "prepare", TablesDataset("x.csv")) as files:
-        files.parquet("items.parquet", pyarrow.table({"item": np.arange(n_items, dtype=np.int32), "item_id": names, "text": names}))
+        files.parquet(
+            "items.parquet",
+            pyarrow.table({"item": np.arange(n_items, dtype=np.int32), "item_id": names, "text": names}),
+        )
         files.parquet("interactions.parquet", pyarrow.table(interactions))
         files.json("stats.json", {"users": len(users), "items": n_items, "interactions": sum(lengths)})
     return folder
@@ -101,7 +105,9 @@ def test_the_stage_repeats_to_the_byte_and_the_order_of_users_is_nothing(tmp_pat
     files = [(tmp_path / name / "out" / "embeddings.safetensors").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1]
     shuffled = [users[user] for user in np.random.default_rng(5).permutation(len(users))]
-    np.testing.assert_allclose(vectors_of(tmp_path / "other", shuffled, 14), load_embeddings(tmp_path / "one" / "out"), atol=1e-6)
+    np.testing.assert_allclose(
+        vectors_of(tmp_path / "other", shuffled, 14), load_embeddings(tmp_path / "one" / "out"), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
@@ -130,7 +136,10 @@ def test_items_without_a_training_interaction_are_zero_and_counted(tmp_path, cap
     training = [np.array([0, 1, 2]), np.array([1, 2, 0]), np.array([3])]
     vectors = vectors_of(tmp_path, with_targets(training, (4, 5)), 7, dim=3)
     assert np.flatnonzero(~vectors.any(axis=1)).tolist() == [3, 4, 5, 6]
-    assert "4 of 7 items have a zero vector: 3 never occur in training, 1 occur there without another item that the 3 dimensions can show" in caplog.text
+    assert (
+        "4 of 7 items have a zero vector: 3 never occur in training, 1 occur there without another item that the 3 "
+        "dimensions can show" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("dense", [0, 1000])
@@ -145,7 +154,13 @@ def test_an_item_outside_the_dimensions_is_zero_and_not_rounding_error(tmp_path,
 
 @pytest.mark.parametrize(
     ("training", "n_items"),
-    [([np.array([0])] * 4, 1), ([np.array([0]), np.array([1])], 2), ([np.array([0, 0, 0])], 1), ([np.array([0, 1])], 2), ([np.array([0, 1, 2])], 3)],
+    [
+        ([np.array([0])] * 4, 1),
+        ([np.array([0]), np.array([1])], 2),
+        ([np.array([0, 0, 0])], 1),
+        ([np.array([0, 1])], 2),
+        ([np.array([0, 1, 2])], 3),
+    ],
     ids=["one item", "one training item a user", "one item again and again", "two items", "three items"],
 )
 @pytest.mark.parametrize("window", [None, 2])

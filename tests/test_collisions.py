@@ -41,8 +41,12 @@ def coded(vectors: np.ndarray, *codebooks: np.ndarray, size: int | None = None) 
 def random_items(seed: int, n: int = 30, words: tuple[int, ...] = (3, 12), distinct: int = 25) -> CodedItems:
     """Items of which many collide and some have equal vectors."""
     rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(distinct, 2))[np.concatenate([np.arange(min(n, distinct)), rng.integers(0, distinct, max(n - distinct, 0))])]
-    return coded(vectors, *(rng.normal(0, 0.5**level, (count, 2)) for level, count in enumerate(words)), size=max(words))
+    vectors = rng.normal(size=(distinct, 2))[
+        np.concatenate([np.arange(min(n, distinct)), rng.integers(0, distinct, max(n - distinct, 0))])
+    ]
+    return coded(
+        vectors, *(rng.normal(0, 0.5**level, (count, 2)) for level, count in enumerate(words)), size=max(words)
+    )
 
 
 def part(items: CodedItems, rows: slice) -> CodedItems:
@@ -75,7 +79,9 @@ def test_every_policy_gives_ids_of_existing_codes_unique_unless_kept(policy, see
     before, after = group_codes(items.codes)[1], group_codes(ids.codes[:, :n_codes])[1]
     assert report["largest_group"] == after.max()
     assert len(after) >= len(before)
-    if policy != "sinkhorn":  # where there are more items than codes, it may put several items of equal vectors together
+    if (
+        policy != "sinkhorn"
+    ):  # where there are more items than codes, it may put several items of equal vectors together
         assert after.max() <= before.max()
     assert np.array_equal(resolve(items, policy)[0].codes, ids.codes)
     if policy in ("suffix", "keep"):
@@ -165,14 +171,19 @@ def test_diagnostics_tell_of_the_codes_before_and_after_a_policy(policy):
 
 @pytest.mark.parametrize("policy", ["sinkhorn", "nearest_free"])
 def test_a_tokenizer_without_distances_is_refused_before_any_work(policy):
-    with pytest.raises(ValueError, match=f"collisions={policy} needs distances to codes, which random does not measure; use collisions=suffix"):
+    with pytest.raises(
+        ValueError,
+        match=f"collisions={policy} needs distances to codes, which random does not measure; use collisions=suffix",
+    ):
         TokenizeConfig(RandomCodes(), collisions=policy)
     with pytest.raises(ConfigError, match="needs distances"):
         plan(compose(["tokenizer=random", f"tokenizer.collisions={policy}"]))
 
 
 def test_distances_of_residual_kmeans_are_those_to_what_is_left_over():
-    items = coded(np.random.default_rng(0).normal(size=(1100, 3)), *np.random.default_rng(1).normal(size=(2, 5, 3)), size=7)
+    items = coded(
+        np.random.default_rng(0).normal(size=(1100, 3)), *np.random.default_rng(1).normal(size=(2, 5, 3)), size=7
+    )
     left = items.vectors - items.state["codebook_0"][items.codes[:, 0]]
     expected = np.square(left[:, None].astype(np.float64) - items.state["codebook_1"]).sum(axis=2)
     rows = np.arange(1100)
@@ -206,7 +217,9 @@ def test_a_new_item_gets_the_nearest_free_code_until_none_is_left():
     known, _ = resolve(part(items, slice(0, 1)), "nearest_free")
     extend = COLLISION_POLICIES["nearest_free"].extend
     assert extend(known, part(items, slice(1, 3))).tolist() == [[0, 2], [0, 0]]
-    with pytest.raises(SemanticIdError, match="New item 2 has the codes 0-1, and every last code after the same ones before is taken"):
+    with pytest.raises(
+        SemanticIdError, match="New item 2 has the codes 0-1, and every last code after the same ones before is taken"
+    ):
         extend(known, part(items, slice(1, 4)))
 
 
@@ -224,17 +237,29 @@ def test_a_policy_goes_from_the_tokenizer_to_recommendations(policy, tmp_path):
     assert diagnostics["largest_group"] > 1
     assert diagnostics["collisions"]["policy"] == policy
     assert ids.may_share == (not in_groups_of_one(ids.codes).all()) == (policy == "keep")
-    trained = train(folders["prepare"], folders["tokenize"], SMALL, tmp_path / "toy" / "hashed" / folders["tokenize"].name / "trained")
-    evaluated = evaluate(folders["prepare"], folders["tokenize"], trained, EvaluateConfig(device="cpu"), tmp_path / "eval")
+    trained = train(
+        folders["prepare"],
+        folders["tokenize"],
+        SMALL,
+        tmp_path / "toy" / "hashed" / folders["tokenize"].name / "trained",
+    )
+    evaluated = evaluate(
+        folders["prepare"], folders["tokenize"], trained, EvaluateConfig(device="cpu"), tmp_path / "eval"
+    )
     rows = {(row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(evaluated, "metrics.json")}
     by_item, by_codes = (rows["generator", hit, "masked"] for hit in ("item", "sid"))
     assert by_codes["hr@20"] >= by_item["hr@20"] > 0
     if policy == "nearest_free":
-        assert {key: value for key, value in by_codes.items() if key != "hit"} == {key: value for key, value in by_item.items() if key != "hit"}
+        assert {key: value for key, value in by_codes.items() if key != "hit"} == {
+            key: value for key, value in by_item.items() if key != "hit"
+        }
     history = ["0000000003", "0000000011"]
     found = Recommender.from_pretrained(trained, device="cpu").recommend(history, k=40)
     assert len(found) == 38
-    assert Recommender.from_pretrained(export(trained, tmp_path / "export"), device="cpu").recommend(history, k=40) == found
+    assert (
+        Recommender.from_pretrained(export(trained, tmp_path / "export"), device="cpu").recommend(history, k=40)
+        == found
+    )
     if policy == "keep":
         counts = training_counts(load_histories(folders["prepare"]))
         for one, other in itertools.pairwise(found):

@@ -24,13 +24,20 @@ def folders(tmp_path_factory) -> list[Path]:
     made = build_run(tmp_path_factory.mktemp("runs"))
     trained = []
     for rate in (0.001, 0.01):
-        training = Training(epochs=2, batch_targets=24, learning_rate=rate, validation_users=20, stride=3, precision="fp32")
-        trained.append(train(made["prepare"], made["tokenize"], TrainConfig(MODEL, training), made["tokenize"] / f"rate{rate}"))
+        training = Training(
+            epochs=2, batch_targets=24, learning_rate=rate, validation_users=20, stride=3, precision="fp32"
+        )
+        trained.append(
+            train(made["prepare"], made["tokenize"], TrainConfig(MODEL, training), made["tokenize"] / f"rate{rate}")
+        )
     return trained
 
 
 def test_the_table_names_what_differs_and_what_all_validation_users_gave_best_first(folders):
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in training_table(read_runs(folders)).splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in training_table(read_runs(folders)).splitlines()
+    ]
     assert lines[0] == ["run", "learning_rate", "minutes", "validation HR@10", "validation NDCG@10"]
     assert {line[0]: line[1] for line in lines[2:]} == {"rate0.001": "0.001", "rate0.01": "0.01"}
     for line in lines[2:]:
@@ -56,7 +63,10 @@ def test_two_small_files_are_enough_and_the_script_draws(folders, tmp_path):
 def test_runs_of_one_name_are_told_apart_by_their_folders(folders, tmp_path):
     for tokenizer, folder in zip(("one", "other"), folders, strict=True):
         shutil.copytree(folder, tmp_path / tokenizer / "t5")
-    assert {run.name for run in read_runs([tmp_path / "one" / "t5", tmp_path / "other" / "t5"])} == {"one/t5", "other/t5"}
+    assert {run.name for run in read_runs([tmp_path / "one" / "t5", tmp_path / "other" / "t5"])} == {
+        "one/t5",
+        "other/t5",
+    }
 
 
 def test_a_picture_of_another_kind_is_refused(folders, tmp_path):

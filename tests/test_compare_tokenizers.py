@@ -1,4 +1,5 @@
-"""The comparison of tokenizers: what it writes, that it runs only what is missing, and that one failure does not stop the others."""
+"""The comparison of tokenizers: what it writes, that it runs only what is missing, and that one failure does not stop
+the others."""
 
 from __future__ import annotations
 
@@ -57,16 +58,26 @@ def no_pictures(monkeypatch):
 def test_the_table_has_a_row_a_tokenizer_and_all_pictures_are_there(runs):
     out = runs / "sample" / "hashed" / "tokenizers"
     text = (out / "comparison.md").read_text()
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
     assert lines[0][:4] == ["tokenizer", "codes", "sharing", "largest"]
     assert [line[0] for line in lines[2:]] == ["rkmeans-seed0", "random-seed0"]
     pictures = re.findall(r"!\[.*\]\((.+)\)", text)
     assert pictures == [
-        f"pictures/{name}.png" for name in ("overview", *(f"{name}-seed0-{kind}" for name in ("rkmeans", "random") for kind in ("use", "prefixes")))
+        f"pictures/{name}.png"
+        for name in (
+            "overview",
+            *(f"{name}-seed0-{kind}" for name in ("rkmeans", "random") for kind in ("use", "prefixes")),
+        )
     ]
     for picture in pictures:
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in out.rglob("*") if path.is_file()} == {"comparison.md", "comparison.parquet", *(Path(picture).name for picture in pictures)}
+    assert {path.name for path in out.rglob("*") if path.is_file()} == {
+        "comparison.md",
+        "comparison.parquet",
+        *(Path(picture).name for picture in pictures),
+    }
 
 
 def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
@@ -74,7 +85,14 @@ def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
     rows = pq.read_table(folder / "tokenizers" / "comparison.parquet").to_pylist()
     for row in rows:
         found = artifacts.read_json(folder / row["tokenizer"], "diagnostics.json")
-        for name in ("collision_rate", "largest_group", "reconstruction_error", "neighbour_agreement", "seconds", "peak_mb"):
+        for name in (
+            "collision_rate",
+            "largest_group",
+            "reconstruction_error",
+            "neighbour_agreement",
+            "seconds",
+            "peak_mb",
+        ):
             assert row[name] == found[name]
         assert row["perplexity"] == [level["perplexity"] for level in found["levels"]]
         assert row["peak_mb"] > 10
@@ -98,7 +116,11 @@ def test_a_second_run_fits_nothing_and_says_so_and_the_script_prints_the_folder_
 def test_one_that_fails_while_fitting_is_told_of_and_the_others_stand(tmp_path, caplog, no_pictures):
     out = compare([*OPTIONS, BOTH, f"paths.runs={tmp_path}", "tokenizer.max_collision=0.18"])
     text = (out / "comparison.md").read_text()
-    assert re.search(r"^- rkmeans failed: .*% of the items share their codes .* tokenizer\.max_collision=0\.18 allows", text, re.MULTILINE)
+    assert re.search(
+        r"^- rkmeans failed: .*% of the items share their codes .* tokenizer\.max_collision=0\.18 allows",
+        text,
+        re.MULTILINE,
+    )
     assert re.search(r"^\| random-seed0 +\|", text, re.MULTILINE)
     assert "| rkmeans" not in text
     assert "rkmeans failed: " in caplog.text
@@ -108,12 +130,16 @@ def test_one_that_fails_while_fitting_is_told_of_and_the_others_stand(tmp_path, 
 def test_one_that_lacks_an_option_is_told_of_and_if_none_is_left_nothing_is_written(runs, no_new_process):
     out = runs / "sample" / "hashed" / "tokenizers"
     before = (out / "comparison.md").read_text()
-    with pytest.raises(TigerrecError, match=r"No tokenizer could be fitted; random failed: tokenizer\.epochs is not an option"):
+    with pytest.raises(
+        TigerrecError, match=r"No tokenizer could be fitted; random failed: tokenizer\.epochs is not an option"
+    ):
         compare([*OPTIONS, "tokenizers=[random]", "tokenizer.epochs=3", f"paths.runs={runs}"])
     assert (out / "comparison.md").read_text() == before
 
 
-def test_without_matplotlib_the_tables_stand_say_how_to_get_pictures_and_older_ones_go(runs, no_new_process, no_pictures):
+def test_without_matplotlib_the_tables_stand_say_how_to_get_pictures_and_older_ones_go(
+    runs, no_new_process, no_pictures
+):
     out = compare([*OPTIONS, BOTH, f"paths.runs={runs}"])
     text = (out / "comparison.md").read_text()
     assert "- Pictures need the package matplotlib; run `python -m pip install matplotlib`" in text
@@ -146,7 +172,12 @@ def test_options_that_make_no_sense_are_refused_before_any_work(option, message,
 
 
 def test_the_script_refuses_in_one_sentence(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "compare_tokenizers.py"), "tokenizers=[nothing]", f"paths.runs={tmp_path}"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "compare_tokenizers.py"),
+        "tokenizers=[nothing]",
+        f"paths.runs={tmp_path}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: tokenizers=nothing is not a choice; allowed: ")
@@ -159,7 +190,9 @@ def test_diagnostics_of_an_older_version_are_refused_by_name(runs, tmp_path):
     with artifacts.writing(folder, "tokenize", {"seed": 0}) as files:
         for name in ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"):
             files.adopt(folder / name, name)
-        files.json("diagnostics.json", {name: value for name, value in found.items() if name != "peak_mb"}, measured=True)
+        files.json(
+            "diagnostics.json", {name: value for name, value in found.items() if name != "peak_mb"}, measured=True
+        )
     with pytest.raises(TigerrecError, match=r"comes from an older version and lacks peak_mb; add `overwrite=tokenize`"):
         read_fitted(folder, Categories((), np.full(492, -1)), 0)
 
@@ -180,8 +213,22 @@ def test_the_table_shows_what_is_not_measured_as_a_dash():
         "code_sizes": [4, 3], "collision_rate": 0.25, "largest_group": 2, "used_codes": [4, 2], "perplexity": [3.6, 1.2], "reconstruction_error": None,
         "neighbour_agreement": None, "purity": [], "purity_by_chance": [], "seconds": 1.26, "peak_mb": 90,
     }  # fmt: skip
-    row = table([compare_tokenizers.FittedTokenizer("a", facts, {1: 2, 2: 1}, (4, 3), np.zeros((4, 2), np.int32))]).splitlines()[2]
-    assert [cell.strip() for cell in row.strip("|").split("|")] == ["a", "4/3", "25.0%", "2", "4/2", "4/1", "–", "–", "–", "1.3", "90"]
+    row = table(
+        [compare_tokenizers.FittedTokenizer("a", facts, {1: 2, 2: 1}, (4, 3), np.zeros((4, 2), np.int32))]
+    ).splitlines()[2]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "a",
+        "4/3",
+        "25.0%",
+        "2",
+        "4/2",
+        "4/1",
+        "–",
+        "–",
+        "–",
+        "1.3",
+        "90",
+    ]
 
 
 def test_groups_of_equal_codes_fall_into_doubling_classes():

@@ -17,7 +17,12 @@ from tigerrec.train import TrainConfig, Training
 
 T5_NODE = {"_target_": "tigerrec.generator.T5", "num_layers": 2}
 TRAINING_NODE = {"_target_": "tigerrec.train.Training"}
-DATASET_NODE = {"_target_": "tigerrec.amazon.AmazonReviews", "raw_dir": "data", "interactions": "a.json.gz", "metadata": "b.json.gz"}
+DATASET_NODE = {
+    "_target_": "tigerrec.amazon.AmazonReviews",
+    "raw_dir": "data",
+    "interactions": "a.json.gz",
+    "metadata": "b.json.gz",
+}
 
 
 def refused(call, *arguments) -> str:
@@ -58,7 +63,9 @@ def test_a_misspelt_key_names_the_allowed_ones():
 
 @pytest.mark.parametrize("value", ["many", 2.5, True, [3], {"a": 1}, "???"])
 def test_a_wrong_type_is_named(value):
-    assert refused(build, T5_NODE | {"num_layers": value}, "generator").startswith(f"generator.num_layers={value!r} has the wrong type: ")
+    assert refused(build, T5_NODE | {"num_layers": value}, "generator").startswith(
+        f"generator.num_layers={value!r} has the wrong type: "
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -67,8 +74,12 @@ def test_only_finite_numbers(value):
 
 
 def test_a_value_out_of_range_says_what_is_allowed():
-    assert refused(build, T5_NODE | {"num_layers": 0}, "generator") == "generator: num_layers must be at least 1, got 0."
-    assert "expected must be [users, items, interactions] or []" in refused(build, DATASET_NODE | {"expected": [1]}, "dataset")
+    assert (
+        refused(build, T5_NODE | {"num_layers": 0}, "generator") == "generator: num_layers must be at least 1, got 0."
+    )
+    assert "expected must be [users, items, interactions] or []" in refused(
+        build, DATASET_NODE | {"expected": [1]}, "dataset"
+    )
 
 
 def test_a_missing_key_says_how_to_give_it():
@@ -77,7 +88,9 @@ def test_a_missing_key_says_how_to_give_it():
 
 
 def test_interpolations_are_resolved_or_named():
-    root = OmegaConf.create({"width": 32, "generator": T5_NODE | {"d_model": "${width}"}, "broken": T5_NODE | {"d_model": "${nothing}"}})
+    root = OmegaConf.create(
+        {"width": 32, "generator": T5_NODE | {"d_model": "${width}"}, "broken": T5_NODE | {"d_model": "${nothing}"}}
+    )
     assert build(root.generator, "generator").d_model == 32
     assert "'nothing' not found" in refused(build, root.broken, "generator")
 
@@ -86,13 +99,18 @@ def test_children_are_built_first():
     node = {"_target_": "tigerrec.train.TrainConfig", "generator": T5_NODE, "training": TRAINING_NODE, "seed": 3}
     assert build(node, "train") == TrainConfig(T5(num_layers=2), Training(), 3)
     assert build(node | {"generator": T5(num_layers=5)}, "train").generator.num_layers == 5
-    assert "train.generator.d_modle is not an option" in refused(build, node | {"generator": T5_NODE | {"d_modle": 1}}, "train")
+    assert "train.generator.d_modle is not an option" in refused(
+        build, node | {"generator": T5_NODE | {"d_modle": 1}}, "train"
+    )
 
 
 def test_a_child_of_another_kind_is_refused():
     node = {"_target_": "tigerrec.tokenizers.TokenizeConfig"}
     assert build(node | {"tokenizer": ResidualKMeans()}, "tokenizer") == TokenizeConfig(ResidualKMeans())
-    assert refused(build, node | {"tokenizer": T5_NODE}, "tokenizer") == "tokenizer.tokenizer must be a Tokenizer, not a T5."
+    assert (
+        refused(build, node | {"tokenizer": T5_NODE}, "tokenizer")
+        == "tokenizer.tokenizer must be a Tokenizer, not a T5."
+    )
     assert "tokenizer.tokenizer" in refused(build, node | {"tokenizer": 5}, "tokenizer")
     train = {"_target_": "tigerrec.train.TrainConfig", "generator": T5_NODE, "training": T5_NODE}
     assert "train.training must be a Training, not a T5" in refused(build, train, "train")
@@ -125,7 +143,9 @@ def test_only_dataclasses_of_tigerrec_can_be_built(tmp_path, monkeypatch, target
     for node in ({"_target_": target, "folder": str(tmp_path)}, {"_target_": target}):
         text = refused(build, node, "tokenizer")
         assert text == f"tokenizer._target_={target!r} is not a dataclass of tigerrec; correct the yaml of this choice."
-    assert refused(build, {"_target_": "tigerrec.train.TrainConfig", "generator": {"_target_": target}}, "train").startswith("train.generator._target_=")
+    assert refused(
+        build, {"_target_": "tigerrec.train.TrainConfig", "generator": {"_target_": target}}, "train"
+    ).startswith("train.generator._target_=")
     assert not called
 
 
@@ -133,7 +153,9 @@ def test_a_dataclass_of_another_package_is_refused(monkeypatch):
     import dataclasses
 
     monkeypatch.setattr(artifacts, "Foreign", dataclasses.make_dataclass("Foreign", ["command"]), raising=False)
-    assert "is not a dataclass of tigerrec" in refused(build, {"_target_": "tigerrec.artifacts.Foreign", "command": "ls"}, "x")
+    assert "is not a dataclass of tigerrec" in refused(
+        build, {"_target_": "tigerrec.artifacts.Foreign", "command": "ls"}, "x"
+    )
 
 
 def test_reserved_keys_are_handed_to_the_stage():
@@ -141,10 +163,14 @@ def test_reserved_keys_are_handed_to_the_stage():
     assert part == T5(num_layers=2)
     assert keys == {"name": "t5", "seed": 4}
     assert "generator.seed is not an option" in refused(build_choice, T5_NODE | {"seed": 4}, "generator")
-    assert "allowed: d_ff, d_kv, d_model, decoder_reads, dropout_rate, history, item_loss, max_items, name, " in refused(
-        build_choice, T5_NODE | {"nmae": "x"}, "generator"
+    assert (
+        "allowed: d_ff, d_kv, d_model, decoder_reads, dropout_rate, history, item_loss, max_items, name, "
+        in refused(build_choice, T5_NODE | {"nmae": "x"}, "generator")
     )
-    assert refused(build_choice, None, "generator") == "generator must be one of the choices in configs/generator/, got None."
+    assert (
+        refused(build_choice, None, "generator")
+        == "generator must be one of the choices in configs/generator/, got None."
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,5 +196,8 @@ def test_configuration_errors_are_user_errors():
 
 def test_a_part_given_as_a_word_is_refused_with_the_option_to_give():
     node = {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "estimator": "rotation"}
-    with pytest.raises(ConfigError, match=r"tokenizer\.estimator='rotation' must be a part; give its class as `tokenizer\.estimator\._target_="):
+    with pytest.raises(
+        ConfigError,
+        match=r"tokenizer\.estimator='rotation' must be a part; give its class as `tokenizer\.estimator\._target_=",
+    ):
         build(node, "tokenizer")

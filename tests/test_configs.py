@@ -1,4 +1,5 @@
-"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy import."""
+"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy
+import."""
 
 import dataclasses
 import re
@@ -21,9 +22,20 @@ CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={pa
 BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 TOGETHER = [  # every choice once, in as few compositions as possible
-    [f"{group}={names[number % len(names)]}" for group, names in BY_GROUP.items()] for number in range(max(map(len, BY_GROUP.values())))
+    [f"{group}={names[number % len(names)]}" for group, names in BY_GROUP.items()]
+    for number in range(max(map(len, BY_GROUP.values())))
 ]
-HEAVY = ("torch", "transformers", "faiss", "sentence_transformers", "pandas", "pyarrow", "sklearn", "tensorboard", "scipy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "faiss",
+    "sentence_transformers",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "tensorboard",
+    "scipy",
+)
 
 
 def test_every_group_has_choices():
@@ -46,13 +58,19 @@ def unsaid(node, where):
     """Fields of dataclasses that their nodes do not say, and keys that are no fields, by dotted name."""
     fields = {field.name for field in dataclasses.fields(target_class(node["_target_"], where)) if field.init}
     parts = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
-    return {f"{where}.{key}" for key in (set(node) - {"_target_"}) ^ fields}.union(*(unsaid(part, f"{where}.{key}") for key, part in parts.items()))
+    return {f"{where}.{key}" for key in (set(node) - {"_target_"}) ^ fields}.union(
+        *(unsaid(part, f"{where}.{key}") for key, part in parts.items())
+    )
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_a_yaml_says_every_field_of_its_dataclass(group, name):
-    node = OmegaConf.to_container(compose([f"{group}={name}"] if group == "dataset" else ["dataset=beauty", f"{group}={name}"])[group])
-    assert unsaid(node, group) - {f"{group}.{key}" for key in OPTIONAL} == {f"{group}.{key}" for key in ("name", *RESERVED.get(group, ()))}
+    node = OmegaConf.to_container(
+        compose([f"{group}={name}"] if group == "dataset" else ["dataset=beauty", f"{group}={name}"])[group]
+    )
+    assert unsaid(node, group) - {f"{group}.{key}" for key in OPTIONAL} == {
+        f"{group}.{key}" for key in ("name", *RESERVED.get(group, ()))
+    }
     assert node["name"] == name
 
 
@@ -86,7 +104,12 @@ def test_an_experiment_plans_all_its_rows_and_the_command_line_wins(name):
     assert cfg.reference in cfg.tokenizers
     assert cfg.table == f"{cfg.dataset.name}_{name.removeprefix('beauty_')}"
     told = compose([*options, "dataset=sample", "embedder=hashed", "generator=t5_items", "train.epochs=3"])
-    assert (told.dataset.name, told.embedder.name, told.generator.name, told.train.epochs) == ("sample", "hashed", "t5_items", 3)
+    assert (told.dataset.name, told.embedder.name, told.generator.name, told.train.epochs) == (
+        "sample",
+        "hashed",
+        "t5_items",
+        3,
+    )
 
 
 def test_the_comments_of_the_main_file_list_the_choices():

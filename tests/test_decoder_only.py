@@ -1,4 +1,5 @@
-"""The decoder-only generator: its logits and lists against transformers' own, its losses, and the whole pipeline with it."""
+"""The decoder-only generator: its logits and lists against transformers' own, its losses, and the whole pipeline with
+it."""
 
 from __future__ import annotations
 
@@ -46,13 +47,16 @@ def generator(ids: SemanticIds = IDS, sizes: DecoderOnly = SIZES, seed: int = 0)
     return model
 
 
-def trainer_of(histories: list[np.ndarray], examples: str = "packed", sizes: DecoderOnly = SIZES, model: HistoryGPT2 | None = None) -> Trainer:
+def trainer_of(
+    histories: list[np.ndarray], examples: str = "packed", sizes: DecoderOnly = SIZES, model: HistoryGPT2 | None = None
+) -> Trainer:
     training = dataclasses.replace(TRAINING, examples=examples, stride=STRIDE[examples], embedding_rate=1.0)
     return Trainer(model or generator(sizes=sizes), made_of(histories), TrainConfig(sizes, training))
 
 
 def alone(model: HistoryGPT2, history: np.ndarray, target: int) -> float:
-    """The stock model's loss of one target after one history: start token, all tokens, and each next token by the one before it."""
+    """The stock model's loss of one target after one history: start token, all tokens, and each next token by the one
+    before it."""
     sequence = torch.from_numpy(np.concatenate([[PAD], model.tokens.numpy()[[*history, target]].flatten()]))
     logits = model.gpt2(input_ids=sequence[None, :-1], attention_mask=torch.ones(1, len(sequence) - 1)).logits[0]
     n_levels = model.tokens.shape[1]
@@ -66,7 +70,9 @@ def test_logits_and_all_gradients_are_those_of_the_stock_model():
     expected.square().mean().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    found = stack_gpt2.next_token_logits(model.gpt2, stack_gpt2.read_sequence(model.gpt2, tokens, torch.float32, EXACT), torch.float32)
+    found = stack_gpt2.next_token_logits(
+        model.gpt2, stack_gpt2.read_sequence(model.gpt2, tokens, torch.float32, EXACT), torch.float32
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     found.square().mean().backward()
     for name, parameter in model.named_parameters():
@@ -76,7 +82,8 @@ def test_logits_and_all_gradients_are_those_of_the_stock_model():
 def test_bf16_products_stay_near_the_exact_logits():
     model, tokens = generator(), torch.arange(1, 25).view(2, 12)
     exact, rough = (
-        stack_gpt2.next_token_logits(model.gpt2, stack_gpt2.read_sequence(model.gpt2, tokens, dtype, EXACT), dtype) for dtype in (torch.float32, torch.bfloat16)
+        stack_gpt2.next_token_logits(model.gpt2, stack_gpt2.read_sequence(model.gpt2, tokens, dtype, EXACT), dtype)
+        for dtype in (torch.float32, torch.bfloat16)
     )
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
@@ -152,7 +159,8 @@ def test_a_target_knows_nothing_of_later_items_or_of_other_rows():
 
 
 def test_training_shifts_by_token_as_the_search_does():
-    """Training that shifts by item predicts a token from the same level of the item before, which the search never does.
+    """Training that shifts by item predicts a token from the same level of the item before, which the search never
+    does.
 
     So the losses of training must be, token by token, the steps of the search along an item.
     """
@@ -196,7 +204,8 @@ def test_equals_generate_with_a_prefix_function(beam_size):
 
 
 def test_beams_keep_to_their_user():
-    """A parent's number counts within its user: among many users each gets what it gets alone, whatever beams the others keep."""
+    """A parent's number counts within its user: among many users each gets what it gets alone, whatever beams the
+    others keep."""
     searcher = Searcher.of(generator(), "fp32")
     histories = random_histories(12, 60)
     items, scores = searcher.rank(histories, k=10, beam_size=10, mask_seen=True)
@@ -206,12 +215,16 @@ def test_beams_keep_to_their_user():
         np.testing.assert_allclose(scores[user], single_scores[0], atol=1e-4)
     assert len(np.unique(items, axis=0)) > 6
     order = np.random.default_rng(0).permutation(12)
-    assert (searcher.rank([histories[user] for user in order], k=10, beam_size=10, mask_seen=True)[0] == items[order]).all()
+    assert (
+        searcher.rank([histories[user] for user in order], k=10, beam_size=10, mask_seen=True)[0] == items[order]
+    ).all()
 
 
 @pytest.mark.parametrize("n_items", [1, 2, 7])
 def test_beam_wider_than_the_catalogue_gives_a_shorter_list_without_ghosts(n_items):
-    items, scores = Searcher.of(generator(catalogue(n_items)), "fp32").rank([np.array([0])], k=20, beam_size=20, mask_seen=False)
+    items, scores = Searcher.of(generator(catalogue(n_items)), "fp32").rank(
+        [np.array([0])], k=20, beam_size=20, mask_seen=False
+    )
     assert sorted(items[0, :n_items]) == list(range(n_items))
     assert (items[0, n_items:] == NO_ITEM).all()
     assert (scores[0, n_items:] == -np.inf).all()
@@ -220,7 +233,7 @@ def test_beam_wider_than_the_catalogue_gives_a_shorter_list_without_ghosts(n_ite
 def test_the_order_of_a_history_matters_and_only_its_last_items_do():
     searcher, rng = Searcher.of(generator(), "fp32"), np.random.default_rng(0)
     history = rng.permutation(60)[:6]
-    scores = lambda items: searcher.rank([np.asarray(items)], k=60, beam_size=60, mask_seen=False)[1]  # noqa: E731
+    scores = lambda items: searcher.rank([np.asarray(items)], k=60, beam_size=60, mask_seen=False)[1]
     assert np.abs(scores(history) - scores(history[::-1])).max() > 0.01
     assert (scores(history) == scores([7, 8, 9, *history])).all()
 
@@ -243,7 +256,12 @@ def test_a_deterministic_next_item_is_learned_to_the_first_rank():
 
 def test_biases_and_layer_norms_do_not_decay():
     model = generator()
-    decaying = {id(parameter) for group in new_optimizer(model, TRAINING).param_groups if group["weight_decay"] for parameter in group["params"]}
+    decaying = {
+        id(parameter)
+        for group in new_optimizer(model, TRAINING).param_groups
+        if group["weight_decay"]
+        for parameter in group["params"]
+    }
     assert {name for name, parameter in model.named_parameters() if id(parameter) not in decaying} == {
         name for name, _ in model.named_parameters() if name.endswith("bias") or "ln_" in name
     }
@@ -251,10 +269,21 @@ def test_biases_and_layer_norms_do_not_decay():
 
 def test_saved_and_loaded_it_ranks_the_same_and_is_a_plain_model_of_transformers(tmp_path):
     model, histories = generator(), random_histories(5, 60)
-    assert sorted(path.name for path in save_generator(model, tmp_path)) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in save_generator(model, tmp_path)) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     loaded = load_generator(tmp_path, IDS)
-    assert loaded.facts == model.facts == {"history": "codes", "max_items": 6, "code_sizes": [5, 4, 3], "level_sizes": [5, 4, 3, 60]}
-    for one, other in zip(*(Searcher.of(each, "fp32").rank(histories, k=10, beam_size=10, mask_seen=True) for each in (model, loaded)), strict=True):
+    assert (
+        loaded.facts
+        == model.facts
+        == {"history": "codes", "max_items": 6, "code_sizes": [5, 4, 3], "level_sizes": [5, 4, 3, 60]}
+    )
+    for one, other in zip(
+        *(Searcher.of(each, "fp32").rank(histories, k=10, beam_size=10, mask_seen=True) for each in (model, loaded)),
+        strict=True,
+    ):
         assert np.array_equal(one, other)
     stock = GPT2LMHeadModel.from_pretrained(tmp_path)
     assert all(torch.equal(one, other) for one, other in zip(stock.parameters(), model.gpt2.parameters(), strict=True))
@@ -285,17 +314,27 @@ def test_sizes_that_do_not_fit_are_refused_before_any_work(options, message):
 
 
 def test_its_own_options_of_training_stand_below_those_of_the_sample():
-    full, small = (plan(compose([f"dataset={name}", "generator=decoder_only"]))["train"].config for name in ("beauty", "sample"))
+    full, small = (
+        plan(compose([f"dataset={name}", "generator=decoder_only"]))["train"].config for name in ("beauty", "sample")
+    )
     assert full.generator == DecoderOnly()
-    assert (full.training.learning_rate, full.training.weight_decay, full.training.embedding_rate, full.training.batch_targets) == (1e-3, 0.1, 1.0, 512)
+    assert (
+        full.training.learning_rate,
+        full.training.weight_decay,
+        full.training.embedding_rate,
+        full.training.batch_targets,
+    ) == (1e-3, 0.1, 1.0, 512)
     assert (small.generator.num_layers, small.generator.d_model, small.training.embedding_rate) == (2, 64, 1.0)
 
 
 def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_and_is_evaluated(tmp_path, monkeypatch):
     folders = build_run(tmp_path, history="decoder_only")
     shutil.rmtree(folders["train"])
-    config = TrainConfig(DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5), dataclasses.replace(TRAINING, embedding_rate=1.0))
-    run = lambda name: train(folders["prepare"], folders["tokenize"], config, folders["tokenize"] / name)  # noqa: E731
+    config = TrainConfig(
+        DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5),
+        dataclasses.replace(TRAINING, embedding_rate=1.0),
+    )
+    run = lambda name: train(folders["prepare"], folders["tokenize"], config, folders["tokenize"] / name)
     undisturbed = run("undisturbed")
     step = Trainer.step
 
@@ -309,7 +348,16 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_and_is_evaluated(t
         run("resumed")
     monkeypatch.setattr(Trainer, "step", step)
     assert weights(run("resumed")) == weights(undisturbed)
-    out = evaluate(folders["prepare"], folders["tokenize"], undisturbed, EvaluateConfig(model="decoder_only"), undisturbed / "eval-full")
+    out = evaluate(
+        folders["prepare"],
+        folders["tokenize"],
+        undisturbed,
+        EvaluateConfig(model="decoder_only"),
+        undisturbed / "eval-full",
+    )
     n_users = len(load_histories(folders["prepare"]))
-    assert {(row["model"], row["users"]) for row in artifacts.read_json(out, "metrics.json")} == {("decoder_only", n_users), ("popularity", n_users)}
+    assert {(row["model"], row["users"]) for row in artifacts.read_json(out, "metrics.json")} == {
+        ("decoder_only", n_users),
+        ("popularity", n_users),
+    }
     assert load_generator(undisturbed, load_semantic_ids(folders["tokenize"])).facts["max_items"] == 5

@@ -32,7 +32,10 @@ def test_neighbours_agree_as_far_as_clusters_go():
     clusters = np.repeat([0, 1], 11)
     vectors = np.array([[1.0, 0.0], [0.0, 1.0]])[clusters] + rng.normal(0, 0.01, (22, 2))
     assert neighbour_agreement(vectors, np.column_stack([clusters, np.arange(22)]), seed=0) == [1, 0]
-    assert neighbour_agreement(vectors, np.column_stack([np.arange(22), clusters]), seed=0) == [0, 0]  # a prefix, not a level
+    assert neighbour_agreement(vectors, np.column_stack([np.arange(22), clusters]), seed=0) == [
+        0,
+        0,
+    ]  # a prefix, not a level
     assert neighbour_agreement(vectors[:1], clusters[:1, None], seed=0) is None
 
 
@@ -58,7 +61,10 @@ def test_purity_by_chance_is_that_of_codes_without_meaning():
     assert 0.25 < meaningless["purity_by_chance"][0] < 0.4 < meaningless["purity_by_chance"][1]
     telling = prefix_purity(np.column_stack([categories, np.arange(3000)]), categories, seed=0)
     assert telling["purity"] == [1, 1]
-    assert telling["purity_by_chance"] == [pytest.approx(0.25, abs=0.03), 1]  # groups of one item are pure whatever is in them
+    assert telling["purity_by_chance"] == [
+        pytest.approx(0.25, abs=0.03),
+        1,
+    ]  # groups of one item are pure whatever is in them
 
 
 def test_purity_by_chance_by_hand_where_dealing_changes_nothing():
@@ -70,4 +76,8 @@ def test_purity_without_categories_is_empty_and_a_seed_repeats_it():
     codes = np.random.default_rng(0).integers(0, 3, (40, 2))
     assert prefix_purity(codes, np.full(40, -1), seed=0) == {"purity": [], "purity_by_chance": []}
     categories = np.arange(40) % 3
-    assert prefix_purity(codes, categories, seed=1) == prefix_purity(codes, categories, seed=1) != prefix_purity(codes, categories, seed=2)
+    assert (
+        prefix_purity(codes, categories, seed=1)
+        == prefix_purity(codes, categories, seed=1)
+        != prefix_purity(codes, categories, seed=2)
+    )

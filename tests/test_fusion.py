@@ -42,7 +42,9 @@ NEARLY = np.where(np.arange(5)[:, None] < 2, np.nextafter(CONSTANT, np.float32(1
 
 
 @pytest.mark.parametrize(
-    "vectors", [np.zeros((5, 3)), CONSTANT, NEARLY, np.ones((1, 3))], ids=["zero", "constant", "constant but for the last bit", "one item"]
+    "vectors",
+    [np.zeros((5, 3)), CONSTANT, NEARLY, np.ones((1, 3))],
+    ids=["zero", "constant", "constant but for the last bit", "one item"],
 )
 def test_a_part_that_says_nothing_becomes_zero(vectors):
     found = standardized(vectors.astype(np.float32))
@@ -62,7 +64,9 @@ def test_scale_and_place_of_a_part_are_nothing():
 def test_parts_stand_side_by_side_by_name_with_their_share_of_the_variance():
     parts = {"text": matrix(), "image": matrix(dim=3, seed=1)}
     fused = Fusion({"text": 1.0, "image": 3.0}).vectors(None, parts)
-    np.testing.assert_allclose(fused, np.concatenate([3 * standardized(parts["image"]), standardized(parts["text"])], axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        fused, np.concatenate([3 * standardized(parts["image"]), standardized(parts["text"])], axis=1), rtol=1e-6
+    )
     variance = fused.var(axis=0)
     assert variance[:3].sum() == pytest.approx(9 * variance[3:].sum(), rel=1e-4)
     turned = Fusion({"image": 3.0, "text": 1.0}).vectors(None, dict(reversed(parts.items())))
@@ -76,7 +80,9 @@ def test_the_projection_keeps_the_largest_variance():
     for dim in (1, 3, 6):
         found = principal_components(vectors.astype(np.float64), dim)
         assert found.shape == (20, dim)
-        np.testing.assert_allclose(found @ found.T, (left[:, :dim] * sizes[:dim] ** 2) @ left[:, :dim].T, rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(
+            found @ found.T, (left[:, :dim] * sizes[:dim] ** 2) @ left[:, :dim].T, rtol=1e-5, atol=1e-3
+        )
         assert (np.diff(found.var(axis=0)) <= 0).all()
     fused = Fusion({"text": 1.0}, dim=2).vectors(None, {"text": vectors})
     np.testing.assert_allclose(fused, principal_components(standardized(vectors), 2), rtol=1e-5, atol=1e-6)
@@ -150,7 +156,11 @@ def test_each_way_to_say_other_parts_that_the_yaml_names():
     assert parts_of("embedder@embedder.parts.text=sentence_t5", "embedder.parts.text.model=x")["text"][0].model == "x"
     changed = parts_of("embedder.parts.collaborative.dim=128", "embedder.parts.collaborative.name=collaborative-128")
     assert changed["collaborative"] == (Collaborative(dim=128), "collaborative-128")
-    more = parts_of("+embedder@embedder.parts.image=precomputed", "+embedder.weights.image=1", "embedder.parts.image.vectors=image.parquet")
+    more = parts_of(
+        "+embedder@embedder.parts.image=precomputed",
+        "+embedder.weights.image=1",
+        "embedder.parts.image.vectors=image.parquet",
+    )
     assert more["image"][0].vectors == "image.parquet"
     assert list(more) == ["text", "collaborative", "image"]
     assert list(parts_of("~embedder@embedder.parts.text", "~embedder.weights.text")) == ["collaborative"]
@@ -159,15 +169,39 @@ def test_each_way_to_say_other_parts_that_the_yaml_names():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+embedder.weights.image=1"], r"parts.image is needed and missing; choose its embedder with `\+embedder@embedder.parts.image=<embedder>`"),
-        (["+embedder@embedder.parts.image=hashed"], r"embedder.parts.image is given, but only \[collaborative, text\] can be used"),
-        (["embedder.parts.text=hashed"], r"parts.text='hashed' is no embedder; choose one with `embedder@embedder.parts.text=<embedder>`"),
+        (
+            ["+embedder.weights.image=1"],
+            r"parts.image is needed and missing; choose its embedder with `\+embedder@embedder.parts.image=<embedder>`",
+        ),
+        (
+            ["+embedder@embedder.parts.image=hashed"],
+            r"embedder.parts.image is given, but only \[collaborative, text\] can be used",
+        ),
+        (
+            ["embedder.parts.text=hashed"],
+            r"parts.text='hashed' is no embedder; choose one with `embedder@embedder.parts.text=<embedder>`",
+        ),
         (["embedder.parts=hashed"], r"embedder.parts='hashed' must hold an embedder a name"),
-        (["embedder.parts.text.name=fusion"], r"embedder.parts.text.name and embedder.name are both 'fusion', with different settings"),
-        (["embedder@embedder.parts.collaborative=minilm", "embedder.parts.collaborative.max_length=9"], r"are both 'minilm', with different settings"),
-        (["embedder.parts.text.max_length=0"], r"embedder.parts.text: max_length must be at least 1 token or null, got 0"),
-        (["embedder.parts.text.name=a/b"], r"embedder.parts.text.name='a/b' must be a folder name; give `embedder.parts.text.name=<name>`"),
-        (["embedder=hashed", "+embedder@embedder.parts.text=minilm"], r"embedder.parts.text is given, but only \[\] can be used; leave it out"),
+        (
+            ["embedder.parts.text.name=fusion"],
+            r"embedder.parts.text.name and embedder.name are both 'fusion', with different settings",
+        ),
+        (
+            ["embedder@embedder.parts.collaborative=minilm", "embedder.parts.collaborative.max_length=9"],
+            r"are both 'minilm', with different settings",
+        ),
+        (
+            ["embedder.parts.text.max_length=0"],
+            r"embedder.parts.text: max_length must be at least 1 token or null, got 0",
+        ),
+        (
+            ["embedder.parts.text.name=a/b"],
+            r"embedder.parts.text.name='a/b' must be a folder name; give `embedder.parts.text.name=<name>`",
+        ),
+        (
+            ["embedder=hashed", "+embedder@embedder.parts.text=minilm"],
+            r"embedder.parts.text is given, but only \[\] can be used; leave it out",
+        ),
     ],
 )
 def test_wrong_parts_are_refused_by_the_plan(overrides, message):

@@ -1,4 +1,5 @@
-"""Whatever bytes stand in an artefact or an input: a finished result or one sentence, nothing executed, no silently wrong array."""
+"""Whatever bytes stand in an artefact or an input: a finished result or one sentence, nothing executed, no silently
+wrong array."""
 
 from __future__ import annotations
 
@@ -94,15 +95,24 @@ def scratch() -> Iterator[Path]:
 def mutated(valid: bytes) -> st.SearchStrategy[bytes]:
     """Valid bytes with a part cut out and other bytes in its place."""
     place = st.integers(0, len(valid))
-    return st.tuples(place, place, st.binary(max_size=6)).map(lambda cut: valid[: min(cut[:2])] + cut[2] + valid[max(cut[:2]) :])
+    return st.tuples(place, place, st.binary(max_size=6)).map(
+        lambda cut: valid[: min(cut[:2])] + cut[2] + valid[max(cut[:2]) :]
+    )
 
 
 # Raw files
 
 HUGE = "9" * 400
-WORDS = st.sampled_from(["A", "B", "C", "D", "u", "v", "", " ", "é", "\0", "\ud800", "a\nb", "&#x110000;", "\u2028", HUGE])
+WORDS = st.sampled_from(
+    ["A", "B", "C", "D", "u", "v", "", " ", "é", "\0", "\ud800", "a\nb", "&#x110000;", "\u2028", HUGE]
+)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | WORDS | st.sampled_from([int(HUGE), -int(HUGE), 2**63, -(2**63)]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | WORDS
+    | st.sampled_from([int(HUGE), -int(HUGE), 2**63, -(2**63)]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=6,
 )
@@ -112,12 +122,18 @@ CALL = "__import__('os').system('touch canary')"
 HOSTILE_LINES = [
     b"\xef\xbb\xbf" + REVIEW, b"\0", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"<html>", b"-" * 100_000 + b"1", b"1+" * 100_000 + b"1",
     b"{'asin': " * 5000, f"{{'asin': 'A', 'title': {CALL}}}".encode(), CALL.encode(), f"f'{{{CALL}}}'".encode(),
-    b"{'asin': 'A', 'title': __import__('canary')}", b"{'asin': 'A', 'price': 1j, 'title': b'x', 'brand': {1, 2}, 'categories': ...}",
-    b"{'asin': {'A'}}", b"{[]: 1}", b"{'asin': 'A', 'price': %s}" % HUGE.encode(), b'{"asin": "\\u0041", "title": "escaped"}',
-    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % HUGE.encode(), b'{"reviewerID": "u", "asin": "A", "unixReviewTime": 1e999}',
+    b"{'asin': 'A', 'title': __import__('canary')}", b"{'asin': 'A', 'price': 1j, 'title': b'x', 'brand': {1, 2}, "
+                                                     b"'categories': ...}",
+    b"{'asin': {'A'}}", b"{[]: 1}", b"{'asin': 'A', 'price': %s}" % HUGE.encode(), b'{"asin": "\\u0041", "title": '
+                                                                                   b'"escaped"}',
+    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % HUGE.encode(), b'{"reviewerID": "u", "asin": "A", '
+                                                                               b'"unixReviewTime": 1e999}',
     b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % (b"9" * 5000), b"u,A,5.0,%s" % HUGE.encode(), b"u,A,5.0,nan", b"u,,,", b"\x1a", b"\r",
 ]  # fmt: skip
-RECORDS = st.fixed_dictionaries({}, optional=dict.fromkeys(("reviewerID", "asin", "unixReviewTime", "title", "brand", "price", "categories"), VALUES))
+RECORDS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("reviewerID", "asin", "unixReviewTime", "title", "brand", "price", "categories"), VALUES),
+)
 LINES = (
     st.sampled_from(HOSTILE_LINES) | st.binary(max_size=30) | mutated(REVIEW) | mutated(ITEM) | mutated(b"u,A,5.0,5")
     | RECORDS.map(lambda record: json.dumps(record).encode()) | RECORDS.map(lambda record: repr(record).encode("utf-8", "surrogatepass"))
@@ -140,7 +156,9 @@ def test_amazon_lines_are_kept_or_counted(name: str, interactions: list[bytes], 
     with scratch() as folder:
         for path, content in contents.items():
             (folder / path).write_bytes(content)
-        dataset = AmazonReviews(folder, name, "meta.json", min_user_interactions=0, min_item_interactions=0, max_dropped=1.0)
+        dataset = AmazonReviews(
+            folder, name, "meta.json", min_user_interactions=0, min_item_interactions=0, max_dropped=1.0
+        )
         try:
             raw = dataset.read()
             out = prepare(dataset, folder / "out")
@@ -160,7 +178,11 @@ def check_prepared(raw: Any, out: Path) -> None:
     histories = load_histories(out)
     assert len(histories) >= 1
     stats = artifacts.read_json(out, "stats.json")
-    assert (stats["lines"], stats["dropped"], stats["raw"]["interactions"]) == (raw.lines, dict(sorted(raw.dropped.items())), len(raw.user_ids))
+    assert (stats["lines"], stats["dropped"], stats["raw"]["interactions"]) == (
+        raw.lines,
+        dict(sorted(raw.dropped.items())),
+        len(raw.user_ids),
+    )
 
 
 def test_escaped_asins_are_those_of_the_reviews(tmp_path: Path) -> None:
@@ -177,14 +199,18 @@ def read_tables(folder: Path, kind: str, interactions: bytes, items: bytes | Non
     (folder / f"orders.{kind}").write_bytes(interactions)
     if items is not None:
         (folder / f"items.{kind}").write_bytes(items)
-    dataset = TablesDataset(folder / f"orders.{kind}", None if items is None else folder / f"items.{kind}", max_dropped=1.0)
+    dataset = TablesDataset(
+        folder / f"orders.{kind}", None if items is None else folder / f"items.{kind}", max_dropped=1.0
+    )
     try:
         raw = dataset.read()
         out = prepare(dataset, folder / "out")
     except TigerrecError as error:
         refusal(error)
         return
-    assert raw.lines >= len(raw.user_ids) + sum(count for reason, count in raw.dropped.items() if reason.startswith("interactions: "))
+    assert raw.lines >= len(raw.user_ids) + sum(
+        count for reason, count in raw.dropped.items() if reason.startswith("interactions: ")
+    )
     check_prepared(raw, out)
 
 
@@ -210,12 +236,21 @@ def test_delimited_tables_are_read_or_refused(kind: str, separator: str, data: s
 
 
 @FUZZ
-@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(("user", "item", "time"), VALUES)), max_size=4), st.lists(LINES, max_size=2), VALUES)
+@given(
+    st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(("user", "item", "time"), VALUES)), max_size=4),
+    st.lists(LINES, max_size=2),
+    VALUES,
+)
 def test_json_lines_are_read_or_refused(records: list[dict[str, Any]], lines: list[bytes], title: Any) -> None:
     good = [dict(zip(("user", "item", "time"), row, strict=True)) for row in ROWS]
     content = b"\n".join([json.dumps(record).encode() for record in (*good, *records)] + lines)
     with scratch() as folder:
-        read_tables(folder, "jsonl", content, json.dumps({"item": "A", "title": title, "price": title, "categories": title}).encode())
+        read_tables(
+            folder,
+            "jsonl",
+            content,
+            json.dumps({"item": "A", "title": title, "price": title, "categories": title}).encode(),
+        )
 
 
 def parquet(columns: dict[str, Any]) -> bytes:
@@ -248,14 +283,19 @@ def test_parquet_tables_are_read_or_refused(data: st.DataObject) -> None:
     name, column = data.draw(st.sampled_from(list(good))), data.draw(st.sampled_from(ODD_COLUMNS))
     content = data.draw(st.sampled_from([parquet(good | {name: column}), unpickling_parquet(pa.table(good))]))
     content = data.draw(st.just(content) | mutated(content))
-    items = parquet({"item": ["A", "B", "C"]} | dict.fromkeys(("title", "price", "categories"), data.draw(st.sampled_from(ODD_COLUMNS))))
+    items = parquet(
+        {"item": ["A", "B", "C"]}
+        | dict.fromkeys(("title", "price", "categories"), data.draw(st.sampled_from(ODD_COLUMNS)))
+    )
     with scratch() as folder:
         read_tables(folder, "parquet", content, items)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_two_columns_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
-    table = pa.Table.from_arrays([pa.array(["u"]), pa.array(["v"]), pa.array(["A"]), pa.array([1])], ["user", "user", "item", "time"])
+    table = pa.Table.from_arrays(
+        [pa.array(["u"]), pa.array(["v"]), pa.array(["A"]), pa.array([1])], ["user", "user", "item", "time"]
+    )
     path = tmp_path / f"orders.{kind}"
     path.write_bytes(parquet(table) if kind == "parquet" else b"user,user,item,time\nu,v,A,1\n")
     with pytest.raises(TigerrecError, match="more than one column user"):
@@ -271,7 +311,9 @@ def test_gzip_containers_are_read_whole_or_refused(content: bytes) -> None:
     with scratch() as folder:
         (folder / "reviews.json.gz").write_bytes(content)
         (folder / "meta.json").write_bytes(ITEM)
-        dataset = AmazonReviews(folder, "reviews.json.gz", "meta.json", min_user_interactions=0, min_item_interactions=0)
+        dataset = AmazonReviews(
+            folder, "reviews.json.gz", "meta.json", min_user_interactions=0, min_item_interactions=0
+        )
         try:
             assert dataset.read().item_ids == ["A", "B", "C"]
         except TigerrecError as error:
@@ -281,7 +323,9 @@ def test_gzip_containers_are_read_whole_or_refused(content: bytes) -> None:
 # Manifests
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | WORDS
-JSON_VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=5)
+JSON_VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=5
+)
 ENTRIES = st.dictionaries(st.sampled_from(["sha256", "bytes"]), JSON_VALUES)
 FILE_NAMES = st.sampled_from(["../x", "/x", "a\nb", ".", "x" * 300, "\udcff", "facts.json"])
 
@@ -301,10 +345,14 @@ def test_a_manifest_is_one_or_is_refused(data: st.DataObject) -> None:
         entry = manifest["files"]["facts.json"]
         changed = data.draw(
             st.binary(max_size=40)
-            | st.sampled_from([b"", b"null", b"[" * 100_000, b'{"files":' * 50_000, b"9" * 10_000, b'{"a": NaN}', PICKLE])
+            | st.sampled_from(
+                [b"", b"null", b"[" * 100_000, b'{"files":' * 50_000, b"9" * 10_000, b'{"a": NaN}', PICKLE]
+            )
             | mutated(json.dumps(manifest).encode())
             | JSON_VALUES.map(lambda value: json.dumps(value).encode())
-            | st.tuples(st.sampled_from(sorted(manifest)), JSON_VALUES).map(lambda pair: json.dumps(manifest | {pair[0]: pair[1]}).encode())
+            | st.tuples(st.sampled_from(sorted(manifest)), JSON_VALUES).map(
+                lambda pair: json.dumps(manifest | {pair[0]: pair[1]}).encode()
+            )
             | st.tuples(
                 st.sampled_from(["../x", "/x", "a\nb", ".", "x" * 300, "\udcff", "facts.json"]),
                 st.dictionaries(st.sampled_from(["sha256", "bytes"]), JSON_VALUES),
@@ -337,7 +385,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("finished")
     folders = build_embedded_run(root / "run", history="items")
     keeping = build_embedded_run(root / "keeping", collisions="keep")
-    return {"root": root, "embed": folders["tokenize"].parent, **folders, "export": export(keeping["train"], root / "exported")}
+    return {
+        "root": root,
+        "embed": folders["tokenize"].parent,
+        **folders,
+        "export": export(keeping["train"], root / "exported"),
+    }
 
 
 def recommended(folder: Path) -> Any:
@@ -361,10 +414,14 @@ def arrays_of(*values: Any) -> list[Any]:
 CONSUMERS: dict[str, Callable[[dict[str, Path]], Any]] = {
     "load_histories": lambda run: arrays_of(*vars(load_histories(run["prepare"])).values()),
     "load_embeddings": lambda run: load_embeddings(run["embed"]).tolist(),
-    "tokenize": lambda run: (tokenize(run["embed"], TOKENIZE, run["root"] / "tokenized") / "semantic_ids.parquet").read_bytes(),
+    "tokenize": lambda run: (
+        tokenize(run["embed"], TOKENIZE, run["root"] / "tokenized") / "semantic_ids.parquet"
+    ).read_bytes(),
     "load_semantic_ids": lambda run: arrays_of(*vars(load_semantic_ids(run["tokenize"])).values()),
     "load_tokenizer": lambda run: encode_items(run["tokenize"], np.eye(8, dtype=np.float32)).tolist(),
-    "load_inputs": lambda run: [arrays_of(*vars(part).values()) for part in load_inputs(run["prepare"], run["tokenize"])],
+    "load_inputs": lambda run: [
+        arrays_of(*vars(part).values()) for part in load_inputs(run["prepare"], run["tokenize"])
+    ],
     "from_pretrained": lambda run: recommended(run["train"]),
     "from_pretrained export": lambda run: recommended(run["export"]),
     "export": exported,
@@ -387,23 +444,44 @@ READ_BY = {
     ("export", "model.safetensors"): ["from_pretrained export"],
 }
 VALID = {"items.parquet": ("title", "text")}  # columns whose values are free
-UNREADABLE = {"random": bytes(range(256)) * 4, "empty": b"", "pickle": PICKLE, "json null": b"null", "deep": b"[" * 100_000, "gzip": ZIPPED}
+UNREADABLE = {
+    "random": bytes(range(256)) * 4,
+    "empty": b"",
+    "pickle": PICKLE,
+    "json null": b"null",
+    "deep": b"[" * 100_000,
+    "gzip": ZIPPED,
+}
 
 
 def wrong_tables(path: Path) -> Iterator[tuple[str, bytes]]:
     table = pq.read_table(path)
     yield "unpickling", unpickling_parquet(table)
-    for what, other in (("reversed", table[::-1]), ("shorter", table[:-1]), ("empty", table[:0]), ("doubled", pa.concat_tables([table, table]))):
+    for what, other in (
+        ("reversed", table[::-1]),
+        ("shorter", table[:-1]),
+        ("empty", table[:0]),
+        ("doubled", pa.concat_tables([table, table])),
+    ):
         yield what, parquet(other)
     swapped = table.take([1, 0, *range(2, len(table))])
     yield "swapped", parquet(swapped)
     if "timestamp" in table.column_names:
-        yield "swapped at one time", parquet(swapped.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(np.zeros(len(table), np.int64))))
+        yield (
+            "swapped at one time",
+            parquet(
+                swapped.set_column(
+                    table.column_names.index("timestamp"), "timestamp", pa.array(np.zeros(len(table), np.int64))
+                )
+            ),
+        )
     twice = table.take([0, 0, *range(2, len(table))])
     yield "first row twice, under two numbers", parquet(twice.set_column(0, table.column_names[0], table[0]))
     for place, name in enumerate(table.column_names):
         if pa.types.is_string(table[name].type):
-            content = pa.array([b"\xff" if row == 2 else str(value).encode() for row, value in enumerate(table[name].to_pylist())])
+            content = pa.array(
+                [b"\xff" if row == 2 else str(value).encode() for row, value in enumerate(table[name].to_pylist())]
+            )
             invalid = pa.StringArray.from_buffers(len(table), *content.buffers()[1:])
             yield f"{name} not UTF-8", parquet(table.set_column(place, name, invalid))
         if name == "text":
@@ -414,7 +492,10 @@ def wrong_tables(path: Path) -> Iterator[tuple[str, bytes]]:
                 holey = pa.array([*values[:at], None, *values[at + 1 :]], table[name].type)
                 yield f"{name} null at {at}", parquet(table.set_column(place, name, holey))
         yield f"no {name}", parquet(table.drop_columns([name]))
-        yield f"{name} lists", parquet(table.set_column(place, name, pa.array([[value] for value in table[name].to_pylist()])))
+        yield (
+            f"{name} lists",
+            parquet(table.set_column(place, name, pa.array([[value] for value in table[name].to_pylist()]))),
+        )
         yield f"two {name}", parquet(table.append_column(name, table[name]))
         if pa.types.is_integer(table[name].type):
             values = table[name].to_numpy()
@@ -450,12 +531,31 @@ def wrong_arrays(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{name} {value}", packed(arrays | {name: changed})
 
 
-ODD_JSON = [None, "x", "os.system", -1, 0, 1.5, 10**12, int("9" * 40), True, [], [1, "x"], {}, {"_target_": "os.system"}, "${oc.env:HOME}", [10**9] * 3]
+ODD_JSON = [
+    None,
+    "x",
+    "os.system",
+    -1,
+    0,
+    1.5,
+    10**12,
+    int("9" * 40),
+    True,
+    [],
+    [1, "x"],
+    {},
+    {"_target_": "os.system"},
+    "${oc.env:HOME}",
+    [10**9] * 3,
+]
 
 
 def wrong_json(path: Path) -> Iterator[tuple[str, bytes]]:
     facts = json.loads(path.read_bytes())
-    yield "auto_map", json.dumps(facts | {"auto_map": {"AutoModel": "canary.Canary"}, "trust_remote_code": True}).encode()
+    yield (
+        "auto_map",
+        json.dumps(facts | {"auto_map": {"AutoModel": "canary.Canary"}, "trust_remote_code": True}).encode(),
+    )
     yield "quantization_config", json.dumps(facts | {"quantization_config": {"quant_method": "canary"}}).encode()
     yield "NaN", json.dumps(facts | {"dim": float("nan"), "seed": float("inf")}).encode()
     for number, (name, value) in enumerate(facts.items()):
@@ -499,7 +599,9 @@ def run(finished: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("stage", "name"), READ_BY, ids=["/".join(key) for key in READ_BY])
-def test_a_file_that_all_manifests_vouch_for_is_what_it_should_be_or_is_refused(run: dict[str, Path], stage: str, name: str) -> None:
+def test_a_file_that_all_manifests_vouch_for_is_what_it_should_be_or_is_refused(
+    run: dict[str, Path], stage: str, name: str
+) -> None:
     expected = {consumer: CONSUMERS[consumer](run) for consumer in READ_BY[stage, name]}
     refused, faults = 0, []
     for what, content in dict(wrong_files(run[stage] / name)).items():
@@ -517,7 +619,10 @@ def test_a_file_that_all_manifests_vouch_for_is_what_it_should_be_or_is_refused(
                 faults.append(f"{consumer} of {name}, {what}: {error!r}")
                 continue
             if consumer == "export":
-                found, wanted = ({key: value for key, value in files.items() if key not in (name, "README.md")} for files in (found, expected[consumer]))
+                found, wanted = (
+                    {key: value for key, value in files.items() if key not in (name, "README.md")}
+                    for files in (found, expected[consumer])
+                )
             else:
                 wanted = expected[consumer]
             if found != wanted:
@@ -549,5 +654,8 @@ def test_a_config_of_another_model_is_refused(run: dict[str, Path], changes: dic
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
 def test_vectors_that_are_none_are_refused(run: dict[str, Path], content: bytes, consumer: str) -> None:
     replace_file(run, "embed", "embeddings.safetensors", content)
-    with pytest.raises(artifacts.DamagedError, match=r"embeddings\.safetensors does not hold .*; add `overwrite=embed` to build it again\.$"):
+    with pytest.raises(
+        artifacts.DamagedError,
+        match=r"embeddings\.safetensors does not hold .*; add `overwrite=embed` to build it again\.$",
+    ):
         CONSUMERS[consumer](run)

@@ -25,7 +25,7 @@ pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, ma
 class Fixed:
     """A data set of interactions given in the test: (user, item, time)."""
 
-    path: Path = not_identity()  # noqa: RUF009
+    path: Path = not_identity()
     rows: tuple[tuple[str, str, int], ...] = not_identity()
     min_user_interactions: int = 0
     min_item_interactions: int = 0
@@ -40,10 +40,27 @@ class Fixed:
     def read(self) -> RawData:
         users, items, times = (list(column) for column in zip(*self.rows, strict=True))
         metadata = {"a": RawItem("Ann's soap", "Ann", ["Bath", "Soap"], 3.5)}
-        return RawData(users, items, np.array(times, dtype=np.int64), metadata, {"not JSON": self.dropped} if self.dropped else {}, len(users) + self.dropped)
+        return RawData(
+            users,
+            items,
+            np.array(times, dtype=np.int64),
+            metadata,
+            {"not JSON": self.dropped} if self.dropped else {},
+            len(users) + self.dropped,
+        )
 
 
-ROWS = (("u", "b", 5), ("v", "a", 1), ("u", "a", 5), ("v", "c", -3), ("u", "c", 2), ("w", "d", 1), ("v", "b", 1), ("u", "b", 5), ("w", "a", 2))
+ROWS = (
+    ("u", "b", 5),
+    ("v", "a", 1),
+    ("u", "a", 5),
+    ("v", "c", -3),
+    ("u", "c", 2),
+    ("w", "d", 1),
+    ("v", "b", 1),
+    ("u", "b", 5),
+    ("w", "a", 2),
+)
 
 
 @given(pairs)
@@ -59,7 +76,9 @@ def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -
     assert np.flatnonzero(k_core(users, items, 3, 2)).tolist() == kept
 
 
-@given(st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(-2, 2)), min_size=1, max_size=60))
+@given(
+    st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(-2, 2)), min_size=1, max_size=60)
+)
 def test_arrange_keeps_each_users_stable_order(rows: list[tuple[str, str, int]]) -> None:
     unique = list(dict.fromkeys(rows))
     lengths = Counter(user for user, _, _ in unique)
@@ -73,8 +92,15 @@ def test_arrange_keeps_each_users_stable_order(rows: list[tuple[str, str, int]])
     prepared = arrange(raw, 0, 0)
     assert prepared.user_ids == list(dict.fromkeys(row[0] for row in kept))
     assert prepared.item_ids == list(dict.fromkeys(row[1] for row in kept))
-    expected = [row for user in prepared.user_ids for row in sorted((row for row in kept if row[0] == user), key=lambda row: row[2])]
-    found = [(prepared.user_ids[u], prepared.item_ids[i], int(t)) for u, i, t in zip(prepared.users, prepared.items, prepared.timestamps, strict=True)]
+    expected = [
+        row
+        for user in prepared.user_ids
+        for row in sorted((row for row in kept if row[0] == user), key=lambda row: row[2])
+    ]
+    found = [
+        (prepared.user_ids[u], prepared.item_ids[i], int(t))
+        for u, i, t in zip(prepared.users, prepared.items, prepared.timestamps, strict=True)
+    ]
     assert found == expected
     assert prepared.stats["repeated_interactions"] == len(rows) - len(unique)
     assert prepared.positions.tolist() == [n for user in prepared.user_ids for n in range(lengths[user])]
@@ -85,18 +111,47 @@ def test_prepare_writes_the_contract(tmp_path: Path) -> None:
     artifacts.open_stage(out, "prepare")
     items = artifacts.read_table(out, "items.parquet")
     assert items.schema.names == ["item", "item_id", "title", "brand", "categories", "price", "text"]
-    assert [str(kind) for kind in items.schema.types] == ["int32", "string", "string", "string", "list<element: string>", "double", "string"]
+    assert [str(kind) for kind in items.schema.types] == [
+        "int32",
+        "string",
+        "string",
+        "string",
+        "list<element: string>",
+        "double",
+        "string",
+    ]
     assert items["item_id"].to_pylist() == ["b", "a", "c"]
-    assert items["text"].to_pylist() == ["Item b.", "Title: Ann's soap; Brand: Ann; Categories: Bath > Soap; Price: 3.50.", "Item c."]
+    assert items["text"].to_pylist() == [
+        "Item b.",
+        "Title: Ann's soap; Brand: Ann; Categories: Bath > Soap; Price: 3.50.",
+        "Item c.",
+    ]
     assert items["title"].to_pylist() == [None, "Ann's soap", None]
     interactions = artifacts.read_table(out, "interactions.parquet")
-    assert [f"{field.name} {field.type}" for field in interactions.schema] == ["user int32", "item int32", "timestamp int64", "position int32"]
-    assert artifacts.read_table(out, "users.parquet").to_pylist() == [{"user": 0, "user_id": "u"}, {"user": 1, "user_id": "v"}]
+    assert [f"{field.name} {field.type}" for field in interactions.schema] == [
+        "user int32",
+        "item int32",
+        "timestamp int64",
+        "position int32",
+    ]
+    assert artifacts.read_table(out, "users.parquet").to_pylist() == [
+        {"user": 0, "user_id": "u"},
+        {"user": 1, "user_id": "v"},
+    ]
     stats = artifacts.read_json(out, "stats.json")
     assert (stats["users"], stats["items"], stats["interactions"]) == (2, 3, 6)
-    assert (stats["users_with_fewer_than_3"], stats["repeated_interactions"], stats["items_without_metadata"]) == (1, 1, 2)
+    assert (stats["users_with_fewer_than_3"], stats["repeated_interactions"], stats["items_without_metadata"]) == (
+        1,
+        1,
+        2,
+    )
     histories = load_histories(out)
-    assert (len(histories), histories.n_items, histories.items.dtype, histories.offsets.dtype) == (2, 3, np.int32, np.int64)
+    assert (len(histories), histories.n_items, histories.items.dtype, histories.offsets.dtype) == (
+        2,
+        3,
+        np.int32,
+        np.int64,
+    )
     assert [history.tolist() for history in histories] == [[2, 0, 1], [2, 1, 0]]
 
 
@@ -109,7 +164,9 @@ def test_identity_is_content_and_filters_not_paths(tmp_path: Path) -> None:
     assert fingerprint("second") == first
     assert fingerprint("filtered", minimum=1) != first
     assert fingerprint("other", rows=ROWS[::-1]) != first
-    assert (tmp_path / "first" / "interactions.parquet").read_bytes() == (tmp_path / "second" / "interactions.parquet").read_bytes()
+    assert (tmp_path / "first" / "interactions.parquet").read_bytes() == (
+        tmp_path / "second" / "interactions.parquet"
+    ).read_bytes()
 
 
 def test_too_many_dropped_lines_stop_the_stage(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What learned quantisers must do: estimators, codebooks, assignments and objectives of the RQ-VAE, FSQ's grid, and training itself."""
+"""What learned quantisers must do: estimators, codebooks, assignments and objectives of the RQ-VAE, FSQ's grid, and
+training itself."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from tigerrec.tokenizers.codebooks import INITS
 from tigerrec.tokenizers.estimators import Gumbel, Reflection, Rotation, StraightThrough
 from tigerrec.tokenizers.fsq import FSQ, bounded, grid_codes, grid_points, scaled
 from tigerrec.tokenizers.learned_codebooks import Gradient, MovingAverage, SimVQ
-from tigerrec.tokenizers.objectives import Contrast, Letter, Quantized, Reconstruction, diversity_loss, main_components, own_row_loss
+from tigerrec.tokenizers.objectives import (
+    Contrast,
+    Letter,
+    Quantized,
+    Reconstruction,
+    diversity_loss,
+    main_components,
+    own_row_loss,
+)
 from tigerrec.tokenizers.residual import ResidualQuantizer
 from tigerrec.tokenizers.rqvae import RQVAE
 from tigerrec.tokenizers.rvq import RVQ
@@ -48,7 +57,9 @@ def quantizer_with(words: list[torch.Tensor], beta: float = 0.25, **parts: Any) 
     return quantizer
 
 
-def gradient_through(estimator: Any, residuals: torch.Tensor, words: torch.Tensor, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def gradient_through(
+    estimator: Any, residuals: torch.Tensor, words: torch.Tensor, upstream: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The value of each residual quantised to its own codeword, and the gradient of the residuals."""
     residuals = residuals.clone().requires_grad_()
     quantized = estimator.quantize(residuals, words, torch.arange(len(words)), progress())
@@ -57,13 +68,40 @@ def gradient_through(estimator: Any, residuals: torch.Tensor, words: torch.Tenso
 
 
 DIRECTIONS = torch.tensor(
-    [[3.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 1.0, 1.0], [1.0, 2.0, -1.0], [0.5, 0.0, 0.2], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64
+    [
+        [3.0, 0.0, 0.0],
+        [0.0, 2.0, 0.0],
+        [1.0, 1.0, 1.0],
+        [1.0, 2.0, -1.0],
+        [0.5, 0.0, 0.2],
+        [0.0, 0.0, 0.0],
+        [1.0, 0.0, 0.0],
+    ],
+    dtype=torch.float64,
 )
 CODEWORDS = torch.tensor(
-    [[1.5, 0.0, 0.0], [0.0, -4.0, 0.0], [-1.0, -1.0, -1.0], [0.3, 0.1, 2.0], [0.5, 0.0, 0.2], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64
+    [
+        [1.5, 0.0, 0.0],
+        [0.0, -4.0, 0.0],
+        [-1.0, -1.0, -1.0],
+        [0.3, 0.1, 2.0],
+        [0.5, 0.0, 0.2],
+        [1.0, 2.0, 0.0],
+        [0.0, 0.0, 0.0],
+    ],
+    dtype=torch.float64,
 )
 UPSTREAM = torch.tensor(
-    [[0.1, 0.7, -0.3], [1.0, 0.5, 0.2], [0.2, -0.4, 1.0], [0.9, -0.1, 0.3], [0.6, 0.6, 0.6], [1.0, -1.0, 0.5], [0.3, 0.2, 0.1]], dtype=torch.float64
+    [
+        [0.1, 0.7, -0.3],
+        [1.0, 0.5, 0.2],
+        [0.2, -0.4, 1.0],
+        [0.9, -0.1, 0.3],
+        [0.6, 0.6, 0.6],
+        [1.0, -1.0, 0.5],
+        [0.3, 0.2, 0.1],
+    ],
+    dtype=torch.float64,
 )
 
 
@@ -116,14 +154,19 @@ def test_gumbel_at_high_temperature_chooses_by_chance():
 
 def test_gumbel_draws_sharpen_at_the_border_of_two():
     codebook, residuals = torch.tensor([[0.0], [1.0], [9.0]]), torch.full((5000, 1), 0.5)
-    early, late = (Gumbel(0.1, 0.0001).quantize(residuals, codebook, torch.zeros(5000, dtype=torch.int64), progress(share)) for share in (0.0, 0.999))
+    early, late = (
+        Gumbel(0.1, 0.0001).quantize(residuals, codebook, torch.zeros(5000, dtype=torch.int64), progress(share))
+        for share in (0.0, 0.999)
+    )
     assert late.var() > 1.3 * early.var()
     assert (late.mean() - 0.5).abs() < 0.05
 
 
 def test_gumbel_has_gradients_for_residuals_and_codewords():
     residuals, codebook = torch.randn(20, 4).requires_grad_(), torch.randn(5, 4).requires_grad_()
-    Gumbel(1.0, 1.0).quantize(residuals, codebook, torch.zeros(20, dtype=torch.int64), progress()).square().sum().backward()
+    Gumbel(1.0, 1.0).quantize(
+        residuals, codebook, torch.zeros(20, dtype=torch.int64), progress()
+    ).square().sum().backward()
     assert (residuals.grad.abs().sum(dim=1) > 0).all()
     assert (codebook.grad.abs().sum(dim=1) > 0).all()
 
@@ -136,7 +179,9 @@ def test_gumbel_goes_with_no_assignment_but_the_nearest():
 def test_gumbel_far_apart_takes_the_nearest_and_sharpens_on_the_way():
     codebook = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
     residuals = torch.tensor([[1.0, 1.0], [99.0, 0.0], [3.0, 90.0]])
-    torch.testing.assert_close(Gumbel(0.001, 0.001).quantize(residuals, codebook, torch.zeros(3, dtype=torch.int64), progress()), codebook)
+    torch.testing.assert_close(
+        Gumbel(0.001, 0.001).quantize(residuals, codebook, torch.zeros(3, dtype=torch.int64), progress()), codebook
+    )
     assert Gumbel(2.0, 0.5).temperature(0.0) == 2
     assert Gumbel(2.0, 0.5).temperature(0.5) == 1
     with pytest.raises(ValueError, match="end_temperature must be above 0 and at most start_temperature"):
@@ -220,7 +265,9 @@ def test_simvq_learns_through_its_map_and_never_touches_its_codewords():
     first, _ = dataclasses.replace(tokenizer, epochs=1, learning_rate=1e-12).fit(vectors, seed=0, extra={})
     last, _ = tokenizer.fit(vectors, seed=0, extra={})
     for level in range(3):
-        np.testing.assert_allclose(last[f"codebook_{level}"], last[f"frozen_{level}"] @ last[f"map_{level}"].T, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            last[f"codebook_{level}"], last[f"frozen_{level}"] @ last[f"map_{level}"].T, rtol=1e-5, atol=1e-6
+        )
         assert not np.allclose(last[f"map_{level}"], np.eye(4))
         assert last[f"frozen_{level}"].tobytes() == first[f"frozen_{level}"].tobytes()
 
@@ -280,12 +327,16 @@ def test_the_diversity_loss_of_two_groups_by_hand():
     words = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     groups = torch.tensor([0, 0, 1, 2])
     losses = [np.log(np.exp(2) + np.exp(0) + np.exp(5)) - 2, np.log(np.exp(2) + np.exp(0) + np.exp(10)) - 2]
-    assert diversity_loss(words, torch.tensor([0, 1]), groups, progress()).item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert diversity_loss(words, torch.tensor([0, 1]), groups, progress()).item() == pytest.approx(
+        np.mean(losses), rel=1e-5
+    )
     assert diversity_loss(words, torch.tensor([2, 3]), groups, progress()).item() == 0
     assert diversity_loss(words[:1], torch.tensor([0]), groups[:1], progress()).item() == 0
 
 
-def term(state: dict[str, np.ndarray], tokenizer: RQVAE, vectors: np.ndarray, collaborative: np.ndarray) -> tuple[float, float]:
+def term(
+    state: dict[str, np.ndarray], tokenizer: RQVAE, vectors: np.ndarray, collaborative: np.ndarray
+) -> tuple[float, float]:
     """The alignment and the diversity that a fitted LETTER has on its items."""
     codes = tokenizer.encode(state, vectors)
     books = [torch.from_numpy(state[f"codebook_{level}"]) for level in range(3)]
@@ -305,7 +356,10 @@ def test_the_diversity_loss_picks_any_other_codeword_of_the_group():
     expected = np.log(2)  # both others are equally near
     assert diversity_loss(words, torch.tensor([0]), groups, progress()).item() == pytest.approx(expected)
     words, generator = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), torch.Generator().manual_seed(0)
-    losses = {round(diversity_loss(words, torch.tensor([0]), groups, Progress(0, 0.0, generator)).item(), 4) for _ in range(50)}
+    losses = {
+        round(diversity_loss(words, torch.tensor([0]), groups, Progress(0, 0.0, generator)).item(), 4)
+        for _ in range(50)
+    }
     assert losses == {round(float(np.log(1 + np.exp(-2))), 4), round(float(np.log(1 + np.exp(2))), 4)}
 
 
@@ -372,7 +426,10 @@ def test_codes_of_fsq_and_grid_points_are_one_to_one(size):
 
 
 def test_fsq_decodes_each_item_from_its_grid_point():
-    vectors, tokenizer = make_vectors(300), FSQ(levels=3, codebook_size=8, hidden=(32,), epochs=40, batch_size=64, learning_rate=3e-3)
+    vectors, tokenizer = (
+        make_vectors(300),
+        FSQ(levels=3, codebook_size=8, hidden=(32,), epochs=40, batch_size=64, learning_rate=3e-3),
+    )
     state, codes = tokenizer.fit(vectors, seed=0, extra={})
     error = np.square(tokenizer.decode(state, codes) - vectors).sum() / np.square(vectors - vectors.mean(0)).sum()
     assert error < 0.5
@@ -386,9 +443,9 @@ def test_rvq_learns_from_any_start():
     for init in INITS:
         tokenizer = RVQ(codebook_size=8, epochs=30, batch_size=64, init=init)
         errors[init] = fit(vectors, TokenizeConfig(tokenizer)).diagnostics["reconstruction_error"]
-        untrained = fit(vectors, TokenizeConfig(dataclasses.replace(tokenizer, epochs=1, learning_rate=1e-9, restart_share=0))).diagnostics[
-            "reconstruction_error"
-        ]
+        untrained = fit(
+            vectors, TokenizeConfig(dataclasses.replace(tokenizer, epochs=1, learning_rate=1e-9, restart_share=0))
+        ).diagnostics["reconstruction_error"]
         assert errors[init] < untrained * (0.9 if init == "random" else 1.01)
     with pytest.raises(ValueError, match="init must be one of random, normal, kmeans, kmeans\\+\\+, got 'zeros'"):
         RVQ(init="zeros")
@@ -396,7 +453,9 @@ def test_rvq_learns_from_any_start():
 
 def test_rqvae_learns_and_keeps_its_codes():
     vectors = make_vectors(600)
-    config_of = lambda epochs: TokenizeConfig(RQVAE(codebook_size=16, hidden=(32,), latent_dim=8, epochs=epochs, batch_size=128))  # noqa: E731
+    config_of = lambda epochs: TokenizeConfig(
+        RQVAE(codebook_size=16, hidden=(32,), latent_dim=8, epochs=epochs, batch_size=128)
+    )
     short, long = fit(vectors, config_of(1)), fit(vectors, config_of(40))
     assert long.diagnostics["reconstruction_error"] < min(0.3, short.diagnostics["reconstruction_error"] / 2)
     assert all(level["used_codes"] >= 15 for level in long.diagnostics["levels"])
@@ -417,7 +476,9 @@ def test_rqvae_refuses_sizes_below_one(field):
 
 
 def test_rqvae_that_diverges_stops_and_says_how_to_go_on():
-    with pytest.raises(TokenizeError, match=r"loss of rqvae became (nan|inf) in epoch 1 .* lower tokenizer\.learning_rate"):
+    with pytest.raises(
+        TokenizeError, match=r"loss of rqvae became (nan|inf) in epoch 1 .* lower tokenizer\.learning_rate"
+    ):
         fit(make_vectors(), TokenizeConfig(RQVAE(codebook_size=8, batch_size=20, learning_rate=1e15)))
 
 

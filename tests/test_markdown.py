@@ -17,4 +17,11 @@ def test_a_narrow_column_has_a_rule_that_markdown_knows():
 
 
 def test_settings_are_written_as_people_do():
-    assert [written(value) for value in (0.002, 10.0, 1234567, "ce", None, True)] == ["0.002", "10", "1234567", "ce", "None", "True"]
+    assert [written(value) for value in (0.002, 10.0, 1234567, "ce", None, True)] == [
+        "0.002",
+        "10",
+        "1234567",
+        "ce",
+        "None",
+        "True",
+    ]

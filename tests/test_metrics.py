@@ -98,7 +98,9 @@ def test_no_users_is_an_error():
 
 
 def test_table_shows_every_row():
-    row = {"model": "popularity", "split": "test", "hit": "item", "seen": "kept", "users": 1234} | metrics(np.array([0, 1]))
+    row = {"model": "popularity", "split": "test", "hit": "item", "seen": "kept", "users": 1234} | metrics(
+        np.array([0, 1])
+    )
     lines = format_metrics([row, row | {"seen": "masked"}]).splitlines()
     assert len(lines) == 3
     assert "1,234" in lines[1]

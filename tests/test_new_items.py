@@ -1,4 +1,5 @@
-"""New items beside those of a trained run: their ids, what stays as it was, the export that holds both, and the errors a user meets."""
+"""New items beside those of a trained run: their ids, what stays as it was, the export that holds both, and the errors
+a user meets."""
 
 import logging
 import subprocess
@@ -20,12 +21,25 @@ from tigerrec.recommender import Recommender, RecommendError
 from tigerrec.semantic_ids import load_semantic_ids
 
 HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
-ROWS = ["item_id,title,text", "new-a,Like item 3,Item 3 of kind 3", "new-b,Another,Something else altogether", "new-c,,Item 3 of kind 3"]
+ROWS = [
+    "item_id,title,text",
+    "new-a,Like item 3,Item 3 of kind 3",
+    "new-b,Another,Something else altogether",
+    "new-c,,Item 3 of kind 3",
+]
 NEW = ["new-a", "new-b", "new-c"]
 
 
 @pytest.fixture(
-    scope="module", params=[("suffix", "codes"), ("suffix", "items"), ("nearest_free", "codes"), ("keep", "items"), ("suffix", "decoder_only")], ids="-".join
+    scope="module",
+    params=[
+        ("suffix", "codes"),
+        ("suffix", "items"),
+        ("nearest_free", "codes"),
+        ("keep", "items"),
+        ("suffix", "decoder_only"),
+    ],
+    ids="-".join,
 )
 def run(request, tmp_path_factory):
     return build_embedded_run(tmp_path_factory.mktemp("runs"), *request.param)
@@ -41,7 +55,9 @@ def table(tmp_path) -> Path:
 def same(one, other) -> bool:
     """The same items in the same order, with the same scores but for rounding."""
     scores = [[item.score for item in found] for found in (one, other)]
-    return [item.item_id for item in one] == [item.item_id for item in other] and scores[0] == pytest.approx(scores[1], abs=1e-4)
+    return [item.item_id for item in one] == [item.item_id for item in other] and scores[0] == pytest.approx(
+        scores[1], abs=1e-4
+    )
 
 
 def test_new_items_are_recommended_beside_the_old_ones(run, table, tmp_path):
@@ -51,7 +67,11 @@ def test_new_items_are_recommended_beside_the_old_ones(run, table, tmp_path):
     everything = after.recommend(HISTORY, k=1000)
     assert len(everything) == N_ITEMS + 3 - len(HISTORY)
     assert same([item for item in everything if item.item_id not in NEW], before.recommend(HISTORY, k=1000))
-    assert {item.item_id: item.title for item in everything if item.item_id in NEW} == {"new-a": "Like item 3", "new-b": "Another", "new-c": None}
+    assert {item.item_id: item.title for item in everything if item.item_id in NEW} == {
+        "new-a": "Like item 3",
+        "new-b": "Another",
+        "new-c": None,
+    }
     assert len(after.recommend(["new-a", "new-b"], k=1000)) == N_ITEMS + 1
     assert after.recommend(["new-a"], k=3) != after.recommend(["new-b"], k=3)
     assert "3 items were added after training" in (folder / "README.md").read_text()
@@ -70,7 +90,9 @@ def test_adding_in_memory_equals_adding_on_disk(run, table, tmp_path):
     codes = load_semantic_ids(folder).codes
     assert np.array_equal(codes[:N_ITEMS], load_semantic_ids(run["tokenize"]).codes)
     loaded = Recommender.from_pretrained(folder, device="cpu")
-    added = Recommender.from_pretrained(run["train"], device="cpu").with_items(NEW, codes[N_ITEMS:], ["Like item 3", "Another", None])
+    added = Recommender.from_pretrained(run["train"], device="cpu").with_items(
+        NEW, codes[N_ITEMS:], ["Like item 3", "Another", None]
+    )
     for history in (HISTORY, [*HISTORY, "new-b"], ["new-c"]):
         assert added.recommend(history, k=20) == loaded.recommend(history, k=20)
 
@@ -98,14 +120,20 @@ def test_items_are_added_one_after_the_other_and_to_exports(run, table, tmp_path
     step = add_items(export(run["train"], tmp_path / "export"), one, tmp_path / "step")
     twice, at_once = add_items(step, rest, step), add_items(run["train"], table, tmp_path / "once")
     assert np.array_equal(load_semantic_ids(twice).codes, load_semantic_ids(at_once).codes)
-    found = [Recommender.from_pretrained(folder, device="cpu").recommend([*HISTORY, "new-c"], k=20) for folder in (twice, at_once)]
+    found = [
+        Recommender.from_pretrained(folder, device="cpu").recommend([*HISTORY, "new-c"], k=20)
+        for folder in (twice, at_once)
+    ]
     assert found[0] == found[1]
 
 
 def test_a_full_group_of_items_takes_no_more(tmp_path):
     run = build_embedded_run(tmp_path, "suffix")
     vectors, size = load_embeddings(run["tokenize"].parent), load_semantic_ids(run["tokenize"]).layout.level_sizes[-1]
-    with pytest.raises(TigerrecError, match=rf"is number {size + 1} with its codes, and the suffix level holds {size}; .*overwrite=tokenize"):
+    with pytest.raises(
+        TigerrecError,
+        match=rf"is number {size + 1} with its codes, and the suffix level holds {size}; .*overwrite=tokenize",
+    ):
         new_semantic_ids(run["tokenize"], np.tile(vectors[:1], (size, 1)))
     many = tmp_path / "many.csv"
     many.write_text("\n".join([ROWS[0], *(f"new-{number},,Item 3 of kind 3" for number in range(size))]))
@@ -120,8 +148,14 @@ def test_the_first_items_to_share_an_id_are_new_ones(tmp_path, table):
     unique = [number for number in range(N_ITEMS) if (codes == codes[number]).all(axis=1).sum() == 1]
     assert len(unique) == N_ITEMS
     folder = add_items(run["train"], table, tmp_path / "out")
-    loaded, added = Recommender.from_pretrained(folder, device="cpu"), Recommender.from_pretrained(run["train"], device="cpu")
-    assert added.with_items(NEW, load_semantic_ids(folder).codes[N_ITEMS:]).recommend(HISTORY[1:], k=9)[0].score == loaded.recommend(HISTORY[1:], k=9)[0].score
+    loaded, added = (
+        Recommender.from_pretrained(folder, device="cpu"),
+        Recommender.from_pretrained(run["train"], device="cpu"),
+    )
+    assert (
+        added.with_items(NEW, load_semantic_ids(folder).codes[N_ITEMS:]).recommend(HISTORY[1:], k=9)[0].score
+        == loaded.recommend(HISTORY[1:], k=9)[0].score
+    )
     alike = [item.item_id for item in loaded.recommend(HISTORY[1:], k=1000) if item.semantic_id == tuple(codes[3])]
     assert alike == [HISTORY[0], "new-a", "new-c"]
 
@@ -130,7 +164,9 @@ def test_vectors_can_stand_in_the_table(tmp_path, table):
     run = build_embedded_run(tmp_path)
     vectors = load_embeddings(run["tokenize"].parent)[[3, 8]]
     own = tmp_path / "own.parquet"
-    pyarrow.parquet.write_table(pa.table({"item_id": ["x", "y"], "vector": vectors.tolist(), "colour": ["red", None]}), own)
+    pyarrow.parquet.write_table(
+        pa.table({"item_id": ["x", "y"], "vector": vectors.tolist(), "colour": ["red", None]}), own
+    )
     codes = load_semantic_ids(add_items(run["train"], own, tmp_path / "out")).codes
     assert np.array_equal(codes[N_ITEMS:, :-1], codes[[3, 8], :-1])
     pyarrow.parquet.write_table(pa.table({"item_id": ["x", "y"], "vector": vectors[:, :5].tolist()}), own)
@@ -142,13 +178,23 @@ def test_vectors_can_stand_in_the_table(tmp_path, table):
     ("content", "message"),
     [
         ("sku,title\nx,Tent\n", "has no column 'item_id', only sku, title; rename"),
-        ("item_id,colour\nx,red\n", "has no column 'title', nor brand, categories, price, text, vector, only item_id, colour; rename"),
+        (
+            "item_id,colour\nx,red\n",
+            "has no column 'title', nor brand, categories, price, text, vector, only item_id, colour; rename",
+        ),
         ("item_id,title\n", "holds no items; give a table"),
         ("item_id,title\nx,Tent\nx,Tent\n", "has more than one row for x; keep one row an item"),
         ("item_id,title\nx,Tent\n,Bag\n", r"Row 2 of .* cannot be read \(no item_id\)"),
         ("item_id,title\nx,Tent,9\n", r"Row 1 of .* cannot be read \(another number of columns"),
-        ("item_id,vector\nx,1 2 3\n", "must hold lists of numbers of one length; give the vectors of the new items as a column 'vector' of a Parquet"),
-        ("item_id,title\n0000000003,Tent\n", r"1 items of .* are in the catalogue already \(0000000003\); leave them out"),
+        (
+            "item_id,vector\nx,1 2 3\n",
+            "must hold lists of numbers of one length; give the vectors of the new items as a column 'vector' of a "
+            "Parquet",
+        ),
+        (
+            "item_id,title\n0000000003,Tent\n",
+            r"1 items of .* are in the catalogue already \(0000000003\); leave them out",
+        ),
     ],
 )
 def test_tables_that_cannot_be_added(content, message, tmp_path):
@@ -164,7 +210,9 @@ def test_what_is_not_used_of_a_table_is_said(tmp_path, caplog):
     path.write_text("item_id,title,colour,price\nx,Tent,red,cheap\n")
     with caplog.at_level(logging.WARNING):
         found = read_new_items(path)
-    assert found.records == [{"item_id": "x", "title": "Tent", "brand": None, "categories": [], "price": None, "text": "Title: Tent."}]
+    assert found.records == [
+        {"item_id": "x", "title": "Tent", "brand": None, "categories": [], "price": None, "text": "Title: Tent."}
+    ]
     assert "ignored the columns colour" in caplog.text
     assert "price is not a number: 1" in caplog.text
     with pytest.raises(NewItemsError, match=r"is no table; give the new items as .*ITEMS_FILE="):
@@ -178,7 +226,10 @@ def test_a_run_whose_embedder_cannot_be_had_asks_for_vectors(table, tmp_path):
         [
             ({"sources": {"weights": "0" * 64}}, "are not those that made the vectors"),
             ({"config": {"_target_": "tigerrec.embed.precomputed.Precomputed"}}, "were not made of texts here"),
-            ({"config": {"_target_": "tigerrec.embed.hashed.Hashed", "dim": "${oc.env:HOME}"}}, "holds no plain settings"),
+            (
+                {"config": {"_target_": "tigerrec.embed.hashed.Hashed", "dim": "${oc.env:HOME}"}},
+                "holds no plain settings",
+            ),
             ({"config": {"_target_": "os.system"}}, "is not a dataclass of tigerrec"),
         ]
     ):
@@ -205,8 +256,10 @@ def test_new_items_of_a_recommender_are_checked(run):
 
 def test_the_script_prints_the_folder_or_one_sentence(tmp_path, table):
     run, script = build_embedded_run(tmp_path / "runs"), Path(__file__).parent.parent / "scripts" / "add_items.py"
-    asked = lambda items: subprocess.run(  # noqa: E731
-        [sys.executable, script, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"], capture_output=True, text=True
+    asked = lambda items: subprocess.run(
+        [sys.executable, script, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
     )
     failed = asked(tmp_path / "nowhere.csv")
     assert (failed.returncode, failed.stdout, len(failed.stderr.splitlines())) == (1, "", 1)

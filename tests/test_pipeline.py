@@ -1,4 +1,5 @@
-"""The public commands on the bundled sample, made tiny: what is missing runs, what is there is skipped, what is stale or damaged is refused."""
+"""The public commands on the bundled sample, made tiny: what is missing runs, what is there is skipped, what is stale
+or damaged is refused."""
 
 import json
 import logging
@@ -23,7 +24,8 @@ from tigerrec.tokenizers.random import RandomCodes
 ROOT = Path(__file__).parent.parent
 TINY = shlex.split(
     "embedder=hashed embedder.dim=16 tokenizer=random tokenizer.codebook_size=8 tokenizer.levels=2 "
-    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
+    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 "
+    "generator.max_items=5 "
     "train.epochs=1 train.part_tokens=8192 train.validation_users=50 evaluate.batch_tokens=65536"
 )
 TRAINED = Path("sample/hashed/random-seed0/t5-packed-seed0")
@@ -32,7 +34,13 @@ METRICS = ["hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"]
 
 def arguments(name, runs, options) -> list[str]:
     flags = [option for option in options if option.startswith("-")]  # these must come first or last
-    return [str(ROOT / "scripts" / f"{name}.py"), *flags, *TINY, f"paths.runs={runs}", *(option for option in options if option not in flags)]
+    return [
+        str(ROOT / "scripts" / f"{name}.py"),
+        *flags,
+        *TINY,
+        f"paths.runs={runs}",
+        *(option for option in options if option not in flags),
+    ]
 
 
 def script(runs, *options, name="pipeline", cwd=ROOT, env=None):
@@ -113,7 +121,12 @@ def test_all_stages_stand_where_the_contract_says(finished):
     expected = {
         "sample": {"items.parquet", "users.parquet", "interactions.parquet", "stats.json"},
         "sample/hashed": {"embeddings.safetensors"},
-        "sample/hashed/random-seed0": {"semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors", "diagnostics.json"},
+        "sample/hashed/random-seed0": {
+            "semantic_ids.parquet",
+            "tokenizer.json",
+            "tokenizer.safetensors",
+            "diagnostics.json",
+        },
         str(TRAINED): {"config.json", "generation_config.json", "model.safetensors", "training.jsonl"},
         f"{TRAINED}/eval-full": {"metrics.json", "recommendations.parquet", "ranks.parquet"},
     }
@@ -130,9 +143,19 @@ def test_all_stages_stand_where_the_contract_says(finished):
 def test_the_metrics_are_flat_rows(finished):
     folder = finished[0] / TRAINED / "eval-full"
     rows = json.loads((folder / "metrics.json").read_text())
-    keys = ["model", "split", "hit", "seen", "users", *METRICS, *(f"{name}_{end}" for name in METRICS for end in ("low", "high"))]
+    keys = [
+        "model",
+        "split",
+        "hit",
+        "seen",
+        "users",
+        *METRICS,
+        *(f"{name}_{end}" for name in METRICS for end in ("low", "high")),
+    ]
     assert all(sorted(row) == sorted(keys) for row in rows)
-    expected = {(model, hit, seen) for model in ("t5", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")}
+    expected = {
+        (model, hit, seen) for model in ("t5", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")
+    }
     assert {(row["model"], row["hit"], row["seen"]) for row in rows} == expected
     assert len(rows) == len(expected)
     assert {(row["split"], row["users"]) for row in rows} == {("test", 2_000)}
@@ -149,7 +172,9 @@ def test_the_second_run_skips_everything_without_heavy_imports(finished):
     before = manifests(runs)
     done = script(runs, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert succeeded(done) == runs / TRAINED / "eval-full"
-    for stage, folder in zip(STAGES, ("sample", "sample/hashed", "sample/hashed/random-seed0", TRAINED, TRAINED / "eval-full"), strict=True):
+    for stage, folder in zip(
+        STAGES, ("sample", "sample/hashed", "sample/hashed/random-seed0", TRAINED, TRAINED / "eval-full"), strict=True
+    ):
         assert f"{stage}: up to date in {runs / folder}\n" in done.stderr
     assert "done in" not in done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -189,7 +214,9 @@ def test_overwrite_rebuilds_a_stage_and_those_below_it(here, copy):
     assert succeeded(here(copy, "train.learning_rate=0.001", "overwrite=train"))
     after = manifests(copy)
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {"train", "evaluate"}
-    assert "overwrite='train' is not among the steps asked for; allowed: prepare, embed." in refused(here(copy, "overwrite=train", name="embed"))
+    assert "overwrite='train' is not among the steps asked for; allowed: prepare, embed." in refused(
+        here(copy, "overwrite=train", name="embed")
+    )
     text = refused(here(copy, "overwrite=tokenize", "tokenizer.levels=1", "until=train", "train.epochs=0"))
     assert text == "Error: train: epochs must be at least 1, got 0."
     assert manifests(copy) == after
@@ -228,7 +255,9 @@ FUSED = ["embedder=fusion", "embedder@embedder.parts.text=hashed", "embedder.par
 @pytest.fixture(scope="module")
 def fused_once(tmp_path_factory):
     runs = tmp_path_factory.mktemp("fused")
-    assert pipeline.run(compose([*TINY, *FUSED, f"paths.runs={runs}"]), "tokenize") == runs / "sample/fusion/random-seed0"
+    assert (
+        pipeline.run(compose([*TINY, *FUSED, f"paths.runs={runs}"]), "tokenize") == runs / "sample/fusion/random-seed0"
+    )
     return runs
 
 
@@ -241,7 +270,9 @@ def fused(fused_once, tmp_path):
 
 def finished_at(runs) -> dict[str, int]:
     """When each step was finished, by folder in the data set's, in nanoseconds."""
-    return {str(path.parent.relative_to(runs / "sample")): path.stat().st_mtime_ns for path in runs.rglob("manifest.json")}
+    return {
+        str(path.parent.relative_to(runs / "sample")): path.stat().st_mtime_ns for path in runs.rglob("manifest.json")
+    }
 
 
 def changed(runs, before) -> set[str]:
@@ -268,7 +299,10 @@ def test_a_changed_part_is_refused_and_rebuilt_by_its_own_name(here, fused):
     before = finished_at(fused)
     text = refused(here(fused, *FUSED, "embedder.parts.text.dim=12", name="tokenize_items"))
     assert f"{fused}/sample/hashed was made with other settings (dim: 16 → 12)" in text
-    assert "add `embedder.parts.text.name=<new name>` to keep both, or add `overwrite=embed:hashed` to build it again" in text
+    assert (
+        "add `embedder.parts.text.name=<new name>` to keep both, or add `overwrite=embed:hashed` to build it again"
+        in text
+    )
     assert not changed(fused, before)
     assert succeeded(here(fused, *FUSED, "embedder.parts.text.dim=12", "overwrite=embed:hashed", name="tokenize_items"))
     assert changed(fused, before) == {"hashed", "fusion", "fusion/random-seed0"}
@@ -333,8 +367,19 @@ def test_a_tokenizer_is_given_the_further_vectors_it_needs(here, fused, monkeypa
     assert inputs["collaborative"]["fingerprint"] == recorded["fingerprint"]
     assert succeeded(here(fused, NEEDED, name="embed")) == fused / "sample/hashed"
     text = refused(here(fused, NEEDED, "tokenizer.inputs.collaborative.dim=8", name="tokenize_items"))
-    assert "add `tokenizer.inputs.collaborative.name=<new name>` to keep both, or add `overwrite=embed:collaborative` to build it again" in text
-    text = refused(here(fused, NEEDED, "tokenizer.inputs.collaborative.dim=8", "tokenizer.inputs.collaborative.name=other", name="tokenize_items"))
+    assert (
+        "add `tokenizer.inputs.collaborative.name=<new name>` to keep both, or add `overwrite=embed:collaborative` to "
+        "build it again" in text
+    )
+    text = refused(
+        here(
+            fused,
+            NEEDED,
+            "tokenizer.inputs.collaborative.dim=8",
+            "tokenizer.inputs.collaborative.name=other",
+            name="tokenize_items",
+        )
+    )
     assert f"{out} was made with other settings (made from other collaborative (dim: 64 → 8))" in text
     before = finished_at(fused)
     assert succeeded(here(fused, NEEDED, "overwrite=embed", name="tokenize_items"))
@@ -369,13 +414,19 @@ def test_other_raw_files_are_noticed(here, tmp_path):
     ("options", "text"),
     [
         (["until=predict"], "until='predict' is no stage; allowed: prepare, embed, tokenize, train, evaluate."),
-        (["overwrite=predict"], "overwrite='predict' is not among the steps asked for; allowed: prepare, embed, tokenize, train, evaluate."),
+        (
+            ["overwrite=predict"],
+            "overwrite='predict' is not among the steps asked for; allowed: prepare, embed, tokenize, train, evaluate.",
+        ),
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
         (["train.epoch=5"], "train.epoch is not an option; allowed: batch_targets, beam_size, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
         (["evaluate.beam_size=5"], "evaluate: beam_size must be at least k=20, got 5."),
         (["tokenizer._target_=os.system"], "tokenizer._target_='os.system' is not a dataclass of tigerrec"),
-        (["tokenizer.name=../../etc"], "tokenizer.name='../../etc' must be a folder name; give `tokenizer.name=<name>`."),
+        (
+            ["tokenizer.name=../../etc"],
+            "tokenizer.name='../../etc' must be a folder name; give `tokenizer.name=<name>`.",
+        ),
         (["train.epochs=${nothing}"], "train cannot be read: Interpolation key 'nothing' not found."),
         (["-m", "tokenizer=nothing,random"], "tokenizer=nothing is not a choice; allowed: "),
         (["-m", "train.epochs=0,1"], "train: epochs must be at least 1, got 0."),
@@ -397,7 +448,11 @@ def test_errors_come_from_a_real_process_too(tmp_path):
     [
         (OSError(28, "No space left on device", "runs/x"), 1, "Error: [Errno 28] No space left on device: 'runs/x'.\n"),
         (DamagedError("It is broken; mend it."), 1, "Error: It is broken; mend it.\n"),
-        (Interrupted(15, Path("runs")), 143, "Stopped by SIGTERM; a checkpoint is in runs; go on with: make eval EMBEDDER=hashed"),
+        (
+            Interrupted(15, Path("runs")),
+            143,
+            "Stopped by SIGTERM; a checkpoint is in runs; go on with: make eval EMBEDDER=hashed",
+        ),
         (KeyboardInterrupt(), 130, "Stopped; go on with: make eval EMBEDDER=hashed"),
     ],
 )
@@ -419,7 +474,9 @@ def test_runs_that_cannot_be_written(here, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "sample").write_text("a file")
     text = refused(here(tmp_path / "other", name="prepare"))
-    assert f"Cannot write in {tmp_path}/other/sample (File exists); choose another place: `paths.runs=<folder>`, " in text
+    assert (
+        f"Cannot write in {tmp_path}/other/sample (File exists); choose another place: `paths.runs=<folder>`, " in text
+    )
 
 
 def test_a_sweep_runs_every_cell(tmp_path):
@@ -436,7 +493,9 @@ def test_a_sweep_runs_every_cell(tmp_path):
 
 def test_a_stage_that_fails_in_a_sweep_is_one_sentence(here, tmp_path):
     done = here(tmp_path / "runs", "-m", "until=tokenize", "tokenizer.max_collision=0,1")
-    assert "of the items share their codes with another item, more than tokenizer.max_collision=0 allows" in refused(done)
+    assert "of the items share their codes with another item, more than tokenizer.max_collision=0 allows" in refused(
+        done
+    )
     assert not (tmp_path / "runs/sample/hashed/random-seed0/manifest.json").exists()
 
 
@@ -448,7 +507,13 @@ def tiny_plan(runs, *options):
 
 
 def test_folders_mirror_the_pipeline():
-    steps = tiny_plan("runs", "tokenizer.seed=3", "generator.seed=4", "train.name='packed-lr${train.learning_rate}'", "evaluate.name=wide")
+    steps = tiny_plan(
+        "runs",
+        "tokenizer.seed=3",
+        "generator.seed=4",
+        "train.name='packed-lr${train.learning_rate}'",
+        "evaluate.name=wide",
+    )
     trained = "runs/sample/hashed/random-seed3/t5-packed-lr0.003-seed4"
     folders = ["runs/sample", "runs/sample/hashed", "runs/sample/hashed/random-seed3", trained, f"{trained}/eval-wide"]
     assert [str(step.folder) for step in steps.values()] == folders
@@ -471,7 +536,9 @@ def test_seeds_belong_to_their_stages():
     assert [name for name in STAGES if first[name].config != other[name].config] == ["tokenize"]
 
 
-@pytest.mark.parametrize("option", ["generator.seed=-1", "generator.seed=x", "generator.seed=true", "~generator.seed", "tokenizer.seed=1.5"])
+@pytest.mark.parametrize(
+    "option", ["generator.seed=-1", "generator.seed=x", "generator.seed=true", "~generator.seed", "tokenizer.seed=1.5"]
+)
 def test_seeds_are_whole_numbers(option):
     with pytest.raises(ConfigError, match="seed"):
         tiny_plan("runs", option)
@@ -491,9 +558,22 @@ def test_runs_must_be_a_folder_name():
 
 def test_further_vectors_stand_behind_what_they_are_made_of_and_once(monkeypatch):
     monkeypatch.setattr(RandomCodes, "needs", ("bought", "text"))
-    inputs = ["+embedder@tokenizer.inputs.bought=collaborative", "+embedder@tokenizer.inputs.text=hashed", "tokenizer.inputs.text.dim=16"]
+    inputs = [
+        "+embedder@tokenizer.inputs.bought=collaborative",
+        "+embedder@tokenizer.inputs.text=hashed",
+        "tokenizer.inputs.text.dim=16",
+    ]
     steps = tiny_plan("runs", *FUSED, *inputs, "tokenizer.inputs.text.name=words")
-    assert list(steps) == ["prepare", "embed:hashed", "embed:collaborative", "embed", "embed:words", "tokenize", "train", "evaluate"]
+    assert list(steps) == [
+        "prepare",
+        "embed:hashed",
+        "embed:collaborative",
+        "embed",
+        "embed:words",
+        "tokenize",
+        "train",
+        "evaluate",
+    ]
     assert dict(steps["tokenize"].inputs) == {
         "embed": Path("runs/sample/fusion"), "bought": Path("runs/sample/collaborative"), "text": Path("runs/sample/words")
     }  # fmt: skip
@@ -503,15 +583,23 @@ def test_further_vectors_stand_behind_what_they_are_made_of_and_once(monkeypatch
 
 
 def test_inputs_of_a_tokenizer_are_those_it_needs(monkeypatch):
-    with pytest.raises(ConfigError, match=r"tokenizer.inputs.collaborative is given, but only \[\] can be used; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.inputs.collaborative is given, but only \[\] can be used; leave it out"
+    ):
         tiny_plan("runs", NEEDED)
     monkeypatch.setattr(RandomCodes, "needs", ("collaborative",))
-    missing = r"tokenizer.inputs.collaborative is needed and missing; choose its embedder with `\+embedder@tokenizer.inputs.collaborative=<embedder>`"
+    missing = (
+        r"tokenizer.inputs.collaborative is needed and missing; choose its embedder with "
+        r"`\+embedder@tokenizer.inputs.collaborative=<embedder>`"
+    )
     with pytest.raises(ConfigError, match=missing):
         tiny_plan("runs")
     with pytest.raises(ConfigError, match=missing):
         tiny_plan("runs", "+embedder@tokenizer.inputs.text=hashed")
-    with pytest.raises(ConfigError, match=r"embedder.name and tokenizer.inputs.collaborative.name are both 'hashed', with different settings"):
+    with pytest.raises(
+        ConfigError,
+        match=r"embedder.name and tokenizer.inputs.collaborative.name are both 'hashed', with different settings",
+    ):
         tiny_plan("runs", "+embedder@tokenizer.inputs.collaborative=hashed")
 
 
@@ -540,7 +628,10 @@ def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
     [
         ([], "make train"),
         (["dataset=beauty", "tokenizer=rkmeans"], "make train DATASET=beauty TOKENIZER=rkmeans"),
-        (["train.epochs=5", "dataset=beauty", "until=train", "overwrite=embed"], "make train DATASET=beauty ARGS=train.epochs=5"),
+        (
+            ["train.epochs=5", "dataset=beauty", "until=train", "overwrite=embed"],
+            "make train DATASET=beauty ARGS=train.epochs=5",
+        ),
         (["train.epochs=5", "generator.seed=1"], 'make train ARGS="train.epochs=5 generator.seed=1"'),
         (["tokenizers=[pq,opq]", "seeds=1"], "make train ARGS=\"'tokenizers=[pq,opq]' seeds=1\""),
     ],
@@ -567,13 +658,25 @@ def test_every_choice_has_its_make_variable():
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["tokenizer=rkmeans", "train.name='a b'", "train.name='lr${train.learning_rate}'", "dataset.expected=[1,2,3]", 'dataset.url="x y"'],
+        [
+            "tokenizer=rkmeans",
+            "train.name='a b'",
+            "train.name='lr${train.learning_rate}'",
+            "dataset.expected=[1,2,3]",
+            'dataset.url="x y"',
+        ],
         ["tokenizer=rkmeans", "train.name='a b'", "dataset.expected=[1,2,3]"],
     ],
 )
 def test_the_next_command_says_the_same_through_make(overrides, tmp_path):
     """The words that a script would get from make and the shell are the overrides it was made from."""
     (tmp_path / "Makefile").write_text("train:\n\t@printf '%s\\n' $(if $(TOKENIZER),tokenizer=$(TOKENIZER)) $(ARGS)\n")
-    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")}
-    done = subprocess.run(make_command("train", overrides), shell=True, cwd=tmp_path, capture_output=True, text=True, env=outside)
+    outside = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    }
+    done = subprocess.run(
+        make_command("train", overrides), shell=True, cwd=tmp_path, capture_output=True, text=True, env=outside
+    )
     assert done.stdout.splitlines() == overrides

@@ -1,4 +1,5 @@
-"""A function in a process of its own: what it gives, what it raises, and that it does not outlive the process that asked."""
+"""A function in a process of its own: what it gives, what it raises, and that it does not outlive the process that
+asked."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, rest
 def parts(n: int = 50, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Vectors of length 1, a reference and three codebooks, all random."""
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
     return normalize(draw(n, dim)), draw(dim), [draw(9, dim) for _ in range(3)]
 
 
@@ -26,14 +26,18 @@ def test_each_level_takes_out_the_projection_on_the_codeword_of_the_smallest_ang
         assert torch.equal(codes, cosines.argmax(dim=1))
         torch.testing.assert_close(summed + left, vectors)
         torch.testing.assert_close((left * words[codes]).sum(dim=1), torch.zeros(50, dtype=torch.float64))
-        torch.testing.assert_close(left.norm(dim=1), before.norm(dim=1) * (1 - cosines.max(dim=1).values.square()).sqrt())
+        torch.testing.assert_close(
+            left.norm(dim=1), before.norm(dim=1) * (1 - cosines.max(dim=1).values.square()).sqrt()
+        )
         before = left
 
 
 def test_gradients_are_those_of_the_value():
     vectors, reference, codebooks = parts(n=3, dim=4)
     inputs = [vector.clone().requires_grad_() for vector in (vectors, reference, *codebooks)]
-    assert torch.autograd.gradcheck(lambda vectors, reference, *codebooks: list(quantize(vectors, reference, codebooks))[-1][0], inputs)
+    assert torch.autograd.gradcheck(
+        lambda vectors, reference, *codebooks: list(quantize(vectors, reference, codebooks))[-1][0], inputs
+    )
 
 
 def test_codes_are_those_of_a_search_by_hand():
@@ -101,7 +105,15 @@ def test_the_length_of_vectors_does_not_count():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("cohesion", -1.0), ("temperature", -1.0), ("init", "zeros"), ("restart_share", 0.9), ("hidden", ()), ("learning_rate", 0.0)]
+    ("field", "value"),
+    [
+        ("cohesion", -1.0),
+        ("temperature", -1.0),
+        ("init", "zeros"),
+        ("restart_share", 0.9),
+        ("hidden", ()),
+        ("learning_rate", 0.0),
+    ],
 )
 def test_it_refuses_settings_that_make_no_sense(field, value):
     with pytest.raises(ValueError, match=f"{field} must"):

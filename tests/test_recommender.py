@@ -64,7 +64,11 @@ def test_unknown_items_are_ignored_and_named(recommender, caplog):
 
 @pytest.mark.parametrize(
     ("history", "k", "message"),
-    [([], 10, "history is empty"), (["B000NOWHERE"], 10, "None of the item ids is in the catalogue .*B000NOWHERE"), (HISTORY, 0, "k must be at least 1")],
+    [
+        ([], 10, "history is empty"),
+        (["B000NOWHERE"], 10, "None of the item ids is in the catalogue .*B000NOWHERE"),
+        (HISTORY, 0, "k must be at least 1"),
+    ],
 )
 def test_requests_without_an_answer(recommender, history, k, message):
     with pytest.raises(TigerrecError, match=message):
@@ -108,7 +112,11 @@ def test_a_damaged_export_is_refused(run, tmp_path):
 def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     folder = export(run["train"], tmp_path / "export")
     (folder / "mine.txt").write_text("a note of the user's")
-    assert {*os.listdir(export(run["train"], folder))} == {*artifacts.read_manifest(folder).files, artifacts.MANIFEST, "mine.txt"}
+    assert {*os.listdir(export(run["train"], folder))} == {
+        *artifacts.read_manifest(folder).files,
+        artifacts.MANIFEST,
+        "mine.txt",
+    }
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("keep me")
@@ -125,7 +133,11 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
     config = EvaluateConfig(model="tiny", precision="fp32", device="cpu")
     evaluate(run["prepare"], run["tokenize"], run["train"], config, run["train"] / "eval-full")
     card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
-    row = next(row for row in artifacts.read_json(run["train"] / "eval-full", "metrics.json") if row["model"] == "popularity" and row["seen"] == "masked")
+    row = next(
+        row
+        for row in artifacts.read_json(run["train"] / "eval-full", "metrics.json")
+        if row["model"] == "popularity" and row["seen"] == "masked"
+    )
     for text in (
         "50 users, 40 items",
         "4 × 4 codes, 3 tokens an item",
@@ -141,7 +153,8 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("history", "mask", "as_stock"), [("codes", "bidirectional", True), ("codes", "item_causal", False), ("items", "bidirectional", False)]
+    ("history", "mask", "as_stock"),
+    [("codes", "bidirectional", True), ("codes", "item_causal", False), ("items", "bidirectional", False)],
 )
 def test_the_model_card_says_whether_transformers_reads_histories_as_the_model_does(tmp_path, history, mask, as_stock):
     run = build_run(tmp_path / "runs")
@@ -162,7 +175,9 @@ def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_
 
 def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
     scripts = Path(__file__).parent.parent / "scripts"
-    asked = subprocess.run([sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True)
+    asked = subprocess.run(
+        [sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True
+    )
     assert asked.returncode == 1
     assert asked.stdout == ""
     assert asked.stderr.startswith(f"Error: {tmp_path} holds no finished stage")

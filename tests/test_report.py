@@ -1,4 +1,5 @@
-"""Pages about runs and tables: whole and self-contained, true to the files they are made of, and safe with any title."""
+"""Pages about runs and tables: whole and self-contained, true to the files they are made of, and safe with any
+title."""
 
 from __future__ import annotations
 
@@ -86,15 +87,21 @@ def build_evaluated(root: Path, **options) -> dict[str, Path]:
         items = tiny_run._items()
         titles = [HOSTILE if number % 5 == 0 else title for number, title in enumerate(items["title"].to_pylist())]
         categories = [["Shop", f"Kind <{number % 3}>", "Fine"][: number % 4] or None for number in range(len(items))]
-        hostile = items.set_column(items.column_names.index("title"), "title", pa.array(titles)).append_column("categories", pa.array(categories))
+        hostile = items.set_column(items.column_names.index("title"), "title", pa.array(titles)).append_column(
+            "categories", pa.array(categories)
+        )
         patch.setattr(tiny_run, "_items", lambda: hostile)
         folders = build_embedded_run(root, **options)
     shutil.rmtree(folders["train"])
-    model = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=options.get("history", "codes"))
+    model = T5(
+        num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=options.get("history", "codes")
+    )
     training = Training(epochs=2, batch_targets=24, validation_users=20, validate_every=1, stride=3, precision="fp32")
     train(folders["prepare"], folders["tokenize"], TrainConfig(model, training), folders["train"])
     config = EvaluateConfig(model="tiny", precision="fp32", device="cpu")
-    folders["evaluate"] = evaluate(folders["prepare"], folders["tokenize"], folders["train"], config, folders["train"] / "eval-full")
+    folders["evaluate"] = evaluate(
+        folders["prepare"], folders["tokenize"], folders["train"], config, folders["train"] / "eval-full"
+    )
     return folders
 
 
@@ -122,7 +129,13 @@ def check_self_contained(source: str) -> Page:
 
 
 @pytest.mark.parametrize(
-    "options", [{"collisions": "suffix"}, {"collisions": "keep", "history": "items"}, {"levels": 1}, {"collisions": "nearest_free", "codebook_size": 8}]
+    "options",
+    [
+        {"collisions": "suffix"},
+        {"collisions": "keep", "history": "items"},
+        {"levels": 1},
+        {"collisions": "nearest_free", "codebook_size": 8},
+    ],
 )
 def test_a_page_is_whole_self_contained_and_safe_with_any_title(options, tmp_path):
     folders = build_evaluated(tmp_path, **options)
@@ -130,11 +143,15 @@ def test_a_page_is_whole_self_contained_and_safe_with_any_title(options, tmp_pat
     page = check_self_contained(source)
     assert HOSTILE in page.text
     assert "Kind <0>" in page.text
-    assert {value for name, value in page.attributes if name == "href"} == {f"#{name}" for name in page.tables} | {"#tree"}
+    assert {value for name, value in page.attributes if name == "href"} == {f"#{name}" for name in page.tables} | {
+        "#tree"
+    }
 
 
 def test_the_metrics_are_those_of_the_file(run, page):
-    rows = {(row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run["evaluate"], "metrics.json")}
+    rows = {
+        (row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run["evaluate"], "metrics.json")
+    }
     shown, hit, seen = {}, "", ""
     for cells in page.tables["metrics"][0][1:]:
         if len(cells) == 1:
@@ -146,14 +163,17 @@ def test_the_metrics_are_those_of_the_file(run, page):
     assert shown.keys() == rows.keys()
     for key, cells in shown.items():
         names = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
-        assert cells == [f"{rows[key][name]:.4f} {rows[key][f'{name}_low']:.4f}–{rows[key][f'{name}_high']:.4f}" for name in names]
+        assert cells == [
+            f"{rows[key][name]:.4f} {rows[key][f'{name}_low']:.4f}–{rows[key][f'{name}_high']:.4f}" for name in names
+        ]
 
 
 def test_codes_agree_with_the_diagnostics_of_the_stage(run, page):
     measured = artifacts.read_json(run["tokenize"], "diagnostics.json")
     levels, groups = page.tables["codes"]
     assert [[int(cell) for cell in cells[:4]] for cells in levels[1:]] == [
-        [number, level["codes"], level["used_codes"], level["dead_codes"]] for number, level in enumerate(measured["levels"], start=1)
+        [number, level["codes"], level["used_codes"], level["dead_codes"]]
+        for number, level in enumerate(measured["levels"], start=1)
     ]
     assert [cells[4] for cells in levels[1:]] == [f"{level['perplexity']:.1f}" for level in measured["levels"]]
     assert {cells[0]: int(cells[1]) for cells in groups[1:]} == measured["group_sizes"]
@@ -170,10 +190,20 @@ def test_the_tree_counts_items_and_says_what_it_leaves_out(run, page):
 
 
 def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
-    histories, items = load_histories(run["prepare"]), artifacts.read_table(run["prepare"], "items.parquet")["item_id"].to_pylist()
-    ranks = artifacts.read_table(run["evaluate"], "ranks.parquet").to_pandas().query("model == 'tiny' and hit == 'item' and seen == 'masked'").set_index("user")
+    histories, items = (
+        load_histories(run["prepare"]),
+        artifacts.read_table(run["prepare"], "items.parquet")["item_id"].to_pylist(),
+    )
+    ranks = (
+        artifacts.read_table(run["evaluate"], "ranks.parquet")
+        .to_pandas()
+        .query("model == 'tiny' and hit == 'item' and seen == 'masked'")
+        .set_index("user")
+    )
     lists = artifacts.read_table(run["evaluate"], "recommendations.parquet").to_pandas().query("model == 'tiny'")
-    shown = [re.fullmatch(r"User ([\d,]+)target (?:at rank (\d+)|not in the list)", summary) for summary in page.summaries]
+    shown = [
+        re.fullmatch(r"User ([\d,]+)target (?:at rank (\d+)|not in the list)", summary) for summary in page.summaries
+    ]
     users = [(int(match[1]), int(match[2] or 0)) for match in shown if match]
     assert len(users) == 6
     assert sum(1 <= rank <= 10 for _, rank in users) == 3
@@ -183,7 +213,9 @@ def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
         assert (ranks.loc[user, "target"], ranks.loc[user, "rank"]) == (target, rank)
         assert [cells[1] for cells in next(tables)[1:]] == [items[item] for item in known[-5:]]
         for seen in ("masked", "kept"):
-            listed = lists[(lists["seen"] == seen) & (lists["user"] == user) & (lists["rank"] <= 10)].sort_values("rank")
+            listed = lists[(lists["seen"] == seen) & (lists["user"] == user) & (lists["rank"] <= 10)].sort_values(
+                "rank"
+            )
             cells = next(tables)[1:]
             assert [row[1] for row in cells] == [items[item] for item in listed["item"]]
             assert [row[3] for row in cells] == [f"{score:.2f}" for score in listed["score"]]
@@ -192,7 +224,11 @@ def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
 
 
 def test_what_is_recommended_overall_follows_from_the_lists(run, page):
-    lists = artifacts.read_table(run["evaluate"], "recommendations.parquet").to_pandas().query("model == 'tiny' and seen == 'masked' and rank <= 10")
+    lists = (
+        artifacts.read_table(run["evaluate"], "recommendations.parquet")
+        .to_pandas()
+        .query("model == 'tiny' and seen == 'masked' and rank <= 10")
+    )
     counts = lists["item"].value_counts()
     row = page.tables["recommended"][0][1]
     assert row[:2] == ["tiny", str(len(counts))]
@@ -255,15 +291,36 @@ def build_table(folder: Path, **about) -> Path:
     ):
         for hit in ("item", "sid"):
             for seen in ("masked", "kept"):
-                row = {"row": name, "kind": kind, "model": "t5" if kind == "generator" else name, "hit": hit, "seen": seen, "runs": 3}
-                row |= {"embedder": "minilm" if kind == "generator" else None, "tokenizer": name if kind == "generator" else None}
+                row = {
+                    "row": name,
+                    "kind": kind,
+                    "model": "t5" if kind == "generator" else name,
+                    "hit": hit,
+                    "seen": seen,
+                    "runs": 3,
+                }
+                row |= {
+                    "embedder": "minilm" if kind == "generator" else None,
+                    "tokenizer": name if kind == "generator" else None,
+                }
                 for metric in ("hr@5", "hr@10", "ndcg@5", "ndcg@10"):
                     value = level * (1.5 if hit == "sid" else 1) * (1 if seen == "masked" else 0.5)
-                    row |= {metric: value, f"{metric}_sd": 0.001, f"{metric}_low": value - 0.002, f"{metric}_high": value + 0.002}
+                    row |= {
+                        metric: value,
+                        f"{metric}_sd": 0.001,
+                        f"{metric}_low": value - 0.002,
+                        f"{metric}_high": value + 0.002,
+                    }
                     row[f"{metric}_runs"] = [value - 0.001, value, value + 0.001]
                 row |= {"collision_rate": 0.25 if kind == "generator" else None}
                 rows.append(
-                    row | {"minutes_tokenize": 0.5 if kind == "generator" else None, "minutes_tune": 4.0, "minutes_train": 10.0, "minutes_evaluate": 2.0}
+                    row
+                    | {
+                        "minutes_tokenize": 0.5 if kind == "generator" else None,
+                        "minutes_tune": 4.0,
+                        "minutes_train": 10.0,
+                        "minutes_evaluate": 2.0,
+                    }
                 )
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
     (folder / "table.json").write_text(json.dumps({"name": "tokenizers"} | about))
@@ -275,7 +332,16 @@ ABOUT = {
     "commands": ["make table TABLE=<x>"],
     "commits": ["abc1234"],
     "machine": "2 cores",
-    "variance": [{"metric": "ndcg@10", "seen": "masked", "row": "all, pooled", "component": "generator seed", "sd": 0.0006, "degrees_of_freedom": 8}],
+    "variance": [
+        {
+            "metric": "ndcg@10",
+            "seen": "masked",
+            "row": "all, pooled",
+            "component": "generator seed",
+            "sd": 0.0006,
+            "degrees_of_freedom": 8,
+        }
+    ],
     "comparisons": [
         {
             "row": "rkmeans@fusion",
@@ -302,7 +368,12 @@ ABOUT = {
     ],
     "trials": {
         "sasrec_ce": [
-            {"settings": {"dim": 64, "dropout": dropout, "loss": "ce"}, "validation_hr@10": 0.1, "validation_ndcg@10": ndcg, "seconds": 90.0}
+            {
+                "settings": {"dim": 64, "dropout": dropout, "loss": "ce"},
+                "validation_hr@10": 0.1,
+                "validation_ndcg@10": ndcg,
+                "seconds": 90.0,
+            }
             for dropout, ndcg in ((0.2, 0.04), (0.5, 0.06))
         ]
     },
@@ -323,17 +394,30 @@ def test_the_page_of_a_table_has_its_rows_best_first_and_everything_about_them(t
         ["<b>own", "-0.0100", "-0.0120 to -0.0080", "–", "–"],
     ]
     assert page.tables["costs"][0][1][:6] == ["sasrec_ce", "–", "4.0", "10.0", "2.0", "16.0"]
-    assert page.tables["variance"][0] == [["row", "NDCG@10, generator", "degrees of freedom"], ["all, pooled", "0.0006", "8"]]
+    assert page.tables["variance"][0] == [
+        ["row", "NDCG@10, generator", "degrees of freedom"],
+        ["all, pooled", "0.0006", "8"],
+    ]
     assert page.tables["inflation"][0][1] == ["rkmeans@fusion", "25.0\u00a0%", "0.0400", "0.0600", "+50\u00a0%"]
-    assert page.tables["tuning"][0][1:] == [["0.0600", "0.1000", "64", "0.5", "ce", "1.5"], ["0.0400", "0.1000", "64", "0.2", "ce", "1.5"]]
+    assert page.tables["tuning"][0][1:] == [
+        ["0.0600", "0.1000", "64", "0.5", "ce", "1.5"],
+        ["0.0400", "0.1000", "64", "0.2", "ce", "1.5"],
+    ]
     assert "sasrec_ce: dim 64, dropout 0.5, loss ce, of 2 combinations" in page.text
-    assert all(text in page.text for text in ("make table TABLE=<x>", "abc1234", "A note & more.", "50 users, 40 items, 300 interactions"))
+    assert all(
+        text in page.text
+        for text in ("make table TABLE=<x>", "abc1234", "A note & more.", "50 users, 40 items, 300 interactions")
+    )
 
 
 def test_a_table_without_the_optional_parts_has_a_page_too(tmp_path):
     folder = build_table(tmp_path / "table")
     table = pyarrow.parquet.read_table(folder / "table.parquet")
-    optional = [name for name in table.column_names if name.startswith("minutes") or name.endswith(("_sd", "_runs", "_low", "_high"))]
+    optional = [
+        name
+        for name in table.column_names
+        if name.startswith("minutes") or name.endswith(("_sd", "_runs", "_low", "_high"))
+    ]
     pyarrow.parquet.write_table(table.drop_columns(optional), folder / "table.parquet")
     page = check_self_contained(report_table(folder).read_text(encoding="utf-8"))
     assert page.tables.keys() == {"results", "inflation"}
@@ -358,7 +442,9 @@ def test_folders_without_a_table_are_refused(tmp_path):
 def test_the_command_prints_the_file_it_wrote_last(run, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "report.py")]
     out = tmp_path / "run.html"
-    done = subprocess.run([*command, "--run", str(run["train"]), "--out", str(out)], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [*command, "--run", str(run["train"]), "--out", str(out)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.splitlines()[-1] == str(out)
     folder = build_table(tmp_path / "table", **ABOUT)
     done = subprocess.run([*command, "--table", str(folder)], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -370,7 +456,8 @@ def test_the_command_prints_the_file_it_wrote_last(run, tmp_path):
 
 def test_text_is_escaped_and_markup_is_not():
     assert element("p", HOSTILE, Html("<b></b>"), title='"<') == (
-        '<p title="&quot;&lt;">&lt;/td&gt;&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;more&quot;<b></b></p>'
+        '<p title="&quot;&lt;">&lt;/td&gt;&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; '
+        "&quot;more&quot;<b></b></p>"
     )
 
 

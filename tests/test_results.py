@@ -1,4 +1,5 @@
-"""Committed results can be recomputed from their ranks, and a run's from its lists and the split, by the lines in docs/results.md."""
+"""Committed results can be recomputed from their ranks, and a run's from its lists and the split, by the lines in
+docs/results.md."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def assert_same(table: pd.DataFrame, rows: list[dict]) -> None:
 def test_a_committed_cell_is_whole_and_its_metrics_are_those_of_its_ranks(told, cell):
     artifacts.open_stage(cell, "cell")
     assert sum(path.stat().st_size for path in cell.iterdir()) <= 150_000
-    assert_same(told["metrics"](pd.read_parquet(cell / "ranks.parquet")), json.loads((cell / "metrics.json").read_text()))
+    assert_same(
+        told["metrics"](pd.read_parquet(cell / "ranks.parquet")), json.loads((cell / "metrics.json").read_text())
+    )
 
 
 def table_lines(text: str) -> list[str]:
@@ -70,24 +73,44 @@ def test_quoted_tables_are_those_of_the_tables(document):
 
 def test_the_audit_in_the_docs_is_what_the_checks_left():
     (found,) = (ROOT / "results" / "audit").rglob("audit.json")
-    assert page(json.loads(found.read_text())) == (ROOT / "docs" / "audit.md").read_text() == found.with_suffix(".md").read_text()
+    assert (
+        page(json.loads(found.read_text()))
+        == (ROOT / "docs" / "audit.md").read_text()
+        == found.with_suffix(".md").read_text()
+    )
 
 
 def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):
     folders = build_run(tmp_path)
-    out = evaluate(folders["prepare"], folders["tokenize"], folders["train"], EvaluateConfig(model="t5"), tmp_path / "evaluated")
+    out = evaluate(
+        folders["prepare"], folders["tokenize"], folders["train"], EvaluateConfig(model="t5"), tmp_path / "evaluated"
+    )
     rows = json.loads((out / "metrics.json").read_text())
     assert max(row["hr@10"] for row in rows) > 0
-    assert_same(told["metrics"](told["item_ranks"](out, folders["prepare"])), [row for row in rows if row["hit"] == "item"])
+    assert_same(
+        told["metrics"](told["item_ranks"](out, folders["prepare"])), [row for row in rows if row["hit"] == "item"]
+    )
     assert_same(told["metrics"](pd.read_parquet(out / "ranks.parquet")), rows)
 
 
-@pytest.mark.parametrize("made", [pytest.param(path.parent, id="/".join(path.parts[-3:-1])) for path in sorted((ROOT / "results").glob("*/*/table.json"))])
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(path.parent, id="/".join(path.parts[-3:-1]))
+        for path in sorted((ROOT / "results").glob("*/*/table.json"))
+    ],
+)
 def test_a_committed_table_follows_from_its_cells_and_these_from_todays_options(made, tmp_path, monkeypatch):
     (command,) = json.loads((made / "table.json").read_text())["commands"]
     told = dict(word.split("=", 1) for word in shlex.split(command)[2:])
     options = [*shlex.split(told.pop("ARGS", "")), *(f"{name.lower()}={value}" for name, value in told.items())]
-    monkeypatch.setattr(table, "_run_cells", lambda cells, locks: [cell.row for cell in cells if artifacts.read_manifest(cell.folder) and not cell.is_done()])
+    monkeypatch.setattr(
+        table,
+        "_run_cells",
+        lambda cells, locks: [
+            cell.row for cell in cells if artifacts.read_manifest(cell.folder) and not cell.is_done()
+        ],
+    )
     shutil.copytree(made.parent, tmp_path / "results" / made.parent.name)
     again = table.make_table([*options, f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results"])
     for name in ("table.md", "table.json"):

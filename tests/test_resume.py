@@ -1,4 +1,5 @@
-"""A training process that gets a signal and is started again ends in the bytes of an undisturbed one; what is done in process is in test_faults."""
+"""A training process that gets a signal and is started again ends in the bytes of an undisturbed one; what is done in
+process is in test_faults."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train import CONFIG, TRAINING, folders, run, weights  # noqa: F401
+from tests.test_train import CONFIG, TRAINING, folders, run, weights
 from tigerrec import artifacts
 
 SCRIPT = """
@@ -32,14 +33,17 @@ with pipeline.reporting("make train"):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals(folders, number, code):  # noqa: F811
-    """A real process: SIGKILL ends it anywhere, SIGTERM and Ctrl-C after a checkpoint; each time a second run ends in the same bytes."""
+def test_signals(folders, number, code):
+    """A real process: SIGKILL ends it anywhere, SIGTERM and Ctrl-C after a checkpoint; each time a second run ends in
+    the same bytes."""
     undisturbed = run(folders, name="undisturbed")
     out = folders["tokenize"] / "train"
     root = Path(__file__).parent.parent
     command = [sys.executable, "-c", SCRIPT, str(folders["prepare"]), str(folders["tokenize"]), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     while process.stdout.readline().strip() != "5":
         assert process.poll() is None

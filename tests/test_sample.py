@@ -1,4 +1,5 @@
-"""The bundled sample: reproducible, well formed, 5-core, and predictable from the order of a history but not from popularity."""
+"""The bundled sample: reproducible, well formed, 5-core, and predictable from the order of a history but not from
+popularity."""
 
 import ast
 import gzip

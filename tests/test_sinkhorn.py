@@ -19,13 +19,17 @@ def test_all_columns_get_the_same_weight(shape):
     distances = torch.rand(shape).square()
     distances[:, 0] -= 1  # all would take it
     plan = even_plan(distances, epsilon=0.05, iterations=300).exp()
-    torch.testing.assert_close(plan.sum(0), torch.full((shape[1],), shape[0] / shape[1], dtype=torch.float64), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        plan.sum(0), torch.full((shape[1],), shape[0] / shape[1], dtype=torch.float64), rtol=1e-3, atol=1e-3
+    )
     torch.testing.assert_close(plan.sum(1), torch.ones(shape[0], dtype=torch.float64))
 
 
 def test_a_plan_is_the_kernel_with_rows_and_columns_scaled():
     distances = torch.rand((4, 10), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    logarithms = even_plan(distances, epsilon=0.5, iterations=200) + distances / (0.5 * (distances.max() - distances.min()) / 2)
+    logarithms = even_plan(distances, epsilon=0.5, iterations=200) + distances / (
+        0.5 * (distances.max() - distances.min()) / 2
+    )
     torch.testing.assert_close(logarithms, logarithms[:, :1] + logarithms[:1] - logarithms[0, 0])
 
 
@@ -41,7 +45,9 @@ def test_a_sharp_plan_of_a_square_is_the_cheapest_assignment(seed):
 
 
 def test_equal_distances_are_shared_out_evenly():
-    torch.testing.assert_close(even_plan(torch.ones(3, 6), epsilon=0.003, iterations=5).exp(), torch.full((3, 6), 1 / 6, dtype=torch.float64))
+    torch.testing.assert_close(
+        even_plan(torch.ones(3, 6), epsilon=0.003, iterations=5).exp(), torch.full((3, 6), 1 / 6, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("side", [0, 1])

@@ -27,11 +27,15 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(1, 50, (3, 12), generator=generator)
     there = torch.arange(12) < torch.tensor([[8], [12], [5]])
-    decoder_inputs = torch.cat([torch.zeros(3, 1, dtype=torch.long), torch.randint(1, 50, (3, 3), generator=generator)], 1)
+    decoder_inputs = torch.cat(
+        [torch.zeros(3, 1, dtype=torch.long), torch.randint(1, 50, (3, 3), generator=generator)], 1
+    )
     return input_ids * there, there, decoder_inputs
 
 
-def driven_logits(model, input_ids, there, decoder_inputs, dropout: Dropout, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def driven_logits(
+    model, input_ids, there, decoder_inputs, dropout: Dropout, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     visible = there[:, None, None, :]
     encoded = stacks.encode(model, model.shared(input_ids), visible, dtype, dropout)
     return stacks.decode(model, encoded, decoder_inputs[:, None], visible, dtype, dropout)[:, 0]
@@ -55,7 +59,9 @@ def test_attention_to_one_position_is_that_of_the_stock_model_without_its_idle_w
     model, decoder_inputs = stock_model(), inputs[2]
     encoded = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
     expected = model(encoder_outputs=(encoded,), decoder_input_ids=decoder_inputs).logits
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name.startswith(("decoder", "shared"))}
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if name.startswith(("decoder", "shared"))
+    }
     gradients = torch.autograd.grad(expected.square().mean(), [encoded, *parameters.values()])
     found = stacks.decode(model, encoded, decoder_inputs[:, None], None, torch.float32, Dropout(0.0))[:, 0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -73,7 +79,9 @@ def test_dropout_never_hides_a_history_of_one_position(inputs):
     encoded = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
     seen = []
     for seed in range(20):
-        logits = stacks.decode(model, encoded, decoder_inputs[:, None, :1], None, torch.float32, Dropout(0.6, seed=seed))
+        logits = stacks.decode(
+            model, encoded, decoder_inputs[:, None, :1], None, torch.float32, Dropout(0.6, seed=seed)
+        )
         seen.append(torch.autograd.grad(logits.square().sum(), encoded)[0].abs().sum(-1) > 0)
     assert torch.stack(seen).all()
 
@@ -93,7 +101,9 @@ def test_under_dropout_logits_are_distributed_as_those_of_the_stock_model(inputs
     input_ids, decoder_inputs = inputs[0][1:2].expand(rows, -1), inputs[2][1:2].expand(rows, -1)
     with torch.no_grad():
         stock = model(input_ids=input_ids, decoder_input_ids=decoder_inputs).logits
-        driven = driven_logits(model, input_ids, torch.ones_like(input_ids, dtype=torch.bool), decoder_inputs, Dropout(0.3, seed=1))
+        driven = driven_logits(
+            model, input_ids, torch.ones_like(input_ids, dtype=torch.bool), decoder_inputs, Dropout(0.3, seed=1)
+        )
     error = (stock.var(0) / rows + driven.var(0) / rows).sqrt()
     assert ((stock.mean(0) - driven.mean(0)).abs() / error).max() < 5
     ratio = driven.std(0) / stock.std(0)
@@ -106,9 +116,13 @@ def test_cross_entropy_is_that_of_torch(label_smoothing):
     logits = (3 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0))).requires_grad_()
     labels = torch.randint(-1, 20, (50,), generator=torch.Generator().manual_seed(1))
     found = stacks.CrossEntropy.apply(logits, labels, label_smoothing)
-    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
+    expected = torch.nn.functional.cross_entropy(
+        logits, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+    )
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found * 0.3, logits)[0], torch.autograd.grad(expected * 0.3, logits)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(found * 0.3, logits)[0], torch.autograd.grad(expected * 0.3, logits)[0]
+    )
 
 
 def test_cross_entropy_of_a_hopeless_target_is_finite():
@@ -119,7 +133,7 @@ def test_cross_entropy_of_a_hopeless_target_is_finite():
 @pytest.mark.parametrize("bias_shape", [(1, 2, 5, 6), None])
 def test_gradients_of_attention_under_dropout_are_those_of_plain_operations_with_the_same_mask(bias_shape):
     generator = torch.Generator().manual_seed(2)
-    made = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).float().requires_grad_()  # noqa: E731
+    made = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).float().requires_grad_()
     queries, keys, values = made(3, 2, 5, 4), made(3, 2, 6, 4), made(3, 2, 6, 4)
     bias = made(*bias_shape) if bias_shape else None
     visible = torch.arange(6) <= torch.arange(5)[:, None]
@@ -151,9 +165,20 @@ def test_a_training_step_reads_nothing_back_from_its_device(decoder_reads):
     codes = np.zeros((7, 2), np.int32)
     codes[:, 1] = np.arange(7)
     ids = SemanticIds(codes, TokenLayout((4,), (4, 8)))
-    generator = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, history="items", decoder_reads=decoder_reads, item_loss=1.0)
+    generator = T5(
+        num_layers=1,
+        d_model=16,
+        num_heads=2,
+        d_kv=8,
+        d_ff=16,
+        history="items",
+        decoder_reads=decoder_reads,
+        item_loss=1.0,
+    )
     model = generator.new(ids, "item_causal", 0).to("meta")
     places = torch.zeros(3, 4, dtype=torch.long, device="meta")
-    losses = model.losses(Batch(places, places, places[:1]), torch.bfloat16, Dropout(0.0), label_smoothing=0.1, known=places[0])
+    losses = model.losses(
+        Batch(places, places, places[:1]), torch.bfloat16, Dropout(0.0), label_smoothing=0.1, known=places[0]
+    )
     sum(losses).backward()
     assert model.t5.shared.weight.grad.device.type == model.inputs.item_embeddings.weight.grad.device.type == "meta"

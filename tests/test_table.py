@@ -31,8 +31,15 @@ TINY = [
     "generator.d_model=16", "generator.num_heads=1", "generator.d_ff=16", "train.epochs=1", "train.validate_every=1", "train.validation_users=50",
     "tokenizers=[rkmeans,hkmeans]", "seeds=1", "baselines=[popularity]", "tokenizer.levels=2",
 ]  # fmt: skip
-CELLS = ("t5-4-epochs/hashed_rkmeans-seed0_seed0", "t5-4-epochs/hashed_hkmeans-seed0_seed0", "baselines/popularity-seed0")
-RANKED = (*(f"hashed/{name}-seed0/t5-4-epochs-seed0/eval-full-bf16" for name in ("rkmeans", "hkmeans")), "baselines/popularity-seed0")
+CELLS = (
+    "t5-4-epochs/hashed_rkmeans-seed0_seed0",
+    "t5-4-epochs/hashed_hkmeans-seed0_seed0",
+    "baselines/popularity-seed0",
+)
+RANKED = (
+    *(f"hashed/{name}-seed0/t5-4-epochs-seed0/eval-full-bf16" for name in ("rkmeans", "hkmeans")),
+    "baselines/popularity-seed0",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +62,12 @@ def elsewhere(made, tmp_path) -> SimpleNamespace:
     """The results of that table on another machine, without its runs."""
     shutil.copytree(made.results, tmp_path / "results")
     options = [*TINY, f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results"]
-    return SimpleNamespace(options=options, runs=tmp_path / "runs", results=tmp_path / "results", table=tmp_path / "results" / "sample_table")
+    return SimpleNamespace(
+        options=options,
+        runs=tmp_path / "runs",
+        results=tmp_path / "results",
+        table=tmp_path / "results" / "sample_table",
+    )
 
 
 @pytest.fixture
@@ -74,12 +86,21 @@ def asked(monkeypatch) -> list[list[str]]:
 def test_a_cell_leaves_three_small_files_that_agree_with_its_stages(made):
     for name, stage in zip(CELLS, RANKED, strict=True):
         cell, ranked = made.results / "sample_table" / name, made.runs / "sample" / stage
-        assert sorted(path.name for path in cell.iterdir() if path.name != ".lock") == ["manifest.json", "metrics.json", "ranks.parquet"]
+        assert sorted(path.name for path in cell.iterdir() if path.name != ".lock") == [
+            "manifest.json",
+            "metrics.json",
+            "ranks.parquet",
+        ]
         assert sum(path.stat().st_size for path in cell.iterdir()) < 150_000
         rows = json.loads((cell / "metrics.json").read_text())
         assert rows
-        assert rows == [row for row in json.loads((ranked / "metrics.json").read_text()) if row["model"] == rows[0]["model"]]
-        table, whole = pq.read_table(cell / "ranks.parquet").to_pandas(), pq.read_table(ranked / "ranks.parquet").to_pandas()
+        assert rows == [
+            row for row in json.loads((ranked / "metrics.json").read_text()) if row["model"] == rows[0]["model"]
+        ]
+        table, whole = (
+            pq.read_table(cell / "ranks.parquet").to_pandas(),
+            pq.read_table(ranked / "ranks.parquet").to_pandas(),
+        )
         keys = ["model", "hit", "seen", "user"]
         whole = whole[whole["model"] == rows[0]["model"]].sort_values(keys, kind="stable").reset_index(drop=True)
         table = table.sort_values(keys, kind="stable").reset_index(drop=True)
@@ -117,7 +138,11 @@ def test_what_was_tried_of_a_baseline_stays_with_its_cell(tmp_path):
     tried, chosen = (json.loads((tuned / name).read_text()) for name in ("trials.json", "chosen.json"))
     assert json.loads((out / "table.json").read_text())["trials"] == {"item_knn": tried}
     best = max(trial["validation_ndcg@10"] for trial in tried)
-    found = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| *item_knn* ") and "recency" in line]
+    found = [
+        line
+        for line in (out / "table.md").read_text().splitlines()
+        if line.startswith("| *item_knn* ") and "recency" in line
+    ]
     assert len(found) == 1
     assert f"to {f'{best:.4f}'.removeprefix('0')} " in found[0]
     assert f"| {', '.join(f'{name} {value:g}' for name, value in chosen.items())} |" in found[0]
@@ -158,13 +183,24 @@ def test_a_cell_collected_again_is_the_same(made, tmp_path):
 def test_more_seeds_are_more_cells(asked, tmp_path):
     with pytest.raises(TigerrecError, match=r"No cell of the table could be run; .* not today\."):
         make_table([*TINY, "seeds=[2,3]", "baselines=[]", f"paths.runs={tmp_path}", f"paths.results={tmp_path}"])
-    assert ["tokenizer=rkmeans" in overrides for overrides in asked] == [True, False] * 6  # every row once before any has a second run
-    seeds = [tuple(option for option in overrides if ".seed=" in option) for overrides in asked if "tokenizer=rkmeans" in overrides]
+    assert ["tokenizer=rkmeans" in overrides for overrides in asked] == [
+        True,
+        False,
+    ] * 6  # every row once before any has a second run
+    seeds = [
+        tuple(option for option in overrides if ".seed=" in option)
+        for overrides in asked
+        if "tokenizer=rkmeans" in overrides
+    ]
     assert seeds == [(f"tokenizer.seed={t}", f"generator.seed={g}") for t in range(2) for g in range(3)]
 
 
 def test_results_of_other_settings_are_not_taken(elsewhere, asked):
-    with pytest.raises(artifacts.StaleError, match=r"rkmeans-seed0_seed0 holds results of other settings \(.*training\.epochs: 1 → 2.*train\.name=<new name>"):
+    with pytest.raises(
+        artifacts.StaleError,
+        match=r"rkmeans-seed0_seed0 holds results of other settings \(.*training\.epochs: 1 → 2.*train\.name=<new "
+        r"name>",
+    ):
         make_table([*elsewhere.options, "train.epochs=2"])
     assert asked == []
 
@@ -196,7 +232,10 @@ def test_damaged_results_are_not_taken(elsewhere, asked):
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(artifacts.DamagedError, match=rf"ranks\.parquet is damaged .*; delete {path.parent} and run the same command again\."):
+    with pytest.raises(
+        artifacts.DamagedError,
+        match=rf"ranks\.parquet is damaged .*; delete {path.parent} and run the same command again\.",
+    ):
         make_table(elsewhere.options)
     shutil.rmtree(path.parent)
     make_table(elsewhere.options)
@@ -270,7 +309,14 @@ def test_without_matplotlib_no_older_picture_stays(elsewhere, asked, monkeypatch
 
 def test_nothing_of_this_machine_is_told():
     told = pipeline.told_command(
-        "table", ["dataset=tables", "dataset.interactions=/home/me/orders.csv", "++train.device=cuda", "paths.runs=/x", "train.epochs=2"]
+        "table",
+        [
+            "dataset=tables",
+            "dataset.interactions=/home/me/orders.csv",
+            "++train.device=cuda",
+            "paths.runs=/x",
+            "train.epochs=2",
+        ],
     )
     assert told == 'make table DATASET=tables ARGS="dataset.interactions=orders.csv train.epochs=2"'
 
@@ -290,7 +336,10 @@ def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> 
     parts = [pd.DataFrame({"model": "t5", "hit": "item", "seen": seen, "user": np.arange(n_users), "target": np.arange(n_users) % 7, "rank": found})
              for seen, found in ranks.items()]  # fmt: skip
     table = pd.concat(parts).sample(frac=1, random_state=int(rng.integers(1000)))
-    rows = [{"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)} for seen, found in ranks.items()]
+    rows = [
+        {"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)}
+        for seen, found in ranks.items()
+    ]
     with artifacts.writing(cell.folder, "cell", cell.chain) as out:
         out.provenance |= {"facts": {"distinct_items": 3}, "stages": {}}
         out.json("metrics.json", rows)
@@ -328,19 +377,40 @@ def test_beauty_table_plans_all_its_rows():
     options = ["experiment=beauty_table"]
     rows = plan_rows(options, compose(options), Path("results"))
     by_name = {row.name: row for row in rows}
-    assert {"rkmeans", "rqvae", "opq", "random", "popularity", "sasrec_ce", "sasrec_bce", "item_knn", "last_item"} <= set(by_name)
+    assert {
+        "rkmeans",
+        "rqvae",
+        "opq",
+        "random",
+        "popularity",
+        "sasrec_ce",
+        "sasrec_bce",
+        "item_knn",
+        "last_item",
+    } <= set(by_name)
     assert all(len(row.cells) == 4 for row in rows if row.kind == "generator")
     assert by_name["rkmeans@fusion"].embedder == "fusion"
     chain = next(iter(by_name["rkmeans@fusion"].cells.values())).chain
-    assert chain["embed"]["inputs"] == {"collaborative": "embed:collaborative", "prepare": "prepare", "text": "embed:minilm"}
+    assert chain["embed"]["inputs"] == {
+        "collaborative": "embed:collaborative",
+        "prepare": "prepare",
+        "text": "embed:minilm",
+    }
 
 
 def test_the_script_prints_the_folder_last(elsewhere):
-    done = subprocess.run([sys.executable, "scripts/table.py", *elsewhere.options], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "scripts/table.py", *elsewhere.options], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(elsewhere.table / "t5-4-epochs")]
     assert "popularity" in done.stderr
-    done = subprocess.run([sys.executable, "scripts/table.py", *elsewhere.options, "seeds=none"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "scripts/table.py", *elsewhere.options, "seeds=none"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().startswith("Error: seeds=none must be")
 
@@ -355,9 +425,14 @@ def test_results_that_cannot_be_written_name_the_option_that_moves_them(made, tm
 @pytest.mark.long
 def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
     options = [*TINY, "tokenizers=[rkmeans]", "train.epochs=30", "train.validate_every=30", "train.checkpoint_steps=20"]
-    folders = [[f"paths.runs={tmp_path}/{name}/runs", f"paths.results={tmp_path}/{name}/results"] for name in ("stopped", "whole")]
+    folders = [
+        [f"paths.runs={tmp_path}/{name}/runs", f"paths.results={tmp_path}/{name}/results"]
+        for name in ("stopped", "whole")
+    ]
     table = subprocess.Popen([sys.executable, "scripts/table.py", *options, *folders[0]], stderr=subprocess.PIPE)
-    checkpoints = tmp_path / "stopped" / "runs" / "sample" / "hashed" / "rkmeans-seed0" / "t5-4-epochs-seed0" / "checkpoint"
+    checkpoints = (
+        tmp_path / "stopped" / "runs" / "sample" / "hashed" / "rkmeans-seed0" / "t5-4-epochs-seed0" / "checkpoint"
+    )
     while not list(checkpoints.glob("step-*.json")):
         assert table.poll() is None
         time.sleep(0.1)
@@ -381,16 +456,31 @@ def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = 
             more = np.where(rng.random(n_users) < 0.05, 1, ranks["item", seen]).astype(np.int16)
             ranks["sid", seen] = more
     rows = {key: {"hit": key[0], "seen": key[1], "users": n_users, **metrics(found)} for key, found in ranks.items()}
-    facts = {"users": n_users, "items": 100, "interactions": 1_000, "distinct_items": 50} | ({"collision_rate": 0.25} if sharing else {})
+    facts = {"users": n_users, "items": 100, "interactions": 1_000, "distinct_items": 50} | (
+        {"collision_rate": 0.25} if sharing else {}
+    )
     stage = {"seconds": 120.0 + 60 * rng.random(), "git": "0" * 40, "machine": "x86_64", "cores": 2, "threads": 1}
     other = stage | {"git": "1" * 40, "threads": 2}
-    stages = {"prepare": other, "embed": other, "embed:part": other, "tokenize": stage, "train": stage | {"training_seconds": 60.0}, "evaluate": stage}
+    stages = {
+        "prepare": other,
+        "embed": other,
+        "embed:part": other,
+        "tokenize": stage,
+        "train": stage | {"training_seconds": 60.0},
+        "evaluate": stage,
+    }
     if not sharing:
-        stages = {"prepare": other, "tune": stage | {"seconds_of_trials": 90.0}, "baseline": stage | {"fitting_seconds": 30.0, "ranking_seconds": 6.0}}
+        stages = {
+            "prepare": other,
+            "tune": stage | {"seconds_of_trials": 90.0},
+            "baseline": stage | {"fitting_seconds": 30.0, "ranking_seconds": 6.0},
+        }
     return Run(ranks, np.arange(n_users), rows, {"facts": facts, "stages": stages})
 
 
-def a_result(name: str, shares: dict[tuple[int, int], float], seed: int, kind: str = "generator", n_users: int = 1_500) -> Result:
+def a_result(
+    name: str, shares: dict[tuple[int, int], float], seed: int, kind: str = "generator", n_users: int = 1_500
+) -> Result:
     rng = np.random.default_rng(seed)
     runs = {seeds: a_run(rng, share, n_users, kind == "generator") for seeds, share in shares.items()}
     first = next(iter(runs.values()))
@@ -417,13 +507,19 @@ def test_rows_are_means_over_runs_with_the_spread_of_three_runs_up(summary):
     assert summary.results[0].row.name == "strong"
     assert summary.above_all_generators == ["strong"]
     for result in summary.results:
-        line = next(line for line in summary.rows if (line["row"], line["hit"], line["seen"]) == (result.row.name, "item", "masked"))
+        line = next(
+            line
+            for line in summary.rows
+            if (line["row"], line["hit"], line["seen"]) == (result.row.name, "item", "masked")
+        )
         values = [run.metrics["item", "masked"]["hr@10"] for run in result.runs.values()]
         assert line["hr@10"] == pytest.approx(np.mean(values))
         assert line["hr@10_runs"] == values
         assert line["hr@10_low"] < line["hr@10"] < line["hr@10_high"]
         assert line["hr@10_sd"] == (pytest.approx(np.std(values, ddof=1)) if len(values) > 2 else None)
-        assert result.user_gains["item", "masked"][:, METRICS.index("hr@10")].mean() == pytest.approx(np.mean(values), abs=1e-7)
+        assert result.user_gains["item", "masked"][:, METRICS.index("hr@10")].mean() == pytest.approx(
+            np.mean(values), abs=1e-7
+        )
 
 
 def test_comparisons_are_paired_and_corrected(summary):
@@ -438,13 +534,34 @@ def test_comparisons_are_paired_and_corrected(summary):
 
 
 def test_components_leave_out_rows_without_seeds_and_baselines(summary):
-    freedom = {(line["row"], line["component"]): line["degrees_of_freedom"] for line in summary.variance if line["metric"] == "hr@10"}
+    freedom = {
+        (line["row"], line["component"]): line["degrees_of_freedom"]
+        for line in summary.variance
+        if line["metric"] == "hr@10"
+    }
     of_a_whole_row = {"tokenizer seed": 1, "generator seed": 2}
     whole = {(row, seed): count for row in ("good", "poor") for seed, count in of_a_whole_row.items()}
     head, *lines = spread(summary.variance, "{:.3f}".format)
-    assert head == ["row", *(f"{metric}, {seed}" for metric in ("HR@10", "NDCG@10") for seed in ("tokenizer", "generator")), "degrees of freedom"]
-    assert {line[0]: line[-1] for line in lines} == {"all, pooled": "2, 5", "good": "1, 2", "poor": "1, 2", "like good": "–, 1"}
-    assert freedom == {("all, pooled", "tokenizer seed"): 2, ("all, pooled", "generator seed"): 5, ("like good", "generator seed"): 1} | whole
+    assert head == [
+        "row",
+        *(f"{metric}, {seed}" for metric in ("HR@10", "NDCG@10") for seed in ("tokenizer", "generator")),
+        "degrees of freedom",
+    ]
+    assert {line[0]: line[-1] for line in lines} == {
+        "all, pooled": "2, 5",
+        "good": "1, 2",
+        "poor": "1, 2",
+        "like good": "–, 1",
+    }
+    assert (
+        freedom
+        == {
+            ("all, pooled", "tokenizer seed"): 2,
+            ("all, pooled", "generator seed"): 5,
+            ("like good", "generator seed"): 1,
+        }
+        | whole
+    )
 
 
 def test_minutes_are_those_of_the_fastest_run_by_kind_of_work(summary):
@@ -470,7 +587,9 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
     }  # fmt: skip
     text = markdown.page("Toy", summary, facts, ["a failed: b."])
     heading, _, *rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.split("## Seen items kept")[0].splitlines() if line.startswith("|")
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.split("## Seen items kept")[0].splitlines()
+        if line.startswith("|")
     ]
     shown = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
     assert next(iter(shown)) == "*strong*"

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tigerrec.table.statistics import holm, intervals, resampled_means, standard_deviation, two_sided_p, variance_components
+from tigerrec.table.statistics import (
+    holm,
+    intervals,
+    resampled_means,
+    standard_deviation,
+    two_sided_p,
+    variance_components,
+)
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error():
@@ -44,7 +51,9 @@ def test_p_is_large_without_a_difference_and_small_with_one():
 
 def test_p_is_uniform_where_nothing_differs():
     rng = np.random.default_rng(3)
-    p_values = two_sided_p(np.column_stack([resampled_means(rng.normal(0, 1, (200, 1)), 400)[:, 0] for _ in range(200)]))
+    p_values = two_sided_p(
+        np.column_stack([resampled_means(rng.normal(0, 1, (200, 1)), 400)[:, 0] for _ in range(200)])
+    )
     assert 0.01 <= (p_values < 0.05).mean() <= 0.12
 
 
@@ -60,7 +69,8 @@ def test_a_standard_deviation_needs_three_runs():
 
 
 def test_components_of_a_worked_example():
-    # means of tokenizer seeds 2 and 6 of one row, 5 and 5 of the other; each pair of runs one apart from its mean: within = 8 / 4 = 2
+    # means of tokenizer seeds 2 and 6 of one row, 5 and 5 of the other; each pair of runs one apart from its mean:
+    # within = 8 / 4 = 2
     rows = [{(0, 0): 1, (0, 1): 3, (1, 0): 5, (1, 1): 7}, {(0, 0): 4, (0, 1): 6, (1, 0): 4, (1, 1): 6}]
     found = {component.name: component for component in variance_components(rows)}
     assert found["generator seed"].sd == pytest.approx(2**0.5)

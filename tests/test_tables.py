@@ -15,8 +15,19 @@ from tigerrec import artifacts
 from tigerrec.prepare import DatasetError, prepare
 from tigerrec.tables import TablesDataset
 
-INTERACTIONS = [("001", "007", "10"), ("001", "NA", "9"), ("001", "9", "10"), ("02", "9", "-1"), ("02", "007", "0"), ("02", "NA", "3")]
-ITEMS = [("007", "NA", "", "Home > Bath&amp;Body", "1.5"), ("9", 'Soap, "fine"', "Ann", "Home", "cheap"), ("9", "again", "", "", "")]
+INTERACTIONS = [
+    ("001", "007", "10"),
+    ("001", "NA", "9"),
+    ("001", "9", "10"),
+    ("02", "9", "-1"),
+    ("02", "007", "0"),
+    ("02", "NA", "3"),
+]
+ITEMS = [
+    ("007", "NA", "", "Home > Bath&amp;Body", "1.5"),
+    ("9", 'Soap, "fine"', "Ann", "Home", "cheap"),
+    ("9", "again", "", "", ""),
+]
 COLUMNS = ["item", "title", "brand", "categories", "price"]
 
 
@@ -54,7 +65,14 @@ def test_every_format_gives_the_same_histories(tmp_path: Path, kind: str) -> Non
 
 
 def test_named_columns_dates_numbers_and_no_items(tmp_path: Path) -> None:
-    rows = [(1, "b", "2024-03-01T00:00:00Z"), (1, "a", "2024-02-29"), (1, "c", "2024-03-01T01:30:00+02:00"), (2.0, "a", 1.9), (2, "b", -0.5), (2, "c", 7)]
+    rows = [
+        (1, "b", "2024-03-01T00:00:00Z"),
+        (1, "a", "2024-02-29"),
+        (1, "c", "2024-03-01T01:30:00+02:00"),
+        (2.0, "a", 1.9),
+        (2, "b", -0.5),
+        (2, "c", 7),
+    ]
     path = write_table(tmp_path / "orders.jsonl", ["customer", "sku", "bought"], rows)
     dataset = TablesDataset(path, user_column="customer", item_column="sku", time_column="bought")
     raw = dataset.read()
@@ -66,13 +84,28 @@ def test_named_columns_dates_numbers_and_no_items(tmp_path: Path) -> None:
 def test_parquet_dates_and_category_lists(tmp_path: Path) -> None:
     import datetime
 
-    orders = pa.table({"user": [1, 1, 1], "item": [5, 6, 7], "time": [datetime.datetime(1970, 1, 2), datetime.datetime(1970, 1, 1), None]})
+    orders = pa.table(
+        {
+            "user": [1, 1, 1],
+            "item": [5, 6, 7],
+            "time": [datetime.datetime(1970, 1, 2), datetime.datetime(1970, 1, 1), None],
+        }
+    )
     pq.write_table(orders, tmp_path / "orders.parquet")
-    items = pa.table({"id": [5, 6], "name": ["Soap", None], "categories": [["Home", "Bath"], None], "price": [2.0, float("nan")]})
+    items = pa.table(
+        {"id": [5, 6], "name": ["Soap", None], "categories": [["Home", "Bath"], None], "price": [2.0, float("nan")]}
+    )
     pq.write_table(items, tmp_path / "items.parquet")
-    raw = TablesDataset(tmp_path / "orders.parquet", tmp_path / "items.parquet", items_item_column="id", title_column="name").read()
+    raw = TablesDataset(
+        tmp_path / "orders.parquet", tmp_path / "items.parquet", items_item_column="id", title_column="name"
+    ).read()
     assert (raw.timestamps.tolist(), raw.dropped) == ([86400, 0], {"interactions: no time": 1})
-    assert (raw.items["5"].title, raw.items["5"].categories, raw.items["6"].price, raw.noted) == ("Soap", ["Home", "Bath"], None, {})
+    assert (raw.items["5"].title, raw.items["5"].categories, raw.items["6"].price, raw.noted) == (
+        "Soap",
+        ["Home", "Bath"],
+        None,
+        {},
+    )
 
 
 def test_bad_rows_are_counted(tmp_path: Path) -> None:
@@ -90,8 +123,14 @@ def test_bad_rows_are_counted(tmp_path: Path) -> None:
 
 
 def test_filters_apply(tmp_path: Path) -> None:
-    rows = [(user, item, time) for user in "abc" for time, item in enumerate("wxyz") if not (user == "c" and item == "z")]
-    dataset = TablesDataset(write_table(tmp_path / "orders.csv", ["user", "item", "time"], rows), min_user_interactions=3, min_item_interactions=3)
+    rows = [
+        (user, item, time) for user in "abc" for time, item in enumerate("wxyz") if not (user == "c" and item == "z")
+    ]
+    dataset = TablesDataset(
+        write_table(tmp_path / "orders.csv", ["user", "item", "time"], rows),
+        min_user_interactions=3,
+        min_item_interactions=3,
+    )
     stats = artifacts.read_json(prepare(dataset, tmp_path / "out"), "stats.json")
     assert (stats["users"], stats["items"], stats["interactions"], stats["items_filtered"]) == (3, 3, 9, 1)
 
@@ -99,7 +138,11 @@ def test_filters_apply(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("orders.csv", b"client,item,time\n", r"no column 'user', only client, item, time; name yours by `dataset\.user_column="),
+        (
+            "orders.csv",
+            b"client,item,time\n",
+            r"no column 'user', only client, item, time; name yours by `dataset\.user_column=",
+        ),
         ("orders.csv", b"user,item,time\n", "Nothing is left of 0 interactions"),
         ("orders.csv", b"", "no column 'user', only none"),
         ("orders.csv", b'user,item,time\nu,"a,1\n', "is no valid table at line 2"),
@@ -132,5 +175,8 @@ def test_an_items_table_without_any_known_column_is_refused(tmp_path: Path) -> N
     (tmp_path / "orders.csv").write_text("user,sku,time\nu,1,1\n")
     (tmp_path / "items.csv").write_text("sku,label,maker\n1,Soap,Foamy\n")
     dataset = TablesDataset(tmp_path / "orders.csv", tmp_path / "items.csv", item_column="sku")
-    with pytest.raises(DatasetError, match=r"none of the columns title, brand, categories, price, only sku, label, maker; .*dataset\.title_column="):
+    with pytest.raises(
+        DatasetError,
+        match=r"none of the columns title, brand, categories, price, only sku, label, maker; .*dataset\.title_column=",
+    ):
         dataset.read()

@@ -1,4 +1,5 @@
-"""The contract of every tokenizer found in configs/tokenizer, the tokenize stage, and what each tokenizer alone must do."""
+"""The contract of every tokenizer found in configs/tokenizer, the tokenize stage, and what each tokenizer alone must
+do."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ from omegaconf import OmegaConf
 from tigerrec import TigerrecError, artifacts, config
 from tigerrec.files import sha256_text
 from tigerrec.semantic_ids import load_semantic_ids
-from tigerrec.tokenizers import MeasuresDistances, TokenizeConfig, TokenizeError, Tokenizer, encode_items, families, fit, load_tokenizer, tokenize
+from tigerrec.tokenizers import (
+    MeasuresDistances,
+    TokenizeConfig,
+    TokenizeError,
+    Tokenizer,
+    encode_items,
+    families,
+    fit,
+    load_tokenizer,
+    tokenize,
+)
 from tigerrec.tokenizers.random import RandomCodes
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 
@@ -62,13 +73,18 @@ def fitted(choice: TokenizeConfig, vectors: np.ndarray) -> tuple[dict[str, np.nd
     return choice.tokenizer.fit(vectors, seed=choice.seed, extra=extra_of(choice, len(vectors)))
 
 
-def codes_to_encode(choice: TokenizeConfig, state: dict[str, np.ndarray], vectors: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """What `encode` must give for the vectors that `fit` gave these codes: the same, where items are not assigned jointly."""
+def codes_to_encode(
+    choice: TokenizeConfig, state: dict[str, np.ndarray], vectors: np.ndarray, codes: np.ndarray
+) -> np.ndarray:
+    """What `encode` must give for the vectors that `fit` gave these codes: the same, where items are not assigned
+    jointly."""
     return choice.tokenizer.encode(state, vectors) if choice.tokenizer.assigns_jointly else codes
 
 
 def same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return one.keys() == other.keys() and all(one[key].dtype == other[key].dtype and one[key].tobytes() == other[key].tobytes() for key in one)
+    return one.keys() == other.keys() and all(
+        one[key].dtype == other[key].dtype and one[key].tobytes() == other[key].tobytes() for key in one
+    )
 
 
 def embedded(folder: Path, vectors: np.ndarray) -> Path:
@@ -103,7 +119,9 @@ def test_codes_that_are_none_are_refused():
             return state, codes + 1
 
     with pytest.raises(
-        TokenizeError, match=r"random gave codes of shape \(200, 3\) and type int32, from \d+ to 256, for 200 items; its code_sizes \(256, 256, 256\)"
+        TokenizeError,
+        match=r"random gave codes of shape \(200, 3\) and type int32, from \d+ to 256, for 200 items; its code_sizes "
+        r"\(256, 256, 256\)",
     ):
         fit(make_vectors(), TokenizeConfig(Wrong()))
 
@@ -245,9 +263,19 @@ def edit_facts(folder: Path, name: str = "tokenizer.json", **changes: Any) -> No
         ({"family": ["rkmeans"]}, "names the tokenizer"),
         ({"hyper_parameters": {"levels": 3, "command": "true"}}, "command is not an option"),
         ({"hyper_parameters": {"levels": "three"}}, "levels='three' has the wrong type"),
-        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}}, "levels must be a int, not a RQVAE"),
+        (
+            {"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}},
+            "levels must be a int, not a RQVAE",
+        ),
         ({"hyper_parameters": {"levels": {"_target_": "tigerrec.pipeline.Step"}}}, "no plain hyper-parameters"),
-        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "hidden": {"_target_": "os.system"}}}}, "no plain hyper-parameters"),
+        (
+            {
+                "hyper_parameters": {
+                    "levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "hidden": {"_target_": "os.system"}}
+                }
+            },
+            "no plain hyper-parameters",
+        ),
         ({"hyper_parameters": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}, "no plain hyper-parameters"),
         ({"hyper_parameters": None}, "no plain hyper-parameters"),
     ],
@@ -262,7 +290,9 @@ def test_an_artefact_cannot_name_code_or_unknown_settings(changes, message, tmp_
 def test_too_many_collisions_fail_the_stage_by_their_rate(tmp_path):
     vectors = np.tile(make_vectors(30), (2, 1))
     with pytest.raises(TokenizeError, match=r"100\.0% of the items share their codes .* tokenizer\.max_collision=0\.5"):
-        tokenize(embedded(tmp_path / "embed", vectors), TokenizeConfig(ResidualKMeans(), max_collision=0.5), tmp_path / "out")
+        tokenize(
+            embedded(tmp_path / "embed", vectors), TokenizeConfig(ResidualKMeans(), max_collision=0.5), tmp_path / "out"
+        )
     assert artifacts.read_manifest(tmp_path / "out") is None
 
 
@@ -294,7 +324,10 @@ def test_residual_kmeans_is_fifteen_lines_of_numpy(init):
             assert codebook.shape == (16, vectors.shape[1])
             assert code == np.argmin(((codebook - residual) ** 2).sum(axis=1))
             residual = residual - codebook[code]
-    assert np.allclose(tokenizer.decode(state, codes), np.sum([state[f"codebook_{level}"][codes[:, level]] for level in range(3)], axis=0))
+    assert np.allclose(
+        tokenizer.decode(state, codes),
+        np.sum([state[f"codebook_{level}"][codes[:, level]] for level in range(3)], axis=0),
+    )
 
 
 def test_residual_kmeans_learns_means():

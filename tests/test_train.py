@@ -27,7 +27,15 @@ from tigerrec.trainer import Trainer
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 TRAINING = Training(
-    epochs=3, validate_every=1, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=2, log_steps=2, precision="fp32"
+    epochs=3,
+    validate_every=1,
+    batch_targets=24,
+    part_tokens=64,
+    stride=3,
+    validation_users=30,
+    checkpoint_steps=2,
+    log_steps=2,
+    precision="fp32",
 )
 STRIDE = {"packed": 3, "prefix": None}
 CONFIG = TrainConfig(MODEL, TRAINING)
@@ -68,7 +76,10 @@ def test_test_targets_are_never_read(folders):
         files.json("stats.json", artifacts.read_json(folders["prepare"], "stats.json"))
     poisoned = run(folders, name="poisoned")
     assert weights(clean) == weights(poisoned)
-    losses = [[(line["step"], line.get("loss"), line.get("validation_ndcg@10")) for line in read_log(folder)] for folder in (clean, poisoned)]
+    losses = [
+        [(line["step"], line.get("loss"), line.get("validation_ndcg@10")) for line in read_log(folder)]
+        for folder in (clean, poisoned)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -78,7 +89,9 @@ def read_log(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("decoder_reads", ["all_items", "last_item"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(folders, label_smoothing, decoder_reads):
+def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_time(
+    folders, label_smoothing, decoder_reads
+):
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
     model = dataclasses.replace(MODEL, decoder_reads=decoder_reads).new(ids, "bidirectional", 3)
     training = dataclasses.replace(TRAINING, examples="prefix", stride=None, label_smoothing=label_smoothing)
@@ -99,12 +112,16 @@ def test_prefix_loss_is_that_of_the_stock_model_given_one_unpadded_example_at_a_
 
 @pytest.mark.parametrize("decoder_reads", ["all_items", "last_item"])
 @pytest.mark.parametrize("item_loss", [None, 0.0, 1.0], ids=["codes", "items", "items with item loss"])
-def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_items_of_its_window(item_loss, decoder_reads):
+def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_items_of_its_window(
+    item_loss, decoder_reads
+):
     ids = catalogue(60)
     rng = np.random.default_rng(0)
     histories = made_of([rng.permutation(60)[: rng.integers(4, 50)] for _ in range(20)])
     history = "codes" if item_loss is None else "items"
-    generator = dataclasses.replace(MODEL, num_layers=2, history=history, decoder_reads=decoder_reads, item_loss=item_loss or 0.0)
+    generator = dataclasses.replace(
+        MODEL, num_layers=2, history=history, decoder_reads=decoder_reads, item_loss=item_loss or 0.0
+    )
     model = generator.new(ids, "item_causal", 0)
     if model.inputs is not None:
         torch.nn.init.normal_(model.inputs.item_embeddings.weight, generator=torch.Generator().manual_seed(0))
@@ -114,7 +131,10 @@ def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_item
     singles = []
     for start, first, stop in zip(examples.start, examples.first, examples.stop, strict=True):
         for place in range(first, stop + 1):
-            history, target = torch.from_numpy(examples.items[start:place].astype(np.int64)), torch.tensor([[int(examples.items[place])]])
+            history, target = (
+                torch.from_numpy(examples.items[start:place].astype(np.int64)),
+                torch.tensor([[int(examples.items[place])]]),
+            )
             alone = Batch(history[None], target, torch.tensor([[place - start]]))
             singles.append([loss.item() for loss in model.losses(alone, torch.float32, none, known=trainer.known)])
     packed = [loss.item() / trainer.n_targets for loss in trainer.losses(np.arange(len(examples)), none)]
@@ -124,11 +144,18 @@ def test_packed_losses_are_those_of_the_same_model_given_one_target_and_the_item
 
 @pytest.mark.parametrize("examples", ["packed", "prefix"])
 def test_every_target_of_an_epoch_counts_the_same(folders, examples):
-    """The gradients of one epoch, at fixed weights, add up to a multiple of the gradient of the mean loss over all its targets."""
+    """The gradients of one epoch, at fixed weights, add up to a multiple of the gradient of the mean loss over all its
+    targets."""
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
     generator = dataclasses.replace(MODEL, dropout_rate=0.0)
     model = generator.new(ids, "item_causal", 3)
-    trainer = Trainer(model, histories, TrainConfig(generator, dataclasses.replace(TRAINING, max_grad_norm=1e9, examples=examples, stride=STRIDE[examples])))
+    trainer = Trainer(
+        model,
+        histories,
+        TrainConfig(
+            generator, dataclasses.replace(TRAINING, max_grad_norm=1e9, examples=examples, stride=STRIDE[examples])
+        ),
+    )
     assert trainer.steps_per_epoch > 2
     total = {}
 
@@ -174,7 +201,9 @@ def test_a_deterministic_next_item_is_learned_to_the_first_rank(examples, mask, 
         history=history, decoder_reads=reads, item_loss=item_loss or 0.0,
     )  # fmt: skip
     model = generator.new(ids, mask, 0)
-    training = Training(examples=examples, epochs=80, batch_targets=48, stride=STRIDE[examples], learning_rate=3e-3, precision="fp32")
+    training = Training(
+        examples=examples, epochs=80, batch_targets=48, stride=STRIDE[examples], learning_rate=3e-3, precision="fp32"
+    )
     trainer = Trainer(model, made_of(walks), TrainConfig(generator, training))
     for step in range(trainer.total_steps):
         loss = trainer.step(step)
@@ -222,22 +251,32 @@ def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
 def test_embeddings_learn_at_a_rate_of_their_own(folders):
     """AdamW's first step moves each weight by its rate, whatever the gradient's size."""
     histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
-    training = dataclasses.replace(TRAINING, embedding_rate=4.0, item_embedding_rate=7.0, weight_decay=0.0, learning_rate=0.01)
+    training = dataclasses.replace(
+        TRAINING, embedding_rate=4.0, item_embedding_rate=7.0, weight_decay=0.0, learning_rate=0.01
+    )
     generator = dataclasses.replace(MODEL, history="items", decoder_reads="all_items")
     model = generator.new(ids, "item_causal", 0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, histories, TrainConfig(generator, training))
     trainer.step(0)
     rate = training.learning_rate_at(0, trainer.total_steps)
-    moved = {name: (parameter.detach() - before[name]).abs().max().item() for name, parameter in model.named_parameters()}
+    moved = {
+        name: (parameter.detach() - before[name]).abs().max().item() for name, parameter in model.named_parameters()
+    }
     rates = {"t5.shared.weight": 4, "inputs.item_embeddings.weight": 7}
     for name, distance in moved.items():
         assert distance == pytest.approx(rate * rates.get(name, 1), rel=0.01), name
 
 
 def test_patience_stops_early(folders):
-    config = dataclasses.replace(CONFIG, training=dataclasses.replace(TRAINING, epochs=30, learning_rate=1e-12, patience=2))
-    epochs = [line["epoch"] for line in read_log(run(folders, config)) if "validation_ndcg@10" in line and not line.get("selection")]
+    config = dataclasses.replace(
+        CONFIG, training=dataclasses.replace(TRAINING, epochs=30, learning_rate=1e-12, patience=2)
+    )
+    epochs = [
+        line["epoch"]
+        for line in read_log(run(folders, config))
+        if "validation_ndcg@10" in line and not line.get("selection")
+    ]
     assert 3 <= len(epochs) < 30
 
 
@@ -252,8 +291,12 @@ def test_schedule_rises_linearly_and_ends_at_zero():
 
 def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_checkpoint_before(folders, monkeypatch):
     step = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self, number: step(self, number) * (float("nan") if number == 7 else 1.0))
-    with pytest.raises(TigerrecError, match=r"loss is nan at step 8, at learning rate 0\.00061; .* `train\.learning_rate=0\.0003`"):
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, number: step(self, number) * (float("nan") if number == 7 else 1.0)
+    )
+    with pytest.raises(
+        TigerrecError, match=r"loss is nan at step 8, at learning rate 0\.00061; .* `train\.learning_rate=0\.0003`"
+    ):
         run(folders)
     assert not (folders["tokenize"] / "train" / "manifest.json").exists()
     steps = sorted(path.name for path in (folders["tokenize"] / "train" / "checkpoint").glob("step-*.json"))
@@ -290,7 +333,16 @@ def test_semantic_ids_of_another_catalogue_are_refused(folders):
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"beam_size": 5}, {"precision": "fp8"}, {"stride": None}, {"examples": "prefix"}]
+    "change",
+    [
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"warmup": 1.0},
+        {"beam_size": 5},
+        {"precision": "fp8"},
+        {"stride": None},
+        {"examples": "prefix"},
+    ],
 )
 def test_values_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):

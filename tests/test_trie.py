@@ -54,7 +54,10 @@ def test_a_node_is_closed_when_everything_below_it_is_seen():
     for depth in (1, 2, 3):
         for row in range(10):
             nodes = torch.arange(len(trie.token[depth - 1]))
-            below = [{item for item in range(len(tokens)) if int(trie.path[depth - 1, item]) == node} for node in nodes.tolist()]
+            below = [
+                {item for item in range(len(tokens)) if int(trie.path[depth - 1, item]) == node}
+                for node in nodes.tolist()
+            ]
             expected = [items <= set(seen[row].tolist()) for items in below]
             assert trie.is_closed(depth, closed, torch.tensor(row), nodes).tolist() == expected
 

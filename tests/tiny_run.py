@@ -19,7 +19,10 @@ from tigerrec.tokenizers.rkmeans import ResidualKMeans
 N_USERS = 50
 N_ITEMS = 40
 CODE_SIZES = (4, 4)
-T5S = {history: T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history) for history in ("codes", "items")}
+T5S = {
+    history: T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history)
+    for history in ("codes", "items")
+}
 GENERATORS = T5S | {"decoder_only": DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5)}
 
 
@@ -35,25 +38,49 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
     codes = rng.integers(0, CODE_SIZES, (N_ITEMS, len(CODE_SIZES))).astype(np.int32)
     layout = TokenLayout(CODE_SIZES, (*CODE_SIZES, 40))
     with artifacts.writing(folders["tokenize"], "tokenize", {"seed": seed}) as files:
-        columns = {"item": np.arange(N_ITEMS, dtype=np.int32), "code_0": codes[:, 0], "code_1": codes[:, 1], "suffix": add_suffix(codes)}
+        columns = {
+            "item": np.arange(N_ITEMS, dtype=np.int32),
+            "code_0": codes[:, 0],
+            "code_1": codes[:, 1],
+            "suffix": add_suffix(codes),
+        }
         files.parquet("semantic_ids.parquet", pa.table(columns))
-        facts = {"family": "random", "hyper_parameters": {"levels": 2, "codebook_size": 4}, "dim": 8, "collisions": "suffix"}
+        facts = {
+            "family": "random",
+            "hyper_parameters": {"levels": 2, "codebook_size": 4},
+            "dim": 8,
+            "collisions": "suffix",
+        }
         files.json("tokenizer.json", facts | {"code_sizes": CODE_SIZES, "level_sizes": layout.level_sizes})
         files.arrays("tokenizer.safetensors", {"seed": np.array([seed])})
-    write_train(folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed, history)
+    write_train(
+        folders, SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout), seed, history
+    )
     return folders
 
 
 def build_embedded_run(
-    root: Path, collisions: str = "suffix", history: str = "codes", dim: int = 8, codebook_size: int = 12, levels: int = 2
+    root: Path,
+    collisions: str = "suffix",
+    history: str = "codes",
+    dim: int = 8,
+    codebook_size: int = 12,
+    levels: int = 2,
 ) -> dict[str, Path]:
-    """The same with real embed and tokenize stages: hashed vectors, and residual k-means whose few codes make items collide."""
+    """The same with real embed and tokenize stages: hashed vectors, and residual k-means whose few codes make items
+    collide."""
     embedded = root / "toy" / "hashed"
     folders = {"prepare": root / "toy", "tokenize": embedded / f"rkmeans-{collisions}-seed0"}
     folders["train"] = folders["tokenize"] / "t5-packed-seed0"
     _write_prepare(folders["prepare"], np.random.default_rng(0), 0)
     embed(folders["prepare"], Hashed(dim=dim), embedded)
-    tokenize(embedded, TokenizeConfig(ResidualKMeans(levels=levels, codebook_size=codebook_size, init="kmeans"), collisions=collisions), folders["tokenize"])
+    tokenize(
+        embedded,
+        TokenizeConfig(
+            ResidualKMeans(levels=levels, codebook_size=codebook_size, init="kmeans"), collisions=collisions
+        ),
+        folders["tokenize"],
+    )
     write_train(folders, load_semantic_ids(folders["tokenize"]), 0, history)
     return folders
 
@@ -65,12 +92,19 @@ def _write_prepare(folder: Path, rng: np.random.Generator, seed: int) -> None:
         files.parquet("items.parquet", _items())
         users = np.repeat(np.arange(N_USERS, dtype=np.int32), lengths)
         positions = np.concatenate([np.arange(length) for length in lengths])
-        columns = {"user": users, "item": np.concatenate(histories), "timestamp": positions.astype(np.int64), "position": positions.astype(np.int32)}
+        columns = {
+            "user": users,
+            "item": np.concatenate(histories),
+            "timestamp": positions.astype(np.int64),
+            "position": positions.astype(np.int32),
+        }
         files.parquet("interactions.parquet", pa.table(columns))
         files.json("stats.json", {"users": N_USERS, "items": N_ITEMS, "interactions": int(lengths.sum())})
 
 
-def write_train(folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes", mask: str = "item_causal") -> None:
+def write_train(
+    folders: dict[str, Path], semantic_ids: SemanticIds, seed: int, history: str = "codes", mask: str = "item_causal"
+) -> None:
     """An untrained generator as a train stage: a T5 by what it reads, or `decoder_only`."""
     model = GENERATORS[history].new(semantic_ids, mask, seed)
     inputs = {name: folders[name] for name in ("prepare", "tokenize")}

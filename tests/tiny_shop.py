@@ -14,13 +14,22 @@ from tigerrec.config import compose
 
 N_USERS, N_ITEMS = 40, 30
 OPTIONS = shlex.split(
-    "dataset=tables dataset.name=shop embedder=hashed embedder.dim=8 tokenizer=rkmeans tokenizer.codebook_size=4 tokenizer.levels=2 "
-    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 generator.max_items=5 "
-    "train.epochs=2 train.validate_every=1 train.batch_targets=32 train.checkpoint_steps=2 train.log_steps=1 train.validation_users=20 train.precision=fp32"
+    "dataset=tables dataset.name=shop embedder=hashed embedder.dim=8 tokenizer=rkmeans tokenizer.codebook_size=4 "
+    "tokenizer.levels=2 "
+    "generator.num_layers=1 generator.d_model=16 generator.num_heads=2 generator.d_kv=8 generator.d_ff=16 "
+    "generator.max_items=5 "
+    "train.epochs=2 train.validate_every=1 train.batch_targets=32 train.checkpoint_steps=2 train.log_steps=1 "
+    "train.validation_users=20 train.precision=fp32"
 )
 TOKENIZED = Path("shop/hashed/rkmeans-seed0")
 TRAINED = TOKENIZED / "t5-packed-seed0"
-FOLDERS = {"prepare": Path("shop"), "embed": Path("shop/hashed"), "tokenize": TOKENIZED, "train": TRAINED, "evaluate": TRAINED / "eval-full"}
+FOLDERS = {
+    "prepare": Path("shop"),
+    "embed": Path("shop/hashed"),
+    "tokenize": TOKENIZED,
+    "train": TRAINED,
+    "evaluate": TRAINED / "eval-full",
+}
 
 
 def write_orders(folder: Path) -> Path:
@@ -38,7 +47,11 @@ def write_orders(folder: Path) -> Path:
 def options(orders: Path, runs: Path, *more: str) -> list[str]:
     """The options of the shop and more; those of a choice that is changed are left out."""
     changed = {option.partition("=")[0] for option in more}
-    given = [option for option in (*OPTIONS, f"dataset.interactions='{orders}'") if not {option.partition("=")[0], option.partition(".")[0]} & changed]
+    given = [
+        option
+        for option in (*OPTIONS, f"dataset.interactions='{orders}'")
+        if not {option.partition("=")[0], option.partition(".")[0]} & changed
+    ]
     return [*given, f"paths.runs={runs}", *more]
 
 
@@ -51,12 +64,15 @@ def run(orders: Path, runs: Path, *more: str, until: str = "evaluate") -> Path:
 
 
 def contents(runs: Path) -> dict[str, str]:
-    """The sha256 of every file of every finished stage, of the manifest's identity too; without timings and provenance."""
+    """The sha256 of every file of every finished stage, of the manifest's identity too; without timings and
+    provenance."""
     found = {}
     for path in runs.rglob(artifacts.MANIFEST):
         manifest = json.loads(path.read_bytes())
         for name, entry in manifest["files"].items():
             if not entry.get("measured"):
-                found[str((path.parent / name).relative_to(runs))] = hashlib.sha256((path.parent / name).read_bytes()).hexdigest()
+                found[str((path.parent / name).relative_to(runs))] = hashlib.sha256(
+                    (path.parent / name).read_bytes()
+                ).hexdigest()
         found[str(path.relative_to(runs))] = manifest["fingerprint"] + manifest["content"]
     return found

@@ -26,7 +26,11 @@ ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed 
 def parse_review(text: str) -> tuple[str, str, int]:
     """User, item and time of a review, one JSON record a line."""
     record = json_record(text)
-    return checked_id(record.get("reviewerID"), "user"), checked_id(record.get("asin"), "item"), checked_time(record.get("unixReviewTime"))
+    return (
+        checked_id(record.get("reviewerID"), "user"),
+        checked_id(record.get("asin"), "item"),
+        checked_time(record.get("unixReviewTime")),
+    )
 
 
 def parse_rating(text: str) -> tuple[str, str, int]:
@@ -42,7 +46,8 @@ def parse_rating(text: str) -> tuple[str, str, int]:
 
 
 def parse_metadata(text: str) -> dict[str, Any]:
-    """A record of the metadata: a Python literal (the 2014 release) or JSON (some mirrors); nothing in it is ever executed."""
+    """A record of the metadata: a Python literal (the 2014 release) or JSON (some mirrors); nothing in it is ever
+    executed."""
     try:
         record = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -60,20 +65,22 @@ DOWNLOADS = Path("data/raw")
 
 @dataclasses.dataclass(frozen=True)
 class AmazonReviews:
-    """A category of the 2014 release: reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`: user,item,rating,time), and metadata.
+    """A category of the 2014 release: reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`:
+    user,item,rating,time), and metadata.
 
     Attributes:
         raw_dir: the folder of the raw files.
         interactions: the file of reviews or ratings; its ending tells which.
         metadata: the file of item records.
         url: where the files are downloaded from when they are missing; None to never download.
-        min_user_interactions: users with fewer are left out (0: no filter); repeated together with the item filter until nothing changes.
+        min_user_interactions: users with fewer are left out (0: no filter); repeated together with the item filter
+            until nothing changes.
         min_item_interactions: items with fewer are left out (0: no filter).
         max_dropped: the largest share of unreadable lines that is put up with.
         expected: users, items and interactions of the known release; other counts are warned of.
     """
 
-    raw_dir: Path = not_identity()  # noqa: RUF009
+    raw_dir: Path = not_identity()
     interactions: str = not_identity()
     metadata: str = not_identity()
     url: str | None = not_identity(default=None)
@@ -104,7 +111,10 @@ class AmazonReviews:
         folder = self.raw_dir.expanduser()
         if not folder.is_dir() and DOWNLOADS not in folder.parents:
             files = f"{self.interactions} and {self.metadata}"
-            raise DatasetError(f"dataset.raw_dir={folder} is no folder; give the one that holds {files}, or leave the option out to download them.")
+            raise DatasetError(
+                f"dataset.raw_dir={folder} is no folder; give the one that holds {files}, or leave the option out to "
+                "download them."
+            )
         download_missing(folder, [self.interactions, self.metadata], self.url)
         return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
 
@@ -124,13 +134,23 @@ class AmazonReviews:
                 items.append(item)
                 times.append(time)
         lengths = Counter(users)
-        long_enough = {item for user, item in zip(users, items, strict=True) if lengths[user] >= max(self.min_user_interactions, SHORTEST_HISTORY)}
+        long_enough = {
+            item
+            for user, item in zip(users, items, strict=True)
+            if lengths[user] >= max(self.min_user_interactions, SHORTEST_HISTORY)
+        }
         metadata = self._read_metadata(long_enough, tally)
-        return RawData(users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
+        return RawData(
+            users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted)
+        )
 
     def _lines(self, name: str) -> Iterator[bytes | None]:
         path = self.raw_dir.expanduser() / name
-        remedy = f"delete it and {'run the command again to download it' if self.url else f'put a whole {name} in its place'}, or try `DATASET=sample`"
+        remedy = (
+            "delete it and "
+            f"{'run the command again to download it' if self.url else f'put a whole {name} in its place'}, or try "
+            "`DATASET=sample`"
+        )
         yield from tqdm(read_lines(path, remedy), desc=name, unit=" lines", disable=None, leave=False)
 
     def _read_metadata(self, needed: set[str], tally: Tally) -> dict[str, RawItem]:
@@ -150,5 +170,11 @@ class AmazonReviews:
                     if item in found:
                         tally.noted["repeated metadata"] += 1
                     elif item in needed:
-                        found[item] = make_item(record.get("title"), record.get("brand"), record.get("categories"), record.get("price"), tally)
+                        found[item] = make_item(
+                            record.get("title"),
+                            record.get("brand"),
+                            record.get("categories"),
+                            record.get("price"),
+                            tally,
+                        )
         return found

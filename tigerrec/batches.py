@@ -16,7 +16,8 @@ NO_ITEM = -1
 
 
 def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Rows grouped so that a batch, padded to its longest row, holds at most `token_budget` tokens (or one row), in order of length.
+    """Rows grouped so that a batch, padded to its longest row, holds at most `token_budget` tokens (or one row), in
+    order of length.
 
     Args:
         lengths: int64 (n,): tokens of each row.
@@ -70,7 +71,14 @@ class Examples:
         device: where batches are made.
     """
 
-    def __init__(self, items: np.ndarray, start: np.ndarray, first: np.ndarray, stop: np.ndarray, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        items: np.ndarray,
+        start: np.ndarray,
+        first: np.ndarray,
+        stop: np.ndarray,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.items, self.start, self.first, self.stop = items, start, first, stop
         self.device = torch.device(device)
         self._items = torch.from_numpy(items.astype(np.int64)).to(device)
@@ -78,7 +86,8 @@ class Examples:
 
     @staticmethod
     def prefixes(histories: Histories, max_items: int, device: torch.device | str = "cpu") -> Examples:
-        """Every item but a history's first as the only target of a piece, which is the at most `max_items` items before it."""
+        """Every item but a history's first as the only target of a piece, which is the at most `max_items` items before
+        it."""
         items, position = _training_items(histories)
         target = np.flatnonzero(position > 0)
         start = target - np.minimum(position[target], max_items)
@@ -86,9 +95,11 @@ class Examples:
 
     @staticmethod
     def windows(histories: Histories, window: int, stride: int, device: torch.device | str = "cpu") -> Examples:
-        """Windows of at most `window` items, one every `stride` items; a target belongs to the first window that holds it.
+        """Windows of at most `window` items, one every `stride` items; a target belongs to the first window that holds
+        it.
 
-        So a target is given all its earlier items up to `window - stride`, and between that many and `window - 1` beyond.
+        So a target is given all its earlier items up to `window - stride`, and between that many and `window - 1`
+        beyond.
         """
         items, position = _training_items(histories)
         ends = np.append(np.flatnonzero(position == 0)[1:], len(items))
@@ -118,7 +129,8 @@ class Examples:
         return self.stop - self.first + 1
 
     def shuffled_batches(self, batch_targets: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """All pieces in batches of similar length and of nearly equal numbers of targets, at most about `batch_targets`, shuffled."""
+        """All pieces in batches of similar length and of nearly equal numbers of targets, at most about
+        `batch_targets`, shuffled."""
         order = np.lexsort((rng.random(len(self)), self.lengths, self.first - self.start))
         before = np.cumsum(self.n_targets[order]) - self.n_targets[order]
         n_batches = -(-int(self.n_targets.sum()) // batch_targets)
@@ -134,7 +146,11 @@ class Examples:
         asked = first + torch.arange(height, device=self.device)
         n_visible = asked - start
         alike = len(np.unique(self.first[rows] - self.start[rows])) == 1
-        return Batch(self._items_at(read, read < stop), self._items_at(asked, asked <= stop), n_visible[:1] if alike else n_visible)
+        return Batch(
+            self._items_at(read, read < stop),
+            self._items_at(asked, asked <= stop),
+            n_visible[:1] if alike else n_visible,
+        )
 
     def _items_at(self, places: Tensor, there: Tensor) -> Tensor:
         """The items at some places, `NO_ITEM` where there is none."""

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def beam_search(decoder: Decoder, trie: Trie, n_users: int, *, beam_size: int, closed: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def beam_search(
+    decoder: Decoder, trie: Trie, n_users: int, *, beam_size: int, closed: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """The most probable items of each user, found level by level along the trie.
 
     Scores are sums of log-probabilities over the whole vocabulary; the trie masks after the softmax. Closed nodes
@@ -34,7 +36,8 @@ def beam_search(decoder: Decoder, trie: Trie, n_users: int, *, beam_size: int, c
         beam_size: how many prefixes a user keeps at each level.
 
     Returns:
-        Items, int64 (B, K) best first, K at most `beam_size`, `NO_ITEM` where nothing is left; scores, float32 (B, K), -inf there.
+        Items, int64 (B, K) best first, K at most `beam_size`, `NO_ITEM` where nothing is left; scores, float32 (B, K),
+        -inf there.
         Items that share an id have its score and come in the order of the trie.
     """
     users = torch.arange(n_users, device=trie.leaf_item.device)[:, None]
@@ -54,7 +57,9 @@ def beam_search(decoder: Decoder, trie: Trie, n_users: int, *, beam_size: int, c
         parents = chosen // children.shape[-1]
         nodes, tokens = children.flatten(1).gather(1, chosen), child_tokens.flatten(1).gather(1, chosen)
         slots = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
-        ancestors = torch.cat([ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1)), slots[:, :, None]], dim=2)
+        ancestors = torch.cat(
+            [ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1)), slots[:, :, None]], dim=2
+        )
     items, exists = trie.children(trie.n_levels, nodes)
     if closed is not None:
         exists = exists & ~trie.is_closed(trie.n_levels + 1, closed, users[:, :, None], items)
@@ -66,7 +71,8 @@ def beam_search(decoder: Decoder, trie: Trie, n_users: int, *, beam_size: int, c
 
 @torch.inference_mode()
 def score_catalogue(model: HistoryModel, items: Tensor, chunk: int = 4096) -> Tensor:
-    """The log-probability of every item for every user, one user at a time through the stock model: the search's oracle.
+    """The log-probability of every item for every user, one user at a time through the stock model: the search's
+    oracle.
 
     Args:
         items: int64 (B, n), histories of item indices, padded on the right with `NO_ITEM`.
@@ -78,7 +84,11 @@ def score_catalogue(model: HistoryModel, items: Tensor, chunk: int = 4096) -> Te
     rows = []
     for history in items:
         parts = [(model.stock_logits(history[history >= 0], targets), targets) for targets in model.tokens.split(chunk)]
-        rows.append(torch.cat([logits.float().log_softmax(-1).gather(2, targets[:, :, None]).sum((1, 2)) for logits, targets in parts]))
+        rows.append(
+            torch.cat(
+                [logits.float().log_softmax(-1).gather(2, targets[:, :, None]).sum((1, 2)) for logits, targets in parts]
+            )
+        )
     return torch.stack(rows)
 
 
@@ -90,7 +100,8 @@ class Searcher:
         model: reads histories.
         trie: of the catalogue's tokens.
         precision: `auto`, `fp32` or `bf16`.
-        popularity: int (I,), how often training histories hold each item; it orders items that share an id; None: none may.
+        popularity: int (I,), how often training histories hold each item; it orders items that share an id; None: none
+            may.
     """
 
     model: HistoryModel
@@ -101,11 +112,17 @@ class Searcher:
     @staticmethod
     def of(model: HistoryModel, precision: str = "auto", popularity: np.ndarray | None = None) -> Searcher:
         """A searcher over all items of a model, on its device."""
-        return Searcher(model, build_trie(model.tokens.cpu().numpy(), popularity).to(model.device), precision, popularity)
+        return Searcher(
+            model, build_trie(model.tokens.cpu().numpy(), popularity).to(model.device), precision, popularity
+        )
 
     def with_items(self, tokens: np.ndarray) -> Searcher:
         """A searcher over these and further items, of tokens int64 (n, T), that training never saw."""
-        popularity = None if self.popularity is None else np.append(self.popularity, np.zeros(len(tokens), self.popularity.dtype))
+        popularity = (
+            None
+            if self.popularity is None
+            else np.append(self.popularity, np.zeros(len(tokens), self.popularity.dtype))
+        )
         return Searcher.of(self.model.with_items(tokens), self.precision, popularity)
 
     def rank(
@@ -129,7 +146,8 @@ class Searcher:
             seen: the items of each user that `mask_seen` masks; those of the history by default.
 
         Returns:
-            Items, int32 (n, k), `NO_ITEM` where a list is shorter; scores (log-probabilities), float32 (n, k), -inf there.
+            Items, int32 (n, k), `NO_ITEM` where a list is shorter; scores (log-probabilities), float32 (n, k), -inf
+            there.
 
         Raises:
             ValueError: k is larger than the beam, or a history is empty.
@@ -142,7 +160,9 @@ class Searcher:
         scores = np.full((len(histories), k), -np.inf, np.float32)
         max_items = self.model.facts["max_items"]
         lengths = np.array([min(len(history), max_items) for history in histories], np.int64)
-        with tqdm(total=len(histories), desc=progress, unit="user", leave=False, disable=None if progress else True) as bar:
+        with tqdm(
+            total=len(histories), desc=progress, unit="user", leave=False, disable=None if progress else True
+        ) as bar:
             for batch in length_sorted_batches(lengths * self.model.positions_per_item + beam_size, batch_tokens):
                 masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
                 found, found_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)
@@ -151,7 +171,9 @@ class Searcher:
                 bar.update(len(batch))
         return items, scores
 
-    def _rank_batch(self, histories: list[np.ndarray], beam_size: int, masked: list[np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
+    def _rank_batch(
+        self, histories: list[np.ndarray], beam_size: int, masked: list[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         device = self.model.device
         recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
         closed = None
@@ -160,5 +182,7 @@ class Searcher:
             closed = self.trie.closed(rows, torch.from_numpy(np.concatenate(masked).astype(np.int64)).to(device))
         dtype = product_type(device, self.precision)
         with torch.inference_mode():
-            items, scores = beam_search(self.model.decoder(recent, dtype), self.trie, len(histories), beam_size=beam_size, closed=closed)
+            items, scores = beam_search(
+                self.model.decoder(recent, dtype), self.trie, len(histories), beam_size=beam_size, closed=closed
+            )
         return items.cpu().numpy(), scores.cpu().numpy()

@@ -45,11 +45,18 @@ class RunState:
     environments: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name, kind in {"step": int, "seconds": (int, float), "finished": bool, "validations_since_best": int}.items():
+        for name, kind in {
+            "step": int,
+            "seconds": (int, float),
+            "finished": bool,
+            "validations_since_best": int,
+        }.items():
             if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
                 raise TypeError(f"{name} is {getattr(self, name)!r}")
         for name in ("candidates", "log", "environments"):
-            if not isinstance(getattr(self, name), list) or not all(isinstance(entry, dict) for entry in getattr(self, name)):
+            if not isinstance(getattr(self, name), list) or not all(
+                isinstance(entry, dict) for entry in getattr(self, name)
+            ):
                 raise TypeError(f"{name} is no list of records")
 
 
@@ -59,7 +66,8 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 class Checkpoints:
-    """The checkpoint folder of one run: `step-<n>.safetensors` with its `step-<n>.json` as the commit record, and `candidate-<n>.safetensors`.
+    """The checkpoint folder of one run: `step-<n>.safetensors` with its `step-<n>.json` as the commit record, and
+    `candidate-<n>.safetensors`.
 
     Args:
         folder: made when the run begins.
@@ -68,7 +76,9 @@ class Checkpoints:
         tensorboard: mirror the log as TensorBoard events.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], environment: dict[str, Any], tensorboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], environment: dict[str, Any], tensorboard: bool = False
+    ) -> None:
         self.folder, self.identity, self.environment = folder, identity, environment
         self.state = RunState(environments=[{"step": 0, **environment}])
         self.writer: SummaryWriter | None = None
@@ -76,7 +86,10 @@ class Checkpoints:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise TigerrecError("train.tensorboard=true needs the package tensorboard; run `pip install tensorboard` or leave the option out.") from None
+                raise TigerrecError(
+                    "train.tensorboard=true needs the package tensorboard; run `pip install tensorboard` or leave the "
+                    "option out."
+                ) from None
             self.writer = SummaryWriter(str(folder.parent / "tensorboard"))
 
     def _records(self) -> list[Path]:
@@ -126,9 +139,15 @@ class Checkpoints:
                     f"{self.folder} belongs to a run with other settings ({'; '.join(differences)}); "
                     "give `train.name=<another>` to keep it, or add `overwrite=train` to start again."
                 )
-            before = {key: value for key, value in state.environments[-1].items() if key != "step"} if state.environments else None
+            before = (
+                {key: value for key, value in state.environments[-1].items() if key != "step"}
+                if state.environments
+                else None
+            )
             if changed := artifacts.changed_keys(before, self.environment):
-                logger.warning("going on under another environment (%s): the result will not be bit-identical", "; ".join(changed))
+                logger.warning(
+                    "going on under another environment (%s): the result will not be bit-identical", "; ".join(changed)
+                )
                 state.environments.append({"step": state.step, **self.environment})
             return state
         if records:
@@ -160,7 +179,9 @@ class Checkpoints:
         distributed.agreed(lambda: self._write(state, model, optimizer))
 
     def _write(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
-        tensors = {f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+        tensors = {
+            f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()
+        }
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in values.items()}
         path = self.folder / f"step-{state.step}.safetensors"
@@ -170,7 +191,11 @@ class Checkpoints:
         artifacts.write_json(path.with_suffix(".json"), {"digest": _digest(record)} | record)
         for old in self._records()[KEPT_CHECKPOINTS:]:
             old.unlink()
-        needed = {candidate["file"] for record in self._records() for candidate in json.loads(record.read_bytes())["state"]["candidates"]}
+        needed = {
+            candidate["file"]
+            for record in self._records()
+            for candidate in json.loads(record.read_bytes())["state"]["candidates"]
+        }
         needed |= {record.with_suffix(".safetensors").name for record in self._records()}
         for tensors_file in self.folder.glob("*.safetensors"):
             if tensors_file.name not in needed:
@@ -198,11 +223,16 @@ class Checkpoints:
 
         def write() -> str:
             with artifacts.atomic(path) as temporary:
-                save_file({name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}, temporary)
+                save_file(
+                    {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()},
+                    temporary,
+                )
             return artifacts.sha256_file(path)
 
         candidate = {"step": state.step, "score": score, "file": path.name, "sha256": distributed.agreed(write)}
-        state.candidates = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))[:keep]
+        state.candidates = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))[
+            :keep
+        ]
 
     def load_candidate(self, candidate: dict[str, Any], model: HistoryModel) -> None:
         """Load a candidate's weights into the model."""

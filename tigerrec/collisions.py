@@ -1,4 +1,5 @@
-"""Collision policies: what becomes of items to which a tokenizer gives equal codes, when it was fitted and when new items come."""
+"""Collision policies: what becomes of items to which a tokenizer gives equal codes, when it was fitted and when new
+items come."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tigerrec import diagnostics
-from tigerrec.semantic_ids import KEEP, SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
+from tigerrec.semantic_ids import (
+    KEEP,
+    SemanticIdError,
+    SemanticIds,
+    TokenLayout,
+    group_codes,
+    next_suffixes,
+    with_suffix,
+)
 from tigerrec.sinkhorn import even_plan
 
 if TYPE_CHECKING:
@@ -40,7 +49,8 @@ class CodedItems:
     codes: Codes
 
     def distances(self, rows: np.ndarray, prefixes: Codes) -> np.ndarray:
-        """Distances of some items, int (m,), to all codes of level l given prefixes, int (m, l): float64 (m, codes), inf where a code does not exist."""
+        """Distances of some items, int (m,), to all codes of level l given prefixes, int (m, l): float64 (m, codes),
+        inf where a code does not exist."""
         found: np.ndarray = self.tokenizer.distances(self.state, self.vectors[rows], prefixes)
         return found
 
@@ -51,7 +61,8 @@ class CollisionPolicy:
 
     Attributes:
         resolve: the Semantic IDs of all fitted items.
-        extend: the ids, int32 (n, T), of new items beside known ones, which keep theirs; raises SemanticIdError where there is none left.
+        extend: the ids, int32 (n, T), of new items beside known ones, which keep theirs; raises SemanticIdError where
+            there is none left.
         needs_distances: whether the tokenizer must measure distances.
     """
 
@@ -65,9 +76,11 @@ def _with_next_suffixes(known: SemanticIds, items: CodedItems) -> np.ndarray:
 
 
 def balanced_codes(distances: np.ndarray) -> np.ndarray:
-    """A code for each row of distances (n, m), finite, int64 (n,): the nearest of the codes that the plan gives mostly to the row.
+    """A code for each row of distances (n, m), finite, int64 (n,): the nearest of the codes that the plan gives mostly
+    to the row.
 
-    A row without such a code gets the one that the plan gives it most of. Plans at a small epsilon give an item many codes in equal shares,
+    A row without such a code gets the one that the plan gives it most of. Plans at a small epsilon give an item many
+    codes in equal shares,
     so that the largest share alone, which LC-Rec takes, would be a choice by rounding.
     """
     import torch
@@ -79,12 +92,16 @@ def balanced_codes(distances: np.ndarray) -> np.ndarray:
 
 
 def _with_sinkhorn(items: CodedItems) -> SemanticIds:
-    """Items that share all codes are spread evenly over the last level, and a suffix tells apart what still shares all codes, as equal vectors do.
+    """Items that share all codes are spread evenly over the last level, and a suffix tells apart what still shares all
+    codes, as equal vectors do.
 
-    After LC-Rec (Zheng et al. 2023, arXiv 2311.09049): the items of one prefix that collide share out the codes that no other item there has, and
+    After LC-Rec (Zheng et al. 2023, arXiv 2311.09049): the items of one prefix that collide share out the codes that no
+    other item there has, and
     again what still collides. Items that do not collide stay where they are; equal vectors stay together.
     """
-    _, first, inverse = np.unique(np.column_stack([items.vectors, items.codes]), axis=0, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(
+        np.column_stack([items.vectors, items.codes]), axis=0, return_index=True, return_inverse=True
+    )
     codes = items.codes[first]
     for _ in range(SINKHORN_ROUNDS):
         rows = _colliding(codes)
@@ -113,7 +130,8 @@ def _groups_of(labels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def nearest_codes(distances: np.ndarray) -> np.ndarray:
-    """A code of its own for each row so that the sum of distances (n, m) is smallest, int64 (n,); n at most the finite columns.
+    """A code of its own for each row so that the sum of distances (n, m) is smallest, int64 (n,); n at most the finite
+    columns.
 
     The linear assignment problem, solved as scipy does (Crouse 2016).
     """
@@ -124,9 +142,11 @@ def nearest_codes(distances: np.ndarray) -> np.ndarray:
 
 
 def _with_nearest_free(items: CodedItems) -> SemanticIds:
-    """Unique ids without a suffix: where items collide, all items with the same codes but the last share out the codes of the last level.
+    """Unique ids without a suffix: where items collide, all items with the same codes but the last share out the codes
+    of the last level.
 
-    The sum of their distances is as small as it can be, so an item that does not collide moves only where the sum is smaller for it.
+    The sum of their distances is as small as it can be, so an item that does not collide moves only where the sum is
+    smaller for it.
     Items beyond the codes that exist have moved to another code of the level before.
     """
     codes = _spilled(items)
@@ -147,7 +167,8 @@ def _existing_codes(items: CodedItems, prefixes: np.ndarray) -> np.ndarray:
 def _spilled(items: CodedItems) -> Codes:
     """The codes (n, L) of which no more items share all but the last than the last level has codes.
 
-    From a group that is too large the items farthest from its code of the level before move to the nearest code of that level with room, and
+    From a group that is too large the items farthest from its code of the level before move to the nearest code of that
+    level with room, and
     take the nearest code of the last level there.
 
     Raises:
@@ -158,7 +179,11 @@ def _spilled(items: CodedItems) -> Codes:
     clashing = np.unique(prefixes[_colliding(codes)])
     _, first, sizes = np.unique(prefixes, return_index=True, return_counts=True)
     too_many = sizes[clashing] - _existing_codes(items, codes[first[clashing], :-1]) if len(clashing) else clashing
-    moved = [_spill(items, codes, np.flatnonzero(prefixes == group), excess) for group, excess in zip(clashing, too_many, strict=True) if excess > 0]
+    moved = [
+        _spill(items, codes, np.flatnonzero(prefixes == group), excess)
+        for group, excess in zip(clashing, too_many, strict=True)
+        if excess > 0
+    ]
     if moved:
         rows = np.concatenate(moved)
         codes[rows, -1] = items.distances(rows, codes[rows, :-1]).argmin(axis=1)
@@ -166,7 +191,8 @@ def _spilled(items: CodedItems) -> Codes:
 
 
 def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: int) -> np.ndarray:
-    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
+    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows
+    moved."""
     *parent, own = codes[members[0], :-1].tolist() or [0]
     beside = (codes[:, : len(parent)] == parent).all(axis=1)
     if codes.shape[1] == 1:
@@ -187,9 +213,12 @@ def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: in
 
 
 def _no_room(parent: list[int], n_items: int, n_ids: int) -> SemanticIdError:
-    what = f"{n_items} items begin with the codes {'-'.join(map(str, parent))}" if parent else f"There are {n_items} items"
+    what = (
+        f"{n_items} items begin with the codes {'-'.join(map(str, parent))}" if parent else f"There are {n_items} items"
+    )
     return SemanticIdError(
-        f"{what}, and there are only {n_ids} ids for them; use larger codebooks or more levels, or `tokenizer.collisions=suffix`, which adds a level."
+        f"{what}, and there are only {n_ids} ids for them; use larger codebooks or more levels, or "
+        "`tokenizer.collisions=suffix`, which adds a level."
     )
 
 
@@ -200,10 +229,15 @@ def _next_nearest_free(known: SemanticIds, items: CodedItems) -> np.ndarray:
     taken = {tuple(row) for row in known.codes.tolist()}
     for number, (row, to_codes) in enumerate(zip(codes, distances, strict=True)):
         prefix = tuple(row[:-1].tolist())
-        free = [code for code in np.argsort(to_codes, kind="stable").tolist() if np.isfinite(to_codes[code]) and (*prefix, code) not in taken]
+        free = [
+            code
+            for code in np.argsort(to_codes, kind="stable").tolist()
+            if np.isfinite(to_codes[code]) and (*prefix, code) not in taken
+        ]
         if not free:
             raise SemanticIdError(
-                f"New item {number} has the codes {'-'.join(map(str, row))}, and every last code after the same ones before is taken; "
+                f"New item {number} has the codes {'-'.join(map(str, row))}, and every last code after the same ones "
+                "before is taken; "
                 "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
             )
         row[-1] = free[0]
@@ -228,7 +262,8 @@ def resolve(items: CodedItems, policy: str) -> tuple[SemanticIds, dict[str, Any]
     """The Semantic IDs of coded items by one of `COLLISION_POLICIES`.
 
     Returns:
-        The ids, and a report: how many items got other codes, and how often items share all codes after that, the suffix left out.
+        The ids, and a report: how many items got other codes, and how often items share all codes after that, the
+            suffix left out.
 
     Raises:
         SemanticIdError: there are not enough ids.

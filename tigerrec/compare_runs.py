@@ -42,7 +42,9 @@ class TrainedRun:
     @property
     def validated(self) -> dict[str, float]:
         """HR@10 and NDCG@10 of the weights kept, on all validation users where there was a choice among them."""
-        selections = [line for line in self.log if line["step"] == self.selected["step"] and "validation_ndcg@10" in line]
+        selections = [
+            line for line in self.log if line["step"] == self.selected["step"] and "validation_ndcg@10" in line
+        ]
         return {name: selections[-1][f"validation_{name.lower()}"] for name in ("HR@10", "NDCG@10")}
 
 
@@ -63,7 +65,9 @@ def read_run(folder: Path, name: str) -> TrainedRun:
     manifest = artifacts.read_manifest(folder)
     log = folder / "training.jsonl"
     if manifest is None or manifest.stage != "train" or not log.is_file():
-        raise artifacts.ArtifactError(f"{folder} is not the folder of a finished train stage; give folders that `make train` printed.")
+        raise artifacts.ArtifactError(
+            f"{folder} is not the folder of a finished train stage; give folders that `make train` printed."
+        )
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     inputs = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
     facts = manifest.provenance
@@ -87,13 +91,25 @@ def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
 
 
 def training_table(runs: Sequence[TrainedRun]) -> str:
-    """Runs in Markdown, best first: the options in which they differ, minutes of training, and validation of the weights kept."""
+    """Runs in Markdown, best first: the options in which they differ, minutes of training, and validation of the
+    weights kept."""
     names = sorted({name for run in runs for name in run.settings})
-    differing = [name for name in names if not name.endswith("_target_") and len({repr(run.settings.get(name)) for run in runs}) > 1]
+    differing = [
+        name
+        for name in names
+        if not name.endswith("_target_") and len({repr(run.settings.get(name)) for run in runs}) > 1
+    ]
     rows = []
     for run in sorted(runs, key=lambda run: -run.validated["NDCG@10"]):
         options = [str(run.settings.get(name, "")) for name in differing]
-        rows.append([run.name, *options, f"{run.seconds / 60:.0f}", *(f"{run.validated[name]:.4f}" for name in ("HR@10", "NDCG@10"))])
+        rows.append(
+            [
+                run.name,
+                *options,
+                f"{run.seconds / 60:.0f}",
+                *(f"{run.validated[name]:.4f}" for name in ("HR@10", "NDCG@10")),
+            ]
+        )
     heading = ["run", *(name.split(".")[-1] for name in differing), "minutes", "validation HR@10", "validation NDCG@10"]
     return markdown.table([heading, *rows])
 
@@ -109,12 +125,19 @@ def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise TigerrecError("A picture needs the package matplotlib; run `python -m pip install matplotlib` or leave --plot out.") from None
+        raise TigerrecError(
+            "A picture needs the package matplotlib; run `python -m pip install matplotlib` or leave --plot out."
+        ) from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for run in runs:
         validations = run.validations
-        axes.plot([line["seconds"] / 60 for line in validations], [line["validation_ndcg@10"] for line in validations], marker=".", label=run.name)
+        axes.plot(
+            [line["seconds"] / 60 for line in validations],
+            [line["validation_ndcg@10"] for line in validations],
+            marker=".",
+            label=run.name,
+        )
     axes.set_xlabel("minutes of training, validation included")
     axes.set_ylabel("validation NDCG@10 (item level, seen masked)")
     axes.set_ylim(bottom=0)

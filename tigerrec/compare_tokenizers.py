@@ -1,4 +1,5 @@
-"""Tokenizers side by side on one data set: fits those that are not up to date, and writes a table and pictures of all."""
+"""Tokenizers side by side on one data set: fits those that are not up to date, and writes a table and pictures of
+all."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def read_categories(prepared: Path) -> Categories:
         ArtifactError: no finished stage stands there, or it is damaged.
     """
     artifacts.open_stage(prepared, "prepare")
-    paths = artifacts.read_table(prepared, "items.parquet", {"categories": "list<element: string>?"})["categories"].to_pylist()
+    paths = artifacts.read_table(prepared, "items.parquet", {"categories": "list<element: string>?"})[
+        "categories"
+    ].to_pylist()
     found = [path[:CATEGORY_DEPTH][-1] if path else None for path in paths]
     counts = Counter(name for name in found if name is not None)
     names = sorted(counts, key=lambda name: (-counts[name], name))
@@ -94,16 +97,31 @@ def read_fitted(folder: Path, categories: Categories, seed: int) -> FittedTokeni
     missing = [name for name in ("group_sizes", "peak_mb") if name not in found]
     if missing:
         raise artifacts.ArtifactError(
-            f"{folder}/diagnostics.json comes from an older version and lacks {missing[0]}; add `overwrite=tokenize` to fit it again."
+            f"{folder}/diagnostics.json comes from an older version and lacks {missing[0]}; add `overwrite=tokenize` "
+            "to fit it again."
         )
     found |= {name: value for name, value in found["collisions"].items() if name != "seconds"}
     sizes = ids.layout.code_sizes
     codes = ids.codes[:, : len(sizes)]
     levels = {name: [level[name] for level in found["levels"]] for name in ("used_codes", "dead_codes", "perplexity")}
-    whole = ("collision_rate", "unique_ids", "largest_group", "reconstruction_error", "neighbour_agreement", "seconds", "peak_mb")
-    facts = {"tokenizer": folder.name, "family": family, "items": len(codes), "code_sizes": list(sizes)} | levels | {name: found[name] for name in whole}
+    whole = (
+        "collision_rate",
+        "unique_ids",
+        "largest_group",
+        "reconstruction_error",
+        "neighbour_agreement",
+        "seconds",
+        "peak_mb",
+    )
+    facts = (
+        {"tokenizer": folder.name, "family": family, "items": len(codes), "code_sizes": list(sizes)}
+        | levels
+        | {name: found[name] for name in whole}
+    )
     facts |= prefix_purity(codes, categories.of_items, seed)
-    return FittedTokenizer(folder.name, facts, {int(size): count for size, count in found["group_sizes"].items()}, sizes, codes)
+    return FittedTokenizer(
+        folder.name, facts, {int(size): count for size, count in found["group_sizes"].items()}, sizes, codes
+    )
 
 
 def chosen(tokenizers: Any) -> list[str]:
@@ -121,7 +139,8 @@ def chosen(tokenizers: Any) -> list[str]:
 
 
 def fit_in_this_process(overrides: list[str]) -> dict[str, Any]:
-    """Run the pipeline up to the tokenize stage; called in a process of its own, so that the memory measured is that of one tokenizer."""
+    """Run the pipeline up to the tokenize stage; called in a process of its own, so that the memory measured is that of
+    one tokenizer."""
     pipeline.show_progress()
     pipeline.run(compose(overrides), "tokenize")
     return {}
@@ -152,7 +171,9 @@ def compare(overrides: Sequence[str]) -> Path:
     cfg = compose(list(overrides))
     for override in overrides:
         if override.startswith(("tokenizer=", "tokenizer.name=")):
-            raise ConfigError(f"{override} is for one tokenizer; choose those to compare by `tokenizers=[<choice>,<choice>]`.")
+            raise ConfigError(
+                f"{override} is for one tokenizer; choose those to compare by `tokenizers=[<choice>,<choice>]`."
+            )
     names, rebuild = chosen(cfg.tokenizers), cfg.overwrite is not None
     if cfg.overwrite == "tokenize":
         cfg.overwrite = None
@@ -172,7 +193,9 @@ def compare(overrides: Sequence[str]) -> Path:
     return write_comparison(embedded / "tokenizers", fitted, categories, failures)
 
 
-def write_comparison(out: Path, fitted: Sequence[FittedTokenizer], categories: Categories, failures: Sequence[str]) -> Path:
+def write_comparison(
+    out: Path, fitted: Sequence[FittedTokenizer], categories: Categories, failures: Sequence[str]
+) -> Path:
     """The tables and pictures of some tokenizers of the same items; an older comparison in the folder is replaced.
 
     Returns:
@@ -186,10 +209,19 @@ def write_comparison(out: Path, fitted: Sequence[FittedTokenizer], categories: C
     except tokenizer_plots.NoMatplotlibError as error:
         pictures, without = [], [str(error)]
     known = int((categories.of_items >= 0).sum())
-    about = f"Categories are the second elements of the items' category paths: {len(categories.names)} for {known:,} of {len(categories.of_items):,} items."
+    about = (
+        f"Categories are the second elements of the items' category paths: {len(categories.names)} for {known:,} of "
+        f"{len(categories.of_items):,} items."
+    )
     notes = [f"- {note}" for note in [about, *failures, *without]]
     shown = [f"## {title}\n\n![{title}]({path.relative_to(out)})" for title, path in pictures]
-    parts = ["# Tokenizers of " + "/".join(out.parent.parts[-2:]), table(fitted), LEGEND, "Notes:\n\n" + "\n".join(notes), *shown]
+    parts = [
+        "# Tokenizers of " + "/".join(out.parent.parts[-2:]),
+        table(fitted),
+        LEGEND,
+        "Notes:\n\n" + "\n".join(notes),
+        *shown,
+    ]
     _write_parquet(out / "comparison.parquet", fitted)
     with artifacts.atomic(out / "comparison.md") as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -203,8 +235,22 @@ def _each(values: Sequence[Any] | None, form: Callable[[Any], str]) -> str:
 
 def table(fitted: Sequence[FittedTokenizer]) -> str:
     """Markdown with a row a tokenizer; `LEGEND` says what the columns are."""
-    share = lambda value: f"{value:.2f}"  # noqa: E731
-    rows = [["tokenizer", "codes", "sharing", "largest", "used", "perplexity", "error", "neighbours", "purity (by chance)", "seconds", "MB"]]
+    share = lambda value: f"{value:.2f}"
+    rows = [
+        [
+            "tokenizer",
+            "codes",
+            "sharing",
+            "largest",
+            "used",
+            "perplexity",
+            "error",
+            "neighbours",
+            "purity (by chance)",
+            "seconds",
+            "MB",
+        ]
+    ]
     for tokenizer in fitted:
         facts = tokenizer.facts
         error, purity = facts["reconstruction_error"], _each(facts["purity"], share)
@@ -220,9 +266,22 @@ def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts, wholes, numbers = ("tokenizer", "family"), ("items", "unique_ids", "largest_group", "peak_mb"), ("collision_rate", "reconstruction_error", "seconds")
-    of_codes, of_shares = ("code_sizes", "used_codes", "dead_codes"), ("perplexity", "neighbour_agreement", "purity", "purity_by_chance")
-    types = [(texts, pa.string()), (wholes, pa.int64()), (numbers, pa.float64()), (of_codes, pa.list_(pa.int64())), (of_shares, pa.list_(pa.float64()))]
+    texts, wholes, numbers = (
+        ("tokenizer", "family"),
+        ("items", "unique_ids", "largest_group", "peak_mb"),
+        ("collision_rate", "reconstruction_error", "seconds"),
+    )
+    of_codes, of_shares = (
+        ("code_sizes", "used_codes", "dead_codes"),
+        ("perplexity", "neighbour_agreement", "purity", "purity_by_chance"),
+    )
+    types = [
+        (texts, pa.string()),
+        (wholes, pa.int64()),
+        (numbers, pa.float64()),
+        (of_codes, pa.list_(pa.int64())),
+        (of_shares, pa.list_(pa.float64())),
+    ]
     kinds = {name: kind for names, kind in types for name in names}
     schema = pa.schema([(name, kinds[name]) for name in fitted[0].facts])
     with artifacts.atomic(path) as temporary:
@@ -230,7 +289,8 @@ def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:
 
 
 def command(overrides: Sequence[str]) -> None:
-    """What the script does: compare, print the folder of the comparison as the last line; end with one sentence on a user's error."""
+    """What the script does: compare, print the folder of the comparison as the last line; end with one sentence on a
+    user's error."""
     with pipeline.reporting():
         folder = compare(overrides)
     print(folder, flush=True)

@@ -56,7 +56,8 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
 
 
 def composition_fault(error: Exception) -> str:
-    """One sentence for what Hydra or OmegaConf says of a configuration: what is wrong, and what is allowed where that is known."""
+    """One sentence for what Hydra or OmegaConf says of a configuration: what is wrong, and what is allowed where that
+    is known."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     choices = getattr(error, "options", None)
     if choices:
@@ -81,7 +82,9 @@ def target_class(path: Any, where: str) -> type:
             found = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
-                raise ConfigError(f"{module}, which {where}._target_ names, imports {error.name}, which is not installed.") from error
+                raise ConfigError(
+                    f"{module}, which {where}._target_ names, imports {error.name}, which is not installed."
+                ) from error
             found = None
         except ImportError as error:
             raise ConfigError(f"{module}, which {where}._target_ names, cannot be imported: {error}.") from error
@@ -136,7 +139,8 @@ def build(node: Any, where: str) -> Any:
     """The dataclass that a yaml node describes: children first, then keys, types and values.
 
     Args:
-        node: a mapping with a `_target_` inside `tigerrec.` and that dataclass's fields; a field that is itself built may come as a node or as a dataclass.
+        node: a mapping with a `_target_` inside `tigerrec.` and that dataclass's fields; a field that is itself built
+            may come as a node or as a dataclass.
         where: what to call the node in errors, for instance `tokenizer`.
 
     Raises:
@@ -154,7 +158,10 @@ def build(node: Any, where: str) -> Any:
             parts[name] = build(value, f"{where}.{name}") if isinstance(value, Mapping) else value
             _check_part(parts[name], types[name], f"{where}.{name}")
         elif getattr(types[name], "_is_protocol", False):
-            raise ConfigError(f"{where}.{name}={value!r} must be a part; give its class as `{where}.{name}._target_=tigerrec.<module>.<class>`.")
+            raise ConfigError(
+                f"{where}.{name}={value!r} must be a part; give its class as "
+                f"`{where}.{name}._target_=tigerrec.<module>.<class>`."
+            )
     arguments = _check_flat(values, types, where) | parts
     missing = [
         name for name, field in fields.items()

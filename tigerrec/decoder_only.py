@@ -1,4 +1,5 @@
-"""The generator as a decoder alone: a stock transformers GPT-2 over the tokens of a history and of the item that follows."""
+"""The generator as a decoder alone: a stock transformers GPT-2 over the tokens of a history and of the item that
+follows."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecoderOnly:
-    """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch on Semantic IDs.
+    """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch on
+    Semantic IDs.
 
     It reads the start token, then the tokens of all items, oldest first. Positions count from the first item read.
 
@@ -44,7 +46,9 @@ class DecoderOnly:
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads={self.num_heads}, got {self.d_model}")
         if self.d_kv not in (None, self.d_model // self.num_heads):
-            raise ValueError(f"d_kv must be d_model / num_heads, {self.d_model // self.num_heads}, or null, got {self.d_kv}")
+            raise ValueError(
+                f"d_kv must be d_model / num_heads, {self.d_model // self.num_heads}, or null, got {self.d_kv}"
+            )
         if not 0 <= self.dropout_rate <= 0.99:
             raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
 

@@ -1,4 +1,5 @@
-"""How good a set of codes is: how it is used, which items it cannot tell apart, and what its prefixes say of the items."""
+"""How good a set of codes is: how it is used, which items it cannot tell apart, and what its prefixes say of the
+items."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ PERMUTATIONS = 10
 def collisions(codes: np.ndarray) -> dict[str, Any]:
     """How often items share their codes (I, L, without suffix).
 
-    `collision_rate` is the share of items whose codes another item has too, `group_sizes` the number of groups of items with equal codes by their size.
+    `collision_rate` is the share of items whose codes another item has too, `group_sizes` the number of groups of items
+    with equal codes by their size.
     """
     groups, sizes = group_codes(codes)
     distinct, counts = np.unique(sizes, return_counts=True)
@@ -30,22 +32,30 @@ def collisions(codes: np.ndarray) -> dict[str, Any]:
 
 
 def level_usage(codes: np.ndarray, size: int) -> dict[str, Any]:
-    """How one level (I,) uses its codes: `perplexity` is exp of the entropy of code frequencies, `size` when all are equally frequent."""
+    """How one level (I,) uses its codes: `perplexity` is exp of the entropy of code frequencies, `size` when all are
+    equally frequent."""
     counts = np.bincount(codes, minlength=size)
     shares = counts[counts > 0] / len(codes)
     used = len(shares)
-    return {"codes": size, "used_codes": used, "dead_codes": size - used, "perplexity": float(np.exp(-np.sum(shares * np.log(shares))))}
+    return {
+        "codes": size,
+        "used_codes": used,
+        "dead_codes": size - used,
+        "perplexity": float(np.exp(-np.sum(shares * np.log(shares)))),
+    }
 
 
 def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray) -> float | None:
-    """Mean squared error over the variance, both (I, D): 0 is perfect, 1 no better than the mean vector; None where vectors do not vary."""
+    """Mean squared error over the variance, both (I, D): 0 is perfect, 1 no better than the mean vector; None where
+    vectors do not vary."""
     vectors = vectors.astype(np.float64)
     variance = float(np.square(vectors - vectors.mean(axis=0)).sum())
     return float(np.square(vectors - reconstructed).sum()) / variance if variance > 0 else None
 
 
 def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray, seed: int) -> list[float] | None:
-    """Share of items' ten nearest neighbours (cosine) that begin with the item's codes, by prefix length 1 … L; None for a single item.
+    """Share of items' ten nearest neighbours (cosine) that begin with the item's codes, by prefix length 1 … L; None
+    for a single item.
 
     Over at most 2,000 sampled items.
 
@@ -76,9 +86,11 @@ def _majority_share(groups: np.ndarray, categories: np.ndarray) -> float:
 
 
 def prefix_purity(codes: np.ndarray, categories: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """How far prefixes tell categories apart: the share of items in the majority category of their prefix, by prefix length 1 … L.
+    """How far prefixes tell categories apart: the share of items in the majority category of their prefix, by prefix
+    length 1 … L.
 
-    Small groups look pure whatever is in them, so `purity_by_chance` says what the same groups reach, on average, when the categories are dealt out
+    Small groups look pure whatever is in them, so `purity_by_chance` says what the same groups reach, on average, when
+    the categories are dealt out
     to the items at random.
 
     Args:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-PATIENCE = datetime.timedelta(days=7)  # for a stage that one process builds while the others wait; torchrun ends them all where one dies
+PATIENCE = datetime.timedelta(
+    days=7
+)  # for a stage that one process builds while the others wait; torchrun ends them all where one dies
 
 
 class LostProcessError(TigerrecError):
@@ -52,7 +54,8 @@ def is_first() -> bool:
 
 
 def _end_with_launcher() -> None:
-    """Let the system send this process SIGTERM when torchrun is gone, which could not end it any more; only Linux can."""
+    """Let the system send this process SIGTERM when torchrun is gone, which could not end it any more; only Linux
+    can."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -76,9 +79,14 @@ def join() -> None:
         if torch.cuda.is_available():
             if local_rank() >= torch.cuda.device_count():
                 n_gpus = torch.cuda.device_count()
-                raise TigerrecError(f"There are {n_gpus} GPUs for more processes; start at most {n_gpus}, or set CUDA_VISIBLE_DEVICES= to use none.")
+                raise TigerrecError(
+                    f"There are {n_gpus} GPUs for more processes; start at most {n_gpus}, or set "
+                    "CUDA_VISIBLE_DEVICES= to use none."
+                )
             torch.cuda.set_device(local_rank())
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", timeout=PATIENCE)
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", timeout=PATIENCE
+        )
 
 
 def joined() -> bool:
@@ -103,12 +111,14 @@ def _together() -> Iterator[Any]:
         yield torch.distributed
     except RuntimeError as error:
         raise LostProcessError(
-            f"Another process of the task has ended ({first_line(error)}): its message says why; if there is none, run the same command again to go on."
+            f"Another process of the task has ended ({first_line(error)}): its message says why; if there is none, "
+            "run the same command again to go on."
         ) from error
 
 
 def agreed(function: Callable[[], Result]) -> Result:
-    """What a function gives that the first process calls, once all are here; the others end where it fails, without a word."""
+    """What a function gives that the first process calls, once all are here; the others end where it fails, without a
+    word."""
     if world_size() == 1:
         return function()
     with _together() as distributed:
@@ -152,7 +162,8 @@ def anywhere(fact: bool) -> bool:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor) -> torch.Tensor:
-    """Add up the gradients of some parameters over all processes, in place; gives the sum of `total`, a scalar beside them.
+    """Add up the gradients of some parameters over all processes, in place; gives the sum of `total`, a scalar beside
+    them.
 
     A parameter that has no gradient in any process keeps none.
     """
@@ -162,7 +173,10 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor)
 
     gradients = [parameter.grad for parameter in parameters]
     there = torch.tensor([gradient is not None for gradient in gradients], dtype=total.dtype, device=total.device)
-    filled = [torch.zeros_like(parameter) if gradient is None else gradient for parameter, gradient in zip(parameters, gradients, strict=True)]
+    filled = [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
     flat = torch.cat([*(gradient.flatten() for gradient in filled), there, total.view(1)])
     with _together() as distributed:
         distributed.all_reduce(flat)

@@ -28,7 +28,9 @@ FAULTS = (OSError, http.client.HTTPException, DatasetError)  # urllib's errors a
 def _transfer(url: str, part: Path) -> None:
     """Append what is missing of a `.part` file, or start it anew where the server cannot continue."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-", "Accept-Encoding": "identity"} if done else {})
+    request = urllib.request.Request(
+        url, headers={"Range": f"bytes={done}-", "Accept-Encoding": "identity"} if done else {}
+    )
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -99,7 +101,8 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
     """Download what a folder lacks of the named files from `<url>/<name>`.
 
     Raises:
-        DatasetError: a file is missing and cannot be downloaded; names the files, where to put them, and the bundled sample.
+        DatasetError: a file is missing and cannot be downloaded; names the files, where to put them, and the bundled
+            sample.
     """
 
     def missing() -> list[str]:
@@ -119,6 +122,7 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
             reason = f"cannot be downloaded from {url} ({_reason(error)})"
     if missing():
         raise DatasetError(
-            f"Missing in {folder}: {' and '.join(missing())}, which {reason}; put the files there (data/README.md names their sources), "
+            f"Missing in {folder}: {' and '.join(missing())}, which {reason}; put the files there (data/README.md "
+            "names their sources), "
             f"or give their folder by `dataset.raw_dir=<folder>`, or use the bundled data with `DATASET=sample`."
         )

@@ -32,7 +32,8 @@ class Dropout:
         self._generator: torch.Generator | None = None
 
     def mask(self, like: Tensor) -> Tensor | None:
-        """All bits set where an element is kept, none where it is dropped, as an integer tensor of the same shape; None where p is 0."""
+        """All bits set where an element is kept, none where it is dropped, as an integer tensor of the same shape; None
+        where p is 0."""
         if self.p == 0:
             return None
         integer = WORDS_AS_LARGE[like.element_size()]

@@ -78,7 +78,8 @@ class Ranking:
 
 
 def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int) -> None:
-    """Hold lists to what every list promises: existing items, none twice, no gap, and no seen item where these are masked.
+    """Hold lists to what every list promises: existing items, none twice, no gap, and no seen item where these are
+    masked.
 
     Raises:
         RuntimeError: a list breaks the promise, which is a fault of the program.
@@ -101,8 +102,11 @@ def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int)
             raise RuntimeError(f"a list of {ranking.model}, seen {ranking.seen}, holds {fault}")
 
 
-def rank_in_shards(rank: RankFunction, histories: Sequence[np.ndarray], seen: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All users' lists, ranked in shards of fixed size; shards that an interrupted run left in the folder are not ranked again."""
+def rank_in_shards(
+    rank: RankFunction, histories: Sequence[np.ndarray], seen: str, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """All users' lists, ranked in shards of fixed size; shards that an interrupted run left in the folder are not
+    ranked again."""
     starts = range(0, len(histories), SHARD_USERS)
 
     def ranked(number: int) -> dict[str, np.ndarray]:
@@ -117,7 +121,13 @@ def rank_in_shards(rank: RankFunction, histories: Sequence[np.ndarray], seen: st
 
 
 def rank_all(
-    model: str, rank: RankFunction, training: Sequence[np.ndarray], n_items: int, histories: Sequence[np.ndarray], k: int, folder: Path
+    model: str,
+    rank: RankFunction,
+    training: Sequence[np.ndarray],
+    n_items: int,
+    histories: Sequence[np.ndarray],
+    k: int,
+    folder: Path,
 ) -> list[Ranking]:
     """The checked lists of the generator and of popularity, seen items kept and masked."""
     rankings = []
@@ -126,22 +136,34 @@ def rank_all(
         rankings.append(Ranking(model, seen, *rank_in_shards(rank, histories, seen, folder)))
         logger.info("ranked %s users, seen %s, in %.1f s", f"{len(histories):,}", seen, time.perf_counter() - started)
     popularity = Popularity().fit(training, n_items)
-    rankings += [Ranking(POPULARITY, seen, *popularity.rank(histories, k=k, mask_seen=seen == "masked")) for seen in SEEN]
+    rankings += [
+        Ranking(POPULARITY, seen, *popularity.rank(histories, k=k, mask_seen=seen == "masked")) for seen in SEEN
+    ]
     for ranking in rankings:
         check_lists(ranking, histories, n_items)
     distinct = {(ranking.model, ranking.seen): len(np.unique(ranking.items[:, :10])) for ranking in rankings}
-    logger.info("%s recommends %s different items in all top 10 lists, seen masked", model, f"{distinct[model, 'masked']:,}")
+    logger.info(
+        "%s recommends %s different items in all top 10 lists, seen masked", model, f"{distinct[model, 'masked']:,}"
+    )
     if distinct[model, "masked"] <= distinct[POPULARITY, "masked"] < n_items:
-        logger.warning("%s recommends no more different items than popularity: it may ignore the histories; train it longer", model)
+        logger.warning(
+            "%s recommends no more different items than popularity: it may ignore the histories; train it longer", model
+        )
     return rankings
 
 
-def target_ranks(rankings: Sequence[Ranking], targets: np.ndarray, groups: np.ndarray) -> dict[tuple[str, str, str], np.ndarray]:
+def target_ranks(
+    rankings: Sequence[Ranking], targets: np.ndarray, groups: np.ndarray
+) -> dict[tuple[str, str, str], np.ndarray]:
     """The rank of each user's target by (model, hit, seen), int16 (n,); 0 = not in the list."""
     ranks = {}
     for hit in ("item", "sid"):
         for ranking in rankings:
-            found = item_ranks(ranking.items, targets) if hit == "item" else semantic_id_ranks(ranking.items, targets, groups)
+            found = (
+                item_ranks(ranking.items, targets)
+                if hit == "item"
+                else semantic_id_ranks(ranking.items, targets, groups)
+            )
             ranks[ranking.model, hit, ranking.seen] = found
     return ranks
 
@@ -179,16 +201,27 @@ def ranks_table(ranks: dict[tuple[str, str, str], np.ndarray], targets: np.ndarr
     import pyarrow as pa
 
     repeats = [len(targets)] * len(ranks)
-    labels = {name: _labels([key[place] for key in ranks], repeats) for place, name in enumerate(("model", "hit", "seen"))}
+    labels = {
+        name: _labels([key[place] for key in ranks], repeats) for place, name in enumerate(("model", "hit", "seen"))
+    }
     users = np.tile(np.arange(len(targets), dtype=np.int32), len(ranks))
-    return pa.table({**labels, "user": users, "target": np.tile(targets.astype(np.int32), len(ranks)), "rank": np.concatenate(list(ranks.values()))})
+    return pa.table(
+        {
+            **labels,
+            "user": users,
+            "target": np.tile(targets.astype(np.int32), len(ranks)),
+            "rank": np.concatenate(list(ranks.values())),
+        }
+    )
 
 
 def metric_rows(ranks: dict[tuple[str, str, str], np.ndarray], split_name: str) -> list[dict[str, Any]]:
     """`metrics.json`: one flat row for each model, kind of hit and treatment of seen items."""
     rows = []
     for (model, hit, seen), found in ranks.items():
-        rows.append({"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(found), **metrics(found)})
+        rows.append(
+            {"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(found), **metrics(found)}
+        )
     return rows
 
 
@@ -196,10 +229,16 @@ def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> Non
     """Warn of users whose target is in their history: where seen items are masked it cannot be hit."""
     repeats = sum(int(target in history) for history, target in zip(histories, targets, strict=True))
     if repeats:
-        logger.warning("%s of %s targets are in their user's history: rows with seen=masked cannot hit them", f"{repeats:,}", f"{len(targets):,}")
+        logger.warning(
+            "%s of %s targets are in their user's history: rows with seen=masked cannot hit them",
+            f"{repeats:,}",
+            f"{len(targets):,}",
+        )
 
 
-def _generator(trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig) -> tuple[RankFunction, dict[str, Any]]:
+def _generator(
+    trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig
+) -> tuple[RankFunction, dict[str, Any]]:
     """The trained generator as a function that ranks, and the facts of the machine it runs on."""
     import torch
     import transformers
@@ -237,12 +276,18 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     parts = [split(histories[user], config.split) for user in range(len(histories))]
     known, targets = [history for history, _ in parts], np.array([target for _, target in parts])
     training = [training_part(histories[user]) for user in range(len(histories))]
-    logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained)
+    logger.info(
+        "read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained
+    )
     warn_of_repeats(known, targets)
     started = time.perf_counter()
     rank, facts = _generator(trained, semantic_ids, training_counts(histories), config)
-    contents = {name: [record["fingerprint"], record["content"]] for name, record in artifacts.input_records(inputs).items()}
-    folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, facts]))
+    contents = {
+        name: [record["fingerprint"], record["content"]] for name, record in artifacts.input_records(inputs).items()
+    }
+    folder = distributed.agreed(
+        lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, facts])
+    )
     rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, folder)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
     ranks = target_ranks(rankings, targets, groups)

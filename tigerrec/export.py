@@ -21,28 +21,43 @@ logger = logging.getLogger(__name__)
 EMBEDDER = "embedder.json"
 FIGURES = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "input_module.safetensors")
-COPIED = {"prepare": ("items.parquet",), "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"), "train": MODEL_FILES}
+COPIED = {
+    "prepare": ("items.parquet",),
+    "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"),
+    "train": MODEL_FILES,
+}
 METRICS = [dict.fromkeys(("model", "split", "hit", "seen"), str) | {"users": int} | dict.fromkeys(FIGURES, float)]
 READERS = {
     "codes": "the Semantic IDs of the items a user chose, oldest first",
-    "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of its own",
+    "items": "the items a user chose, oldest first, each as one input made of its Semantic ID and of an embedding of "
+    "its own",
 }
 STOCK_READING = {"encoder_mask": BIDIRECTIONAL, "history": CODES, "decoder_reads": ALL_ITEMS}
-STOCK_ENCODING = "The model reads histories as transformers does, so `generate` of transformers computes the scores that tigerrec computes."
+STOCK_ENCODING = (
+    "The model reads histories as transformers does, so `generate` of transformers computes the scores that tigerrec "
+    "computes."
+)
 OWN_ENCODING = (
-    "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` what "
+    "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` "
+    "what "
     "`HistoryT5.read` returns: `encoder_outputs=BaseModelOutput(encoded)` and `attention_mask`."
 )
 SEQUENCE_ENCODING = (
-    "`generate` of transformers computes the scores that tigerrec computes, given as `input_ids` token 0 and the tokens of the last {max_items} items: "
+    "`generate` of transformers computes the scores that tigerrec computes, given as `input_ids` token 0 and the "
+    "tokens of the last {max_items} items: "
     "code c of level l is token 1 + c + the sizes of the levels before, which are {level_sizes}."
 )
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (
-    "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. 2015). Where they are that release, "
-    "the licence of tigerrec does not cover them: its owners' terms apply to `items.parquet`, and to the model as far as it derives from the data."
+    "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. "
+    "2015). Where they are that release, "
+    "the licence of tigerrec does not cover them: its owners' terms apply to `items.parquet`, and to the model as far "
+    "as it derives from the data."
 )
-OWN_DATA = "`items.parquet` comes from the data the model was trained on: the terms of its owners apply to it, not the licence of this software."
+OWN_DATA = (
+    "`items.parquet` comes from the data the model was trained on: the terms of its owners apply to it, not the "
+    "licence of this software."
+)
 
 
 def export(run: Path, out: Path) -> Path:
@@ -85,24 +100,31 @@ def write_export(run: Path, out: Path) -> None:
 
 
 def _embedder(tokenized: Path) -> dict[str, Any] | None:
-    """What made the vectors of a tokenize stage: the embedder's settings and the sha256 of its files; None where that stage is gone."""
+    """What made the vectors of a tokenize stage: the embedder's settings and the sha256 of its files; None where that
+    stage is gone."""
     made_from = artifacts.open_stage(tokenized, "tokenize").inputs.get("embed", {})
     manifest = artifacts.read_manifest(tokenized.parent)
     if manifest is None or manifest.stage != "embed" or manifest.fingerprint != made_from.get("fingerprint"):
         return None
     recorded = manifest.provenance.get("embedder")
-    settings = {name: value for name, value in recorded.items() if name != "device"} if isinstance(recorded, dict) else {}
+    settings = (
+        {name: value for name, value in recorded.items() if name != "device"} if isinstance(recorded, dict) else {}
+    )
     sources = {role: record["fingerprint"] for role, record in manifest.inputs.items() if role != "prepare"}
     return {"config": manifest.config | settings, "sources": sources}
 
 
 def check_free(out: Path) -> None:
     """Refuse a path that holds anything but an older export."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or (out / artifacts.ASIDE).is_dir():  # the last: of an export that was killed
+    if (
+        not out.exists() or (out.is_dir() and not any(out.iterdir())) or (out / artifacts.ASIDE).is_dir()
+    ):  # the last: of an export that was killed
         return
     manifest = artifacts.read_manifest(out)
     if manifest is None or manifest.stage != EXPORT:
-        raise artifacts.ArtifactError(f"{out} is not empty and is no earlier export; give a new folder with `OUT=<folder>`.")
+        raise artifacts.ArtifactError(
+            f"{out} is not empty and is no earlier export; give a new folder with `OUT=<folder>`."
+        )
 
 
 def _evaluations(trained: Path) -> list[Path]:
@@ -111,7 +133,9 @@ def _evaluations(trained: Path) -> list[Path]:
     for folder in sorted(trained.glob("eval-*")):
         manifest = artifacts.read_manifest(folder)
         train = artifacts.input_record(trained)
-        if manifest and all(manifest.inputs.get("train", {}).get(key) == train[key] for key in ("fingerprint", "content")):
+        if manifest and all(
+            manifest.inputs.get("train", {}).get(key) == train[key] for key in ("fingerprint", "content")
+        ):
             artifacts.open_stage(folder, "evaluate")
             found.append(folder)
     return found
@@ -126,7 +150,7 @@ def count_parameters(run: Path) -> int:
         if not name.endswith(".safetensors"):
             continue
         with safe_open(run / name, framework="np") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     return count
 
 
@@ -148,7 +172,9 @@ def _how_to_generate(config: dict[str, Any]) -> str:
     """Whether and how transformers alone generates with a model, given its `config.json`."""
     facts = config["tigerrec"]
     if config["model_type"] == "gpt2":
-        return SEQUENCE_ENCODING.format(max_items=facts["max_items"], level_sizes=", ".join(map(str, facts["level_sizes"])))
+        return SEQUENCE_ENCODING.format(
+            max_items=facts["max_items"], level_sizes=", ".join(map(str, facts["level_sizes"]))
+        )
     return STOCK_ENCODING if STOCK_READING.items() <= facts.items() else OWN_ENCODING
 
 
@@ -161,11 +187,17 @@ def _data_note(dataset: str, config: dict[str, Any]) -> str:
 def _results(evaluations: list[Path]) -> str:
     if not evaluations:
         return "This run was not evaluated before the export."
-    tables = [f"`{folder.name}`:\n\n{metrics_table(artifacts.read_json(folder, 'metrics.json', METRICS))}" for folder in evaluations]
+    tables = [
+        f"`{folder.name}`:\n\n{metrics_table(artifacts.read_json(folder, 'metrics.json', METRICS))}"
+        for folder in evaluations
+    ]
     protocol = (
-        "Leave-one-out by time: the last item of a user is the test target, the one before it the validation target, and neither is ever a training target. "
-        "All items are ranked, none sampled. `hit` says what counts: the item itself (the result), or any item with the same codes without suffix (`sid`). "
-        "`seen` says whether the items of the user's history are masked out of the ranking. Intervals: bootstrap over users."
+        "Leave-one-out by time: the last item of a user is the test target, the one before it the validation target, "
+        "and neither is ever a training target. "
+        "All items are ranked, none sampled. `hit` says what counts: the item itself (the result), or any item with "
+        "the same codes without suffix (`sid`). "
+        "`seen` says whether the items of the user's history are masked out of the ranking. Intervals: bootstrap over "
+        "users."
     )
     return "\n\n".join([protocol, *tables])
 
@@ -176,10 +208,17 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     stats = read_stats(folders["prepare"])
     config = artifacts.read_json(folders["train"], "config.json")
     facts = config["tigerrec"]
-    dataset, embedder, tokenizer, run = folders["prepare"].name, folders["tokenize"].parent.name, folders["tokenize"].name, folders["train"].name
+    dataset, embedder, tokenizer, run = (
+        folders["prepare"].name,
+        folders["tokenize"].parent.name,
+        folders["tokenize"].name,
+        folders["train"].name,
+    )
     example = read_items(folders["prepare"])["item_id"].slice(0, 2).to_pylist()
     data = manifests["prepare"].config
-    versions = artifacts.read_json(folders["train"], artifacts.MANIFEST, {"provenance": {"versions": dict}})["provenance"]["versions"]
+    versions = artifacts.read_json(folders["train"], artifacts.MANIFEST, {"provenance": {"versions": dict}})[
+        "provenance"
+    ]["versions"]
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
     return f"""---
 library_name: tigerrec

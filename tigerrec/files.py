@@ -20,7 +20,8 @@ from tigerrec import TigerrecError
 LOCK = ".lock"
 PROBE = ".probe.tmp"
 ELSEWHERE = (
-    "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads `dataset.raw_dir=<folder>`, "
+    "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads "
+    "`dataset.raw_dir=<folder>`, "
     "for exports and pages `OUT=<path>`"
 )
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -47,9 +48,11 @@ def sha256_file(path: Path) -> str:
 
 
 def system_code(error: BaseException) -> int | None:
-    """The number of the system's error behind an exception (0 where an OSError has none); None where the system refused nothing.
+    """The number of the system's error behind an exception (0 where an OSError has none); None where the system refused
+    nothing.
 
-    Libraries in other languages report it in the text of an exception of their own: those in Rust (safetensors) by number,
+    Libraries in other languages report it in the text of an exception of their own: those in Rust (safetensors) by
+    number,
     those in C++ (faiss) in the system's words.
     """
     if isinstance(error, OSError):
@@ -63,7 +66,9 @@ def write_failure(path: Path, error: BaseException) -> ArtifactError:
     code = system_code(error)
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     reason = "the disk is full or the file too large" if code in FULL else os.strerror(code) if code else first_line
-    return ArtifactError(f"Could not write {path} ({reason}); nothing half-written was left; free space or {ELSEWHERE} and run again.")
+    return ArtifactError(
+        f"Could not write {path} ({reason}); nothing half-written was left; free space or {ELSEWHERE} and run again."
+    )
 
 
 def not_writable(folder: Path, error: OSError) -> ArtifactError:
@@ -100,7 +105,7 @@ def wait_for_writer(folder: Path) -> None:
 def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
     _probe(folder)
-    lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    lock = open(folder / LOCK, "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -108,7 +113,9 @@ def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextI
         holder = lock.read().strip() or "another process"
         if not wait:
             lock.close()
-            raise BusyError(f"{folder} is being written by {holder}; wait for it to end, or stop it, and run this again.") from None
+            raise BusyError(
+                f"{folder} is being written by {holder}; wait for it to end, or stop it, and run this again."
+            ) from None
         announce(f"waiting for {holder}, which is writing {folder}")
         fcntl.flock(lock, fcntl.LOCK_EX)
     lock.seek(0)

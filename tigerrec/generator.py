@@ -26,7 +26,13 @@ READING = {"encoder_mask": ENCODER_MASKS, "history": HISTORIES, "decoder_reads":
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 WEIGHTS, INPUT_MODULE = "model.safetensors", "input_module.safetensors"
 T5_SIZES = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "dropout_rate")
-GPT2_SIZES = {"num_layers": "n_layer", "d_model": "n_embd", "num_heads": "n_head", "d_ff": "n_inner", "dropout_rate": "resid_pdrop"}
+GPT2_SIZES = {
+    "num_layers": "n_layer",
+    "d_model": "n_embd",
+    "num_heads": "n_head",
+    "d_ff": "n_inner",
+    "dropout_rate": "resid_pdrop",
+}
 LARGEST_SIZE, MOST_LAYERS = 2**16, 2**8
 FOREIGN = ("auto_map", "quantization_config")
 NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
@@ -65,11 +71,13 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class T5:
-    """T5 (Raffel et al., 2020, arXiv 1910.10683) trained from scratch, as in TIGER (Rajput et al., 2023, arXiv 2305.05065).
+    """T5 (Raffel et al., 2020, arXiv 1910.10683) trained from scratch, as in TIGER (Rajput et al., 2023, arXiv
+    2305.05065).
 
     Attributes:
         num_layers: blocks in the encoder.
-        num_decoder_layers: blocks in the decoder, at most as many as in the encoder (`generate` of transformers needs that); None = as many.
+        num_decoder_layers: blocks in the decoder, at most as many as in the encoder (`generate` of transformers needs
+            that); None = as many.
         d_model: width of the hidden states.
         num_heads: attention heads a layer.
         d_kv: width of one head.
@@ -77,10 +85,13 @@ class T5:
         dropout_rate: dropout everywhere T5 has it, but for attention to a single position.
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
-        decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last under an item-causal
-            mask, else all. T5's attention to the encoder knows no positions: under that mask a decoder that reads all items has to infer
+        decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last
+            under an item-causal
+            mask, else all. T5's attention to the encoder knows no positions: under that mask a decoder that reads all
+            items has to infer
             which was the last.
-        item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all; only with history=items.
+        item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all;
+            only with history=items.
     """
 
     num_layers: int = 4
@@ -100,13 +111,18 @@ class T5:
         at_most(self, LARGEST_SIZE, "d_model", "num_heads", "d_kv", "d_ff", "max_items")
         at_most(self, MOST_LAYERS, "num_layers")
         if not 1 <= self.decoder_layers <= self.num_layers:
-            raise ValueError(f"num_decoder_layers must be between 1 and num_layers, {self.num_layers}, or null, got {self.num_decoder_layers}")
+            raise ValueError(
+                f"num_decoder_layers must be between 1 and num_layers, {self.num_layers}, or null, got "
+                f"{self.num_decoder_layers}"
+            )
         if not 0 <= self.dropout_rate <= 0.99:
             raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
         if self.history not in HISTORIES:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
         if self.decoder_reads not in (None, *DECODER_READS):
-            raise ValueError(f"decoder_reads must be one of {', '.join(DECODER_READS)} or null, got {self.decoder_reads!r}")
+            raise ValueError(
+                f"decoder_reads must be one of {', '.join(DECODER_READS)} or null, got {self.decoder_reads!r}"
+            )
         not_negative(self, "item_loss")
         if self.item_loss and self.history != ITEMS:
             raise ValueError("item_loss needs history=items; give generator.item_loss=0")
@@ -148,7 +164,9 @@ class T5:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             t5 = T5ForConditionalGeneration(config)
-            inputs = ItemInputs(len(semantic_ids.codes), layout.n_levels, self.d_model) if self.history == ITEMS else None
+            inputs = (
+                ItemInputs(len(semantic_ids.codes), layout.n_levels, self.d_model) if self.history == ITEMS else None
+            )
         t5.generation_config = GenerationConfig(
             max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20, length_penalty=0.0, do_sample=False,
             pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,
@@ -159,11 +177,13 @@ class T5:
 def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     """The trained generator of a train stage or an exported folder, in evaluation mode.
 
-    The model is built here, from the sizes in `config.json` alone, and its weights are copied into it: nothing else in the folder has an effect.
+    The model is built here, from the sizes in `config.json` alone, and its weights are copied into it: nothing else in
+    the folder has an effect.
     Items beyond those it was trained with have no item embedding.
 
     Raises:
-        ArtifactError: the folder's config was not written by tigerrec, does not fit the Semantic IDs, or the weights are not those of such a model.
+        ArtifactError: the folder's config was not written by tigerrec, does not fit the Semantic IDs, or the weights
+            are not those of such a model.
     """
     import torch
 
@@ -172,7 +192,10 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     config = artifacts.read_json(folder, CONFIG, {"model_type": str})
     facts = config.get("tigerrec")
     if not isinstance(facts, dict) or not _says_how_to_read(config["model_type"], facts):
-        raise artifacts.ArtifactError(f"{folder / CONFIG} does not say how the model reads histories; give the folder of a train stage of this version.")
+        raise artifacts.ArtifactError(
+            f"{folder / CONFIG} does not say how the model reads histories; give the folder of a train stage of this "
+            "version."
+        )
     generator = _read_generator(folder, config["model_type"])
     mask = facts.get("encoder_mask", ITEM_CAUSAL)
     with artifacts.contract(folder, CONFIG), torch.device("meta"):
@@ -213,14 +236,17 @@ def _read_generator(folder: Path, model_type: str) -> Generator:
 
 
 def _check_settings(folder: Path, file: str, settings: Any) -> None:
-    """Refuse a file of transformers' settings that differ from those of the model built here, or that name code or a format of weights."""
+    """Refuse a file of transformers' settings that differ from those of the model built here, or that name code or a
+    format of weights."""
     found, expected = artifacts.read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
     with artifacts.contract(folder, file):
         for name, value in found.items():
             if name in FOREIGN:
                 raise ValueError(f"it has the key '{name}'")
             if name not in NOT_THE_MODEL and name in expected and value != expected[name]:
-                raise ValueError(f"its '{name}' is not {expected[name]!r}, as the Semantic IDs and the other sizes ask for")
+                raise ValueError(
+                    f"its '{name}' is not {expected[name]!r}, as the Semantic IDs and the other sizes ask for"
+                )
 
 
 def _read_inputs(folder: Path, semantic_ids: SemanticIds, d_model: int) -> ItemInputs:
@@ -229,8 +255,13 @@ def _read_inputs(folder: Path, semantic_ids: SemanticIds, d_model: int) -> ItemI
 
     from tigerrec.history_t5 import ItemInputs
 
-    shapes = {"code_projection.weight": (d_model, semantic_ids.layout.n_levels * d_model), "item_embeddings.weight": (None, d_model)}
-    arrays = artifacts.read_arrays(folder, INPUT_MODULE, {name: ("float32", shape) for name, shape in shapes.items()}, finite=True)
+    shapes = {
+        "code_projection.weight": (d_model, semantic_ids.layout.n_levels * d_model),
+        "item_embeddings.weight": (None, d_model),
+    }
+    arrays = artifacts.read_arrays(
+        folder, INPUT_MODULE, {name: ("float32", shape) for name, shape in shapes.items()}, finite=True
+    )
     with artifacts.contract(folder, INPUT_MODULE):
         return ItemInputs.of({name: torch.from_numpy(array) for name, array in arrays.items()}, len(semantic_ids.codes))
 

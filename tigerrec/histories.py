@@ -46,7 +46,9 @@ def load_histories(prepared: Path) -> Histories:
     """
     artifacts.open_stage(prepared, "prepare")
     n_items = len(read_items(prepared))
-    table = artifacts.read_table(prepared, INTERACTIONS, {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"})
+    table = artifacts.read_table(
+        prepared, INTERACTIONS, {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"}
+    )
     users, items, times, positions = (table[name].to_numpy() for name in ("user", "item", "timestamp", "position"))
     starts = np.flatnonzero(np.diff(users, prepend=-1))
     lengths = np.diff(starts, append=len(users))
@@ -64,7 +66,10 @@ def load_histories(prepared: Path) -> Histories:
     found, stats = {"users": len(starts), "items": n_items, "interactions": len(users)}, read_stats(prepared)
     with artifacts.contract(prepared, STATS):
         if any(stats[name] != count for name, count in found.items()):
-            raise ValueError(f"it does not count {found['users']} users, {found['items']} items and {found['interactions']} interactions, as the tables do")
+            raise ValueError(
+                f"it does not count {found['users']} users, {found['items']} items and {found['interactions']} "
+                "interactions, as the tables do"
+            )
     return Histories(np.append(starts, len(users)).astype(np.int64), items, n_items)
 
 
@@ -103,11 +108,14 @@ def training_part(history: np.ndarray) -> np.ndarray:
 
 def training_counts(histories: Histories) -> np.ndarray:
     """How often the training parts of all histories hold each item, int64 (n_items,)."""
-    return np.bincount(np.concatenate([training_part(histories[user]) for user in range(len(histories))]), minlength=histories.n_items)
+    return np.bincount(
+        np.concatenate([training_part(histories[user]) for user in range(len(histories))]), minlength=histories.n_items
+    )
 
 
 def split(history: np.ndarray, part: str) -> tuple[np.ndarray, int]:
-    """The input and the target of a part: `validation` is h[-2] given h[:-2], `test` is h[-1] given h[:-1] (the validation item included)."""
+    """The input and the target of a part: `validation` is h[-2] given h[:-2], `test` is h[-1] given h[:-1] (the
+    validation item included)."""
     if part == "validation":
         return history[:-2], int(history[-2])
     if part == "test":
@@ -116,7 +124,8 @@ def split(history: np.ndarray, part: str) -> tuple[np.ndarray, int]:
 
 
 def validation_sample(histories: Histories, n_users: int, seed: int) -> np.ndarray:
-    """The fixed, seeded sample of at most `n_users` users that have something before their validation target, in ascending order."""
+    """The fixed, seeded sample of at most `n_users` users that have something before their validation target, in
+    ascending order."""
     eligible = np.flatnonzero(np.diff(histories.offsets) >= SHORTEST_HISTORY)
     if len(eligible) <= n_users:
         return eligible

@@ -20,7 +20,8 @@ from tigerrec.stacks import IGNORED, CrossEntropy
 class HistoryGPT2(nn.Module):
     """A stock GPT-2 with how it reads histories: the start token, then the tokens of all items.
 
-    Each item is predicted token by token: its first token at the last token of the item before it (or at the start token),
+    Each item is predicted token by token: its first token at the last token of the item before it (or at the start
+    token),
     each other at the one before it.
 
     Args:
@@ -67,7 +68,8 @@ class HistoryGPT2(nn.Module):
         return self.tokens.shape[1]
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
-        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items read."""
+        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items
+        read."""
         return (n_read + 1) * self.tokens.shape[1]
 
     def token_embeddings(self) -> list[Tensor]:
@@ -86,11 +88,20 @@ class HistoryGPT2(nn.Module):
         self.gpt2.save_pretrained(folder)
 
     def sequence(self, items: Tensor) -> Tensor:
-        """The start token and the tokens of histories of item indices (B, n), int64 (B, 1 + n * T), `PAD` where there is no item."""
+        """The start token and the tokens of histories of item indices (B, n), int64 (B, 1 + n * T), `PAD` where there
+        is no item."""
         tokens = self.tokens[items.clamp(min=0)].masked_fill((items < 0)[:, :, None], PAD)
         return functional.pad(tokens.flatten(1), (1, 0), value=PAD)
 
-    def losses(self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def losses(
+        self,
+        batch: Batch,
+        dtype: torch.dtype,
+        dropout: Dropout,
+        *,
+        label_smoothing: float = 0.0,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropies of a batch's targets, in nats.
 
         A row's items and last target pass once; each target is given all that is before it.
@@ -105,7 +116,9 @@ class HistoryGPT2(nn.Module):
         is_target = batch.targets >= 0
         places = batch.n_visible.expand_as(batch.targets)
         beyond = batch.items.shape[1] + 1  # where absent targets are written
-        items = functional.pad(batch.items, (0, 2), value=NO_ITEM).scatter(1, places.masked_fill(~is_target, beyond), batch.targets)[:, :-1]
+        items = functional.pad(batch.items, (0, 2), value=NO_ITEM).scatter(
+            1, places.masked_fill(~is_target, beyond), batch.targets
+        )[:, :-1]
         states = stack_gpt2.read_sequence(self.gpt2, self.sequence(items)[:, :-1], dtype, dropout)
         by_item = states.unflatten(1, (-1, n_levels)).flatten(2)  # row j: the positions that predict item j
         chosen = by_item.gather(1, places.clamp(max=beyond - 1)[:, :, None].expand(-1, -1, by_item.shape[2]))

@@ -1,4 +1,5 @@
-"""What a model family gives to training and to the search: how it reads histories, and the next token's probabilities."""
+"""What a model family gives to training and to the search: how it reads histories, and the next token's
+probabilities."""
 
 from __future__ import annotations
 
@@ -70,8 +71,17 @@ class HistoryModel(Protocol):
         """Tokens that pass the model for training examples, int64 (n,), given the items each reads and its targets."""
         ...
 
-    def losses(self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropies of a batch's targets, in nats: the mean over a target's tokens, and of the next item among those `known`, else 0."""
+    def losses(
+        self,
+        batch: Batch,
+        dtype: torch.dtype,
+        dropout: Dropout,
+        *,
+        label_smoothing: float = 0.0,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropies of a batch's targets, in nats: the mean over a target's tokens, and of the next item
+        among those `known`, else 0."""
         ...
 
     def decoder(self, items: Tensor, dtype: torch.dtype) -> Decoder:

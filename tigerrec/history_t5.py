@@ -81,7 +81,8 @@ class HistoryT5(nn.Module):
         self.register_buffer("tokens", torch.from_numpy(tokens), persistent=False)
 
     def with_items(self, tokens: np.ndarray) -> HistoryT5:
-        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their own."""
+        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their
+        own."""
         tokens = np.concatenate([self.tokens.cpu().numpy(), tokens])
         inputs = None if self.inputs is None else ItemInputs.of(self.inputs.state_dict(), len(tokens))
         return HistoryT5(self.t5, tokens, inputs).to(self.device)
@@ -93,7 +94,8 @@ class HistoryT5(nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all levels."""
+        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all
+        levels."""
         facts: dict[str, Any] = self.t5.config.tigerrec
         return facts
 
@@ -134,7 +136,10 @@ class HistoryT5(nn.Module):
         """Write the model as transformers does, and its input module where it has one."""
         self.t5.save_pretrained(folder)
         if self.inputs is not None:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.inputs.state_dict().items()}, folder / INPUT_MODULE)
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in self.inputs.state_dict().items()},
+                folder / INPUT_MODULE,
+            )
 
     def _encoder_visible(self, items: Tensor) -> Tensor | None:
         """Which encoder positions (last) a position sees, bool; None = all."""
@@ -157,11 +162,14 @@ class HistoryT5(nn.Module):
         dropout = dropout or Dropout(0.0)
         items_or_any = items.clamp(min=0)
         embedded = self.t5.shared(self.tokens[items_or_any])
-        embedded = embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
+        embedded = (
+            embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
+        )
         return stacks.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
 
     def read(self, items: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """What the decoder attends to for histories of item indices (B, n): the encoder's output, float32 (B, S, d), and its mask, int64 (B, S)."""
+        """What the decoder attends to for histories of item indices (B, n): the encoder's output, float32 (B, S, d),
+        and its mask, int64 (B, S)."""
         encoded, mask = self.encode(items, dtype), self.attention_mask(items)
         if self.facts["decoder_reads"] != LAST_ITEM:
             return encoded, mask
@@ -195,14 +203,23 @@ class HistoryT5(nn.Module):
         chosen = by_item.gather(1, places[:, :, None].expand(-1, -1, by_item.shape[2]))
         return chosen.view(-1, self.positions_per_item, encoded.shape[2])
 
-    def losses(self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def losses(
+        self,
+        batch: Batch,
+        dtype: torch.dtype,
+        dropout: Dropout,
+        *,
+        label_smoothing: float = 0.0,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropies of a batch's targets, in nats.
 
         Args:
             known: int64 (n,): the items that the encoder's output tells apart; None = it predicts nothing.
 
         Returns:
-            Of the tokens, over the whole vocabulary, divided by the number of tokens an item; of the next item, 0 where `known` is None.
+            Of the tokens, over the whole vocabulary, divided by the number of tokens an item; of the next item, 0 where
+            `known` is None.
         """
         encoded = self.encode(batch.items, dtype, dropout)
         n_levels = self.tokens.shape[1]
@@ -231,6 +248,8 @@ class HistoryT5(nn.Module):
         """Cross-entropy of the next item given the encoder's output at the item before it, summed over targets."""
         assert self.inputs is not None
         weight = self.inputs.item_embeddings.weight[known] * self.t5.model_dim**-0.5
-        logits = functional.linear(self._at_items(encoded, self._before(batch)).flatten(0, 1).to(dtype), weight.to(dtype))
+        logits = functional.linear(
+            self._at_items(encoded, self._before(batch)).flatten(0, 1).to(dtype), weight.to(dtype)
+        )
         labels = torch.searchsorted(known, batch.targets.clamp(min=0)).masked_fill(~is_target, IGNORED)
         return CrossEntropy.apply(logits, labels.flatten(), 0.0)

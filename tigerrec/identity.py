@@ -1,4 +1,5 @@
-"""What a stage is: its configuration and inputs as one fingerprint, its files as one digest, and what differs between two of them."""
+"""What a stage is: its configuration and inputs as one fingerprint, its files as one digest, and what differs between
+two of them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ def not_identity(**kwargs: Any) -> Any:
 def describe(value: Any) -> Any:
     """The JSON form of a configuration: dataclasses with their class path, without the fields outside identity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.metadata.get("identity", True)}
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata.get("identity", True)
+        }
         return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
@@ -39,13 +44,16 @@ def canonical_json(value: Any) -> str:
 
 
 def fingerprint(stage: str, config: Any, inputs: Mapping[str, str]) -> str:
-    """What a stage is made of: the sha256 over its name, the schema, its configuration (seed included) and its inputs' fingerprints."""
+    """What a stage is made of: the sha256 over its name, the schema, its configuration (seed included) and its inputs'
+    fingerprints."""
     return sha256_text(canonical_json([stage, SCHEMA, describe(config), dict(inputs)]))
 
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """What a stage holds: the sha256 over its files' sha256 by name, without the measured ones."""
-    return sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.items() if not entry.get("measured")}))
+    return sha256_text(
+        canonical_json({name: entry["sha256"] for name, entry in files.items() if not entry.get("measured")})
+    )
 
 
 def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

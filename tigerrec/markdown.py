@@ -21,7 +21,10 @@ def table(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
     widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width if place < texts else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
     lines = [
-        [cell.ljust(width) if place < texts else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        [
+            cell.ljust(width) if place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         for row in (rows[0], rule, *rows[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

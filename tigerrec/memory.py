@@ -19,7 +19,8 @@ def peak_mb() -> int:
 
 
 def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
-    """What a function gives, and the largest memory of this process while it ran, in MB; all that the process held before is part of it.
+    """What a function gives, and the largest memory of this process while it ran, in MB; all that the process held
+    before is part of it.
 
     Where the system cannot start its count again (only Linux can), it is the largest memory so far.
     """
@@ -33,7 +34,8 @@ def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
 def _counted_peak() -> int:
     """The largest memory that the system has counted, in MB.
 
-    On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves elsewhere.
+    On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves
+    elsewhere.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -44,7 +46,8 @@ def _counted_peak() -> int:
 def release_freed_memory() -> None:
     """Give memory that nothing uses back to the system, where the C library is glibc; elsewhere do nothing.
 
-    Tensors of ever new sizes leave holes in the heap, which glibc keeps: half a gigabyte within a hundred steps of training.
+    Tensors of ever new sizes leave holes in the heap, which glibc keeps: half a gigabyte within a hundred steps of
+    training.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -57,7 +57,8 @@ def gains(largest_rank: int) -> dict[str, np.ndarray]:
 def means_with_intervals(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
     """The mean of each gain over users, with its 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
 
-    A resample of the users is a multinomial draw over kinds of users, so that it costs the same for any number of users.
+    A resample of the users is a multinomial draw over kinds of users, so that it costs the same for any number of
+    users.
     Values are rounded to eight decimals.
 
     Args:
@@ -98,4 +99,6 @@ def format_metrics(rows: list[dict]) -> str:
             figures += [f"{row[name]:.4f}", f"{row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}"]
         lines.append((row["model"], row["split"], row["hit"], row["seen"], f"{row['users']:,}", *figures))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,4 +1,5 @@
-"""New items for a trained recommender, without training again: read, embedded, given Semantic IDs beside the known ones, written as an export."""
+"""New items for a trained recommender, without training again: read, embedded, given Semantic IDs beside the known
+ones, written as an export."""
 
 from __future__ import annotations
 
@@ -53,15 +54,25 @@ class NewItems:
 
 
 def read_new_items(path: Path) -> NewItems:
-    """The items of a table (CSV, TSV, JSON Lines, Parquet) with the column `item_id` and any of title, brand, categories, price, text and vector.
+    """The items of a table (CSV, TSV, JSON Lines, Parquet) with the column `item_id` and any of title, brand,
+    categories, price, text and vector.
 
     Raises:
         NewItemsError: the file is no such table, a row cannot be read, an item comes twice, or there is none.
     """
     if not path.is_file() or not is_table(path):
-        raise NewItemsError(f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with `ITEMS_FILE=<file>`.")
+        raise NewItemsError(
+            f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
+            "`ITEMS_FILE=<file>`."
+        )
     columns, rows = read_rows(path)
-    lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}" if not {*FIELDS, VECTOR} & set(columns) else None
+    lacking = (
+        f"'{ID}'"
+        if ID not in columns
+        else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
+        if not {*FIELDS, VECTOR} & set(columns)
+        else None
+    )
     if lacking:
         raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
     ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
@@ -74,14 +85,22 @@ def read_new_items(path: Path) -> NewItems:
                 raise row
             records.append(_record(row, tally))
         except Unreadable as reason:
-            raise NewItemsError(f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out.") from None
+            raise NewItemsError(
+                f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out."
+            ) from None
         vectors.append(row.get(VECTOR))
     if not records:
         raise NewItemsError(f"{path} holds no items; give a table with one row a new item.")
     if tally.noted:
-        logger.warning("left out of the texts: %s", ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items()))
+        logger.warning(
+            "left out of the texts: %s", ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items())
+        )
     new = NewItems(records, _matrix(vectors, path) if VECTOR in columns else None)
-    repeated = sorted({name for name in new.item_ids if new.item_ids.count(name) > 1}) if len(set(new.item_ids)) < len(records) else []
+    repeated = (
+        sorted({name for name in new.item_ids if new.item_ids.count(name) > 1})
+        if len(set(new.item_ids)) < len(records)
+        else []
+    )
     if repeated:
         raise NewItemsError(f"{path} has more than one row for {few(repeated)}; keep one row an item.")
     return new
@@ -91,14 +110,23 @@ def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
     item_id = plain_id(row.get(ID), ID)
     item = make_item(row.get("title"), row.get("brand"), row.get("categories"), row.get("price"), tally, ">")
     text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
-    return {ID: item_id, "title": item.title, "brand": item.brand, "categories": item.categories, "price": item.price, "text": text}
+    return {
+        ID: item_id,
+        "title": item.title,
+        "brand": item.brand,
+        "categories": item.categories,
+        "price": item.price,
+        "text": text,
+    }
 
 
 def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
     try:
         return np.stack([np.array(vector, dtype=np.float32).reshape(len(vector)) for vector in vectors])
     except (TypeError, ValueError):
-        raise NewItemsError(f"The column '{VECTOR}' of {path} must hold lists of numbers of one length; {GIVE_VECTORS}.") from None
+        raise NewItemsError(
+            f"The column '{VECTOR}' of {path} must hold lists of numbers of one length; {GIVE_VECTORS}."
+        ) from None
 
 
 def recorded_embedder(folder: Path) -> EmbedsTexts:
@@ -116,12 +144,16 @@ def recorded_embedder(folder: Path) -> EmbedsTexts:
     if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
         raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
     if {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()} != facts["sources"]:
-        raise NewItemsError(f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get them, or {GIVE_VECTORS}.")
+        raise NewItemsError(
+            f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get them, "
+            f"or {GIVE_VECTORS}."
+        )
     return embedder
 
 
 def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
-    """The Semantic IDs, int32 (n, T), of new items beside the known ones: codes by the frozen tokenizer, ids by the collision policy of the stage.
+    """The Semantic IDs, int32 (n, T), of new items beside the known ones: codes by the frozen tokenizer, ids by the
+    collision policy of the stage.
 
     Args:
         folder: a tokenize stage or an export.
@@ -132,7 +164,10 @@ def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
     """
     policy = artifacts.read_json(Path(folder), TOKENIZER, {"collisions": str})["collisions"]
     if policy not in COLLISION_POLICIES:
-        raise NewItemsError(f"{folder}/tokenizer.json names the collision policy {policy!r}, and this version knows {', '.join(COLLISION_POLICIES)}.")
+        raise NewItemsError(
+            f"{folder}/tokenizer.json names the collision policy {policy!r}, and this version knows "
+            f"{', '.join(COLLISION_POLICIES)}."
+        )
     return COLLISION_POLICIES[policy].extend(load_semantic_ids(folder), code_items(folder, vectors))
 
 
@@ -145,7 +180,8 @@ def add_items(run: Path, items_file: Path, out: Path) -> Path:
         out: a new or empty folder, or an older export, which is replaced.
 
     Raises:
-        TigerrecError: the run, the table or `out` cannot be used, an item is known already, or there is no Semantic ID left for one.
+        TigerrecError: the run, the table or `out` cannot be used, an item is known already, or there is no Semantic ID
+            left for one.
     """
     out = out.resolve()
     check_free(out)
@@ -170,7 +206,9 @@ def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, i
     items = read_items(base)
     known = set(items["item_id"].to_pylist()) & set(new.item_ids)
     if known:
-        raise NewItemsError(f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out.")
+        raise NewItemsError(
+            f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out."
+        )
     if new.vectors is None:
         embed = recorded_embedder(base).open()
         vectors = checked(embed(new.item_ids, [record["text"] for record in new.records]), new.item_ids)
@@ -179,10 +217,15 @@ def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, i
     old_ids, codes = load_semantic_ids(base), new_semantic_ids(base, vectors)
     records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]
     card = (base / "README.md").read_text(encoding="utf-8")
-    card += f"\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; the results above are of the items before.\n"
+    card += (
+        f"\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; the results "
+        "above are of the items before.\n"
+    )
     with artifacts.writing(out, EXPORT, {}, {"export": base}, {"items": artifacts.sha256_file(items_file)}) as files:
         files.parquet("items.parquet", pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
-        files.parquet("semantic_ids.parquet", SemanticIds(np.concatenate([old_ids.codes, codes]), old_ids.layout).table())
+        files.parquet(
+            "semantic_ids.parquet", SemanticIds(np.concatenate([old_ids.codes, codes]), old_ids.layout).table()
+        )
         if POPULARITY in manifest.files:
             counts = read_popularity(base, len(items))
             files.arrays(POPULARITY, {"training_counts": np.append(counts, np.zeros(len(records), counts.dtype))})

@@ -27,9 +27,24 @@ from tigerrec.signals import Interrupted
 logger = logging.getLogger(__name__)
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
-MAKE_TARGETS = {"prepare": "data", "embed": "embed", "tokenize": "tokenize", "train": "train", "evaluate": "eval", "audit": "audit"}
+MAKE_TARGETS = {
+    "prepare": "data",
+    "embed": "embed",
+    "tokenize": "tokenize",
+    "train": "train",
+    "evaluate": "eval",
+    "audit": "audit",
+}
 GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
-OF_THIS_MACHINE = ("paths.", "audit.folder", "audit.checks", "dataset.raw_dir", "train.device", "evaluate.device", "embedder.device")
+OF_THIS_MACHINE = (
+    "paths.",
+    "audit.folder",
+    "audit.checks",
+    "dataset.raw_dir",
+    "train.device",
+    "evaluate.device",
+    "embedder.device",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +101,14 @@ class Step:
             return False
         inputs = self.input_records()
         outside = {
-            role: record for role, record in manifest.inputs.items() if role not in self.inputs and "content" not in record
+            role: record
+            for role, record in manifest.inputs.items()
+            if role not in self.inputs and "content" not in record
         }  # those of stages have content
         outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
-        return artifacts.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
+        return artifacts.check_current(
+            self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key
+        )
 
 
 def _nothing() -> Mapping[str, Path]:
@@ -149,12 +168,17 @@ def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], k
     )  # fmt: skip
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
-        raise ConfigError(f"{known.name_option} and {where}.name are both {folder.name!r}, with different settings; give `{where}.name=<new name>`.")
+        raise ConfigError(
+            f"{known.name_option} and {where}.name are both {folder.name!r}, with different settings; give "
+            f"`{where}.name=<new name>`."
+        )
     steps.setdefault(known.key, known)
     return folder
 
 
-def _plan_further(nodes: Any, where: str, needs: Sequence[str], prepared: Path, steps: dict[str, Step]) -> dict[str, Path]:
+def _plan_further(
+    nodes: Any, where: str, needs: Sequence[str], prepared: Path, steps: dict[str, Step]
+) -> dict[str, Path]:
     """Plan the embed steps of further item vectors by name; returns their folders.
 
     Raises:
@@ -162,15 +186,21 @@ def _plan_further(nodes: Any, where: str, needs: Sequence[str], prepared: Path, 
     """
     given = {} if nodes is None else nodes
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}={nodes!r} must hold an embedder a name; choose each with `+embedder@{where}.<name>=<embedder>`.")
+        raise ConfigError(
+            f"{where}={nodes!r} must hold an embedder a name; choose each with `+embedder@{where}.<name>=<embedder>`."
+        )
     for name in needs:
         if name not in given:
-            raise ConfigError(f"{where}.{name} is needed and missing; choose its embedder with `+embedder@{where}.{name}=<embedder>`.")
+            raise ConfigError(
+                f"{where}.{name} is needed and missing; choose its embedder with `+embedder@{where}.{name}=<embedder>`."
+            )
     for name, node in given.items():
         if name not in needs:
             raise ConfigError(f"{where}.{name} is given, but only [{', '.join(needs)}] can be used; leave it out.")
         if not isinstance(node, Mapping):
-            raise ConfigError(f"{where}.{name}={node!r} is no embedder; choose one with `embedder@{where}.{name}=<embedder>`.")
+            raise ConfigError(
+                f"{where}.{name}={node!r} is no embedder; choose one with `embedder@{where}.{name}=<embedder>`."
+            )
     return {name: _plan_embed(node, f"{where}.{name}", prepared, steps) for name, node in given.items()}
 
 
@@ -188,7 +218,8 @@ def plan_prepare(cfg: DictConfig) -> Step:
 
 
 def plan(cfg: DictConfig) -> dict[str, Step]:
-    """The five stages of a configuration and the embed steps of further vectors, each behind those it reads, by key; checked before any work.
+    """The five stages of a configuration and the embed steps of further vectors, each behind those it reads, by key;
+    checked before any work.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
@@ -200,17 +231,30 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     training, train_keys = build_choice(cfg.get("train"), "train")
     evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate")
     tokenize_config = build(
-        {"_target_": "tigerrec.tokenizers.TokenizeConfig", "tokenizer": tokenizer, **{key: token_keys[key] for key in tokenize_keys if key in token_keys}},
+        {
+            "_target_": "tigerrec.tokenizers.TokenizeConfig",
+            "tokenizer": tokenizer,
+            **{key: token_keys[key] for key in tokenize_keys if key in token_keys},
+        },
         "tokenizer",
     )
     train_config = build(
-        {"_target_": "tigerrec.train.TrainConfig", "generator": generator, "training": training, "seed": checked_seed(generator_keys, "generator")}, "train"
+        {
+            "_target_": "tigerrec.train.TrainConfig",
+            "generator": generator,
+            "training": training,
+            "seed": checked_seed(generator_keys, "generator"),
+        },
+        "train",
     )
     prepared, steps = prepare.folder, {"prepare": prepare}
     embedded = _plan_embed(cfg.get("embedder"), "embedder", prepared, steps, "embed")
     inputs = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)
     tokenized = embedded / f"{folder_name(token_keys, 'tokenizer')}-seed{checked_seed(token_keys, 'tokenizer')}"
-    trained = tokenized / f"{folder_name(generator_keys, 'generator')}-{folder_name(train_keys, 'train')}-seed{train_config.seed}"
+    trained = (
+        tokenized
+        / f"{folder_name(generator_keys, 'generator')}-{folder_name(train_keys, 'train')}-seed{train_config.seed}"
+    )
     evaluated = trained / f"eval-{folder_name(evaluate_keys, 'evaluate')}"
     following = [
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
@@ -226,7 +270,8 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
 def run(cfg: DictConfig, until: str | None = None) -> Path:
     """Bring a stage and everything it needs up to date.
 
-    What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of fused vectors) is not.
+    What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of
+    fused vectors) is not.
 
     Args:
         cfg: a composed configuration.
@@ -302,7 +347,8 @@ def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitSta
 
 
 def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
-    """Whether a step is finished, saying so; looked at again where something is wrong that another process may be writing."""
+    """Whether a step is finished, saying so; looked at again where something is wrong that another process may be
+    writing."""
     try:
         current = step.is_current()
     except artifacts.ArtifactError:
@@ -311,7 +357,9 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
-        if artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None:  # of a process that was killed after its last word
+        if (
+            artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None
+        ):  # of a process that was killed after its last word
             with contextlib.suppress(artifacts.ArtifactError), files.locked(step.folder):
                 artifacts.discard_working_files(step.folder)
     return current
@@ -331,7 +379,9 @@ def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
     """
     if step.input_records() != read:
         (step.folder / artifacts.MANIFEST).unlink()
-        raise artifacts.StaleError(f"What {step.folder} is made from was built again by another process meanwhile; run the same command again.")
+        raise artifacts.StaleError(
+            f"What {step.folder} is made from was built again by another process meanwhile; run the same command again."
+        )
 
 
 def make_command(stage: str, overrides: list[str]) -> str:
@@ -353,7 +403,8 @@ def _as_one_word(text: str) -> str:
 
 
 def told_command(target: str, overrides: Sequence[str]) -> str:
-    """The make command to tell others of, without the options that say where things are on this machine; of absolute paths only the last part."""
+    """The make command to tell others of, without the options that say where things are on this machine; of absolute
+    paths only the last part."""
     told = []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -391,7 +442,10 @@ def reporting(resume: str | None = None) -> Iterator[None]:
     show_progress()
     try:
         if resume is None and distributed.world_size() > 1:
-            raise TigerrecError("Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun (`LAUNCH=`).")
+            raise TigerrecError(
+                "Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun "
+                "(`LAUNCH=`)."
+            )
         yield
     except TigerrecError as error:
         sys.exit(f"Error: {error}")
@@ -404,7 +458,8 @@ def reporting(resume: str | None = None) -> Iterator[None]:
 
 
 def command(cfg: DictConfig, until: str | None = None) -> None:
-    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one sentence on a user's error."""
+    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one
+    sentence on a user's error."""
     from hydra.core.hydra_config import HydraConfig
 
     until = until or cfg.until

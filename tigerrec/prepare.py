@@ -35,7 +35,8 @@ class RawItem:
 class RawData:
     """Readable interactions in file order, the metadata of their items, and what was lost.
 
-    `timestamps` is int64. `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended rather than dropped.
+    `timestamps` is int64. `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended
+    rather than dropped.
     """
 
     user_ids: list[str]
@@ -88,7 +89,10 @@ class Dataset(Protocol):
 
 def check_filters(min_user_interactions: int, min_item_interactions: int, max_dropped: float) -> None:
     """Raise ValueError for filters out of range; shared by the data set dataclasses."""
-    for name, value in (("min_user_interactions", min_user_interactions), ("min_item_interactions", min_item_interactions)):
+    for name, value in (
+        ("min_user_interactions", min_user_interactions),
+        ("min_item_interactions", min_item_interactions),
+    ):
         if value < 0:
             raise ValueError(f"{name} must be 0 (no filter) or more, got {value}")
     if not 0 <= max_dropped <= 1:
@@ -96,7 +100,8 @@ def check_filters(min_user_interactions: int, min_item_interactions: int, max_dr
 
 
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
-    """Which interactions stay when users and items with too few are removed again and again until none is left to remove.
+    """Which interactions stay when users and items with too few are removed again and again until none is left to
+    remove.
 
     Args:
         users: int (n,), user numbers from 0.
@@ -137,7 +142,8 @@ def number_by_appearance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def item_text(item_id: str, item: RawItem) -> str:
-    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without the missing parts; `Item <id>.` where all are missing."""
+    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without the missing parts;
+    `Item <id>.` where all are missing."""
     parts = {
         "Title": item.title,
         "Brand": item.brand,
@@ -173,7 +179,8 @@ def _ids_to_numbers(ids: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
-    """Drop repeated interactions, filter, number by first appearance, and order by (user, time, place in the file), stable.
+    """Drop repeated interactions, filter, number by first appearance, and order by (user, time, place in the file),
+    stable.
 
     Users with fewer than three interactions are always left out: leave-one-out needs three.
 
@@ -188,7 +195,8 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
     keep = k_core(users, items, max(min_user, SHORTEST_HISTORY), min_item)
     if not keep.any():
         raise DatasetError(
-            f"Nothing is left of {len(raw.user_ids):,} interactions of {len(user_ids):,} users ({short:,} with fewer than {SHORTEST_HISTORY}) "
+            f"Nothing is left of {len(raw.user_ids):,} interactions of {len(user_ids):,} users ({short:,} with fewer "
+            f"than {SHORTEST_HISTORY}) "
             f"and {len(item_ids):,} items after the filters; lower `dataset.min_user_interactions={min_user}` and "
             f"`dataset.min_item_interactions={min_item}` or give more data."
         )
@@ -200,7 +208,12 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
         "users": len(old_users),
         "items": len(old_items),
         "interactions": len(users),
-        "history_length": {"min": int(lengths.min()), "median": float(np.median(lengths)), "mean": float(lengths.mean()), "max": int(lengths.max())},
+        "history_length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "mean": float(lengths.mean()),
+            "max": int(lengths.max()),
+        },
         "raw": {"users": len(user_ids), "items": len(item_ids), "interactions": len(raw.user_ids)},
         "repeated_interactions": int((~unique).sum()),
         "users_with_fewer_than_3": short,
@@ -219,14 +232,21 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
 
 def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float) -> None:
     dropped = sum(raw.dropped.values())
-    reasons = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0])))
+    reasons = "; ".join(
+        f"{reason}: {count:,}" for reason, count in sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
     files = " and ".join(str(path) for path in sources.values())
     if dropped > max_dropped * raw.lines:
         if dropped == raw.lines:
-            raise DatasetError(f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a date like 2024-03-01.")
+            raise DatasetError(
+                f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a "
+                "date like 2024-03-01."
+            )
         raise DatasetError(
-            f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than max_dropped={max_dropped} allows; "
-            f"repair or download the files again, or put up with it by `dataset.max_dropped={-(-dropped * 1000 // raw.lines) / 1000}`."
+            f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than "
+            f"max_dropped={max_dropped} allows; "
+            "repair or download the files again, or put up with it by "
+            f"`dataset.max_dropped={-(-dropped * 1000 // raw.lines) / 1000}`."
         )
     if dropped:
         logger.warning("dropped %s of %s lines (%s)", f"{dropped:,}", f"{raw.lines:,}", reasons)
@@ -236,7 +256,8 @@ def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None
     found = (stats["users"], stats["items"], stats["interactions"])
     if expected and found != expected:
         logger.warning(
-            "not the files of the known release: expected %s users, %s items, %s interactions, found %s, %s, %s; do not compare results with published ones",
+            "not the files of the known release: expected %s users, %s items, %s interactions, found %s, %s, %s; do "
+            "not compare results with published ones",
             *(f"{number:,}" for number in (*expected, *found)),
         )
 
@@ -252,13 +273,22 @@ def prepare(dataset: Dataset, out: Path) -> Path:
     sources = dataset.sources()
     raw = dataset.read()
     _check_dropped(raw, sources, dataset.max_dropped)
-    logger.info("read %s interactions from %s", f"{len(raw.user_ids):,}", ", ".join(str(path) for path in sources.values()))
+    logger.info(
+        "read %s interactions from %s", f"{len(raw.user_ids):,}", ", ".join(str(path) for path in sources.values())
+    )
     prepared = arrange(raw, dataset.min_user_interactions, dataset.min_item_interactions)
     unknown = RawItem(None, None, [], None)
     items = [raw.items.get(item_id, unknown) for item_id in prepared.item_ids]
     stats = prepared.stats | {
         "items_without_metadata": sum(item_id not in raw.items for item_id in prepared.item_ids),
-        "items_without": dict(Counter(name for item in items for name in ("title", "brand", "categories", "price") if getattr(item, name) in (None, []))),
+        "items_without": dict(
+            Counter(
+                name
+                for item in items
+                for name in ("title", "brand", "categories", "price")
+                if getattr(item, name) in (None, [])
+            )
+        ),
         "lines": raw.lines,
         "dropped": dict(sorted(raw.dropped.items())),
         "noted": dict(sorted(raw.noted.items())),
@@ -272,15 +302,29 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             "brand": pa.array([item.brand for item in items], pa.string()),
             "categories": pa.array([item.categories for item in items], pa.list_(pa.string())),
             "price": pa.array([item.price for item in items], pa.float64()),
-            "text": pa.array([item_text(item_id, item) for item_id, item in zip(prepared.item_ids, items, strict=True)], pa.string()),
+            "text": pa.array(
+                [item_text(item_id, item) for item_id, item in zip(prepared.item_ids, items, strict=True)], pa.string()
+            ),
         },
-        "users.parquet": {"user": pa.array(range(len(prepared.user_ids)), pa.int32()), "user_id": pa.array(prepared.user_ids, pa.string())},
-        "interactions.parquet": {"user": prepared.users, "item": prepared.items, "timestamp": prepared.timestamps, "position": prepared.positions},
+        "users.parquet": {
+            "user": pa.array(range(len(prepared.user_ids)), pa.int32()),
+            "user_id": pa.array(prepared.user_ids, pa.string()),
+        },
+        "interactions.parquet": {
+            "user": prepared.users,
+            "item": prepared.items,
+            "timestamp": prepared.timestamps,
+            "position": prepared.positions,
+        },
     }
     hashes = {role: artifacts.sha256_file(path) for role, path in sources.items()}
     with artifacts.writing(out, "prepare", dataset, sources=hashes) as files:
         for name, columns in tables.items():
             files.parquet(name, pa.table(columns))
         files.json("stats.json", stats)
-    logger.info("wrote %s users, %s items, %s interactions to %s", *(f"{stats[key]:,}" for key in ("users", "items", "interactions")), out)
+    logger.info(
+        "wrote %s users, %s items, %s interactions to %s",
+        *(f"{stats[key]:,}" for key in ("users", "items", "interactions")),
+        out,
+    )
     return out

@@ -55,8 +55,13 @@ def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
         result = None
     process.join()
     if result is None:
-        reason = "most likely for want of memory" if process.exitcode == -signal.SIGKILL else "what it printed last says why"
-        raise TigerrecError(f"The process of {function.rpartition('.')[2]} ended without a result (exit code {process.exitcode}): {reason}.")
+        reason = (
+            "most likely for want of memory" if process.exitcode == -signal.SIGKILL else "what it printed last says why"
+        )
+        raise TigerrecError(
+            f"The process of {function.rpartition('.')[2]} ended without a result (exit code {process.exitcode}): "
+            f"{reason}."
+        )
     if isinstance(result, TigerrecError):
         raise result
     return dict(result)

@@ -1,4 +1,5 @@
-"""How and when a stage came about: versions, commit, machine, time and memory; kept in the manifest, no part of what a stage is."""
+"""How and when a stage came about: versions, commit, machine, time and memory; kept in the manifest, no part of what a
+stage is."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from typing import Any
 
 from tigerrec.memory import peak_mb
 
-VERSIONED_PACKAGES = ("tigerrec", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy", "pandas", "pyarrow")
+VERSIONED_PACKAGES = (
+    "tigerrec",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "faiss-cpu",
+    "numpy",
+    "pandas",
+    "pyarrow",
+)
 
 
 def _git_commit() -> str | None:
@@ -22,7 +32,9 @@ def _git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        run = lambda *args: subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: E731
+        run = lambda *args: subprocess.run(
+            ["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
         return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,5 @@
-"""What the readers of raw data share: the lines of a file, checked ids and times, cleaned item fields, and counts of what was lost."""
+"""What the readers of raw data share: the lines of a file, checked ids and times, cleaned item fields, and counts of
+what was lost."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
-    """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark; None for one beyond 10 MB.
+    """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark; None for one
+    beyond 10 MB.
 
     Args:
         remedy: the end of the error's sentence, for instance "download it again".
@@ -146,7 +148,9 @@ def checked_time(value: Any) -> int:
     """
     if value is None or value == "":
         raise Unreadable("no time")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -(2**63) <= value < 2**63:  # neither NaN nor infinity is between the two
+    if (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not -(2**63) <= value < 2**63
+    ):  # neither NaN nor infinity is between the two
         raise Unreadable("time is not a number")
     return math.floor(value)
 
@@ -187,7 +191,14 @@ def first_path(value: Any, separator: str | None) -> list[Any]:
     return []
 
 
-def make_item(title: Any, brand: Any, categories: Any, price: Any, tally: Tally, separator: str | None = None) -> RawItem:
+def make_item(
+    title: Any, brand: Any, categories: Any, price: Any, tally: Tally, separator: str | None = None
+) -> RawItem:
     """An item of raw fields; what is missing or of a wrong type becomes None or empty, the latter noted."""
     path = [clean(name, "category", tally) for name in first_path(categories, separator)]
-    return RawItem(clean(title, "title", tally), clean(brand, "brand", tally), [name for name in path if name], parse_price(price, tally))
+    return RawItem(
+        clean(title, "title", tally),
+        clean(brand, "brand", tally),
+        [name for name in path if name],
+        parse_price(price, tally),
+    )

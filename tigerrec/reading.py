@@ -35,7 +35,8 @@ def _remedy(folder: Path) -> str:
 
 @contextlib.contextmanager
 def contract(folder: Path, name: str) -> Iterator[None]:
-    """Whatever goes wrong inside, in a library or in a check, is a fault of the file `name` of a stage; checks raise ValueError.
+    """Whatever goes wrong inside, in a library or in a check, is a fault of the file `name` of a stage; checks raise
+    ValueError.
 
     Raises:
         DamagedError: names the file, what is wrong with it, and the command that makes it again.
@@ -45,7 +46,11 @@ def contract(folder: Path, name: str) -> Iterator[None]:
     except TigerrecError:
         raise
     except Exception as error:
-        fault = "is missing" if isinstance(error, FileNotFoundError) else f"does not hold what it should ({first_line(error)})"
+        fault = (
+            "is missing"
+            if isinstance(error, FileNotFoundError)
+            else f"does not hold what it should ({first_line(error)})"
+        )
         raise DamagedError(f"{folder / name} {fault}; {_remedy(folder)}.") from error
 
 
@@ -53,7 +58,8 @@ def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None
     """A Parquet file of a stage as a `pyarrow.Table`.
 
     Args:
-        columns: the type of each column that must be there, as pyarrow calls it; with a `?` at the end it may hold nulls.
+        columns: the type of each column that must be there, as pyarrow calls it; with a `?` at the end it may hold
+            nulls.
 
     Raises:
         DamagedError: it is no such table.
@@ -73,7 +79,9 @@ def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None
     return table
 
 
-def read_arrays(folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]] | None = None, finite: bool = False) -> dict[str, Any]:
+def read_arrays(
+    folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]] | None = None, finite: bool = False
+) -> dict[str, Any]:
     """A safetensors file of a stage as numpy arrays by name.
 
     Args:
@@ -90,12 +98,18 @@ def read_arrays(folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]]
         found: dict[str, Any] = load_file(folder / name)
         if arrays is not None and found.keys() != arrays.keys():
             lacking, surplus = sorted(arrays.keys() - found.keys()), sorted(found.keys() - arrays.keys())
-            raise ValueError(f"it lacks the array {lacking[0]!r}" if lacking else f"it has an unknown array {surplus[0]!r}")
+            raise ValueError(
+                f"it lacks the array {lacking[0]!r}" if lacking else f"it has an unknown array {surplus[0]!r}"
+            )
         for key, (kind, shape) in (arrays or {}).items():
-            is_shape = len(shape) == found[key].ndim and all(want in (None, length) for want, length in zip(shape, found[key].shape, strict=True))
+            is_shape = len(shape) == found[key].ndim and all(
+                want in (None, length) for want, length in zip(shape, found[key].shape, strict=True)
+            )
             if found[key].dtype != kind or not is_shape:
                 wanted = tuple("any" if length is None else length for length in shape)
-                raise ValueError(f"its array {key!r} is {found[key].dtype} of shape {found[key].shape}, not {kind} of shape {wanted}")
+                raise ValueError(
+                    f"its array {key!r} is {found[key].dtype} of shape {found[key].shape}, not {kind} of shape {wanted}"
+                )
         for key, array in found.items():
             if finite and not numpy.isfinite(array).all():
                 raise ValueError(f"its array {key!r} holds NaN or infinity")
@@ -129,7 +143,8 @@ def read_json(folder: Path, name: str, shape: Any = None) -> Any:
     """A JSON file of a stage.
 
     Args:
-        shape: a type (float takes whole numbers too), a dict from the keys that must be there to their shapes, or a list of the one shape of all elements.
+        shape: a type (float takes whole numbers too), a dict from the keys that must be there to their shapes, or a
+            list of the one shape of all elements.
 
     Raises:
         DamagedError: it is not JSON, or of another shape.

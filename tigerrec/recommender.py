@@ -50,7 +50,8 @@ def check_run(folder: Path) -> None:
     if manifest is None or manifest.stage not in ("train", EXPORT):
         found = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
         raise RecommendError(
-            f"{folder} {found if folder.is_dir() else 'does not exist'}; give the folder that `make train` printed, or an export, as `RUN=<folder>`."
+            f"{folder} {found if folder.is_dir() else 'does not exist'}; give the folder that `make train` printed, "
+            "or an export, as `RUN=<folder>`."
         )
 
 
@@ -80,7 +81,9 @@ def read_popularity(exported: Path, n_items: int) -> np.ndarray:
     Raises:
         DamagedError: the file holds anything else.
     """
-    counts: np.ndarray = artifacts.read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})["training_counts"]
+    counts: np.ndarray = artifacts.read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})[
+        "training_counts"
+    ]
     with artifacts.contract(exported, POPULARITY):
         if (counts < 0).any():
             raise ValueError("it has negative counts")
@@ -126,16 +129,24 @@ class Recommender:
         items = read_items(folders["prepare"], {"title": "string?"}).select(["item_id", "title"]).to_pydict()
         if len(items["item_id"]) != len(semantic_ids.codes):
             raise artifacts.StaleError(
-                f"{folder} has {len(items['item_id'])} items and Semantic IDs for {len(semantic_ids.codes)}; export it again, or add `overwrite=embed`."
+                f"{folder} has {len(items['item_id'])} items and Semantic IDs for {len(semantic_ids.codes)}; export "
+                "it again, or add `overwrite=embed`."
             )
         model = load_generator(folder, semantic_ids).to(resolve_device(device))
         logger.info("read the generator and %s items from %s", f"{len(items['item_id']):,}", folder)
         numbers = {item_id: number for number, item_id in enumerate(items["item_id"])}
-        popularity = _popularity(folders["prepare"], exported, len(semantic_ids.codes)) if semantic_ids.may_share else None
-        return Recommender(Searcher.of(model, "fp32", popularity), semantic_ids.codes, items["item_id"], items["title"], numbers)
+        popularity = (
+            _popularity(folders["prepare"], exported, len(semantic_ids.codes)) if semantic_ids.may_share else None
+        )
+        return Recommender(
+            Searcher.of(model, "fp32", popularity), semantic_ids.codes, items["item_id"], items["title"], numbers
+        )
 
-    def with_items(self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None) -> Recommender:
-        """A recommender of these and of new items, without training: new ones may stand in histories and be recommended, old ones keep their scores.
+    def with_items(
+        self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None
+    ) -> Recommender:
+        """A recommender of these and of new items, without training: new ones may stand in histories and be
+        recommended, old ones keep their scores.
 
         Args:
             item_ids: of the new items.
@@ -149,14 +160,30 @@ class Recommender:
         repeated = [name for name, count in Counter([*self.numbers, *ids]).items() if count > 1]
         layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
         if repeated:
-            raise RecommendError(f"{len(repeated)} new items are in the catalogue already or come twice ({', '.join(repeated[:SHOWN_IDS])}); leave them out.")
-        if not ids or len(titles) != len(ids) or codes.shape != (len(ids), layout.n_levels) or (codes < 0).any() or (codes >= layout.level_sizes).any():
             raise RecommendError(
-                f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and codes of shape {codes.shape}."
+                f"{len(repeated)} new items are in the catalogue already or come twice "
+                f"({', '.join(repeated[:SHOWN_IDS])}); leave them out."
+            )
+        if (
+            not ids
+            or len(titles) != len(ids)
+            or codes.shape != (len(ids), layout.n_levels)
+            or (codes < 0).any()
+            or (codes >= layout.level_sizes).any()
+        ):
+            raise RecommendError(
+                f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and "
+                f"codes of shape {codes.shape}."
             )
         searcher = self.searcher.with_items(layout.to_tokens(codes))
         numbers = self.numbers | {item_id: len(self.item_ids) + number for number, item_id in enumerate(ids)}
-        return Recommender(searcher, np.concatenate([self.codes, codes]).astype(np.int32), self.item_ids + ids, self.titles + titles, numbers)
+        return Recommender(
+            searcher,
+            np.concatenate([self.codes, codes]).astype(np.int32),
+            self.item_ids + ids,
+            self.titles + titles,
+            numbers,
+        )
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
         """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.
@@ -171,7 +198,9 @@ class Recommender:
         """
         return self.recommend_batch([item_ids], k, mask_seen)[0]
 
-    def recommend_batch(self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True) -> list[list[Recommendation]]:
+    def recommend_batch(
+        self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True
+    ) -> list[list[Recommendation]]:
         """`recommend` for many histories at once."""
         if k < 1:
             raise RecommendError(f"k must be at least 1, got {k}; give for instance `K=10`.")
@@ -194,7 +223,10 @@ class Recommender:
 
     @staticmethod
     def _line(rank: str, item: Recommendation, score: str) -> str:
-        return f"{rank:>3}  {item.item_id}  {score:>8}  {'-'.join(map(str, item.semantic_id)):<16}  {item.title or '(no title)'}"
+        return (
+            f"{rank:>3}  {item.item_id}  {score:>8}  {'-'.join(map(str, item.semantic_id)):<16}  "
+            f"{item.title or '(no title)'}"
+        )
 
     def _recommendation(self, item: int, score: float) -> Recommendation:
         return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
@@ -209,7 +241,8 @@ class Recommender:
             raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")
         if len(unknown) == len(ids):
             raise RecommendError(
-                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of items.parquet, for instance `ITEMS={example}`."
+                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of "
+                f"items.parquet, for instance `ITEMS={example}`."
             )
         if unknown:
             logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), len(ids), shown)

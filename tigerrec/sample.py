@@ -1,4 +1,5 @@
-"""The bundled sample: an invented hobby shop and its customers, in the raw format of the Amazon product data of 2014."""
+"""The bundled sample: an invented hobby shop and its customers, in the raw format of the Amazon product data of
+2014."""
 
 from __future__ import annotations
 
@@ -45,14 +46,20 @@ BRANDS: dict[str, tuple[str, str, str]] = {
     "Knitting": ("Woolmere", "Purlington", "Skeinfield"),
 }
 
-# Department → the sub-categories in the order in which a hobby grows: (name, colours or sizes of its variants, middle price in dollars, four products).
+# Department → the sub-categories in the order in which a hobby grows: (name, colours or sizes of its variants, middle
+# price in dollars, four products).
 CATALOGUE: dict[str, list[tuple[str, str, int, tuple[str, str, str, str]]]] = {
     "Camping": [
         ("Tents", "Forest Green/Slate Blue", 140, ("2-Person Dome Tent", "4-Person Family Tent", "Ultralight Trekking Tent", "Tunnel Tent with Porch")),
         ("Sleeping Bags", "Navy/Olive", 80, ("Mummy Sleeping Bag", "Down Sleeping Bag", "Summer Sleeping Bag", "Double Sleeping Bag")),
         ("Sleeping Pads", "Grey/Orange", 45, ("Self-Inflating Sleeping Pad", "Foam Sleeping Mat", "Insulated Air Mattress", "Inflatable Camp Pillow & Mat")),
-        ("Camp Stoves", "", 50, ("Canister Gas Stove", "Two-Burner Camp Stove", "Folding Wood Stove", "Alcohol Backpacking Stove")),
-        ("Camp Cookware", "", 35, ("Titanium Pot & Pan Set", "Nesting Mess Kit", "Camp Kettle with Handle", "Cast Iron Camp Skillet")),
+        ("Camp Stoves", "", 50, ("Canister Gas Stove", "Two-Burner Camp Stove", "Folding Wood Stove", "Alcohol "
+                                                                                                      "Backpacking "
+                                                                                                      "Stove")),
+        ("Camp Cookware", "", 35, ("Titanium Pot & Pan Set", "Nesting Mess Kit", "Camp Kettle with Handle", "Cast "
+                                                                                                            "Iron "
+                                                                                                            "Camp "
+                                                                                                            "Skillet")),
         ("Camp Lanterns", "Black/Yellow", 28, ("LED Camping Lantern", "Rechargeable Headlamp", "Solar Tent Light", "Candle Lantern")),
         ("Water Filters", "", 32, ("Squeeze Water Filter", "Gravity Water Filter 4 L", "Pump Water Purifier", "Filter Bottle for Hiking")),
         ("First Aid & Repair", "Red/Green", 20, ("Hiker's First Aid Kit", "Tent Repair Kit", "Trail Blister Kit", "Emergency Bivvy Blanket")),
@@ -71,9 +78,15 @@ CATALOGUE: dict[str, list[tuple[str, str, int, tuple[str, str, str, str]]]] = {
         ("Seed Trays", "Green/Terracotta", 14, ("Seed Starter Tray with Dome", "Peat Pot Strips", "Heated Propagator", "Deep Root Cell Tray")),
         ("Seeds", "", 6, ("Heirloom Tomato Seeds", "Wildflower Seed Mix", "Salad & Herb Seeds", "Sweet Pepper Seeds")),
         ("Potting Soil", "", 18, ("Organic Potting Soil 10 L", "Seedling Compost Mix", "Cactus & Succulent Soil", "Coconut Coir Bricks")),
-        ("Hand Tools", "Ash/Walnut", 21, ("Hand Trowel", "Bypass Pruning Shears", "Weeding Fork", "Gardener's Transplanting Knife")),
-        ("Watering", "Sage/Brass", 30, ("Watering Can 8 L", "Expandable Garden Hose", "Drip Irrigation Kit", "Brass Spray Nozzle")),
-        ("Plant Supports", "", 17, ("Bamboo Plant Stakes", "Tomato Cage Set", "Climbing Plant Trellis", "Soft Garden Twine & Clips")),
+        ("Hand Tools", "Ash/Walnut", 21, ("Hand Trowel", "Bypass Pruning Shears", "Weeding Fork", "Gardener's "
+                                                                                                  "Transplanting "
+                                                                                                  "Knife")),
+        ("Watering", "Sage/Brass", 30, ("Watering Can 8 L", "Expandable Garden Hose", "Drip Irrigation Kit", "Brass "
+                                                                                                             "Spray "
+                                                                                                             "Nozzle")),
+        ("Plant Supports", "", 17, ("Bamboo Plant Stakes", "Tomato Cage Set", "Climbing Plant Trellis", "Soft Garden "
+                                                                                                        "Twine & "
+                                                                                                        "Clips")),
         ("Fertilisers", "", 15, ("Liquid Tomato Feed", "Organic Bone Meal Fertiliser", "Slow Release Plant Food", "Seaweed Fertiliser Concentrate")),
         ("Harvest Baskets", "Natural/Grey", 26, ("Wicker Harvest Basket", "Garden Trug", "Berry Picking Basket", "Canvas Harvest Apron")),
     ],
@@ -84,7 +97,8 @@ CATALOGUE: dict[str, list[tuple[str, str, int, tuple[str, str, str, str]]]] = {
         ("Bike Pumps", "Black/Red", 33, ("Floor Bike Pump with Gauge", "Mini Frame Pump", "CO2 Tyre Inflator", "Electric Bike Pump")),
         ("Tubes & Tyres", "700x25c/700x32c", 20, ("Butyl Inner Tube", "Puncture-Proof Road Tyre", "Gravel Bicycle Tyre", "Tyre Levers & Patch Kit")),
         ("Chain Care", "", 13, ("Wet Chain Lube", "Dry Chain Lube", "Chain Cleaning Machine", "Bike Degreaser Spray")),
-        ("Bike Bags", "Charcoal/Mustard", 62, ("Rear Pannier Bag Pair", "Handlebar Bag", "Saddle Bag", "Frame Bag for Bikepacking")),
+        ("Bike Bags", "Charcoal/Mustard", 62, ("Rear Pannier Bag Pair", "Handlebar Bag", "Saddle Bag", "Frame Bag for "
+                                                                                                       "Bikepacking")),
         ("Cycling Gloves", "Black/Neon", 27, ("Padded Half-Finger Gloves", "Winter Cycling Gloves", "Gel Road Gloves", "Rider's Windproof Gloves")),
     ],
     "Baking": [
@@ -92,19 +106,25 @@ CATALOGUE: dict[str, list[tuple[str, str, int, tuple[str, str, str, str]]]] = {
         ("Whisks & Spatulas", "Red/Grey", 13, ("Balloon Whisk", "Silicone Spatula Set", "Danish Dough Whisk", "Baker's Bowl Scraper")),
         ("Rolling Pins", "Beech/Marble", 24, ("French Rolling Pin", "Adjustable Rolling Pin", "Embossed Rolling Pin", "Pastry Board & Rolling Pin")),
         ("Cake Tins", "9 inch/10 inch", 22, ("Springform Cake Tin", "Loaf Tin", "Bundt Cake Pan", "Muffin Baking Tin")),
-        ("Cooling Racks", "", 16, ("Wire Cooling Rack", "Three-Tier Cooling Rack", "Folding Biscuit Rack", "Round Cake Cooling Stand")),
+        ("Cooling Racks", "", 16, ("Wire Cooling Rack", "Three-Tier Cooling Rack", "Folding Biscuit Rack", "Round "
+                                                                                                           "Cake "
+                                                                                                           "Cooling "
+                                                                                                           "Stand")),
         ("Piping Sets", "", 19, ("Piping Bag & Nozzle Set", "Reusable Silicone Piping Bags", "Cookie Icing Pen", "Russian Flower Piping Tips")),
         ("Cake Decorations", "Pastel/Gold", 9, ("Sugar Pearl Sprinkles", "Fondant Icing Sheets", "Gel Food Colouring", "Edible Sugar Flowers")),
         ("Cake Storage", "White/Blush", 31, ("Cake Carrier with Lid", "Biscuit Storage Tin", "Glass Cake Dome", "Cupcake Carry Box")),
     ],
     "Dogs": [
-        ("Dog Beds", "Grey/Brown", 60, ("Orthopaedic Dog Bed", "Donut Cuddler Dog Bed", "Raised Dog Cot", "Washable Crate Mat")),
+        ("Dog Beds", "Grey/Brown", 60, ("Orthopaedic Dog Bed", "Donut Cuddler Dog Bed", "Raised Dog Cot", "Washable "
+                                                                                                          "Crate Mat")),
         ("Dog Leashes", "Teal/Red", 19, ("Reflective Dog Leash", "Retractable Dog Lead", "Leather Dog Leash", "Hands-Free Running Leash")),
         ("Dog Harnesses", "Small/Large", 30, ("No-Pull Dog Harness", "Padded Walking Harness", "Car Safety Harness", "Puppy's First Harness & Collar")),
         ("Dog Bowls", "Blue/Sand", 17, ("Slow Feeder Dog Bowl", "Stainless Dog Bowl", "Raised Dog Feeding Station", "Travel Dog Water Bowl")),
         ("Dog Treats", "", 11, ("Grain-Free Training Treats", "Dental Chew Sticks", "Dried Beef Strips for Dogs", "Peanut Butter Dog Biscuits")),
-        ("Dog Toys", "Orange/Blue", 14, ("Rubber Chew Toy", "Squeaky Plush Toy", "Tug & Fetch Rope", "Treat Puzzle Ball")),
-        ("Dog Grooming", "", 21, ("Dog Deshedding Brush", "Oatmeal Dog Shampoo", "Dog Nail Grinder", "Microfibre Dog Towel")),
+        ("Dog Toys", "Orange/Blue", 14, ("Rubber Chew Toy", "Squeaky Plush Toy", "Tug & Fetch Rope", "Treat Puzzle "
+                                                                                                     "Ball")),
+        ("Dog Grooming", "", 21, ("Dog Deshedding Brush", "Oatmeal Dog Shampoo", "Dog Nail Grinder", "Microfibre Dog "
+                                                                                                     "Towel")),
         ("Dog Carriers", "Black/Plum", 55, ("Airline Dog Carrier", "Dog Backpack Carrier", "Folding Travel Crate", "Dog Sling Carrier")),
     ],
     "Painting": [
@@ -113,18 +133,24 @@ CATALOGUE: dict[str, list[tuple[str, str, int, tuple[str, str, str, str]]]] = {
         ("Erasers & Sharpeners", "", 8, ("Kneaded Eraser Pack", "Brass Pencil Sharpener", "Precision Eraser Pen", "Artist's Sandpaper Block & Eraser")),
         ("Watercolour Paints", "24 Colours/48 Colours", 38, ("Watercolour Pan Set", "Watercolour Tube Set", "Metallic Watercolour Set", "Travel Paint Box")),
         ("Paint Brushes", "Round/Flat", 23, ("Sable Watercolour Brush", "Synthetic Brush Set", "Water Brush Pens", "Wide Wash Brush")),
-        ("Palettes", "", 16, ("Porcelain Mixing Palette", "Folding Paint Palette", "Airtight Paint Box", "Tear-Off Palette Pad")),
-        ("Easels", "Beech/Black", 72, ("Tabletop Easel", "Tripod Field Easel", "Studio H-Frame Easel", "French Box Easel")),
+        ("Palettes", "", 16, ("Porcelain Mixing Palette", "Folding Paint Palette", "Airtight Paint Box", "Tear-Off "
+                                                                                                         "Palette "
+                                                                                                         "Pad")),
+        ("Easels", "Beech/Black", 72, ("Tabletop Easel", "Tripod Field Easel", "Studio H-Frame Easel", "French Box "
+                                                                                                       "Easel")),
         ("Art Portfolios", "Black/Tan", 33, ("Art Portfolio Case", "Canvas Carrying Bag", "Drawing Tube with Strap", "Print & Drawing Storage Folder")),
     ],
     "Knitting": [
-        ("Yarn", "Heather/Rust", 12, ("Merino Wool Yarn", "Cotton Baby Yarn", "Chunky Alpaca Yarn", "Self-Striping Sock Yarn")),
+        ("Yarn", "Heather/Rust", 12, ("Merino Wool Yarn", "Cotton Baby Yarn", "Chunky Alpaca Yarn", "Self-Striping "
+                                                                                                    "Sock Yarn")),
         ("Knitting Needles", "4 mm/6 mm", 19, ("Bamboo Circular Needles", "Double-Pointed Needle Set", "Interchangeable Needles", "Straight Needles")),
         ("Stitch Markers", "Pearl/Copper", 7, ("Locking Stitch Markers", "Ring Stitch Markers", "Beaded Stitch Markers", "Stitch Holder & Marker Set")),
         ("Pattern Books", "", 21, ("Beginner's Sweater Pattern Book", "Sock Knitting Patterns", "Lace Shawl Pattern Book", "Baby Knits Pattern Book")),
-        ("Row Counters", "", 9, ("Digital Row Counter", "Click Row Counter", "Finger Row Counter", "Knitting Gauge & Counter")),
+        ("Row Counters", "", 9, ("Digital Row Counter", "Click Row Counter", "Finger Row Counter", "Knitting Gauge & "
+                                                                                                   "Counter")),
         ("Crochet Hooks", "Rose/Mint", 16, ("Ergonomic Crochet Hook Set", "Bamboo Crochet Hooks", "Steel Lace Crochet Hooks", "Tunisian Crochet Hook")),
-        ("Blocking Tools", "", 24, ("Lace Blocking Mats", "Blocking Wires & Pins", "Sock Blockers", "Wool Wash for Hand Knits")),
+        ("Blocking Tools", "", 24, ("Lace Blocking Mats", "Blocking Wires & Pins", "Sock Blockers", "Wool Wash for "
+                                                                                                    "Hand Knits")),
         ("Project Bags", "Linen/Floral", 28, ("Drawstring Project Bag", "Yarn Storage Tote", "Knitting Needle Case", "Wooden Yarn Bowl")),
     ],
 }  # fmt: skip
@@ -163,7 +189,8 @@ class Review:
 
 
 class Chance:
-    """Random choices from `random.Random.random` alone: its sequence for a seed is the same in every version of Python."""
+    """Random choices from `random.Random.random` alone: its sequence for a seed is the same in every version of
+    Python."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -199,7 +226,8 @@ def _asin(chance: Chance, used: set[str]) -> str:
 
 
 def make_products(chance: Chance) -> list[Product]:
-    """The shop: per sub-category and brand two or three products; the first of a sub-category mostly in two colours or sizes."""
+    """The shop: per sub-category and brand two or three products; the first of a sub-category mostly in two colours or
+    sizes."""
     products: list[Product] = []
     used: set[str] = set()
     for department, steps in CATALOGUE.items():
@@ -207,9 +235,18 @@ def make_products(chance: Chance) -> list[Product]:
             for brand, chosen in enumerate(PHRASES_PER_BRAND):
                 for place, phrase in enumerate(chosen):
                     title = f"{BRANDS[department][brand]} {phrases[phrase]}"
-                    titles = [f"{title}, {variant}" for variant in variants.split("/")] if variants and brand == step % 3 and place == 0 else [title]
+                    titles = (
+                        [f"{title}, {variant}" for variant in variants.split("/")]
+                        if variants and brand == step % 3 and place == 0
+                        else [title]
+                    )
                     price = round(middle_price * PRICE_FACTORS[brand] * (0.85 + 0.1 * phrase)) - 0.01
-                    products += [Product(_asin(chance, used), name, department, step, brand, round(price, 2), 1 + chance.below(3)) for name in titles]
+                    products += [
+                        Product(
+                            _asin(chance, used), name, department, step, brand, round(price, 2), 1 + chance.below(3)
+                        )
+                        for name in titles
+                    ]
     return products
 
 
@@ -222,7 +259,11 @@ def _wanted(chance: Chance, taste: Taste, products: Sequence[Product]) -> list[P
     step = ((taste.step + 1) % n_steps, taste.step, chance.below(n_steps))[move]
     taste.step = step
     brand = chance.below(3) if chance.happens(P_OTHER_BRAND) else taste.brand
-    return [product for product in products if (product.department, product.step, product.brand) == (taste.department, step, brand)]
+    return [
+        product
+        for product in products
+        if (product.department, product.step, product.brand) == (taste.department, step, brand)
+    ]
 
 
 def make_history(chance: Chance, products: Sequence[Product]) -> list[Product]:
@@ -260,7 +301,8 @@ def _escaped(text: str) -> str:
 
 
 def metadata(products: Sequence[Product]) -> list[dict[str, Any]]:
-    """The records of the metadata file by item id, with gaps: one item has no record, one no title, some no brand or no price."""
+    """The records of the metadata file by item id, with gaps: one item has no record, one no title, some no brand or no
+    price."""
     records: list[dict[str, Any]] = []
     for row, product in enumerate(sorted(products, key=lambda product: product.asin)):
         record = {
@@ -290,6 +332,11 @@ def write_sample(out: Path) -> Path:
     _write(out / META_FILE, [repr(record) for record in metadata(products)])
     _write(
         out / REVIEWS_FILE,
-        [json.dumps({"reviewerID": r.user_id, "asin": r.asin, "overall": float(r.stars), "unixReviewTime": r.day * DAY}) for r in reviews],
+        [
+            json.dumps(
+                {"reviewerID": r.user_id, "asin": r.asin, "overall": float(r.stars), "unixReviewTime": r.day * DAY}
+            )
+            for r in reviews
+        ],
     )
     return out

@@ -41,7 +41,9 @@ class TokenLayout:
         if self.level_sizes[: len(self.code_sizes)] != self.code_sizes:
             raise ValueError(f"level_sizes must begin with code_sizes {self.code_sizes}, got {self.level_sizes}")
         if not self.code_sizes or len(self.level_sizes) > len(self.code_sizes) + 1:
-            raise ValueError(f"level_sizes must be code_sizes {self.code_sizes} and at most one more size, got {self.level_sizes}")
+            raise ValueError(
+                f"level_sizes must be code_sizes {self.code_sizes} and at most one more size, got {self.level_sizes}"
+            )
         if self.vocab_size > MAX_TOKENS:
             raise ValueError(f"level_sizes must add up to less than {MAX_TOKENS}, got {self.level_sizes}")
 
@@ -159,7 +161,8 @@ def suffix_size(codes: np.ndarray) -> int:
 
 
 def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
-    """The Semantic IDs of TIGER: one more level tells items with equal codes apart (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
+    """The Semantic IDs of TIGER: one more level tells items with equal codes apart (Rajput et al. 2023, arXiv
+    2305.05065, section 3.1)."""
     layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
 
@@ -181,7 +184,8 @@ def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
     size = known.layout.level_sizes[-1]
     if len(suffixes) and suffixes.max() >= size:
         raise SemanticIdError(
-            f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the suffix level holds {size}; "
+            f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the "
+            f"suffix level holds {size}; "
             "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
         )
     return suffixes

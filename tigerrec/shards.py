@@ -1,4 +1,5 @@
-"""Long work in pieces of fixed size: each is a file until the stage is finished, so that a stopped run goes on and several processes share."""
+"""Long work in pieces of fixed size: each is a file until the stage is finished, so that a stopped run goes on and
+several processes share."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def prepare_folder(folder: Path, identity: Any) -> Path:
-    """A folder for the pieces of exactly this work, made of what decides them (plain values); those of any other work are removed."""
+    """A folder for the pieces of exactly this work, made of what decides them (plain values); those of any other work
+    are removed."""
     mine = folder / sha256_text(artifacts.canonical_json(identity))[:16]
     for other in folder.glob("*"):
         if other != mine:
@@ -30,7 +32,8 @@ def prepare_folder(folder: Path, identity: Any) -> Path:
 
 
 def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
-    """The arrays of all pieces, computed where a stopped run left no whole file, by as many processes as share the task.
+    """The arrays of all pieces, computed where a stopped run left no whole file, by as many processes as share the
+    task.
 
     Args:
         folder: from `prepare_folder`.
@@ -55,7 +58,9 @@ def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -
     for number, path in enumerate(paths):
         piece = done[number] if number in done else _read(path)
         if piece is None:
-            raise artifacts.DamagedError(f"{path}, written by another process, cannot be read here; give all processes one disk and run again.")
+            raise artifacts.DamagedError(
+                f"{path}, written by another process, cannot be read here; give all processes one disk and run again."
+            )
         pieces.append(piece)
     return pieces, n_computed
 
@@ -72,7 +77,11 @@ def _write(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file
 
     with artifacts.atomic(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata={"sha256": _digest(arrays)})
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            temporary,
+            metadata={"sha256": _digest(arrays)},
+        )
 
 
 def _read(path: Path) -> Arrays | None:
@@ -81,7 +90,7 @@ def _read(path: Path) -> Arrays | None:
 
     try:
         with safe_open(path, "np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
             expected = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError, TypeError, ValueError, KeyError):  # damage can also name another type of number
         return None

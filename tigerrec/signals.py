@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop by a signal and left a checkpoint; `code` is what a process exits with, 128 + the signal's number."""
+    """Training was asked to stop by a signal and left a checkpoint; `code` is what a process exits with, 128 + the
+    signal's number."""
 
     def __init__(self, received: int, folder: Path) -> None:
         super().__init__(f"Stopped by {signal.Signals(received).name}; a checkpoint is in {folder}")
@@ -34,7 +35,8 @@ class StopFlag:
 def stop_signals() -> Iterator[StopFlag]:
     """Let SIGTERM and Ctrl-C set a flag instead of ending the process at once; a second one ends it.
 
-    Where several processes share a task, a second one does not: a scheduler signals all of them, and torchrun passes on its own.
+    Where several processes share a task, a second one does not: a scheduler signals all of them, and torchrun passes on
+    its own.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():

@@ -12,7 +12,8 @@ LEAST_EPSILON = 0.003
 
 
 def even_plan(distances: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
-    """Sinkhorn's transport plan that gives every column the same weight at low cost (Cuturi 2013, arXiv 1306.0895, algorithm 1).
+    """Sinkhorn's transport plan that gives every column the same weight at low cost (Cuturi 2013, arXiv 1306.0895,
+    algorithm 1).
 
     Args:
         distances: finite, (n, k).

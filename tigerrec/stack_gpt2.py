@@ -1,6 +1,7 @@
 """The blocks of a stock transformers GPT-2, driven with attention of our own.
 
-They compute what the modules of transformers compute (Radford et al. 2019), with the weights of those modules. What differs
+They compute what the modules of transformers compute (Radford et al. 2019), with the weights of those modules. What
+differs
 is cost: dropout is cheap, and all beams of a user share the keys and values of the history.
 """
 
@@ -21,7 +22,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def affine(states: Tensor, layer: Any, scale: float = 1.0, bias_scale: float = 1.0) -> Tensor:
-    """The output of a linear layer with bias, its weight (in, out) times `scale` and its bias times `bias_scale`, in the type of `states`."""
+    """The output of a linear layer with bias, its weight (in, out) times `scale` and its bias times `bias_scale`, in
+    the type of `states`."""
     weight = layer.weight if scale == 1 else layer.weight * scale
     bias = layer.bias if bias_scale == 1 else layer.bias * bias_scale
     return functional.linear(states, weight.to(states.dtype).t(), bias.to(states.dtype))
@@ -29,7 +31,9 @@ def affine(states: Tensor, layer: Any, scale: float = 1.0, bias_scale: float = 1
 
 def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
     """Layer norm of float32 states, as type `dtype`."""
-    return functional.layer_norm(states, layer_norm.normalized_shape, layer_norm.weight, layer_norm.bias, layer_norm.eps).to(dtype)
+    return functional.layer_norm(
+        states, layer_norm.normalized_shape, layer_norm.weight, layer_norm.bias, layer_norm.eps
+    ).to(dtype)
 
 
 def pass_blocks(gpt2: Any, states: Tensor, attend: Attend, dtype: torch.dtype, dropout: Dropout) -> Tensor:
@@ -42,7 +46,9 @@ def pass_blocks(gpt2: Any, states: Tensor, attend: Attend, dtype: torch.dtype, d
     """
     for index, block in enumerate(gpt2.transformer.h):
         attention = block.attn
-        queries, keys, values = heads(affine(normalise(block.ln_1, states, dtype), attention.c_attn), 3, attention.num_heads)
+        queries, keys, values = heads(
+            affine(normalise(block.ln_1, states, dtype), attention.c_attn), 3, attention.num_heads
+        )
         attended = attend(index, queries * attention.scaling, keys, values).transpose(1, 2).flatten(2)
         states = states + dropout(affine(attended, attention.c_proj, dropout.scale**2, dropout.scale))
         hidden = functional.gelu(affine(normalise(block.ln_2, states, dtype), block.mlp.c_fc), approximate="tanh")
@@ -56,8 +62,11 @@ def embed(gpt2: Any, tokens: Tensor, positions: Tensor) -> Tensor:
     return embedded
 
 
-def read_sequence(gpt2: Any, tokens: Tensor, dtype: torch.dtype, dropout: Dropout, cache: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-    """The states after sequences from their first token on, each position seeing itself and those before, float32 (B, n, d).
+def read_sequence(
+    gpt2: Any, tokens: Tensor, dtype: torch.dtype, dropout: Dropout, cache: list[tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """The states after sequences from their first token on, each position seeing itself and those before, float32 (B,
+    n, d).
 
     Args:
         tokens: int64 (B, n), padded on the right.
@@ -83,7 +92,8 @@ def next_token_logits(gpt2: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
 class GPT2Decoder:
     """A GPT-2 that has read the histories of some users, run one level at a time for all beams of all users.
 
-    A user's beams are query positions beside each other: they share the keys and values of the history, which are computed
+    A user's beams are query positions beside each other: they share the keys and values of the history, which are
+    computed
     once, and each sees, among the tokens fed so far, its own ancestors only.
 
     Args:
@@ -114,14 +124,20 @@ class GPT2Decoder:
         """
         depth = ancestors.shape[2] - 1
         states = self.last if depth == 0 else self._feed(tokens, ancestors[:, :, 1:])
-        return next_token_logits(self.gpt2, states, torch.float32).log_softmax(-1)  # in float32: in bf16 items of a list would tie
+        return next_token_logits(self.gpt2, states, torch.float32).log_softmax(
+            -1
+        )  # in float32: in bf16 items of a list would tie
 
     def _feed(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
         """The states of tokens (B, K) that follow the history, by their ancestors after it (B, K, depth)."""
         self.fed.append(tokens.shape[1])
-        is_ancestor = torch.cat([ancestors[:, :, level, None] == torch.arange(n_slots, device=tokens.device) for level, n_slots in enumerate(self.fed)], dim=2)[
-            :, None
-        ]
+        is_ancestor = torch.cat(
+            [
+                ancestors[:, :, level, None] == torch.arange(n_slots, device=tokens.device)
+                for level, n_slots in enumerate(self.fed)
+            ],
+            dim=2,
+        )[:, None]
         n_read = self.hidden.shape[-1]
 
         def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -27,11 +27,14 @@ def linear(states: Tensor, *layers: Any, scale: float = 1.0) -> Tensor:
 
 def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
     """T5's layer norm: scaled by the root mean square (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-    return functional.rms_norm(states, layer_norm.weight.shape, layer_norm.weight, layer_norm.variance_epsilon).to(dtype)
+    return functional.rms_norm(states, layer_norm.weight.shape, layer_norm.weight, layer_norm.variance_epsilon).to(
+        dtype
+    )
 
 
 def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
-    """The weights of attention without scaling, as in T5, (B, H, Q, K): softmax in float32, products in the type of the queries.
+    """The weights of attention without scaling, as in T5, (B, H, Q, K): softmax in float32, products in the type of the
+    queries.
 
     Args:
         queries: (B, H, Q, width).
@@ -71,7 +74,14 @@ class Attention(torch.autograd.Function):
         scores_gradient = torch._softmax_backward_data(weights_gradient.float(), weights.float(), -1, torch.float32)
         bias_gradient = scores_gradient.sum(0, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[3] else None
         scores_gradient = scores_gradient.to(queries.dtype)
-        return torch.matmul(scores_gradient, keys), torch.matmul(scores_gradient.mT, queries), values_gradient, bias_gradient, None, None
+        return (
+            torch.matmul(scores_gradient, keys),
+            torch.matmul(scores_gradient.mT, queries),
+            values_gradient,
+            bias_gradient,
+            None,
+            None,
+        )
 
 
 class DroppedRelu(torch.autograd.Function):
@@ -92,7 +102,8 @@ class DroppedRelu(torch.autograd.Function):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over rows, whose gradient is made with the loss: one pass over the logits instead of three."""
+    """Cross-entropy summed over rows, whose gradient is made with the loss: one pass over the logits instead of
+    three."""
 
     @staticmethod
     def forward(ctx, logits, labels, label_smoothing):  # type: ignore[no-untyped-def]
@@ -131,16 +142,22 @@ def heads(states: Tensor, n_parts: int, n_heads: int) -> tuple[Tensor, ...]:
     return states.unflatten(-1, (n_parts, n_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
 
 
-def attend(projections: tuple[Tensor, ...], bias: Tensor | None, visible: Tensor | None, attention: Any, dropout: Dropout) -> Tensor:
+def attend(
+    projections: tuple[Tensor, ...], bias: Tensor | None, visible: Tensor | None, attention: Any, dropout: Dropout
+) -> Tensor:
     """The output of an attention layer, (B, Q, d), for its queries, keys and values, with the residual's dropout."""
     attended = Attention.apply(*projections, bias, visible, dropout)
     return dropout(linear(attended.transpose(1, 2).flatten(2), attention.o, scale=dropout.scale**2))
 
 
-def self_attention(layer: Any, states: Tensor, bias: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
+def self_attention(
+    layer: Any, states: Tensor, bias: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout
+) -> Tensor:
     """The states (B, n, d) after a self-attention layer."""
     attention = layer.SelfAttention
-    projections = heads(linear(normalise(layer.layer_norm, states, dtype), attention.q, attention.k, attention.v), 3, attention.n_heads)
+    projections = heads(
+        linear(normalise(layer.layer_norm, states, dtype), attention.q, attention.k, attention.v), 3, attention.n_heads
+    )
     return states + attend(projections, bias, visible, attention, dropout)
 
 
@@ -181,10 +198,13 @@ def encode(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype
     return dropout(normalise(t5.encoder.final_layer_norm, states, torch.float32) * dropout.scale)
 
 
-def decode(t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
+def decode(
+    t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout
+) -> Tensor:
     """The logits of many targets a history.
 
-    A target's tokens see its own earlier tokens and the part of the history that is visible to it. Where that is a single
+    A target's tokens see its own earlier tokens and the part of the history that is visible to it. Where that is a
+    single
     position, dropout leaves its weight alone: it would hide the whole history.
 
     Args:
@@ -205,10 +225,17 @@ def decode(t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dty
         states = self_attention(attention_layer, states, bias, causal, dtype, dropout)
         cross = cross_layer.EncDecAttention
         if encoded.shape[1] == 1:
-            read = dropout(attend_to_one(cross, encoded, dropout.scale).expand(-1, states.shape[0] // len(encoded) * n_tokens, -1))
+            read = dropout(
+                attend_to_one(cross, encoded, dropout.scale).expand(-1, states.shape[0] // len(encoded) * n_tokens, -1)
+            )
         else:
-            queries = linear(normalise(cross_layer.layer_norm, states, dtype), cross.q).view(len(encoded), -1, cross.inner_dim)
-            projections = (*heads(queries, 1, cross.n_heads), *heads(linear(encoded, cross.k, cross.v), 2, cross.n_heads))
+            queries = linear(normalise(cross_layer.layer_norm, states, dtype), cross.q).view(
+                len(encoded), -1, cross.inner_dim
+            )
+            projections = (
+                *heads(queries, 1, cross.n_heads),
+                *heads(linear(encoded, cross.k, cross.v), 2, cross.n_heads),
+            )
             read = attend(projections, None, visible, cross, dropout)
         states = states + read.reshape(states.shape)
         states = feed_forward(feed_forward_layer, states, dtype, dropout)
@@ -240,7 +267,8 @@ class T5Decoder:
         self.fed: list[int] = []
 
     def _ancestor_bias(self, ancestors: Tensor) -> Tensor:
-        """The self-attention bias of beams over all tokens fed: the relative position's where it is an ancestor, else -inf.
+        """The self-attention bias of beams over all tokens fed: the relative position's where it is an ancestor, else
+        -inf.
 
         Args:
             ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
@@ -277,9 +305,13 @@ class T5Decoder:
                 states = states + self.read[index]
             else:
                 attention = cross_layer.EncDecAttention
-                (queries,) = heads(linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads)
+                (queries,) = heads(
+                    linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads
+                )
                 states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
             states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
         states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
         scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
-        return linear(states, self.t5.lm_head, scale=scale).log_softmax(-1)  # in float32: in bf16 items of a list would tie
+        return linear(states, self.t5.lm_head, scale=scale).log_softmax(
+            -1
+        )  # in float32: in bf16 items of a list would tie

@@ -16,7 +16,17 @@ import numpy as np
 
 from tigerrec.identity import not_identity
 from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
-from tigerrec.raw import LINE_LIMIT, Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
+from tigerrec.raw import (
+    LINE_LIMIT,
+    Tally,
+    Unreadable,
+    checked_id,
+    checked_time,
+    json_record,
+    make_item,
+    read_lines,
+    text_of,
+)
 from tigerrec.reading import first_line
 
 logger = logging.getLogger(__name__)
@@ -47,22 +57,33 @@ def _named(path: Path, names: list[str]) -> Row:
     """The columns of a table, once it is sure that a name means one of them."""
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated:
-        raise DatasetError(f"{path} has more than one column {shown(repeated[:1])}; give each column a name of its own.")
+        raise DatasetError(
+            f"{path} has more than one column {shown(repeated[:1])}; give each column a name of its own."
+        )
     return dict.fromkeys(names)
 
 
 def _delimited_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
-    lines = (line if line is None else line.decode("utf-8", "surrogateescape") for line in read_lines(path, "give a whole file"))
+    lines = (
+        line if line is None else line.decode("utf-8", "surrogateescape")
+        for line in read_lines(path, "give a whole file")
+    )
     csv.field_size_limit(LINE_LIMIT)
     reader = csv.reader((line or "" for line in lines), delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
     try:
         header = next(reader, [])
         yield _named(path, header)
         for row in reader:
-            yield dict(zip(header, row, strict=True)) if len(row) == len(header) else Unreadable("another number of columns than the header")
+            yield (
+                dict(zip(header, row, strict=True))
+                if len(row) == len(header)
+                else Unreadable("another number of columns than the header")
+            )
     except csv.Error as error:
-        raise DatasetError(f"{path} is no valid table at line {reader.line_num:,} ({error}); repair that line.") from None
+        raise DatasetError(
+            f"{path} is no valid table at line {reader.line_num:,} ({error}); repair that line."
+        ) from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -102,7 +123,13 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
         DatasetError: the file is damaged or no table (also while the rows are read).
     """
     kind = _format(path)
-    rows = _delimited_rows(path) if kind in (".csv", ".tsv") else _parquet_rows(path) if kind == ".parquet" else _json_rows(path)
+    rows = (
+        _delimited_rows(path)
+        if kind in (".csv", ".tsv")
+        else _parquet_rows(path)
+        if kind == ".parquet"
+        else _json_rows(path)
+    )
     return list(next(rows) or {}), rows  # type: ignore[arg-type]
 
 
@@ -114,7 +141,8 @@ def plain_id(value: Any, name: str) -> str:
 
 
 def parse_time(value: Any) -> int:
-    """A time as int64: numbers keep their unit (fractions are cut off), dates (ISO 8601; UTC where no zone is given) become seconds since 1970.
+    """A time as int64: numbers keep their unit (fractions are cut off), dates (ISO 8601; UTC where no zone is given)
+    become seconds since 1970.
 
     Raises:
         Unreadable: neither a number nor an ISO date.
@@ -145,15 +173,17 @@ class TablesDataset:
         items: a table with one row an item; None: item ids stand for titles.
         user_column, item_column, time_column: columns of `interactions`.
         items_item_column: the column of item ids in `items`; None: as `item_column`.
-        title_column, brand_column, categories_column, price_column: columns of `items`; None: `title`, `brand`, `categories`, `price` where the file has them.
+        title_column, brand_column, categories_column, price_column: columns of `items`; None: `title`, `brand`,
+            `categories`, `price` where the file has them.
         categories_separator: between the levels of a category written as one text.
-        min_user_interactions: users with fewer are left out (0: no filter, but three are always needed); repeated with the item filter until nothing changes.
+        min_user_interactions: users with fewer are left out (0: no filter, but three are always needed); repeated with
+            the item filter until nothing changes.
         min_item_interactions: items with fewer are left out (0: no filter).
         max_dropped: the largest share of unreadable lines that is put up with.
     """
 
-    interactions: Path | None = not_identity(default=None)  # noqa: RUF009
-    items: Path | None = not_identity(default=None)  # noqa: RUF009
+    interactions: Path | None = not_identity(default=None)
+    items: Path | None = not_identity(default=None)
     user_column: str = "user"
     item_column: str = "item"
     time_column: str = "time"
@@ -180,7 +210,9 @@ class TablesDataset:
     def present(self) -> dict[str, Path]:
         """Role → file, of those that are named and there."""
         files = {"interactions": self.interactions, "items": self.items}
-        return {role: path.expanduser() for role, path in files.items() if path is not None and path.expanduser().is_file()}
+        return {
+            role: path.expanduser() for role, path in files.items() if path is not None and path.expanduser().is_file()
+        }
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file.
@@ -196,7 +228,10 @@ class TablesDataset:
             if not path.is_file():
                 raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
             if not is_table(path):
-                raise DatasetError(f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but Parquet also with .gz.")
+                raise DatasetError(
+                    f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
+                    "Parquet also with .gz."
+                )
         return found
 
     def read(self) -> RawData:
@@ -208,7 +243,9 @@ class TablesDataset:
         sources = self.sources()
         tally = Tally()
         users, items, times = [], [], []
-        for row in self._rows("interactions", sources["interactions"], ["user_column", "item_column", "time_column"], tally):
+        for row in self._rows(
+            "interactions", sources["interactions"], ["user_column", "item_column", "time_column"], tally
+        ):
             with tally.line("interactions"):
                 if isinstance(row, Unreadable):
                     raise row
@@ -222,7 +259,9 @@ class TablesDataset:
         else:
             logger.warning("no dataset.items: item ids stand for titles, so text embeddings know little of the items")
             metadata = {item: RawItem(item, None, [], None) for item in dict.fromkeys(items)}
-        return RawData(users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
+        return RawData(
+            users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted)
+        )
 
     def _rows(self, role: str, path: Path, options: list[str], tally: Tally) -> Iterator[Row]:
         """The rows of a table that has the columns named by the options; an items table must have one of its fields."""
@@ -230,11 +269,16 @@ class TablesDataset:
         for option in options:
             name = getattr(self, option) or self.item_column
             if name not in columns:
-                raise DatasetError(f"{path} has no column '{name}', only {shown(columns)}; name yours by `dataset.{option}=<column>`.")
+                raise DatasetError(
+                    f"{path} has no column '{name}', only {shown(columns)}; name yours by `dataset.{option}=<column>`."
+                )
         fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
         if role == "items" and not set(fields) & set(columns):
             wanted, there = ", ".join(fields), shown(columns)
-            raise DatasetError(f"{path} has none of the columns {wanted}, only {there}; name yours, as `dataset.title_column=<column>`.")
+            raise DatasetError(
+                f"{path} has none of the columns {wanted}, only {there}; name yours, as "
+                "`dataset.title_column=<column>`."
+            )
         yield from rows
 
     def _read_items(self, path: Path, tally: Tally) -> dict[str, RawItem]:

@@ -1,4 +1,5 @@
-"""Pictures of fitted tokenizers: all at a glance, how each uses its codes, and what its first two codes say of the items' categories."""
+"""Pictures of fitted tokenizers: all at a glance, how each uses its codes, and what its first two codes say of the
+items' categories."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise NoMatplotlibError("Pictures need the package matplotlib; run `python -m pip install matplotlib` and the same command again.") from None
+        raise NoMatplotlibError(
+            "Pictures need the package matplotlib; run `python -m pip install matplotlib` and the same command again."
+        ) from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -50,7 +53,13 @@ def draw(folder: Path, fitted: Sequence[FittedTokenizer], categories: Categories
     pictures = [("All at a glance", "overview", overview(fitted))]
     for tokenizer in fitted:
         pictures.append((f"{tokenizer.name}: use of codes", f"{tokenizer.name}-use", code_use(tokenizer)))
-        pictures.append((f"{tokenizer.name}: categories of the first two codes", f"{tokenizer.name}-prefixes", prefixes(tokenizer, categories)))
+        pictures.append(
+            (
+                f"{tokenizer.name}: categories of the first two codes",
+                f"{tokenizer.name}-prefixes",
+                prefixes(tokenizer, categories),
+            )
+        )
     paths = []
     for title, name, figure in pictures:
         path = folder / f"{name}.png"
@@ -67,7 +76,8 @@ def _level_colours(count: int) -> list[Any]:
 
 
 def overview(fitted: Sequence[FittedTokenizer]) -> Any:
-    """A row a tokenizer: items that share codes, use of codes, reconstruction error, neighbour agreement and purity by prefix length."""
+    """A row a tokenizer: items that share codes, use of codes, reconstruction error, neighbour agreement and purity by
+    prefix length."""
     n_levels = max(len(tokenizer.code_sizes) for tokenizer in fitted)
     figure = new_figure(13, 1.9 + (0.25 + 0.075 * n_levels) * len(fitted))
     axes = figure.subplots(1, 5, sharey=True)
@@ -84,23 +94,47 @@ def overview(fitted: Sequence[FittedTokenizer]) -> Any:
                 panel.scatter(values, slots, c=colours[: len(values)], s=28, zorder=3)
         if facts["purity"]:
             axes[4].scatter(facts["purity_by_chance"], slots, c=colours[: len(slots)], s=45, marker="|", zorder=2)
-            axes[4].hlines(slots, facts["purity_by_chance"], facts["purity"], colors=colours[: len(slots)], linewidth=1.5, alpha=0.6)
+            axes[4].hlines(
+                slots,
+                facts["purity_by_chance"],
+                facts["purity"],
+                colors=colours[: len(slots)],
+                linewidth=1.5,
+                alpha=0.6,
+            )
     texts = [("items that share\nall codes", "% of items"), ("evenness\nof code use", "perplexity, % of the codes"),
-             ("reconstruction\nerror", "share of the variance"), ("neighbours with\nthe same prefix", "share of the ten nearest"),
+             ("reconstruction\nerror", "share of the variance"), ("neighbours with\nthe same prefix", "share of the "
+                                                                                                      "ten nearest"),
              ("purity of prefixes,\nline: from that by chance", "share of items")]  # fmt: skip
     for panel, (title, label) in zip(axes, texts, strict=True):
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(label, fontsize=9)
         panel.grid(axis="x", alpha=0.3)
-        panel.hlines(np.arange(1, len(fitted)) - 0.5, 0, 1, transform=panel.get_yaxis_transform(), colors="#DDDDDD", linewidth=0.8)
+        panel.hlines(
+            np.arange(1, len(fitted)) - 0.5,
+            0,
+            1,
+            transform=panel.get_yaxis_transform(),
+            colors="#DDDDDD",
+            linewidth=0.8,
+        )
     for panel, name, scale in ((axes[0], "collision_rate", 100), (axes[2], "reconstruction_error", 1)):
         panel.set_xlim(0, 1.3 * scale * max([tokenizer.facts[name] or 0 for tokenizer in fitted] + [0.01]))
     for panel, largest in ((axes[1], 100), (axes[3], 1), (axes[4], 1)):
         panel.set_xlim(-0.04 * largest, 1.04 * largest)
     axes[0].set_yticks(range(len(fitted)), [tokenizer.name for tokenizer in fitted])
     axes[0].set_ylim(len(fitted) - 0.5, -0.5)
-    handles = [axes[1].scatter([], [], color=colour, s=28, label=str(level + 1)) for level, colour in enumerate(colours)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=n_levels, fontsize=9, title="level; or codes in the prefix", title_fontsize=9)
+    handles = [
+        axes[1].scatter([], [], color=colour, s=28, label=str(level + 1)) for level, colour in enumerate(colours)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=n_levels,
+        fontsize=9,
+        title="level; or codes in the prefix",
+        title_fontsize=9,
+    )
     return figure
 
 
@@ -119,7 +153,8 @@ def items_by_group_size(group_sizes: dict[int, int]) -> dict[str, int]:
 
 
 def code_use(tokenizer: FittedTokenizer) -> Any:
-    """Left, the frequencies of each level's codes against equal ones; right, how many items share all their codes with how many."""
+    """Left, the frequencies of each level's codes against equal ones; right, how many items share all their codes with
+    how many."""
     figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     items = len(tokenizer.codes)
@@ -129,7 +164,14 @@ def code_use(tokenizer: FittedTokenizer) -> Any:
         used = counts[counts > 0]
         perplexity = tokenizer.facts["perplexity"][level]
         label = f"level {level + 1}: {len(used)} of {size} codes, perplexity {perplexity:.0f}"
-        left.stairs(used * size / items, 100 * np.arange(len(used) + 1) / size, baseline=None, color=colour, linewidth=2, label=label)
+        left.stairs(
+            used * size / items,
+            100 * np.arange(len(used) + 1) / size,
+            baseline=None,
+            color=colour,
+            linewidth=2,
+            label=label,
+        )
     left.axhline(1, color="#666666", linestyle="--", linewidth=1, label="all codes equally frequent")
     left.set_yscale("log")
     low, high = left.get_ylim()
@@ -155,7 +197,8 @@ def code_use(tokenizer: FittedTokenizer) -> Any:
 
 
 def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
-    """Above, the categories of the items of each first code; below, the largest first codes with their second codes, widths by numbers of items."""
+    """Above, the categories of the items of each first code; below, the largest first codes with their second codes,
+    widths by numbers of items."""
     from matplotlib.patches import Patch
 
     figure = new_figure(13, 7.6)
@@ -169,19 +212,24 @@ def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
     handles = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)
     purity, chance = tokenizer.facts["purity"], tokenizer.facts["purity_by_chance"]
-    says = [f"of their {name}: {found:.0%} (by chance {dealt:.0%})" for name, found, dealt in zip(("first code", "first two"), purity, chance, strict=False)]
+    says = [
+        f"of their {name}: {found:.0%} (by chance {dealt:.0%})"
+        for name, found, dealt in zip(("first code", "first two"), purity, chance, strict=False)
+    ]
     title = f"{tokenizer.name}: items with the main category {', '.join(says)}" if says else tokenizer.name
     figure.suptitle(title, fontweight="bold", fontsize=11)
     return figure
 
 
 def main_category(counts: np.ndarray) -> np.ndarray:
-    """The most frequent category of each row (n, categories), int64 (n,); the last, of all others, only where there is no other."""
+    """The most frequent category of each row (n, categories), int64 (n,); the last, of all others, only where there is
+    no other."""
     return np.argmax(counts * np.append(np.ones(counts.shape[1] - 1), 1e-9), axis=1)
 
 
 def by_size(codes: np.ndarray, of_items: np.ndarray, categories: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct codes of items (I,), the most frequent first and equals by their main category, and their items by category, int64 (codes, categories)."""
+    """The distinct codes of items (I,), the most frequent first and equals by their main category, and their items by
+    category, int64 (codes, categories)."""
     found, places = np.unique(codes, return_inverse=True)
     counts = np.zeros((len(found), categories), dtype=np.int64)
     np.add.at(counts, (places, of_items), 1)
@@ -189,7 +237,15 @@ def by_size(codes: np.ndarray, of_items: np.ndarray, categories: int) -> tuple[n
     return found[order], counts[order]
 
 
-def _stack(axes: Any, lefts: np.ndarray, widths: np.ndarray, heights: np.ndarray, bottom: float, colours: np.ndarray, alpha: float = 1) -> None:
+def _stack(
+    axes: Any,
+    lefts: np.ndarray,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    bottom: float,
+    colours: np.ndarray,
+    alpha: float = 1,
+) -> None:
     """Bars, each of one part a category, its main category lowest: `heights` (bars, categories)."""
     from matplotlib.collections import PolyCollection
 
@@ -200,7 +256,9 @@ def _stack(axes: Any, lefts: np.ndarray, widths: np.ndarray, heights: np.ndarray
     bars, there = np.nonzero(parts)
     x, y = np.array([lefts, lefts + widths])[:, bars], np.array([tops - parts, tops])[:, bars, there]
     corners = np.stack([x[[0, 0, 1, 1]], y[[0, 1, 1, 0]]], axis=-1)
-    axes.add_collection(PolyCollection(list(corners.swapaxes(0, 1)), facecolors=colours[order[bars, there]], linewidths=0, alpha=alpha))
+    axes.add_collection(
+        PolyCollection(list(corners.swapaxes(0, 1)), facecolors=colours[order[bars, there]], linewidths=0, alpha=alpha)
+    )
 
 
 def _skyline(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarray) -> None:
@@ -235,16 +293,29 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
             axes.text(left + size / 2, 2.13, label, ha="center", va="bottom", fontsize=7.5)
     axes.set_xlim(0, width)
     axes.set_ylim(0 if has_children else 1.1, 2.1)
-    axes.set_yticks(*([0.5, 1.6], ["second codes", "first code"]) if has_children else ([1.6], ["first code"]), rotation=90, va="center")
+    axes.set_yticks(
+        *([0.5, 1.6], ["second codes", "first code"]) if has_children else ([1.6], ["first code"]),
+        rotation=90,
+        va="center",
+    )
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    below, pale = (" and, below each, the second codes of its items", "; pale: second codes of a single item") if has_children else ("", "")
-    axes.set_title(f"the {len(found)} largest first codes{below} (width: items; height: shares of categories{pale})", fontsize=10, pad=36)
+    below, pale = (
+        (" and, below each, the second codes of its items", "; pale: second codes of a single item")
+        if has_children
+        else ("", "")
+    )
+    axes.set_title(
+        f"the {len(found)} largest first codes{below} (width: items; height: shares of categories{pale})",
+        fontsize=10,
+        pad=36,
+    )
 
 
 def _second_codes(axes: Any, left: float, parts: np.ndarray, colours: np.ndarray, smallest: float) -> None:
-    """The children of a first code, by size; those of a single item are pale, and a line follows each of more than `smallest` items."""
+    """The children of a first code, by size; those of a single item are pale, and a line follows each of more than
+    `smallest` items."""
     widths = parts.sum(axis=1)
     ends = left + np.cumsum(widths)
     for alpha, some in ((1, widths > 1), (0.4, widths == 1)):

@@ -26,15 +26,20 @@ ENCODER_MASK = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
 
 @dataclass(frozen=True)
 class Training:
-    """How a generator learns to continue training histories: every item but a history's first is a target once an epoch.
+    """How a generator learns to continue training histories: every item but a history's first is a target once an
+    epoch.
 
     Attributes:
-        examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before it, and all targets of
-            the window pass the decoder together; or `prefix`: each target has a pass of its own and the encoder no mask, as in the paper of TIGER.
-        stride: items between the windows of long histories, which hold `stride` items more than the generator reads; None with prefix.
+        examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before
+            it, and all targets of
+            the window pass the decoder together; or `prefix`: each target has a pass of its own and the encoder no
+            mask, as in the paper of TIGER.
+        stride: items between the windows of long histories, which hold `stride` items more than the generator reads;
+            None with prefix.
         epochs: passes over all targets.
         batch_targets: targets a step, of examples of similar length.
-        part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose gradients add up.
+        part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose
+            gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
         embedding_rate: the embeddings of tokens learn at this multiple of the learning rate.
         item_embedding_rate: likewise those of items, each of which few targets reach.
@@ -76,7 +81,16 @@ class Training:
     tensorboard: bool = not_identity(default=False)
 
     def __post_init__(self) -> None:
-        at_least_one(self, "epochs", "batch_targets", "part_tokens", "validate_every", "validation_users", "checkpoint_steps", "log_steps")
+        at_least_one(
+            self,
+            "epochs",
+            "batch_targets",
+            "part_tokens",
+            "validate_every",
+            "validation_users",
+            "checkpoint_steps",
+            "log_steps",
+        )
         not_negative(self, "weight_decay", "patience")
         positive(self, "learning_rate", "embedding_rate", "item_embedding_rate", "max_grad_norm")
         below_one(self, "warmup", "label_smoothing")
@@ -124,7 +138,8 @@ def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds
     histories, semantic_ids = load_histories(prepared), load_semantic_ids(tokenized)
     if histories.n_items != len(semantic_ids.codes):
         raise artifacts.StaleError(
-            f"{tokenized} has Semantic IDs for {len(semantic_ids.codes)} items, {prepared} has {histories.n_items}; add `overwrite=embed` to build them again."
+            f"{tokenized} has Semantic IDs for {len(semantic_ids.codes)} items, {prepared} has {histories.n_items}; "
+            "add `overwrite=embed` to build them again."
         )
     return histories, semantic_ids
 
@@ -133,7 +148,8 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     """Train a generator on the training parts of all histories; a killed run continues from its last checkpoint.
 
     Returns:
-        `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items, input_module.safetensors.
+        `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items,
+        input_module.safetensors.
 
     Raises:
         ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.
@@ -151,11 +167,16 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     histories, semantic_ids = load_inputs(prepared, tokenized)
     training = config.training
     device = resolve_device(training.device)
-    model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], derived_seed(config.seed, "weights")).to(device)
+    model = config.generator.new(
+        semantic_ids, ENCODER_MASK[training.examples], derived_seed(config.seed, "weights")
+    ).to(device)
     trainer = Trainer(model, histories, config)
     precision = resolve_precision(device, training.precision)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    sizes = f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, {n_parameters / 1e6:.1f} M parameters"
+    sizes = (
+        f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, "
+        f"{n_parameters / 1e6:.1f} M parameters"
+    )
     logger.info("training on %s, %s, %s", sizes, device, precision)
     inputs = {"prepare": prepared, "tokenize": tokenized}
     identity = {"config": artifacts.describe(config), "inputs": artifacts.input_records(inputs)}
@@ -163,7 +184,12 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "device": device.type,
         "precision": precision, "processes": distributed.world_size(),
     }  # fmt: skip
-    checkpoints = Checkpoints(out / "checkpoint", json.loads(artifacts.canonical_json(identity)), environment, tensorboard=training.tensorboard)
+    checkpoints = Checkpoints(
+        out / "checkpoint",
+        json.loads(artifacts.canonical_json(identity)),
+        environment,
+        tensorboard=training.tensorboard,
+    )
     fit(trainer, checkpoints, histories)
     best = select(trainer, checkpoints, histories)
 

@@ -1,4 +1,5 @@
-"""How a generator learns: steps that depend on the seed and their number only, validation, and the choice of the best weights."""
+"""How a generator learns: steps that depend on the seed and their number only, validation, and the choice of the best
+weights."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Trainer:
         if self.training.stride is None:
             self.examples = Examples.prefixes(histories, max_items, device)
         else:
-            self.examples = Examples.windows(histories, config.generator.window(self.training.stride), self.training.stride, device)
+            self.examples = Examples.windows(
+                histories, config.generator.window(self.training.stride), self.training.stride, device
+            )
         if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
         self.n_targets = int(self.examples.n_targets.sum())
@@ -67,8 +70,10 @@ class Trainer:
     def step(self, number: int) -> torch.Tensor:
         """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
 
-        All steps have about the same number of targets and divide by the same number, so that every target counts the same;
-        examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up. Where several
+        All steps have about the same number of targets and divide by the same number, so that every target counts the
+        same;
+        examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up. Where
+        several
         processes share the task, each takes its part of the examples, and all end with the sum of their gradients.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
@@ -107,27 +112,44 @@ class Trainer:
             rate = self.training.learning_rate_at(step - 1, self.total_steps)
             raise TigerrecError(
                 f"{what} at step {step}, at learning rate {rate:.2g}; the checkpoint before it is kept: "
-                f"lower the rate with `train.learning_rate={self.training.learning_rate / 3:.1g}` and `overwrite=train`."
+                f"lower the rate with `train.learning_rate={self.training.learning_rate / 3:.1g}` and "
+                "`overwrite=train`."
             )
 
     def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next item."""
-        return self.model.losses(self.examples.batch(rows), self.dtype, dropout, label_smoothing=self.training.label_smoothing, known=self.known)
+        """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next
+        item."""
+        return self.model.losses(
+            self.examples.batch(rows),
+            self.dtype,
+            dropout,
+            label_smoothing=self.training.label_smoothing,
+            known=self.known,
+        )
 
 
 def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), each parameter group with its `rate`, a multiple of the learning rate.
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), each parameter group with its `rate`, a multiple of the
+    learning rate.
 
-    Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move embeddings
-    relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv 1804.04235).
+    Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move
+    embeddings
+    relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv
+    1804.04235).
     GPT-2's begin as small as its matrices. Biases and the weights of layer norms do not decay.
     """
     tokens, items = model.token_embeddings(), model.item_embeddings()
-    others = [parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)]
+    others = [
+        parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)
+    ]
     groups = [
         {"params": tokens, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
         {"params": items, "weight_decay": training.weight_decay, "rate": training.item_embedding_rate},
-        {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": training.weight_decay, "rate": 1.0},
+        {
+            "params": [parameter for parameter in others if parameter.ndim > 1],
+            "weight_decay": training.weight_decay,
+            "rate": 1.0,
+        },
         {"params": [parameter for parameter in others if parameter.ndim == 1], "weight_decay": 0.0, "rate": 1.0},
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
@@ -137,9 +159,17 @@ def validate(model: HistoryModel, histories: Histories, users: np.ndarray, train
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
     pairs = [split(histories[user], "validation") for user in users[distributed.rank() :: distributed.world_size()]]
     searcher = Searcher.of(model, training.precision, training_counts(histories))
-    items, _ = searcher.rank([history for history, _ in pairs], k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
+    items, _ = searcher.rank(
+        [history for history, _ in pairs],
+        k=VALIDATION_K,
+        beam_size=training.beam_size,
+        mask_seen=True,
+        progress="validate",
+    )
     ranks = np.empty(len(users))
-    for rank, found in enumerate(distributed.gathered(item_ranks(items, np.array([target for _, target in pairs], int)))):
+    for rank, found in enumerate(
+        distributed.gathered(item_ranks(items, np.array([target for _, target in pairs], int)))
+    ):
         ranks[rank :: distributed.world_size()] = found
     gains = np.where(ranks > 0, 1 / np.log2(1 + np.maximum(ranks, 1)), 0.0)
     return {"validation_hr@10": float((ranks > 0).mean()), "validation_ndcg@10": float(gains.mean())}
@@ -173,11 +203,34 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
                 losses = []
                 rate = training.learning_rate_at(state.step - 1, trainer.total_steps)
                 bar.set_postfix(loss=f"{mean:.3f}")
-                checkpoints.log(state, {"step": state.step, "epoch": round(epoch, 4), "loss": mean, "lr": rate, "seconds": progress.seconds()})
+                checkpoints.log(
+                    state,
+                    {
+                        "step": state.step,
+                        "epoch": round(epoch, 4),
+                        "loss": mean,
+                        "lr": rate,
+                        "seconds": progress.seconds(),
+                    },
+                )
             if at_epoch_end and (round(epoch) % training.validate_every == 0 or state.step == trainer.total_steps):
                 found = validate(trainer.model, histories, users, training)
-                checkpoints.log(state, {"step": state.step, "epoch": round(epoch, 4), "seconds": progress.seconds(), "users": len(users), **found})
-                logger.info("epoch %g of %d: %s", epoch, training.epochs, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+                checkpoints.log(
+                    state,
+                    {
+                        "step": state.step,
+                        "epoch": round(epoch, 4),
+                        "seconds": progress.seconds(),
+                        "users": len(users),
+                        **found,
+                    },
+                )
+                logger.info(
+                    "epoch %g of %d: %s",
+                    epoch,
+                    training.epochs,
+                    ", ".join(f"{name} {value:.4f}" for name, value in found.items()),
+                )
                 checkpoints.consider(state, trainer.model, found["validation_ndcg@10"], KEPT_CANDIDATES)
                 stopping = distributed.anywhere(stop.received is not None)
                 state.finished = bool(training.patience) and state.validations_since_best >= training.patience
@@ -204,17 +257,24 @@ class Progress:
 
 
 def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> dict[str, Any]:
-    """Load the best candidate into the model; where validation was on a sample, the candidates are ranked again on all users."""
+    """Load the best candidate into the model; where validation was on a sample, the candidates are ranked again on all
+    users."""
     state = checkpoints.state
     users = np.flatnonzero(np.diff(histories.offsets) >= 3)
     best: dict[str, Any] = {}
     sampled = len(users) > trainer.training.validation_users
     for candidate in state.candidates if sampled else state.candidates[:1]:
         checkpoints.load_candidate(candidate, trainer.model)
-        found = validate(trainer.model, histories, users, trainer.training) if sampled else {"validation_ndcg@10": candidate["score"]}
+        found = (
+            validate(trainer.model, histories, users, trainer.training)
+            if sampled
+            else {"validation_ndcg@10": candidate["score"]}
+        )
         if sampled:
             checkpoints.log(state, {"step": candidate["step"], "selection": True, "users": len(users), **found})
         if not best or found["validation_ndcg@10"] > best["validation_ndcg@10"]:
             best = {"step": candidate["step"], **found}
-    checkpoints.load_candidate(next(candidate for candidate in state.candidates if candidate["step"] == best["step"]), trainer.model)
+    checkpoints.load_candidate(
+        next(candidate for candidate in state.candidates if candidate["step"] == best["step"]), trainer.model
+    )
     return best

@@ -19,9 +19,11 @@ class Trie:
     without a token, are the items that have it: one, or several, the most popular first, where items share ids.
 
     Attributes:
-        first_child: for each depth 0..T int64 (nodes + 1,): node n's children are `first_child[n]` .. `first_child[n + 1] - 1`, one level deeper.
+        first_child: for each depth 0..T int64 (nodes + 1,): node n's children are `first_child[n]` .. `first_child[n +
+            1] - 1`, one level deeper.
         token: for each depth 1..T int64 (nodes,): the last token of a node's prefix.
-        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items lie below a node, itself included at depth T + 1.
+        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items lie below a node, itself included at depth
+            T + 1.
         path: int64 (T + 1, I): the node of each item at depths 1..T + 1.
         leaf_item: int64 (I,): the item index at each node of depth T + 1.
     """
@@ -87,8 +89,14 @@ class Trie:
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie on another device."""
-        move = lambda tensors: tuple(tensor.to(device) for tensor in tensors)  # noqa: E731
-        return Trie(move(self.first_child), move(self.token), move(self.n_items_below), self.path.to(device), self.leaf_item.to(device))
+        move = lambda tensors: tuple(tensor.to(device) for tensor in tensors)
+        return Trie(
+            move(self.first_child),
+            move(self.token),
+            move(self.n_items_below),
+            self.path.to(device),
+            self.leaf_item.to(device),
+        )
 
 
 def build_trie(tokens: np.ndarray, popularity: np.ndarray | None = None) -> Trie:
@@ -123,5 +131,11 @@ def build_trie(tokens: np.ndarray, popularity: np.ndarray | None = None) -> Trie
     n_items_below.append(np.ones(n_items, np.int64))
     path = np.empty((n_levels + 1, n_items), np.int64)
     path[:, order] = np.column_stack([node_of_row, np.arange(n_items)]).T
-    tensors = lambda arrays: tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)  # noqa: E731
-    return Trie(tensors(first_child), tensors(token), tensors(n_items_below), torch.from_numpy(path), torch.from_numpy(order.astype(np.int64)))
+    tensors = lambda arrays: tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    return Trie(
+        tensors(first_child),
+        tensors(token),
+        tensors(n_items_below),
+        torch.from_numpy(path),
+        torch.from_numpy(order.astype(np.int64)),
+    )

@@ -1,4 +1,5 @@
-"""Checks on the numbers of a run: each trains, searches or counts something that would come out otherwise if a number were wrong or flattering."""
+"""Checks on the numbers of a run: each trains, searches or counts something that would come out otherwise if a number
+were wrong or flattering."""
 
 from __future__ import annotations
 
@@ -65,17 +66,22 @@ class Check:
 CHECKS: dict[str, Check] = {
     "leakage": Check(
         "Do held-out items enter training?",
-        "The test and the validation item of every user are replaced by random other items, and the generator is trained again with the same seed, options and "
-        "Semantic IDs, with one validation, at its end. If the weights have the same bytes, no held-out item entered training. A run that validated more than "
-        "once is trained again with its validations and other test items alone: the checkpoint it chose must be the same. Vectors that are made of "
+        "The test and the validation item of every user are replaced by random other items, and the generator is "
+        "trained again with the same seed, options and "
+        "Semantic IDs, with one validation, at its end. If the weights have the same bytes, no held-out item entered "
+        "training. A run that validated more than "
+        "once is trained again with its validations and other test items alone: the checkpoint it chose must be the "
+        "same. Vectors that are made of "
         "interactions are computed again too.",
         "trained.leakage",
         trains=True,
     ),
     "ties": Check(
         "What does the order of equal times decide?",
-        "Interactions of a user with equal times stand in the order of the file. Here that order is reversed, everything else kept, and the generator trained "
-        "again with the same seed, options and Semantic IDs. Part of the targets are then others: the difference is that of two test sets.",
+        "Interactions of a user with equal times stand in the order of the file. Here that order is reversed, "
+        "everything else kept, and the generator trained "
+        "again with the same seed, options and Semantic IDs. Part of the targets are then others: the difference is "
+        "that of two test sets.",
         "trained.ties",
         trains=True,
     ),
@@ -86,18 +92,21 @@ CHECKS: dict[str, Check] = {
     ),
     "unconstrained": Check(
         "What does the trie do?",
-        "The same beam search without the trie: any token of the vocabulary may follow. Ids that no item has are counted, then dropped.",
+        "The same beam search without the trie: any token of the vocabulary may follow. Ids that no item has are "
+        "counted, then dropped.",
         "searched.unconstrained",
         samples=True,
     ),
     "hits": Check(
         "Hits on items or on codes?",
-        "A hit on codes without suffix counts every item that has them; of a list, equal codes count once. Inflation is what that adds to a metric of items.",
+        "A hit on codes without suffix counts every item that has them; of a list, equal codes count once. Inflation "
+        "is what that adds to a metric of items.",
         "from_lists.hits",
     ),
     "diversity": Check(
         "How many items are ever recommended?",
-        "Items in all top 10 lists, beside those of popularity and beside the test targets (one a user, so fewer in all). The Gini index is 0 where all items "
+        "Items in all top 10 lists, beside those of popularity and beside the test targets (one a user, so fewer in "
+        "all). The Gini index is 0 where all items "
         "are shown equally often and near 1 where few are shown. Most popular: by training interactions.",
         "from_lists.diversity",
     ),
@@ -108,15 +117,18 @@ CHECKS: dict[str, Check] = {
     ),
     "cold": Check(
         "Does it recommend new items?",
-        "5 % of the items, each the target of some user, are taken out of all histories and of the tokenizer's vectors, as if they had never been there; "
-        "tokenizer and generator are fitted again with the same seeds and options. Then the frozen tokenizer gives these items ids, they join the trie, and "
+        "5 % of the items, each the target of some user, are taken out of all histories and of the tokenizer's "
+        "vectors, as if they had never been there; "
+        "tokenizer and generator are fitted again with the same seeds and options. Then the frozen tokenizer gives "
+        "these items ids, they join the trie, and "
         "users whose target is one of them are ranked for; of their histories the new items are missing.",
         "cold.cold_items",
         trains=True,
     ),
     "input": Check(
         "Does the generator read the history?",
-        "The same generator is given other histories for the same users; masked is always the user's own. Of another user: of one drawn at random, which is "
+        "The same generator is given other histories for the same users; masked is always the user's own. Of another "
+        "user: of one drawn at random, which is "
         "chance level.",
         "searched.reads_input",
         samples=True,
@@ -133,7 +145,9 @@ def _key(run: AuditedRun, name: str) -> str:
     """What the result of a check depends on."""
     stages = {key: artifacts.input_record(step.folder) for key, step in run.steps.items()}
     made_of = {key: [record["fingerprint"], record["content"]] for key, record in stages.items()}
-    return files.sha256_text(artifacts.canonical_json([__version__, name, made_of, run.users if CHECKS[name].samples else None]))
+    return files.sha256_text(
+        artifacts.canonical_json([__version__, name, made_of, run.users if CHECKS[name].samples else None])
+    )
 
 
 def finished(run: AuditedRun, name: str) -> dict[str, Any] | None:
@@ -142,7 +156,11 @@ def finished(run: AuditedRun, name: str) -> dict[str, Any] | None:
         saved = artifacts.read_json(run.work, f"{name}.json")
     except artifacts.ArtifactError:
         return None
-    return saved["result"] if isinstance(saved, dict) and saved.get("key") == _key(run, name) and "commit" in saved["result"] else None
+    return (
+        saved["result"]
+        if isinstance(saved, dict) and saved.get("key") == _key(run, name) and "commit" in saved["result"]
+        else None
+    )
 
 
 def run_check(run: AuditedRun, name: str) -> None:
@@ -160,7 +178,10 @@ def run_check(run: AuditedRun, name: str) -> None:
         found = Finding(f"Not run: {reason}", [])
     files.write_json(
         run.work / f"{name}.json",
-        {"key": _key(run, name), "result": {"summary": found.summary, "rows": found.rows, "commit": short_commit(provenance(0)["git"])}},
+        {
+            "key": _key(run, name),
+            "result": {"summary": found.summary, "rows": found.rows, "commit": short_commit(provenance(0)["git"])},
+        },
     )
     logger.info("%s: %s", name, found.summary)
 
@@ -174,8 +195,10 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path, failures: 
     facts = {key: value for key, value in provenance(0).items() if key in ("git", "finished", "machine")}
     commits = sorted({found["commit"] for found in results.values() if found})
     about = (
-        f"{len(run.targets):,} users, {run.histories.n_items:,} items; beam {run.evaluation.beam_size}, {run.evaluation.precision}. "
-        f"Trained at commit {short_commit(trained['git'])}, checked at {', '.join(commits) or 'none: no check is finished'}."
+        f"{len(run.targets):,} users, {run.histories.n_items:,} items; beam {run.evaluation.beam_size}, "
+        f"{run.evaluation.precision}. "
+        f"Trained at commit {short_commit(trained['git'])}, checked at "
+        f"{', '.join(commits) or 'none: no check is finished'}."
     )
     audit = {
         "run": name,
@@ -183,7 +206,11 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path, failures: 
         "about": about,
         "provenance": facts,
         "failures": list(failures),
-        "checks": [{"check": check, "title": CHECKS[check].title, "method": CHECKS[check].method, **found} for check, found in results.items() if found],
+        "checks": [
+            {"check": check, "title": CHECKS[check].title, "method": CHECKS[check].method, **found}
+            for check, found in results.items()
+            if found
+        ],
     }
     files.write_json(out / "audit.json", audit)
     with files.atomic(out / "audit.md") as temporary:
@@ -205,7 +232,9 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
     Raises:
         TigerrecError: an option is wrong, a stage cannot be used or built, or a check failed.
     """
-    options = build({"_target_": f"{__name__}.AuditOptions", **OmegaConf.to_container(cfg.audit, resolve=True)}, "audit")  # type: ignore[dict-item]
+    options = build(
+        {"_target_": f"{__name__}.AuditOptions", **OmegaConf.to_container(cfg.audit, resolve=True)}, "audit"
+    )  # type: ignore[dict-item]
     steps = pipeline.plan(cfg)
     if steps["evaluate"].config.split != "test":
         raise ConfigError("evaluate.split must be test: the checks are of test metrics; leave the option out.")
@@ -233,7 +262,8 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
 
 
 def command(cfg: DictConfig) -> None:
-    """What the script does: audit, print the folder of the report as the last line; end with one sentence on a user's error."""
+    """What the script does: audit, print the folder of the report as the last line; end with one sentence on a user's
+    error."""
     with pipeline.reporting():
         folder = audit(cfg, pipeline.told_command("audit", pipeline.given_overrides()))
     print(folder, flush=True)

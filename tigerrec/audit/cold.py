@@ -38,7 +38,8 @@ class ColdStart:
     Attributes:
         held_out: bool (n_items,): which items join.
         prepared: the stage of the other items' interactions.
-        numbers: where each item stands in the catalogue of both, int64 (n_items,): the known ones first, in their old order.
+        numbers: where each item stands in the catalogue of both, int64 (n_items,): the known ones first, in their old
+            order.
         users: those whose test target is held out and who have known items, int64 (n,).
         histories: their known items, as numbers of the new catalogue.
         targets: their test targets, likewise.
@@ -67,7 +68,9 @@ def cold_start(run: AuditedRun) -> ColdStart:
     changed, numbers = without_items(read_interactions(run.prepared), held_out)
     config = {"audit": "items held out of all histories", "share": SHARE, "seed": SEED}
     inputs = {"prepare": run.prepared}
-    prepared = run.stage("cold", "prepare", config, inputs, lambda out: write_variant(run.prepared, config, changed, ~held_out, out))
+    prepared = run.stage(
+        "cold", "prepare", config, inputs, lambda out: write_variant(run.prepared, config, changed, ~held_out, out)
+    )
     numbers = np.where(held_out, int((~held_out).sum()) + np.cumsum(held_out) - 1, numbers)
     users = [user for user in np.flatnonzero(held_out[run.targets]) if not held_out[run.known[user]].all()]
     if not users:
@@ -89,11 +92,25 @@ def _tokenized(run: AuditedRun, cold: ColdStart) -> Path:
         if isinstance(embedder, EmbedsTexts):
             folders[name] = _rows(run, cold, f"cold-{folder.name}", folder)
         elif name == "embed" or embedder.needs:
-            raise NotApplicableError(f"The vectors of {folder.name} are made of interactions, which a new item has none of.")
+            raise NotApplicableError(
+                f"The vectors of {folder.name} are made of interactions, which a new item has none of."
+            )
         else:
-            folders[name] = run.stage(f"cold-{folder.name}", "embed", embedder, {"prepare": cold.prepared}, partial(embed, cold.prepared, embedder))
+            folders[name] = run.stage(
+                f"cold-{folder.name}",
+                "embed",
+                embedder,
+                {"prepare": cold.prepared},
+                partial(embed, cold.prepared, embedder),
+            )
     further = {name: folder for name, folder in folders.items() if name != "embed"}
-    return run.stage("cold-tokenized", "tokenize", step.config, folders, lambda out: tokenize(folders["embed"], step.config, out, further))
+    return run.stage(
+        "cold-tokenized",
+        "tokenize",
+        step.config,
+        folders,
+        lambda out: tokenize(folders["embed"], step.config, out, further),
+    )
 
 
 def _rows(run: AuditedRun, cold: ColdStart, name: str, embedded: Path) -> Path:
@@ -110,7 +127,8 @@ def _rows(run: AuditedRun, cold: ColdStart, name: str, embedded: Path) -> Path:
 
 
 def nearest_lists(vectors: np.ndarray, histories: list[np.ndarray], k: int) -> np.ndarray:
-    """The items nearest to each history's last one by the cosine of their vectors (n_items, D), without the history's own: int64 (n, k)."""
+    """The items nearest to each history's last one by the cosine of their vectors (n_items, D), without the history's
+    own: int64 (n, k)."""
     directions = unit(vectors)
     lists = []
     for history in histories:
@@ -125,7 +143,8 @@ def _row(what: str, ranks: np.ndarray) -> dict[str, Any]:
 
 
 def cold_items(run: AuditedRun) -> Finding:
-    """HR and NDCG on items that neither the tokenizer nor the generator was fitted on, given ids by the frozen tokenizer."""
+    """HR and NDCG on items that neither the tokenizer nor the generator was fitted on, given ids by the frozen
+    tokenizer."""
     from tigerrec.beam_search import Searcher
     from tigerrec.trie import build_trie
 
@@ -142,28 +161,49 @@ def cold_items(run: AuditedRun) -> Finding:
     searcher = run.open_searcher(trained, ids, training_counts(warm)).with_items(ids.layout.to_tokens(codes))
     lists = run.search(searcher, cold.histories, mask_seen=True, progress="all items")
     trie = build_trie(ids.layout.to_tokens(codes), np.zeros(n_cold, np.int64)).to(searcher.model.device)
-    alone = run.search(Searcher(searcher.model, trie, searcher.precision), cold.histories, mask_seen=False, progress="new items alone")
+    alone = run.search(
+        Searcher(searcher.model, trie, searcher.precision), cold.histories, mask_seen=False, progress="new items alone"
+    )
     known_of = float(np.mean([len(history) for history in cold.histories]))
     in_order = np.empty_like(vectors)
     in_order[cold.numbers] = vectors
     top = lists[:, :CUTOFF]
     places, with_any = float((top >= cold.n_warm).mean()), float((top >= cold.n_warm).any(1).mean())
-    chance: dict[str, Any] = {"what": "ten items at random", HR: CUTOFF / (n_items - known_of), "hr@20": 2 * CUTOFF / (n_items - known_of)}
-    random_lists = {"share of places with a new item": n_cold / n_items, "share of top 10s with one": chance_of_any(n_cold, n_items, CUTOFF)}
+    chance: dict[str, Any] = {
+        "what": "ten items at random",
+        HR: CUTOFF / (n_items - known_of),
+        "hr@20": 2 * CUTOFF / (n_items - known_of),
+    }
+    random_lists = {
+        "share of places with a new item": n_cold / n_items,
+        "share of top 10s with one": chance_of_any(n_cold, n_items, CUTOFF),
+    }
     ranks = item_ranks(lists, cold.targets)
     rows: list[dict[str, Any]] = [
-        _row("trained without the new items, all items ranked", ranks) | {"share of places with a new item": places, "share of top 10s with one": with_any},
+        _row("trained without the new items, all items ranked", ranks)
+        | {"share of places with a new item": places, "share of top 10s with one": with_any},
         chance | random_lists,
-        _row("nearest vectors to the last item, all items ranked", item_ranks(nearest_lists(in_order, cold.histories, run.evaluation.k), cold.targets)),
+        _row(
+            "nearest vectors to the last item, all items ranked",
+            item_ranks(nearest_lists(in_order, cold.histories, run.evaluation.k), cold.targets),
+        ),
         _row("the audited run on the same users, whose targets it knows", run.ranks("masked")[cold.users]),
         _row("trained without the new items, new items alone ranked", item_ranks(alone, cold.targets - cold.n_warm)),
-        {"what": "ten of the new items at random", HR: min(1.0, CUTOFF / n_cold), "hr@20": min(1.0, 2 * CUTOFF / n_cold)},
+        {
+            "what": "ten of the new items at random",
+            HR: min(1.0, CUTOFF / n_cold),
+            "hr@20": min(1.0, 2 * CUTOFF / n_cold),
+        },
     ]
     found = int(((ranks > 0) & (ranks <= CUTOFF)).sum())
     return Finding(
-        f"{n_cold:,} items were held out of training and of the tokenizer's fit; {len(ranks):,} users have one as their target. The generator puts it in the "
-        f"top 10 of {found:,} of them (HR@10 {figure(rows[0][HR])}; ten items at random {figure(chance[HR])}; nearest vectors {figure(rows[2][HR])}; the run "
-        f"that knows the items {figure(rows[3][HR])}). {percent(with_any)} of the top 10s hold a new item; at random it would be "
-        f"{percent(random_lists['share of top 10s with one'])}. Among the new items alone HR@10 is {figure(rows[4][HR])}, at random {figure(rows[5][HR])}.",
+        f"{n_cold:,} items were held out of training and of the tokenizer's fit; {len(ranks):,} users have one as "
+        "their target. The generator puts it in the "
+        f"top 10 of {found:,} of them (HR@10 {figure(rows[0][HR])}; ten items at random {figure(chance[HR])}; nearest "
+        f"vectors {figure(rows[2][HR])}; the run "
+        f"that knows the items {figure(rows[3][HR])}). {percent(with_any)} of the top 10s hold a new item; at random "
+        "it would be "
+        f"{percent(random_lists['share of top 10s with one'])}. Among the new items alone HR@10 is "
+        f"{figure(rows[4][HR])}, at random {figure(rows[5][HR])}.",
         rows,
     )

@@ -1,4 +1,5 @@
-"""What the checks compute of arrays: differences between two rankings of the same users, buckets, and how exposure is spread over items."""
+"""What the checks compute of arrays: differences between two rankings of the same users, buckets, and how exposure is
+spread over items."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def headline(ranks: np.ndarray) -> dict[str, float]:
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """HR@10 and NDCG@10 of the second ranking minus the first, with 95 % percentile bootstrap intervals over users, who are drawn with both their ranks.
+    """HR@10 and NDCG@10 of the second ranking minus the first, with 95 % percentile bootstrap intervals over users, who
+    are drawn with both their ranks.
 
     Args:
         first, second: ranks of the same users, 0 = not in the list, (n,).
@@ -39,11 +41,14 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]
     counts = np.bincount(first.astype(np.int64) * side + second, minlength=side * side)
     present = np.flatnonzero(counts)
     of_rank = gains(side - 1)
-    return means_with_intervals({name: of_rank[name][present % side] - of_rank[name][present // side] for name in (HR, NDCG)}, counts[present])
+    return means_with_intervals(
+        {name: of_rank[name][present % side] - of_rank[name][present // side] for name in (HR, NDCG)}, counts[present]
+    )
 
 
 def buckets(values: np.ndarray, edges: Sequence[int]) -> list[tuple[str, np.ndarray]]:
-    """Values by range: the label and the members, bool (n,), of `edges[0]` to below `edges[1]`, …, and of the last edge or more.
+    """Values by range: the label and the members, bool (n,), of `edges[0]` to below `edges[1]`, …, and of the last edge
+    or more.
 
     Args:
         values: int (n,), none below the first edge.
@@ -57,7 +62,8 @@ def buckets(values: np.ndarray, edges: Sequence[int]) -> list[tuple[str, np.ndar
 
 
 def gini(counts: np.ndarray) -> float:
-    """The Gini index of counts (n,): 0 where all are equal, towards 1 where one has everything; 0 where all are zero."""
+    """The Gini index of counts (n,): 0 where all are equal, towards 1 where one has everything; 0 where all are
+    zero."""
     total = float(counts.sum())
     if not total:
         return 0.0

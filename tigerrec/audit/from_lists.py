@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec.audit.figures import CUTOFF, HR, NDCG, buckets, difference_in_words, exposure, figure, headline, listed_in, paired_difference, percent
+from tigerrec.audit.figures import (
+    CUTOFF,
+    HR,
+    NDCG,
+    buckets,
+    difference_in_words,
+    exposure,
+    figure,
+    headline,
+    listed_in,
+    paired_difference,
+    percent,
+)
 from tigerrec.audit.run import AuditedRun, Finding
 from tigerrec.evaluate import POPULARITY, SEEN
 from tigerrec.histories import read_items
@@ -34,11 +46,16 @@ def facts(run: AuditedRun) -> Finding:
         "items whose text another item has too": (sum(count for count in texts.values() if count > 1), n_items),
         "items whose codes another item has too": (int((sizes[groups] > 1).sum()), n_items),
     }
-    rows = [{"what": what, "number": number, "of": total, "share": number / total} for what, (number, total) in named.items()]
+    rows = [
+        {"what": what, "number": number, "of": total, "share": number / total}
+        for what, (number, total) in named.items()
+    ]
     unreachable, repeated = named["users whose target never occurs in training"][0], repeats
     return Finding(
-        f"{int(never.sum()):,} of {n_items:,} items never occur in training; they are the target of {unreachable:,} users, whom a model of training "
-        f"interactions can hardly serve. {repeated:,} targets are in the user's own history, where masking makes a hit impossible.",
+        f"{int(never.sum()):,} of {n_items:,} items never occur in training; they are the target of {unreachable:,} "
+        "users, whom a model of training "
+        f"interactions can hardly serve. {repeated:,} targets are in the user's own history, where masking makes a "
+        "hit impossible.",
         rows,
     )
 
@@ -49,21 +66,34 @@ def seen(run: AuditedRun) -> Finding:
     for model in (run.evaluation.model, POPULARITY):
         ranks = {treatment: run.ranks(treatment, model=model) for treatment in SEEN}
         rows += [{"model": model, "seen items": treatment, **headline(found)} for treatment, found in ranks.items()]
-        rows.append({"model": model, "seen items": "masked − kept", "users": len(run.targets), **paired_difference(ranks["kept"], ranks["masked"])})
+        rows.append(
+            {
+                "model": model,
+                "seen items": "masked − kept",
+                "users": len(run.targets),
+                **paired_difference(ranks["kept"], ranks["masked"]),
+            }
+        )
     top = run.lists("kept")[:, :CUTOFF]
     share = float(listed_in(top, run.known).sum() / (top >= 0).sum())
     return Finding(
-        f"Masking what a user has adds {difference_in_words(rows[2], HR)} to HR@10 and {difference_in_words(rows[2])} to NDCG@10. "
+        f"Masking what a user has adds {difference_in_words(rows[2], HR)} to HR@10 and {difference_in_words(rows[2])} "
+        "to NDCG@10. "
         f"Where seen items are kept, {percent(share)} of the places in the top 10 hold one.",
         rows,
     )
 
 
 def hits(run: AuditedRun) -> Finding:
-    """Hits on Semantic IDs without suffix against hits on items, for all users and by whether the target shares its codes."""
+    """Hits on Semantic IDs without suffix against hits on items, for all users and by whether the target shares its
+    codes."""
     groups, sizes = group_codes(run.semantic_ids.codes[:, : len(run.semantic_ids.layout.code_sizes)])
     shared = sizes[groups][run.targets] > 1
-    chosen = {"all users": np.ones(len(shared), bool), "target alone with its codes": ~shared, "target shares its codes": shared}
+    chosen = {
+        "all users": np.ones(len(shared), bool),
+        "target alone with its codes": ~shared,
+        "target shares its codes": shared,
+    }
     rows: list[dict[str, Any]] = []
     for treatment in SEEN:
         for whose, members in chosen.items():
@@ -76,7 +106,9 @@ def hits(run: AuditedRun) -> Finding:
                 rows.append(row)
     masked = {row["whose"]: row for row in rows if row["seen items"] == "masked"}
     whole = masked["all users"]
-    inflation = "not defined" if whole[f"{HR} inflation"] is None else f"{whole[f'{HR} inflation']:+.1%}".replace("%", " %")
+    inflation = (
+        "not defined" if whole[f"{HR} inflation"] is None else f"{whole[f'{HR} inflation']:+.1%}".replace("%", " %")
+    )
     return Finding(
         f"Counting hits on codes without suffix instead of hits on items changes HR@10 by {inflation} (seen masked). "
         f"{percent(float(shared.mean()))} of the users have a target that shares its codes.",
@@ -85,18 +117,24 @@ def hits(run: AuditedRun) -> Finding:
 
 
 def diversity(run: AuditedRun) -> Finding:
-    """How many items the top 10 lists show, and how unevenly, beside popularity's lists and the test targets themselves."""
+    """How many items the top 10 lists show, and how unevenly, beside popularity's lists and the test targets
+    themselves."""
     model = run.evaluation.model
     rows: list[dict[str, Any]] = [
-        {"what": f"{model}, seen {treatment}", **exposure(run.lists(treatment)[:, :CUTOFF], run.popularity)} for treatment in reversed(SEEN)
+        {"what": f"{model}, seen {treatment}", **exposure(run.lists(treatment)[:, :CUTOFF], run.popularity)}
+        for treatment in reversed(SEEN)
     ]
-    rows.append({"what": f"{POPULARITY}, seen masked", **exposure(run.lists("masked", POPULARITY)[:, :CUTOFF], run.popularity)})
+    rows.append(
+        {"what": f"{POPULARITY}, seen masked", **exposure(run.lists("masked", POPULARITY)[:, :CUTOFF], run.popularity)}
+    )
     rows.append({"what": "test targets", **exposure(run.targets, run.popularity)})
     own, targets = rows[0], rows[-1]
     head = "share on top 1 % of items"
     return Finding(
-        f"All top 10 lists together show {own['different items']:,} of {len(run.popularity):,} items ({percent(own['share of the catalogue'])}), Gini index "
-        f"{own['Gini index']:.2f}; {percent(own[head])} of the places go to the most popular 1 % of items, to which {percent(targets[head])} of the test "
+        f"All top 10 lists together show {own['different items']:,} of {len(run.popularity):,} items "
+        f"({percent(own['share of the catalogue'])}), Gini index "
+        f"{own['Gini index']:.2f}; {percent(own[head])} of the places go to the most popular 1 % of items, to which "
+        f"{percent(targets[head])} of the test "
         "targets belong.",
         rows,
     )
@@ -107,12 +145,19 @@ def by_bucket(run: AuditedRun) -> Finding:
     ranks = run.ranks("masked")
     lengths = np.array([len(history) for history in run.known])
     rows: list[dict[str, Any]] = []
-    for what, values, edges in (("target in training", run.popularity[run.targets], POPULARITY_EDGES), ("items known", lengths, LENGTH_EDGES)):
+    for what, values, edges in (
+        ("target in training", run.popularity[run.targets], POPULARITY_EDGES),
+        ("items known", lengths, LENGTH_EDGES),
+    ):
         for label, members in buckets(values, edges):
-            rows.append({"by": what, "range": label, **headline(ranks[members]), "share of users": float(members.mean())})
+            rows.append(
+                {"by": what, "range": label, **headline(ranks[members]), "share of users": float(members.mean())}
+            )
     filled = [row for row in rows if row["by"] == "target in training" and row["users"]]
     return Finding(
-        f"HR@10 goes from {figure(filled[0][HR])} for targets that training holds {filled[0]['range']} times ({filled[0]['users']:,} users) "
-        f"to {figure(filled[-1][HR])} for those it holds {filled[-1]['range']} times ({filled[-1]['users']:,} users); over all, {figure(headline(ranks)[HR])}.",
+        f"HR@10 goes from {figure(filled[0][HR])} for targets that training holds {filled[0]['range']} times "
+        f"({filled[0]['users']:,} users) "
+        f"to {figure(filled[-1][HR])} for those it holds {filled[-1]['range']} times ({filled[-1]['users']:,} users); "
+        f"over all, {figure(headline(ranks)[HR])}.",
         rows,
     )

@@ -1,4 +1,5 @@
-"""A trie in which every token may follow every prefix: what the beam search gives when nothing keeps it to the catalogue."""
+"""A trie in which every token may follow every prefix: what the beam search gives when nothing keeps it to the
+catalogue."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class LastTokens:
 
 
 class OpenTrie:
-    """All sequences of tokens, in the form in which the search walks a `Trie`; what is no Semantic ID of an item leads to `UNASSIGNED` or `MALFORMED`.
+    """All sequences of tokens, in the form in which the search walks a `Trie`; what is no Semantic ID of an item leads
+    to `UNASSIGNED` or `MALFORMED`.
 
     Args:
         trie: of the catalogue.
@@ -40,17 +42,22 @@ class OpenTrie:
     def __init__(self, trie: Trie, tokens: Tensor, layout: TokenLayout) -> None:
         self.trie, self.vocab_size, self.n_levels = trie, layout.vocab_size, trie.n_levels
         if self.vocab_size**self.n_levels >= 2**63:
-            raise NotApplicableError(f"There are too many sequences of {self.n_levels} of {self.vocab_size} tokens to number them.")
+            raise NotApplicableError(
+                f"There are too many sequences of {self.n_levels} of {self.vocab_size} tokens to number them."
+            )
         device = trie.leaf_item.device
         self.first = torch.from_numpy(layout.offsets).to(device)
         self.sizes = torch.tensor(layout.level_sizes, device=device)
         self.powers = self.vocab_size ** torch.arange(self.n_levels - 1, -1, -1, device=device)
         self.token = tuple(LastTokens(self.vocab_size) for _ in range(self.n_levels))
-        self.leaves = torch.unique((tokens.to(device) * self.powers).sum(1))  # the leaves of the trie are in this order too
+        self.leaves = torch.unique(
+            (tokens.to(device) * self.powers).sum(1)
+        )  # the leaves of the trie are in this order too
         self.leaf_item = torch.cat([trie.leaf_item, torch.tensor([UNASSIGNED, MALFORMED], device=device)])
 
     def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Trie.children`: every token may follow, and the children of a whole sequence are its items, or what it is instead."""
+        """As `Trie.children`: every token may follow, and the children of a whole sequence are its items, or what it is
+        instead."""
         if depth == self.n_levels:
             return self._items(nodes)
         found = nodes.unsqueeze(-1) * self.vocab_size + torch.arange(self.vocab_size, device=nodes.device)
@@ -65,4 +72,6 @@ class OpenTrie:
         n_items = len(self.trie.leaf_item)
         instead = torch.where(well_formed, n_items, n_items + 1)
         first = torch.arange(items.shape[-1], device=nodes.device) == 0
-        return torch.where(first & ~known.unsqueeze(-1), instead.unsqueeze(-1), items), torch.where(known.unsqueeze(-1), exists, first)
+        return torch.where(first & ~known.unsqueeze(-1), instead.unsqueeze(-1), items), torch.where(
+            known.unsqueeze(-1), exists, first
+        )

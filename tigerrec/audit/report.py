@@ -52,7 +52,14 @@ def page(audit: Mapping[str, Any]) -> str:
     checks = audit["checks"]
     overview = "\n".join(f"- **{check['title']}** {check['summary']}" for check in checks)
     failures = [f"**Not finished:** {failure}" for failure in audit["failures"]]
-    parts = [f"# Audit of `{audit['run']}`", f"```\n{audit['command']}\n```", audit["about"], *failures, overview, LEGEND]
+    parts = [
+        f"# Audit of `{audit['run']}`",
+        f"```\n{audit['command']}\n```",
+        audit["about"],
+        *failures,
+        overview,
+        LEGEND,
+    ]
     for check in checks:
         parts += [f"## {check['title']}", check["method"], table(check["rows"]) if check["rows"] else check["summary"]]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -124,7 +124,9 @@ class AuditedRun:
     def ranks(self, seen: str, hit: str = "item", model: str | None = None) -> np.ndarray:
         """The rank of each user's target by the generator or another model, int16 (n_users,), 0 = not in the list."""
         table = self._ranks
-        chosen = table[(table["model"] == (model or self.evaluation.model)) & (table["hit"] == hit) & (table["seen"] == seen)]
+        chosen = table[
+            (table["model"] == (model or self.evaluation.model)) & (table["hit"] == hit) & (table["seen"] == seen)
+        ]
         ranks: np.ndarray = chosen.sort_values("user")["rank"].to_numpy()
         return ranks
 
@@ -142,7 +144,8 @@ class AuditedRun:
         return self.open_searcher(self.trained, self.semantic_ids, self.popularity)
 
     def open_searcher(self, trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray) -> Searcher:
-        """The generator of a train stage with a catalogue, on the device and in the precision of the run's evaluation."""
+        """The generator of a train stage with a catalogue, on the device and in the precision of the run's
+        evaluation."""
         from tigerrec.beam_search import Searcher
         from tigerrec.generator import load_generator
         from tigerrec.precision import resolve_device
@@ -150,23 +153,45 @@ class AuditedRun:
         model = load_generator(trained, semantic_ids).to(resolve_device(self.evaluation.device))
         return Searcher.of(model, self.evaluation.precision, popularity)
 
-    def search(self, searcher: Searcher, histories: list[np.ndarray], mask_seen: bool, progress: str, seen: list[np.ndarray] | None = None) -> np.ndarray:
+    def search(
+        self,
+        searcher: Searcher,
+        histories: list[np.ndarray],
+        mask_seen: bool,
+        progress: str,
+        seen: list[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """The lists of some histories, int32 (n, k), with the beam of the run's evaluation; see `Searcher.rank`."""
         config = self.evaluation
         items, _ = searcher.rank(
-            histories, k=config.k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens, progress=progress, seen=seen
+            histories,
+            k=config.k,
+            beam_size=config.beam_size,
+            mask_seen=mask_seen,
+            batch_tokens=config.batch_tokens,
+            progress=progress,
+            seen=seen,
         )
         return items
 
     def sample(self, purpose: str) -> np.ndarray:
         """A seeded sample of `users` users in ascending order; all of them where there are no more."""
         n = len(self.histories)
-        return np.arange(n) if n <= self.users else np.sort(random("users", purpose).choice(n, self.users, replace=False))
+        return (
+            np.arange(n) if n <= self.users else np.sort(random("users", purpose).choice(n, self.users, replace=False))
+        )
 
-    def stage(self, name: str, stage: str, config: Any, inputs: Mapping[str, Path], build: Callable[[Path], Path]) -> Path:
-        """The folder of a stage that a check needs, built unless it is there; what it is made of is part of its folder's name."""
+    def stage(
+        self, name: str, stage: str, config: Any, inputs: Mapping[str, Path], build: Callable[[Path], Path]
+    ) -> Path:
+        """The folder of a stage that a check needs, built unless it is there; what it is made of is part of its
+        folder's name."""
         records = {role: artifacts.input_record(folder) for role, folder in inputs.items()}
-        made_of = [stage, artifacts.describe(config), {role: [record["fingerprint"], record["content"]] for role, record in records.items()}]
+        made_of = [
+            stage,
+            artifacts.describe(config),
+            {role: [record["fingerprint"], record["content"]] for role, record in records.items()},
+        ]
         folder = self.work / f"{name}-{sha256_text(artifacts.canonical_json(made_of))[:8]}"
         try:
             if artifacts.read_manifest(folder) is not None:

@@ -7,7 +7,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from tigerrec.audit.figures import CUTOFF, HR, NDCG, difference_in_words, figure, headline, listed_in, paired_difference, percent, without
+from tigerrec.audit.figures import (
+    CUTOFF,
+    HR,
+    NDCG,
+    difference_in_words,
+    figure,
+    headline,
+    listed_in,
+    paired_difference,
+    percent,
+    without,
+)
 from tigerrec.audit.open_trie import MALFORMED, OpenTrie
 from tigerrec.audit.run import AuditedRun, Finding, random
 from tigerrec.metrics import item_ranks
@@ -17,10 +28,13 @@ TRUNCATED = (1, 2, 5)
 
 
 def unconstrained_lists(run: AuditedRun, histories: list[np.ndarray]) -> np.ndarray:
-    """Lists of a beam search over the whole vocabulary, int32 (n, k): items, or `UNASSIGNED`, or `MALFORMED`; seen items kept."""
+    """Lists of a beam search over the whole vocabulary, int32 (n, k): items, or `UNASSIGNED`, or `MALFORMED`; seen
+    items kept."""
     searcher = run.searcher
     open_trie = OpenTrie(searcher.trie, searcher.model.tokens, run.semantic_ids.layout)
-    return run.search(replace(searcher, trie=cast(Trie, open_trie)), histories, mask_seen=False, progress="without the trie")
+    return run.search(
+        replace(searcher, trie=cast(Trie, open_trie)), histories, mask_seen=False, progress="without the trie"
+    )
 
 
 def unconstrained(run: AuditedRun) -> Finding:
@@ -35,7 +49,11 @@ def unconstrained(run: AuditedRun) -> Finding:
     for name, depth in (("first place", 1), ("top 10", CUTOFF), (f"top {lists.shape[1]}", lists.shape[1])):
         part = invalid[:, :depth]
         malformed = float((lists[:, :depth] == MALFORMED).mean())
-        shares = {"share of invalid ids": float(part.mean()), "share with tokens of a wrong level": malformed, "users with any": float(part.any(1).mean())}
+        shares = {
+            "share of invalid ids": float(part.mean()),
+            "share with tokens of a wrong level": malformed,
+            "users with any": float(part.any(1).mean()),
+        }
         rows.append({"what": f"without the trie, {name}", "users": len(users), **shares})
     constrained = {seen: run.ranks(seen)[users] for seen in ("kept", "masked")}
     rows += [
@@ -47,14 +65,18 @@ def unconstrained(run: AuditedRun) -> Finding:
         {"what": "difference, seen masked", "users": len(users), **paired_difference(constrained["masked"], masked)},
     ]
     return Finding(
-        f"Without the trie {percent(rows[0]['share of invalid ids'])} of the first places and {percent(rows[1]['share of invalid ids'])} of the top 10 are ids "
-        f"that no item has. Dropping them changes NDCG@10 by {difference_in_words(rows[5])} with seen items kept, and by {difference_in_words(rows[8])} "
+        f"Without the trie {percent(rows[0]['share of invalid ids'])} of the first places and "
+        f"{percent(rows[1]['share of invalid ids'])} of the top 10 are ids "
+        f"that no item has. Dropping them changes NDCG@10 by {difference_in_words(rows[5])} with seen items kept, and "
+        f"by {difference_in_words(rows[8])} "
         "where seen items are dropped afterwards too instead of inside the search.",
         rows,
     )
 
 
-def changed_histories(known: list[np.ndarray], everyone: list[np.ndarray], users: np.ndarray, max_items: int) -> dict[str, list[np.ndarray]]:
+def changed_histories(
+    known: list[np.ndarray], everyone: list[np.ndarray], users: np.ndarray, max_items: int
+) -> dict[str, list[np.ndarray]]:
     """What the generator is given instead of each history, by name; histories are first cut to the items that it reads.
 
     Args:
@@ -75,7 +97,8 @@ def changed_histories(known: list[np.ndarray], everyone: list[np.ndarray], users
 
 
 def reads_input(run: AuditedRun) -> Finding:
-    """What becomes of the lists when the generator is given other histories; what is masked stays the user's own history."""
+    """What becomes of the lists when the generator is given other histories; what is masked stays the user's own
+    history."""
     users = run.sample("changed histories")
     known, targets = [run.known[user] for user in users], run.targets[users]
     own = run.ranks("masked")[users]
@@ -85,14 +108,31 @@ def reads_input(run: AuditedRun) -> Finding:
         lists = run.search(run.searcher, histories, mask_seen=True, progress=name, seen=known)
         ranks = item_ranks(lists, targets)
         difference = paired_difference(own, ranks)
-        same = float(np.mean([len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(1, (a >= 0).sum()) for a, b in zip(top, lists[:, :CUTOFF], strict=True)]))
+        same = float(
+            np.mean(
+                [
+                    len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(1, (a >= 0).sum())
+                    for a, b in zip(top, lists[:, :CUTOFF], strict=True)
+                ]
+            )
+        )
         row = {"history": name, **headline(ranks), "share of the top 10 that stays": same}
-        rows.append(row | {key.replace(metric, f"change of {metric}"): value for metric in (HR, NDCG) for key, value in difference.items() if metric in key})
+        rows.append(
+            row
+            | {
+                key.replace(metric, f"change of {metric}"): value
+                for metric in (HR, NDCG)
+                for key, value in difference.items()
+                if metric in key
+            }
+        )
     chance, shuffled, last = rows[-1], rows[1], rows[3]
     kept = {row["history"]: left_of(row, rows[0]) for row in (chance, shuffled, last)}
     return Finding(
-        f"NDCG@10 is {figure(rows[0][NDCG])} with the user's history and {figure(chance[NDCG])} with another user's: the input is "
-        f"{'read' if chance[f'change of {NDCG}_high'] < 0 else 'not shown to be read'}. {kept['last item alone']} of it is left with the last item alone, "
+        f"NDCG@10 is {figure(rows[0][NDCG])} with the user's history and {figure(chance[NDCG])} with another user's: "
+        "the input is "
+        f"{'read' if chance[f'change of {NDCG}_high'] < 0 else 'not shown to be read'}. {kept['last item alone']} of "
+        "it is left with the last item alone, "
         f"{kept['shuffled']} with the items shuffled.",
         rows,
     )

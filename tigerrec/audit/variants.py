@@ -14,7 +14,8 @@ from tigerrec.histories import SHORTEST_HISTORY, read_items
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions grouped by user, oldest first: users int32 (n,) from 0 without gaps, items int32 (n,), timestamps int64 (n,)."""
+    """Interactions grouped by user, oldest first: users int32 (n,) from 0 without gaps, items int32 (n,), timestamps
+    int64 (n,)."""
 
     users: np.ndarray
     items: np.ndarray
@@ -27,7 +28,8 @@ class Interactions:
 
     @property
     def from_end(self) -> np.ndarray:
-        """The place of each interaction counted from the end of its history, int64 (n,): 1 = the test item, 2 = the validation item."""
+        """The place of each interaction counted from the end of its history, int64 (n,): 1 = the test item, 2 = the
+        validation item."""
         ends = np.append(self.starts[1:], len(self.users))
         return ends[self.users] - np.arange(len(self.users))
 
@@ -39,15 +41,20 @@ def read_interactions(prepared: Path) -> Interactions:
         ArtifactError: no finished or no undamaged stage stands there.
     """
     artifacts.open_stage(prepared, "prepare")
-    table = artifacts.read_table(prepared, "interactions.parquet", {"user": "int32", "item": "int32", "timestamp": "int64"})
+    table = artifacts.read_table(
+        prepared, "interactions.parquet", {"user": "int32", "item": "int32", "timestamp": "int64"}
+    )
     return Interactions(*(table[name].to_numpy() for name in ("user", "item", "timestamp")))
 
 
 def poisoned(interactions: Interactions, n_items: int, rng: np.random.Generator, last: int = 2) -> Interactions:
-    """The `last` items of every user (2: test and validation, 1: test) replaced by random other items of the catalogue; all else as it was."""
+    """The `last` items of every user (2: test and validation, 1: test) replaced by random other items of the catalogue;
+    all else as it was."""
     held_out = interactions.from_end <= last
     shifts = rng.integers(1, n_items, len(held_out))
-    items = np.where(held_out, (interactions.items + shifts) % n_items, interactions.items).astype(interactions.items.dtype)
+    items = np.where(held_out, (interactions.items + shifts) % n_items, interactions.items).astype(
+        interactions.items.dtype
+    )
     return Interactions(interactions.users, items, interactions.timestamps)
 
 
@@ -79,10 +86,14 @@ def without_items(interactions: Interactions, held_out: np.ndarray) -> tuple[Int
     enough = np.bincount(interactions.users[left], minlength=len(interactions.starts)) >= SHORTEST_HISTORY
     left &= enough[interactions.users]
     users = (np.cumsum(enough) - 1)[interactions.users[left]]
-    return Interactions(users.astype(np.int32), numbers[interactions.items[left]].astype(np.int32), interactions.timestamps[left]), numbers
+    return Interactions(
+        users.astype(np.int32), numbers[interactions.items[left]].astype(np.int32), interactions.timestamps[left]
+    ), numbers
 
 
-def write_variant(prepared: Path, config: dict[str, Any], interactions: Interactions, kept_items: np.ndarray, out: Path) -> Path:
+def write_variant(
+    prepared: Path, config: dict[str, Any], interactions: Interactions, kept_items: np.ndarray, out: Path
+) -> Path:
     """A prepare stage with other interactions.
 
     Args:
@@ -99,10 +110,20 @@ def write_variant(prepared: Path, config: dict[str, Any], interactions: Interact
     items = read_items(prepared).filter(pa.array(kept_items))
     place = items.column_names.index("item")
     items = items.set_column(place, "item", pa.array(range(len(items)), pa.int32()))
-    positions = np.arange(len(interactions.users)) - np.repeat(interactions.starts, np.diff(np.append(interactions.starts, len(interactions.users))))
-    columns = {"user": interactions.users, "item": interactions.items, "timestamp": interactions.timestamps, "position": positions.astype(np.int32)}
+    positions = np.arange(len(interactions.users)) - np.repeat(
+        interactions.starts, np.diff(np.append(interactions.starts, len(interactions.users)))
+    )
+    columns = {
+        "user": interactions.users,
+        "item": interactions.items,
+        "timestamp": interactions.timestamps,
+        "position": positions.astype(np.int32),
+    }
     with artifacts.writing(out, "prepare", config, inputs={"prepare": prepared}) as files:
         files.parquet("items.parquet", items)
         files.parquet("interactions.parquet", pa.table(columns))
-        files.json("stats.json", {"users": len(interactions.starts), "items": len(items), "interactions": len(interactions.users)})
+        files.json(
+            "stats.json",
+            {"users": len(interactions.starts), "items": len(items), "interactions": len(interactions.users)},
+        )
     return out

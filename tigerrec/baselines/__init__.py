@@ -1,4 +1,5 @@
-"""What a user would pick instead of a generator; each learns from the training interactions alone and ranks the whole catalogue."""
+"""What a user would pick instead of a generator; each learns from the training interactions alone and ranks the whole
+catalogue."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Rank(Protocol):
             mask_seen: leave out the items of the user's own history.
 
         Returns:
-            Items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by item index.
+            Items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by item
+            index.
         """
         ...
 

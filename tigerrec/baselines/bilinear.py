@@ -13,7 +13,8 @@ INITIAL_DEVIATION = 0.02
 
 
 class Bilinear(NextItemModel):
-    """A vector and a bias of each item, and a matrix between the vector of the last item and that of the next, which begins as the identity."""
+    """A vector and a bias of each item, and a matrix between the vector of the last item and that of the next, which
+    begins as the identity."""
 
     max_items = 1
 

@@ -15,7 +15,8 @@ KEYS = ("seed",)
 
 
 def plan(cfg: DictConfig) -> dict[str, pipeline.Step]:
-    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration, checked before any work.
+    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration,
+    checked before any work.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
@@ -41,19 +42,29 @@ def plan(cfg: DictConfig) -> dict[str, pipeline.Step]:
 
 
 def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], ...]]:
-    """A baseline with the first value of every setting, the keys that the stages read, and all combinations of the settings that are lists of values.
+    """A baseline with the first value of every setting, the keys that the stages read, and all combinations of the
+    settings that are lists of values.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type, out of range or an empty list.
     """
     values = plain(node, "baseline")
-    lists = {name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, TARGET, *KEYS)}
+    lists = {
+        name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, TARGET, *KEYS)
+    }
     for name, found in lists.items():
         if not found:
-            raise ConfigError(f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: `baseline.{name}=[<value>,…]`.")
+            raise ConfigError(
+                f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: "
+                f"`baseline.{name}=[<value>,…]`."
+            )
     built = [build_choice(values | trial, "baseline", KEYS) for trial in combinations(lists)]
     baseline, keys = built[0]
-    return baseline, keys, tuple({name: getattr(trial, name) for name, found in lists.items() if len(found) > 1} for trial, _ in built)
+    return (
+        baseline,
+        keys,
+        tuple({name: getattr(trial, name) for name, found in lists.items() if len(found) > 1} for trial, _ in built),
+    )
 
 
 def command(cfg: DictConfig) -> None:

@@ -18,9 +18,11 @@ POPULARITY_WEIGHT = 1e-6
 
 @dataclass(frozen=True)
 class ItemKNN:
-    """Sums the similarities of an item to the items of a history (Sarwar et al. 2001; shrunk as by Deshpande and Karypis 2004).
+    """Sums the similarities of an item to the items of a history (Sarwar et al. 2001; shrunk as by Deshpande and
+    Karypis 2004).
 
-    Items i and j with c common buyers of n_i and n_j are c / (n_i^normalisation n_j^(1 - normalisation) + shrinkage) similar,
+    Items i and j with c common buyers of n_i and n_j are c / (n_i^normalisation n_j^(1 - normalisation) + shrinkage)
+    similar,
     where i is the item of the history. Items that none of its neighbours reaches follow by popularity.
 
     Args:
@@ -45,7 +47,9 @@ class ItemKNN:
         if not 0 < self.recency <= 1:
             raise ValueError(f"recency must be in (0, 1], got {self.recency}")
 
-    def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None) -> Fitted:
+    def fit(
+        self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None
+    ) -> Fitted:
         """Find the neighbours of each item. As in `Baseline.fit`."""
         from scipy import sparse
 
@@ -57,13 +61,16 @@ class ItemKNN:
         def score(histories: Sequence[np.ndarray]) -> np.ndarray:
             ages = np.concatenate([np.arange(len(history))[::-1] for history in histories])
             offsets = np.cumsum([0, *(len(history) for history in histories)])
-            weights = sparse.csr_array((np.power(self.recency, ages), np.concatenate(histories), offsets), shape=(len(histories), n_items))
+            weights = sparse.csr_array(
+                (np.power(self.recency, ages), np.concatenate(histories), offsets), shape=(len(histories), n_items)
+            )
             return (weights @ similarities).toarray().astype(np.float32) + popularity
 
         return Fitted(ranks_by(score))
 
     def similarities(self, training: Sequence[np.ndarray], n_items: int) -> Any:
-        """The similarities of each item (row) to its most similar others, float64 CSR (n_items, n_items); equal ones by item index."""
+        """The similarities of each item (row) to its most similar others, float64 CSR (n_items, n_items); equal ones by
+        item index."""
         from scipy import sparse
 
         users = np.repeat(np.arange(len(training)), [len(history) for history in training])
@@ -73,7 +80,9 @@ class ItemKNN:
         common = (bought.T @ bought).tocoo()
         other = common.row != common.col
         rows, columns, values = common.row[other], common.col[other], common.data[other]
-        values = values / (buyers[rows] ** self.normalisation * buyers[columns] ** (1 - self.normalisation) + self.shrinkage)
+        values = values / (
+            buyers[rows] ** self.normalisation * buyers[columns] ** (1 - self.normalisation) + self.shrinkage
+        )
         order = np.lexsort((columns, -values, rows))
         rows, columns, values = rows[order], columns[order], values[order]
         kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < self.neighbours

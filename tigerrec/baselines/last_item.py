@@ -18,7 +18,8 @@ from tigerrec.seeds import derived_seed
 class LastItem:
     """Scores an item as v_last W v_next + b_next, a Markov chain of low rank, learned by cross-entropy over all items.
 
-    It is the item part of Rendle et al. 2010 (Factorizing personalized Markov chains), with one vector an item instead of two.
+    It is the item part of Rendle et al. 2010 (Factorizing personalized Markov chains), with one vector an item instead
+    of two.
 
     Args:
         dim: width of the vectors.

@@ -14,7 +14,8 @@ class Learning(Protocol):
     """The settings of training.
 
     Attributes:
-        loss: `ce`: cross-entropy over all items; or `bce`: binary cross-entropy of the target and one random other item.
+        loss: `ce`: cross-entropy over all items; or `bce`: binary cross-entropy of the target and one random other
+            item.
         epochs: passes over all targets.
         batch_targets: targets a step, of histories of similar length.
         learning_rate: AdamW's peak; linear warm-up over the first twentieth of the steps, then a cosine to zero.

@@ -1,4 +1,5 @@
-"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best epoch."""
+"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best
+epoch."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class NextItemModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def states(self, items: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
-        """A state of type `dtype` after each item, (B, n, dim), of item indices (B, n) with `NO_ITEM` on the right where a row is shorter."""
+        """A state of type `dtype` after each item, (B, n, dim), of item indices (B, n) with `NO_ITEM` on the right
+        where a row is shorter."""
 
     @torch.no_grad()
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -56,7 +58,8 @@ class NextItemModel(nn.Module, abc.ABC):
 
 
 def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
-    """Training histories as pieces of at most `max_items` items and their next items, cut from the end, so that all items but a history's first are targets."""
+    """Training histories as pieces of at most `max_items` items and their next items, cut from the end, so that all
+    items but a history's first are targets."""
     lengths = np.array([len(history) for history in training], np.int64)
     n_pieces = -(-np.maximum(lengths - 1, 0) // max_items)
     ends = np.repeat(np.cumsum(lengths) - 1, n_pieces)
@@ -67,7 +70,8 @@ def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over all classes of linear scores, summed over rows, whose gradient is made with the loss, in the place of the scores."""
+    """Cross-entropy over all classes of linear scores, summed over rows, whose gradient is made with the loss, in the
+    place of the scores."""
 
     @staticmethod
     def forward(ctx, states, classes, bias, targets):  # type: ignore[no-untyped-def]
@@ -96,11 +100,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         """Probability less label, through the linear scores."""
         difference, states, weight = ctx.saved_tensors
         bias_gradient = difference.sum(0, dtype=torch.float32) * gradient if ctx.has_bias else None
-        return ((difference @ weight) * gradient).to(states.dtype), (difference.mT @ states).float() * gradient, bias_gradient, None
+        return (
+            ((difference @ weight) * gradient).to(states.dtype),
+            (difference.mT @ states).float() * gradient,
+            bias_gradient,
+            None,
+        )
 
 
 def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """The loss of Kang and McAuley 2018 (arXiv 1808.09781, equation 6), summed over targets: the target against one other item.
+    """The loss of Kang and McAuley 2018 (arXiv 1808.09781, equation 6), summed over targets: the target against one
+    other item.
 
     Args:
         states: (n, dim).
@@ -114,7 +124,8 @@ def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, 
 
 
 def sample_negatives(batch: Batch, n_items: int, rng: np.random.Generator) -> Tensor:
-    """A random item for each target, not in its row, int64 (n,); where a row holds nearly all items one of them may remain."""
+    """A random item for each target, not in its row, int64 (n,); where a row holds nearly all items one of them may
+    remain."""
     rows = torch.nonzero(batch.targets != NO_ITEM)[:, 0]
     own = torch.cat([batch.items[:, :1], batch.targets], dim=1)[rows]
     negatives = torch.from_numpy(rng.integers(n_items, size=len(rows)))
@@ -142,13 +153,17 @@ class Learner:
         self.number = 0
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        return self.examples.shuffled_batches(self.learning.batch_targets, np.random.default_rng(derived_seed(self.seed, "batches", epoch)))
+        return self.examples.shuffled_batches(
+            self.learning.batch_targets, np.random.default_rng(derived_seed(self.seed, "batches", epoch))
+        )
 
     def learning_rate(self) -> float:
         """Of the next step: linear warm-up, then half a cosine to zero."""
         warmup = max(1, round(WARMUP * self.total_steps))
         progress = (self.number - warmup) / max(1, self.total_steps - warmup)
-        return self.learning.learning_rate * min((self.number + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress))))
+        return self.learning.learning_rate * min(
+            (self.number + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))
+        )
 
     def epoch(self, number: int) -> float:
         """Pass once over all targets; the mean loss in nats."""
@@ -166,7 +181,9 @@ class Learner:
             loss = LinearCrossEntropy.apply(states, self.model.classes, self.model.bias, targets)
         else:
             rng = np.random.default_rng(derived_seed(self.seed, "negatives", self.number))
-            loss = binary_cross_entropy(self.model, states, targets, sample_negatives(batch, len(self.model.classes), rng))
+            loss = binary_cross_entropy(
+                self.model, states, targets, sample_negatives(batch, len(self.model.classes), rng)
+            )
         (loss / len(targets)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -174,7 +191,9 @@ class Learner:
         return loss.detach()
 
 
-def learn(model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate) -> Fitted:
+def learn(
+    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate
+) -> Fitted:
     """Train a model on training histories and keep the weights of the epoch that validates best.
 
     Raises:
@@ -199,4 +218,7 @@ def learn(model: NextItemModel, training: Sequence[np.ndarray], learning: Learni
     model.load_state_dict(best)
     scores: ScoreFunction = model.scores
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Fitted(ranks_by(scores), {"best_epoch": best_epoch, "parameters": parameters, "targets": int(learner.examples.n_targets.sum())})
+    return Fitted(
+        ranks_by(scores),
+        {"best_epoch": best_epoch, "parameters": parameters, "targets": int(learner.examples.n_targets.sum())},
+    )

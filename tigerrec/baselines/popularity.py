@@ -22,8 +22,11 @@ class Popularity:
 
     is_random: ClassVar[bool] = False
 
-    def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None) -> Fitted:
-        """Count; the score is the log of (count + 1) over its sum, so that it is finite for every item. As in `Baseline.fit`."""
+    def fit(
+        self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None
+    ) -> Fitted:
+        """Count; the score is the log of (count + 1) over its sum, so that it is finite for every item. As in
+        `Baseline.fit`."""
         counts = purchases(training, n_items)
         best_first = np.argsort(-counts, kind="stable").astype(np.int32)
         log_shares = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)

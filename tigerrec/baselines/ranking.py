@@ -38,7 +38,8 @@ def best_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ranks_by(score: ScoreFunction) -> Rank:
-    """The recommender that lists the items with the highest scores; users of similar history length are scored together."""
+    """The recommender that lists the items with the highest scores; users of similar history length are scored
+    together."""
 
     def rank(histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         items, best = np.empty((len(histories), k), np.int32), np.empty((len(histories), k), np.float32)
@@ -48,7 +49,9 @@ def ranks_by(score: ScoreFunction) -> Rank:
             known = [histories[user] for user in users]
             scores = score(known)
             if mask_seen:
-                scores[np.repeat(np.arange(len(known)), [len(history) for history in known]), np.concatenate(known)] = -np.inf
+                scores[
+                    np.repeat(np.arange(len(known)), [len(history) for history in known]), np.concatenate(known)
+                ] = -np.inf
             items[users], best[users] = best_items(scores, k)
         return items, best
 

@@ -16,9 +16,11 @@ from tigerrec.seeds import derived_seed
 
 @dataclass(frozen=True)
 class SASRec:
-    """Self-attentive sequential recommendation (Kang and McAuley 2018, arXiv 1808.09781), whose output embeddings are its input embeddings.
+    """Self-attentive sequential recommendation (Kang and McAuley 2018, arXiv 1808.09781), whose output embeddings are
+    its input embeddings.
 
-    With `bce`, one random negative a target, it is theirs; with `ce` over all items it ranks far better (Klenitskiy and Vasilev 2023, arXiv 2309.07602).
+    With `bce`, one random negative a target, it is theirs; with `ce` over all items it ranks far better (Klenitskiy and
+    Vasilev 2023, arXiv 2309.07602).
 
     Args:
         loss: `bce` or `ce`.
@@ -58,5 +60,13 @@ class SASRec:
         from tigerrec.baselines.next_item import learn
         from tigerrec.baselines.transformer import Transformer
 
-        model = Transformer(n_items, self.dim, self.layers, self.heads, self.expansion * self.dim, self.max_items, derived_seed(seed, "weights"))
+        model = Transformer(
+            n_items,
+            self.dim,
+            self.layers,
+            self.heads,
+            self.expansion * self.dim,
+            self.max_items,
+            derived_seed(seed, "weights"),
+        )
         return learn(model, training, self, seed, validate)

@@ -1,4 +1,5 @@
-"""The stages tune and baseline: a baseline's settings are chosen on validation, then it is fitted, ranks all users and is measured like a generator."""
+"""The stages tune and baseline: a baseline's settings are chosen on validation, then it is fitted, ranks all users and
+is measured like a generator."""
 
 from __future__ import annotations
 
@@ -90,7 +91,11 @@ def run_trial(histories: Histories, baseline: Baseline, seed: int) -> dict[str, 
     started = time.perf_counter()
     fitted = baseline.fit(training_parts(histories), histories.n_items, seed=seed, validate=on_sample(histories, seed))
     found = validation_metrics(fitted.rank, histories, np.arange(len(histories)))
-    return {**{f"validation_{name}": value for name, value in found.items()}, **fitted.facts, "seconds": round(time.perf_counter() - started, 3)}
+    return {
+        **{f"validation_{name}": value for name, value in found.items()},
+        **fitted.facts,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
 
 
 def finished_trial(path: Path) -> dict[str, Any] | None:
@@ -103,10 +108,12 @@ def finished_trial(path: Path) -> dict[str, Any] | None:
 
 
 def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
-    """Fit a baseline with all settings to choose from and take those with the highest validation NDCG@10; test items are never looked at.
+    """Fit a baseline with all settings to choose from and take those with the highest validation NDCG@10; test items
+    are never looked at.
 
     Returns:
-        `out`, with `trials.json` (settings, metrics and seconds of each trial) and `chosen.json` (the settings of the best, the first of equals).
+        `out`, with `trials.json` (settings, metrics and seconds of each trial) and `chosen.json` (the settings of the
+        best, the first of equals).
 
     Raises:
         ArtifactError: no finished prepare stage stands in `prepared`.
@@ -125,14 +132,26 @@ def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
             found = run_trial(histories, baseline, config.seed)
             artifacts.write_json(path, found)
         trials.append({"settings": dict(settings), **found})
-        logger.info("trial %d of %d: %s: NDCG@10 %.4f in %.1f s", number, len(config.trials), settings, found["validation_ndcg@10"], found["seconds"])
+        logger.info(
+            "trial %d of %d: %s: NDCG@10 %.4f in %.1f s",
+            number,
+            len(config.trials),
+            settings,
+            found["validation_ndcg@10"],
+            found["seconds"],
+        )
     best = max(trials, key=lambda trial: trial["validation_ndcg@10"])
     with artifacts.writing(out, "tune", config, {"prepare": prepared}, started=started) as files:
         files.json("trials.json", trials, measured=True)
         files.json(CHOSEN, best["settings"])
-        files.provenance |= {"threads": _threads(), "seconds_of_trials": round(sum(trial["seconds"] for trial in trials), 3)}
+        files.provenance |= {
+            "threads": _threads(),
+            "seconds_of_trials": round(sum(trial["seconds"] for trial in trials), 3),
+        }
     artifacts.remove_tree(out / TRIALS)
-    logger.info("chosen of %d trials: %s, validation NDCG@10 %.4f", len(trials), best["settings"], best["validation_ndcg@10"])
+    logger.info(
+        "chosen of %d trials: %s, validation NDCG@10 %.4f", len(trials), best["settings"], best["validation_ndcg@10"]
+    )
     return out
 
 
@@ -154,12 +173,17 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
         inputs, settings = inputs | {"tune": tuned}, artifacts.read_json(tuned, CHOSEN, {})
         with artifacts.contract(tuned, CHOSEN):
             baseline = replace(baseline, **settings)  # type: ignore[type-var]
-    fitted = baseline.fit(training_parts(histories), histories.n_items, seed=config.seed, validate=on_sample(histories, config.seed))
+    fitted = baseline.fit(
+        training_parts(histories), histories.n_items, seed=config.seed, validate=on_sample(histories, config.seed)
+    )
     fitting_seconds = round(time.perf_counter() - started, 3)
     parts = [split(histories[user], config.split) for user in range(len(histories))]
     known, targets = [history for history, _ in parts], np.array([target for _, target in parts])
     evaluate.warn_of_repeats(known, targets)
-    rankings = [evaluate.Ranking(config.model, seen, *fitted.rank(known, k=config.k, mask_seen=seen == "masked")) for seen in evaluate.SEEN]
+    rankings = [
+        evaluate.Ranking(config.model, seen, *fitted.rank(known, k=config.k, mask_seen=seen == "masked"))
+        for seen in evaluate.SEEN
+    ]
     for ranking in rankings:
         evaluate.check_lists(ranking, known, histories.n_items)
     ranks = {(config.model, "item", ranking.seen): item_ranks(ranking.items, targets) for ranking in rankings}
@@ -169,7 +193,12 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
         files.parquet("ranks.parquet", evaluate.ranks_table(ranks, targets))
         files.json("metrics.json", rows)
         ranking_seconds = round(time.perf_counter() - started - fitting_seconds, 3)
-        facts = {"settings": artifacts.describe(baseline), "threads": _threads(), "fitting_seconds": fitting_seconds, "ranking_seconds": ranking_seconds}
+        facts = {
+            "settings": artifacts.describe(baseline),
+            "threads": _threads(),
+            "fitting_seconds": fitting_seconds,
+            "ranking_seconds": ranking_seconds,
+        }
         files.provenance |= facts | fitted.facts
     logger.info("wrote metrics of %s users to %s\n%s", f"{len(targets):,}", out, format_metrics(rows))
     return out

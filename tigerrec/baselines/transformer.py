@@ -36,9 +36,13 @@ class Block(nn.Module):
 
     def forward(self, states: Tensor, visible: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """The states after the block, float32 (B, n, dim)."""
-        queries, keys, values = heads(linear(normalise(self.attention_norm, states, dtype), self.projections), 3, self.n_heads)
+        queries, keys, values = heads(
+            linear(normalise(self.attention_norm, states, dtype), self.projections), 3, self.n_heads
+        )
         attended = Attention.apply(queries * queries.shape[-1] ** -0.5, keys, values, None, visible, dropout)
-        states = states + dropout(linear(attended.transpose(1, 2).flatten(2), self.output, dropout.scale).float() * dropout.scale)
+        states = states + dropout(
+            linear(attended.transpose(1, 2).flatten(2), self.output, dropout.scale).float() * dropout.scale
+        )
         hidden = linear(normalise(self.feed_forward_norm, states, dtype), self.widen)
         hidden = DroppedRelu.apply(hidden, dropout.mask(hidden))
         return states + dropout(linear(hidden, self.narrow, dropout.scale).float() * dropout.scale)
@@ -47,7 +51,9 @@ class Block(nn.Module):
 class Transformer(NextItemModel):
     """Embeddings of items and positions, and blocks over them; the embeddings of items are the classes too."""
 
-    def __init__(self, n_items: int, dim: int, n_layers: int, n_heads: int, hidden: int, max_items: int, seed: int) -> None:
+    def __init__(
+        self, n_items: int, dim: int, n_layers: int, n_heads: int, hidden: int, max_items: int, seed: int
+    ) -> None:
         super().__init__()
         self.max_items, self.bias = max_items, None
         self.classes = nn.Parameter(torch.empty(n_items, dim))
@@ -64,7 +70,9 @@ class Transformer(NextItemModel):
     def states(self, items: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """The last block's normalised states, (B, n, dim), as in `NextItemModel.states`."""
         n = items.shape[1]
-        embedded = functional.embedding(items.clamp(min=0), self.classes) * self.classes.shape[1] ** 0.5 + self.positions[:n]
+        embedded = (
+            functional.embedding(items.clamp(min=0), self.classes) * self.classes.shape[1] ** 0.5 + self.positions[:n]
+        )
         states = dropout(embedded * dropout.scale)
         visible = torch.ones(n, n, dtype=torch.bool).tril()
         for block in self.blocks:

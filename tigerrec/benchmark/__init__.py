@@ -1,4 +1,5 @@
-"""Training and search against the stock way of transformers and against the arithmetic limit, measured on one machine in one run."""
+"""Training and search against the stock way of transformers and against the arithmetic limit, measured on one machine
+in one run."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Effort:
 
 
 def comparison(ours: Mapping[str, float], stock: Mapping[str, float], limit_seconds: float) -> dict[str, float]:
-    """Both sides of one measurement: `ratio` is how many times faster ours is, `of_limit` how many times longer it takes than arithmetic alone."""
+    """Both sides of one measurement: `ratio` is how many times faster ours is, `of_limit` how many times longer it
+    takes than arithmetic alone."""
     return {
         "seconds": ours["seconds"],
         "stock_seconds": stock["seconds"],
@@ -84,7 +86,9 @@ def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
     stock_epoch = run("epoch, stock", f"{SIDES}.stock_epoch", setting, effort.stock_steps, effort.warmup_steps)
     search = run("search, ours", f"{SIDES}.search", setting, effort.beam_size)
     stock_search = run("search, stock", f"{SIDES}.stock_search", setting, effort.beam_size, effort.stock_users)
-    growth = run("growth", GROWTH, setting.config, effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users)
+    growth = run(
+        "growth", GROWTH, setting.config, effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
+    )
     return {
         "epoch": comparison(epoch, stock_epoch, limits["epoch"] / rate),
         "search": comparison(search, stock_search, limits["search"] / rate),
@@ -104,9 +108,17 @@ def rounded(value: Any) -> Any:
 
 def aligned(rows: Sequence[Sequence[Any]]) -> str:
     """A table, its columns aligned."""
-    lines = [[f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [
+        [
+            f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+            for cell in row
+        ]
+        for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def report(results: Mapping[str, Any]) -> str:
@@ -115,15 +127,18 @@ def report(results: Mapping[str, Any]) -> str:
     heading = ("", "seconds", "stock", "ratio", "limit", "of limit", "peak MB", "stock peak MB")
     sides = [heading, *([name, *(results[name][column] for column in columns)] for name in ("epoch", "search"))]
     growth, machine = results["growth"], results["machine"]
-    as_table = lambda rows: aligned([[key.replace("_", " ") for key in rows[0]], *(list(row.values()) for row in rows)])  # noqa: E731
+    as_table = lambda rows: aligned([[key.replace("_", " ") for key in rows[0]], *(list(row.values()) for row in rows)])
     return "\n".join(
         [
             aligned(sides),
-            f"stock: transformers in fp32, extrapolated from {results['epoch']['stock_measured']:,} steps and {results['search']['stock_measured']:,} users; "
-            "weights are random on both sides; limit: seconds of the matrix products alone, without padding, at the machine's rate",
+            f"stock: transformers in fp32, extrapolated from {results['epoch']['stock_measured']:,} steps and "
+            f"{results['search']['stock_measured']:,} users; "
+            "weights are random on both sides; limit: seconds of the matrix products alone, without padding, at the "
+            "machine's rate",
             f"\nmade-up catalogues, histories of 5 items:\n{as_table(growth['catalogue'])}",
             f"\nhistories over {growth['catalogue'][0]['items']:,} items:\n{as_table(growth['history'])}",
-            f"\n{machine['cpu']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}, "
+            f"\n{machine['cpu']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
+            f"transformers {machine['transformers']}, "
             f"{machine['precision']}, {machine['operations_per_second'] / 1e9:,.0f} billion operations a second",
         ]
     )
@@ -141,20 +156,26 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
     started = time.perf_counter()
     steps = pipeline.plan(cfg)
     if not isinstance(steps["train"].config.generator, T5):
-        raise TigerrecError(f"The benchmark measures a T5, and generator={cfg.generator.name} is none; give `generator=t5_paper`, t5 or t5_items.")
+        raise TigerrecError(
+            f"The benchmark measures a T5, and generator={cfg.generator.name} is none; give `generator=t5_paper`, t5 "
+            "or t5_items."
+        )
     pipeline.run(cfg, "tokenize")
     prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
     results = rounded(measure(Setting(prepared, tokenized, config), effort))
     facts = provenance(started)
     results |= {"config": artifacts.describe(config), **{key: facts[key] for key in ("git", "finished", "seconds")}}
-    path = prepared.parent / "benchmark" / f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
+    path = (
+        prepared.parent / "benchmark" / f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
+    )
     files.write_json(path, results)
     logger.info("%s", report(results))
     return path
 
 
 def command(cfg: DictConfig, effort: Effort | None = None) -> None:
-    """What the script does: measure, print the path of the results as the last line; end with one sentence on a user's error."""
+    """What the script does: measure, print the path of the results as the last line; end with one sentence on a user's
+    error."""
     with pipeline.reporting():
         path = benchmark(cfg, effort or Effort())
     print(path, flush=True)

@@ -1,4 +1,5 @@
-"""How the search slows with the size of the catalogue and the length of histories, on made-up items with random weights."""
+"""How the search slows with the size of the catalogue and the length of histories, on made-up items with random
+weights."""
 
 from __future__ import annotations
 
@@ -20,18 +21,22 @@ HISTORY = 5
 
 def made_up_items(n_items: int) -> SemanticIds:
     """Semantic IDs of uniformly random codes."""
-    return with_suffix(np.random.default_rng(0).integers(0, CODE_SIZES, (n_items, len(CODE_SIZES)), dtype=np.int32), CODE_SIZES)
+    return with_suffix(
+        np.random.default_rng(0).integers(0, CODE_SIZES, (n_items, len(CODE_SIZES)), dtype=np.int32), CODE_SIZES
+    )
 
 
 def trie_bytes(trie: Trie) -> int:
     """Memory of a trie's tensors."""
-    return sum(tensor.nbytes for tensor in (*trie.first_child, *trie.token, *trie.n_items_below, trie.path, trie.leaf_item))
+    return sum(
+        tensor.nbytes for tensor in (*trie.first_child, *trie.token, *trie.n_items_below, trie.path, trie.leaf_item)
+    )
 
 
 def milliseconds_per_user(searcher: Searcher, n_users: int, length: int, beam_size: int) -> float:
     """Time to rank for random histories, the best of three after doing it once."""
     histories = list(np.random.default_rng(1).integers(0, len(searcher.trie.leaf_item), (n_users, length)))
-    rank = lambda: searcher.rank(histories, k=beam_size, beam_size=beam_size, mask_seen=False)  # noqa: E731
+    rank = lambda: searcher.rank(histories, k=beam_size, beam_size=beam_size, mask_seen=False)
     rank()
     return 1000 * min(seconds_of(searcher.model.device, rank) for _ in range(3)) / n_users
 
@@ -42,16 +47,28 @@ def catalogue(config: TrainConfig, n_items: int, beams: Sequence[int], n_users: 
     tokens = semantic_ids.tokens
     started = time.perf_counter()
     trie = build_trie(tokens)
-    row: dict[str, Any] = {"items": n_items, "trie_seconds": time.perf_counter() - started, "trie_bytes": trie_bytes(trie)}
+    row: dict[str, Any] = {
+        "items": n_items,
+        "trie_seconds": time.perf_counter() - started,
+        "trie_bytes": trie_bytes(trie),
+    }
     model = new_model(config, semantic_ids)
     searcher = Searcher(model, trie.to(model.device), config.training.precision)
-    return row | {f"ms_per_user_beam_{beam_size}": milliseconds_per_user(searcher, n_users, HISTORY, beam_size) for beam_size in beams}
+    return row | {
+        f"ms_per_user_beam_{beam_size}": milliseconds_per_user(searcher, n_users, HISTORY, beam_size)
+        for beam_size in beams
+    }
 
 
-def growth(config: TrainConfig, catalogues: Sequence[int], beams: Sequence[int], lengths: Sequence[int], n_users: int) -> dict[str, Any]:
+def growth(
+    config: TrainConfig, catalogues: Sequence[int], beams: Sequence[int], lengths: Sequence[int], n_users: int
+) -> dict[str, Any]:
     """A row for each size of catalogue, and for each length of histories over the smallest catalogue and beam."""
     rows = [catalogue(config, n_items, beams, n_users) for n_items in catalogues]
     semantic_ids = made_up_items(min(catalogues))
     searcher = Searcher.of(new_model(config, semantic_ids, max_items=max(lengths)), config.training.precision)
-    by_length = [{"items": length, "ms_per_user": milliseconds_per_user(searcher, n_users, length, min(beams))} for length in lengths]
+    by_length = [
+        {"items": length, "ms_per_user": milliseconds_per_user(searcher, n_users, length, min(beams))}
+        for length in lengths
+    ]
     return {"catalogue": rows, "history": by_length}

@@ -1,6 +1,7 @@
 """The arithmetic of an epoch and of a search: every matrix product, over what is really read, without any padding.
 
-Counted are floating-point operations, two for a multiplication and its addition. Positions may be numbers or integer arrays,
+Counted are floating-point operations, two for a multiplication and its addition. Positions may be numbers or integer
+arrays,
 one entry a history.
 """
 
@@ -51,13 +52,16 @@ class Sizes:
 def encoder(sizes: Sizes, positions: Any) -> Any:
     """Operations by which the encoder reads a history, each position seeing each."""
     generator, width = sizes.generator, sizes.heads_width
-    layer = positions * (4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * positions**2 * width
+    layer = (
+        positions * (4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * positions**2 * width
+    )
     inputs = positions * sizes.n_levels * generator.d_model**2 if generator.history == ITEMS else 0
     return 2 * (generator.num_layers * layer + inputs)
 
 
 def cross_keys(sizes: Sizes, positions: Any) -> Any:
-    """Operations that make the decoder's keys and values of an encoded history; of a single position, values and what they add to a token."""
+    """Operations that make the decoder's keys and values of an encoded history; of a single position, values and what
+    they add to a token."""
     return 2 * sizes.generator.decoder_layers * 2 * positions * sizes.generator.d_model * sizes.heads_width
 
 
@@ -76,7 +80,8 @@ def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> An
 
 
 def epoch(sizes: Sizes, examples: Examples) -> int:
-    """Operations of one epoch, forward and backward; each product of the forward pass takes two in the backward pass."""
+    """Operations of one epoch, forward and backward; each product of the forward pass takes two in the backward
+    pass."""
     n_targets = int(examples.n_targets.sum())
     if sizes.generator.decoder_reads == LAST_ITEM:
         items_read = items_visible = n_targets
@@ -86,7 +91,9 @@ def epoch(sizes: Sizes, examples: Examples) -> int:
     tokens = n_targets * sizes.n_levels
     forward = int(encoder(sizes, examples.lengths * sizes.positions_per_item).sum())
     forward += cross_keys(sizes, items_read * sizes.positions_per_item)
-    forward += decoder(sizes, tokens, tokens * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels)
+    forward += decoder(
+        sizes, tokens, tokens * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels
+    )
     if sizes.generator.item_loss:
         forward += 2 * n_targets * sizes.generator.d_model * len(np.unique(examples.items))
     return 3 * forward

@@ -1,4 +1,5 @@
-"""What is measured: an epoch and a search of ours, the same the stock way of transformers, and the least time that the machine's arithmetic allows."""
+"""What is measured: an epoch and a search of ours, the same the stock way of transformers, and the least time that the
+machine's arithmetic allows."""
 
 from __future__ import annotations
 
@@ -47,11 +48,16 @@ def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) ->
     """
     generator: Any = config.generator
     mask, seed = ENCODER_MASK[config.training.examples], derived_seed(config.seed, "weights")
-    return dataclasses.replace(generator, **changes).new(semantic_ids, mask, seed).to(resolve_device(config.training.device))
+    return (
+        dataclasses.replace(generator, **changes)
+        .new(semantic_ids, mask, seed)
+        .to(resolve_device(config.training.device))
+    )
 
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
-    """The generator whose `t5` is the stock side: of the same sizes, with one position a token, all of which the decoder reads."""
+    """The generator whose `t5` is the stock side: of the same sizes, with one position a token, all of which the
+    decoder reads."""
     return new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
 
 
@@ -65,20 +71,24 @@ def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model = new_model(setting.config, semantic_ids)
     trainer = Trainer(model, histories, setting.config)
-    run = lambda start, count: [trainer.step(number) for number in range(start, start + count)]  # noqa: E731
+    run = lambda start, count: [trainer.step(number) for number in range(start, start + count)]
     run(trainer.steps_per_epoch, warmup_steps)
     return {"seconds": seconds_of(model.device, lambda: run(0, trainer.steps_per_epoch))}
 
 
 def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
-    """Histories as a stock model reads them: tokens padded on the right to the longest history possible, and the mask of what is there.
+    """Histories as a stock model reads them: tokens padded on the right to the longest history possible, and the mask
+    of what is there.
 
     Args:
         items: int64 (B, n), n at most `max_items`, padded with `NO_ITEM`.
     """
     items = functional.pad(items, (0, model.facts["max_items"] - items.shape[1]), value=NO_ITEM)
     mask = model.attention_mask(items)
-    return {"input_ids": model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD), "attention_mask": mask}
+    return {
+        "input_ids": model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD),
+        "attention_mask": mask,
+    }
 
 
 def stock_loss(model: HistoryT5, batch: Batch) -> Tensor:
@@ -110,9 +120,11 @@ def stock_epoch(setting: Setting, steps: int, warmup_steps: int) -> dict[str, fl
 def search(setting: Setting, beam_size: int) -> dict[str, float]:
     """Seconds of our search for all users."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
-    searcher = Searcher.of(new_model(setting.config, semantic_ids), setting.config.training.precision, training_counts(histories))
+    searcher = Searcher.of(
+        new_model(setting.config, semantic_ids), setting.config.training.precision, training_counts(histories)
+    )
     known = known_items(histories)
-    rank = lambda users: searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)  # noqa: E731
+    rank = lambda users: searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)
     rank(known[:STOCK_BATCH_USERS])
     return {"seconds": seconds_of(searcher.model.device, lambda: rank(known))}
 
@@ -126,8 +138,11 @@ def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
     return {prefix: sorted(found) for prefix, found in following.items()}
 
 
-def stock_generate(model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int) -> Tensor:
-    """What `generate` finds along the tokens allowed, int64 (B * beam_size, 1 + T), the first of each row being the decoder's start.
+def stock_generate(
+    model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int
+) -> Tensor:
+    """What `generate` finds along the tokens allowed, int64 (B * beam_size, 1 + T), the first of each row being the
+    decoder's start.
 
     Args:
         items: int64 (B, n), padded with `NO_ITEM`.
@@ -135,7 +150,8 @@ def stock_generate(model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, 
     n_levels = model.tokens.shape[1]
     found: Tensor = model.t5.generate(
         **stock_inputs(model, items),
-        prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [PAD]),  # beams of score -inf have left the catalogue
+        # beams of score -inf have left the catalogue
+        prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [PAD]),
         num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=n_levels, min_new_tokens=n_levels, do_sample=False,
         length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD,
     )  # fmt: skip
@@ -148,7 +164,10 @@ def stock_search(setting: Setting, beam_size: int, users: int) -> dict[str, floa
     model, allowed = stock_model(setting.config, semantic_ids), allowed_next(semantic_ids.tokens)
     items = padded([known[-model.facts["max_items"] :] for known in known_items(histories)[:users]]).to(model.device)
     stock_generate(model, items[:2], allowed, beam_size)
-    seconds = seconds_of(model.device, lambda: [stock_generate(model, batch, allowed, beam_size) for batch in items.split(STOCK_BATCH_USERS)])
+    seconds = seconds_of(
+        model.device,
+        lambda: [stock_generate(model, batch, allowed, beam_size) for batch in items.split(STOCK_BATCH_USERS)],
+    )
     return {"seconds": seconds * len(histories) / len(items), "measured": len(items)}
 
 
@@ -172,7 +191,10 @@ def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]
     generator = dataclasses.replace(configured, decoder_reads=model.facts["decoder_reads"])
     sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
     items_read = np.array([min(len(known), generator.max_items) for known in known_items(histories)], np.int64)
-    beams = [min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1 for level in range(sizes.n_levels)]
+    beams = [
+        min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1
+        for level in range(sizes.n_levels)
+    ]
     machine = {
         "cpu": cpu_name(), "device": str(model.device), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "transformers": transformers.__version__,

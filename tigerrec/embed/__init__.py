@@ -1,4 +1,5 @@
-"""The embed stage: every item becomes a vector, of its text, of who bought it with what, of a file of the user's, or of several of these."""
+"""The embed stage: every item becomes a vector, of its text, of who bought it with what, of a file of the user's, or of
+several of these."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def fixed_signs(columns: np.ndarray) -> np.ndarray:
-    """Columns (n, k), each times 1 or -1 so that its component largest in size is positive: an eigenvector's own sign is arbitrary."""
+    """Columns (n, k), each times 1 or -1 so that its component largest in size is positive: an eigenvector's own sign
+    is arbitrary."""
     largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
     return columns * np.where(largest < 0, -1, 1)
 
@@ -118,7 +120,9 @@ def needed_parts(embedder: Embedder) -> tuple[str, ...]:
     return embedder.needs if isinstance(embedder, EmbedsCatalogue) else ()
 
 
-def embed(prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, parts: Mapping[str, Path] | None = None) -> Path:
+def embed(
+    prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, parts: Mapping[str, Path] | None = None
+) -> Path:
     """The vectors of a prepared data set's items: `embeddings` float32 (items, dim), row = item index, finite.
 
     A run that was stopped goes on where it was, from the shards it left in `out/shards`.
@@ -153,7 +157,9 @@ def embed(prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, pa
 
     def write() -> None:
         warn_degenerate(vectors, item_ids)
-        with artifacts.writing(out, "embed", embedder, inputs={"prepare": prepared, **folders}, sources=sources, started=started) as files:
+        with artifacts.writing(
+            out, "embed", embedder, inputs={"prepare": prepared, **folders}, sources=sources, started=started
+        ) as files:
             files.arrays(FILE, {"embeddings": vectors})
             threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
             facts = {"embedder": dataclasses.asdict(embedder), "processes": distributed.world_size()}  # type: ignore[call-overload]
@@ -180,13 +186,18 @@ def _load_parts(folders: Mapping[str, Path], embedder: Embedder, prepared: Path)
     """The vectors that an embedder needs, by name, all of the items of one prepared data set."""
     needed = needed_parts(embedder)
     if set(folders) != set(needed):
-        raise EmbedError(f"The embedder needs the parts [{', '.join(needed)}], not [{', '.join(folders)}]; give an embed folder for each that it needs.")
+        raise EmbedError(
+            f"The embedder needs the parts [{', '.join(needed)}], not [{', '.join(folders)}]; give an embed folder "
+            "for each that it needs."
+        )
     for folder in folders.values():
         artifacts.check_made_from(folder, artifacts.open_stage(folder, "embed"), "prepare", prepared)
     return {name: load_embeddings(folder) for name, folder in folders.items()}
 
 
-def _encoded(embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str], texts: list[str], folder: Path) -> np.ndarray:
+def _encoded(
+    embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str], texts: list[str], folder: Path
+) -> np.ndarray:
     """The items' vectors, encoded in shards of texts of similar length."""
     from tqdm import tqdm
 
@@ -221,21 +232,32 @@ def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:
         EmbedError: the shape is another, or values are NaN or infinite; names the items.
     """
     if vectors.ndim != 2 or len(vectors) != len(item_ids) or vectors.dtype != np.float32:
-        raise EmbedError(f"The embedder gave {vectors.dtype} of shape {vectors.shape} for {len(item_ids)} items; it must give float32 (items, dim).")
+        raise EmbedError(
+            f"The embedder gave {vectors.dtype} of shape {vectors.shape} for {len(item_ids)} items; it must give "
+            "float32 (items, dim)."
+        )
     bad = [item_ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
     if bad:
-        raise EmbedError(f"The vectors of {len(bad)} items are NaN or infinite ({few(bad)}); correct them, or choose another embedder with `EMBEDDER=<name>`.")
+        raise EmbedError(
+            f"The vectors of {len(bad)} items are NaN or infinite ({few(bad)}); correct them, or choose another "
+            "embedder with `EMBEDDER=<name>`."
+        )
     return vectors
 
 
 def warn_degenerate(vectors: np.ndarray, item_ids: list[str]) -> None:
     """Warn of vectors that say nothing (all components equal) and of items that share one vector."""
-    constant = [item_ids[row] for row in np.flatnonzero((vectors == vectors[:, :1]).all(axis=1))] if vectors.shape[1] > 1 else []
+    constant = (
+        [item_ids[row] for row in np.flatnonzero((vectors == vectors[:, :1]).all(axis=1))]
+        if vectors.shape[1] > 1
+        else []
+    )
     if constant:
         logger.warning("%d items have a constant vector (all components equal): %s", len(constant), few(constant))
     shared = [count for count in Counter(row.tobytes() for row in vectors).values() if count > 1]
     if shared:
         logger.warning(
-            "%d of %d items share their vector with another item (%d groups, the largest of %d); tokenizers give them the same codes",
+            "%d of %d items share their vector with another item (%d groups, the largest of %d); tokenizers give them "
+            "the same codes",
             sum(shared), len(item_ids), len(shared), max(shared),
         )  # fmt: skip

@@ -24,7 +24,8 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class Collaborative(ReadsNoFiles):
-    """Factors of the shifted positive PMI of items' co-occurrence in the training part of the histories (Levy and Goldberg 2014, NeurIPS).
+    """Factors of the shifted positive PMI of items' co-occurrence in the training part of the histories (Levy and
+    Goldberg 2014, NeurIPS).
 
     Validation and test items are never read. An item that does not occur in training has a zero vector.
 
@@ -60,7 +61,8 @@ class Collaborative(ReadsNoFiles):
 
 
 def count_pairs(histories: Sequence[np.ndarray], n_items: int, window: int | None) -> Any:
-    """How often two different items stand at most `window` places apart in a history: a sparse symmetric matrix (n_items, n_items)."""
+    """How often two different items stand at most `window` places apart in a history: a sparse symmetric matrix
+    (n_items, n_items)."""
     from scipy.sparse import coo_array, csr_array
 
     items, lengths = np.concatenate(histories), np.array([len(history) for history in histories])
@@ -86,9 +88,11 @@ def shifted_ppmi(counts: Any, shift: float) -> Any:
 
 
 def symmetric_factors(matrix: Any, dim: int) -> np.ndarray:
-    """The W, float64 (n, dim), whose W Wᵀ is nearest to a sparse symmetric matrix (n, n); zero columns where it has fewer positive eigenvalues.
+    """The W, float64 (n, dim), whose W Wᵀ is nearest to a sparse symmetric matrix (n, n); zero columns where it has
+    fewer positive eigenvalues.
 
-    Half the sum of word and context vectors of its SVD (Levy, Goldberg and Dagan 2015, TACL), in which the negative eigenvalues cancel:
+    Half the sum of word and context vectors of its SVD (Levy, Goldberg and Dagan 2015, TACL), in which the negative
+    eigenvalues cancel:
     word vectors alone set two items apart that occur with each other only.
     """
     from scipy.sparse.linalg import eigsh
@@ -112,6 +116,7 @@ def _warn_of_zeros(vectors: np.ndarray, seen: np.ndarray) -> None:
     never = n_items - len(np.unique(seen))
     if zeros:
         logger.warning(
-            "%d of %d items have a zero vector: %d never occur in training, %d occur there without another item that the %d dimensions can show",
+            "%d of %d items have a zero vector: %d never occur in training, %d occur there without another item that "
+            "the %d dimensions can show",
             zeros, n_items, never, zeros - never, vectors.shape[1],
         )  # fmt: skip

@@ -24,7 +24,8 @@ TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 
 @dataclass(frozen=True)
 class SentenceTransformerEmbedder:
-    """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra `offline`, or the hub."""
+    """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra
+    `offline`, or the hub."""
 
     model: str = not_identity(default=MINILM)
     weights_sha256: str | None = not_identity(default=None)
@@ -53,15 +54,18 @@ class SentenceTransformerEmbedder:
         return weight_files(folder) if folder else {}
 
     def sources(self) -> dict[str, Path]:
-        """The weight files: role `weights` for the encoder's, `weights/<path>` for those of shards and further layers."""
+        """The weight files: role `weights` for the encoder's, `weights/<path>` for those of shards and further
+        layers."""
         folder = find_model(self.model)
         files = weight_files(folder)
         if self.weights_sha256 is not None:
             digest = artifacts.sha256_file(files["weights"]) if "weights" in files else "several files"
             if digest != self.weights_sha256:
                 raise EmbedError(
-                    f"The weights in {folder} are not the expected ones (sha256 expected {self.weights_sha256[:13]}…, found {digest[:13]}…); "
-                    f"delete that copy and run again, or accept another model with `embedder.weights_sha256=null embedder.name=<new name>`."
+                    f"The weights in {folder} are not the expected ones (sha256 expected {self.weights_sha256[:13]}…, "
+                    f"found {digest[:13]}…); "
+                    "delete that copy and run again, or accept another model with `embedder.weights_sha256=null "
+                    "embedder.name=<new name>`."
                 )
         return files
 
@@ -72,8 +76,14 @@ class SentenceTransformerEmbedder:
         from tigerrec.precision import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "sentence-transformers")}
-        return versions | {"device": device.type, "threads": str(torch.get_num_threads()), "precision": resolve_precision(device, self.precision)}
+        versions = {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "sentence-transformers")
+        }
+        return versions | {
+            "device": device.type,
+            "threads": str(torch.get_num_threads()),
+            "precision": resolve_precision(device, self.precision),
+        }
 
     def open(self) -> Encode:
         """The loaded encoder."""
@@ -84,14 +94,23 @@ class SentenceTransformerEmbedder:
         device = resolve_device(self.device)
         model = _load(find_model(self.model), str(device))
         if self.max_length is not None:
-            limit = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None)
+            limit = getattr(
+                getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None
+            )
             if limit and self.max_length > limit:
-                raise EmbedError(f"{self.model} reads at most {limit} tokens, embedder.max_length={self.max_length} asks for more; lower it.")
+                raise EmbedError(
+                    f"{self.model} reads at most {limit} tokens, embedder.max_length={self.max_length} asks for more; "
+                    "lower it."
+                )
             model.max_seq_length = self.max_length
 
         def encode(item_ids: list[str], texts: list[str]) -> np.ndarray:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=product_type(device, self.precision) == torch.bfloat16):
-                vectors = model.encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
+            with torch.autocast(
+                device.type, dtype=torch.bfloat16, enabled=product_type(device, self.precision) == torch.bfloat16
+            ):
+                vectors = model.encode(
+                    texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
+                )
             vectors = np.asarray(vectors, dtype=np.float32)
             return unit(vectors) if self.normalize else vectors
 
@@ -99,7 +118,8 @@ class SentenceTransformerEmbedder:
 
 
 def _load(folder: Path, device: str) -> Any:
-    """The `SentenceTransformer` of a local folder, in float32 whatever its file holds; without network and foreign code."""
+    """The `SentenceTransformer` of a local folder, in float32 whatever its file holds; without network and foreign
+    code."""
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
@@ -107,14 +127,20 @@ def _load(folder: Path, device: str) -> Any:
     disable_progress_bar()
     kwargs = {"use_safetensors": True, "dtype": torch.float32}
     try:
-        return SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=kwargs)
+        return SentenceTransformer(
+            str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=kwargs
+        )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        raise EmbedError(f"{folder} cannot be loaded on {device} ({reason}); give another `embedder.model=<folder>` or `embedder.device=`.") from error
+        raise EmbedError(
+            f"{folder} cannot be loaded on {device} ({reason}); give another `embedder.model=<folder>` or "
+            "`embedder.device=`."
+        ) from error
 
 
 def find_model(model: str) -> Path:
-    """The folder of a sentence-transformers model: a local folder, the hub's cache, the offline package, or a download, in this order.
+    """The folder of a sentence-transformers model: a local folder, the hub's cache, the offline package, or a download,
+    in this order.
 
     Raises:
         EmbedError: none of them has it; names the remedies.
@@ -183,17 +209,28 @@ def weight_files(folder: Path) -> dict[str, Path]:
         parts = [(str(module["path"]), str(module["type"])) for module in modules]
         first = folder / parts[0][0]
     except (OSError, ValueError, LookupError, TypeError):
-        raise EmbedError(f"{folder} has no valid modules.json, so it is no sentence-transformers model; give another `embedder.model=<folder>`.") from None
+        raise EmbedError(
+            f"{folder} has no valid modules.json, so it is no sentence-transformers model; give another "
+            "`embedder.model=<folder>`."
+        ) from None
     if not (first / "config.json").is_file() or not any((first / name).is_file() for name in TOKENIZER_FILES):
-        raise EmbedError(f"{first} has no config.json or no tokenizer; complete the model folder, or give another one as `embedder.model=<folder>`.")
+        raise EmbedError(
+            f"{first} has no config.json or no tokenizer; complete the model folder, or give another one as "
+            "`embedder.model=<folder>`."
+        )
     found: dict[str, Path] = {}
     for number, (path, kind) in enumerate(parts):
         if not kind.startswith("sentence_transformers.") or ".." in Path(path).parts or Path(path).is_absolute():
-            raise EmbedError(f"{folder / 'modules.json'} names {kind!r} in {path!r}, which is never loaded; give another `embedder.model=<folder>`.")
+            raise EmbedError(
+                f"{folder / 'modules.json'} names {kind!r} in {path!r}, which is never loaded; give another "
+                "`embedder.model=<folder>`."
+            )
         if number > 0 and kind.rpartition(".")[2] in ("Pooling", "Normalize", "Dropout"):
             continue
         for file in _safetensors(folder / path):
-            role = "weights" if number == 0 and file.name == "model.safetensors" else f"weights/{file.relative_to(folder)}"
+            role = (
+                "weights" if number == 0 and file.name == "model.safetensors" else f"weights/{file.relative_to(folder)}"
+            )
             found[role] = file
     return found
 
@@ -206,8 +243,13 @@ def _safetensors(folder: Path) -> list[Path]:
         try:
             names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise EmbedError(f"{index} is damaged; complete the model folder, or give another one as `embedder.model=<folder>`.") from None
+            raise EmbedError(
+                f"{index} is damaged; complete the model folder, or give another one as `embedder.model=<folder>`."
+            ) from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise EmbedError(f"{folder} has no {few(missing)}; complete the model folder, or give another one as `embedder.model=<folder>`.")
+        raise EmbedError(
+            f"{folder} has no {few(missing)}; complete the model folder, or give another one as "
+            "`embedder.model=<folder>`."
+        )
     return [folder / name for name in names]

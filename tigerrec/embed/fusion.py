@@ -16,10 +16,12 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class Fusion(ReadsNoFiles):
-    """Other item vectors side by side, each standardised and weighted, projected to their principal components if wanted.
+    """Other item vectors side by side, each standardised and weighted, projected to their principal components if
+    wanted.
 
     Args:
-        weights: the weight of each part by name; a part's share of the total variance goes with the square of its weight.
+        weights: the weight of each part by name; a part's share of the total variance goes with the square of its
+            weight.
         dim: the number of principal components; None: no projection.
     """
 
@@ -44,16 +46,22 @@ class Fusion(ReadsNoFiles):
         fused = np.concatenate([self.weights[name] * standardized(parts[name]) for name in self.needs], axis=1)
         if self.dim is not None:
             if self.dim > fused.shape[1]:
-                raise EmbedError(f"embedder.dim={self.dim} is more than the {fused.shape[1]} dimensions of the parts together; lower it, or give null.")
+                raise EmbedError(
+                    f"embedder.dim={self.dim} is more than the {fused.shape[1]} dimensions of the parts together; "
+                    "lower it, or give null."
+                )
             fused = principal_components(fused, self.dim)
         return fused.astype(np.float32)
 
 
 def standardized(vectors: np.ndarray) -> np.ndarray:
-    """Vectors, float64 (items, dim), of mean 0 and mean squared length 1, both over the items that have a vector; the zero vectors of the others stay.
+    """Vectors, float64 (items, dim), of mean 0 and mean squared length 1, both over the items that have a vector; the
+    zero vectors of the others stay.
 
-    One factor for the whole matrix makes parts of any dimension and scale count equally and leaves the distances inside a part in proportion; a factor a
-    column would raise the directions of least variance, which are mostly noise, to the rank of the others. A zero vector is that of an item of which the part
+    One factor for the whole matrix makes parts of any dimension and scale count equally and leaves the distances inside
+    a part in proportion; a factor a
+    column would raise the directions of least variance, which are mostly noise, to the rank of the others. A zero
+    vector is that of an item of which the part
     knows nothing: it stays at the mean.
     """
     known = vectors.any(axis=1)

@@ -15,7 +15,8 @@ from tigerrec.ranges import at_least_one
 
 @dataclass(frozen=True)
 class Hashed(ReadsNoFiles):
-    """Signed feature hashing of words and character n-grams (Weinberger et al. 2009, arXiv:0902.2206): no model, for tests and offline use."""
+    """Signed feature hashing of words and character n-grams (Weinberger et al. 2009, arXiv:0902.2206): no model, for
+    tests and offline use."""
 
     dim: int = 256
     ngram: int = 4
@@ -34,7 +35,11 @@ class Hashed(ReadsNoFiles):
     def _vector(self, text: str) -> np.ndarray:
         words = re.findall(r"\w+", text.lower()) or [text]
         spelled = [f" {word} " for word in words]
-        grams = [word[start : start + self.ngram] for word in spelled for start in range(max(len(word) - self.ngram + 1, 1))]
-        hashes = np.array([zlib.crc32(feature.encode()) for feature in [f"word:{word}" for word in words] + grams], dtype=np.int64)
+        grams = [
+            word[start : start + self.ngram] for word in spelled for start in range(max(len(word) - self.ngram + 1, 1))
+        ]
+        hashes = np.array(
+            [zlib.crc32(feature.encode()) for feature in [f"word:{word}" for word in words] + grams], dtype=np.int64
+        )
         signs = np.where(hashes >> 31, 1.0, -1.0)
         return np.bincount((hashes & 0x7FFFFFFF) % self.dim, weights=signs, minlength=self.dim).astype(np.float32)

@@ -55,7 +55,10 @@ class Axis:
     def ticks(self, count: int = 5) -> list[float]:
         """Round values within the axis, about as many as asked for."""
         if self.log:
-            return [10.0**power for power in range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)]
+            return [
+                10.0**power
+                for power in range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            ]
         rough = ((self.high - self.low) or 1) / count
         size = 10.0 ** math.floor(math.log10(rough))
         step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
@@ -88,7 +91,10 @@ def _x_axis(axis: Axis, top: float, bottom: float, label: str) -> list[Html]:
     parts = []
     for tick in axis.ticks():
         place = axis.place(tick)
-        parts += [_line(place, top, place, bottom, "grid"), _text(min(place, WIDTH - 8), bottom + 16, tick_label(tick), "middle")]
+        parts += [
+            _line(place, top, place, bottom, "grid"),
+            _text(min(place, WIDTH - 8), bottom + 16, tick_label(tick), "middle"),
+        ]
     return [*parts, _text((axis.start + axis.end) / 2, bottom + 34, label, "middle")]
 
 
@@ -97,7 +103,8 @@ def _shortened(label: str) -> str:
 
 
 def intervals(rows: Sequence[Interval], label: str, differences: bool = False) -> Html:
-    """A row for each value: a dot, or a stroke among the pale dots that it is the mean of; its interval as a line; and the number itself.
+    """A row for each value: a dot, or a stroke among the pale dots that it is the mean of; its interval as a line; and
+    the number itself.
 
     Args:
         label: of the axis.
@@ -115,10 +122,15 @@ def intervals(rows: Sequence[Interval], label: str, differences: bool = False) -
         parts.append(_line(axis.place(0), top, axis.place(0), bottom, "reference"))
     for number, row in enumerate(rows):
         y, series = top + spacing * (number + 0.5), f"series-{row.series}"
-        parts += [_text(0, y + 4, _shortened(row.label), class_="name"), _line(axis.place(row.low), y, axis.place(row.high), y, f"line {series}")]
+        parts += [
+            _text(0, y + 4, _shortened(row.label), class_="name"),
+            _line(axis.place(row.low), y, axis.place(row.high), y, f"line {series}"),
+        ]
         parts += [_dot(axis.place(part), y, 3, f"dot run {series}") for part in row.parts]
         place = axis.place(row.value)
-        parts.append(_line(place, y - 7, place, y + 7, f"line {series}") if row.parts else _dot(place, y, 4.5, f"dot {series}"))
+        parts.append(
+            _line(place, y - 7, place, y + 7, f"line {series}") if row.parts else _dot(place, y, 4.5, f"dot {series}")
+        )
         parts.append(_text(WIDTH, y + 4, f"{row.value:{shape}}", "end", "name"))
     described = "; ".join(f"{row.label} {row.value:{shape}} ({row.low:{shape}} to {row.high:{shape}})" for row in rows)
     return _svg(bottom + 40, f"{label}: {described}", *parts)
@@ -131,7 +143,15 @@ def _thinned(series: Series) -> tuple[Sequence[float], Sequence[float]]:
     return [series.x[number] for number in kept], [series.y[number] for number in kept]
 
 
-def lines(drawn: Sequence[Series], x_label: str, y_label: str, *, y_from_zero: bool = True, log_x: bool = False, mark: tuple[float, str] | None = None) -> Html:
+def lines(
+    drawn: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    y_from_zero: bool = True,
+    log_x: bool = False,
+    mark: tuple[float, str] | None = None,
+) -> Html:
     """Lines over a common axis, coloured in their order.
 
     Args:
@@ -157,7 +177,9 @@ def lines(drawn: Sequence[Series], x_label: str, y_label: str, *, y_from_zero: b
     for number, series in enumerate(drawn):
         points = [(x_axis.place(x), y_axis.place(y)) for x, y in zip(*_thinned(series), strict=True)]
         if len(points) > 1:
-            parts.append(element("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in points), class_=f"line series-{number}"))
+            parts.append(
+                element("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in points), class_=f"line series-{number}")
+            )
         if series.dots or len(points) == 1:
             parts += [_dot(x, y, 3.5, f"dot series-{number}") for x, y in points]
     return _svg(bottom + 40, f"{y_label} over {x_label}", *parts)
@@ -166,7 +188,11 @@ def lines(drawn: Sequence[Series], x_label: str, y_label: str, *, y_from_zero: b
 def sorted_bars(counts: Sequence[int], x_label: str, y_label: str) -> Html:
     """Counts side by side, largest first, without gaps; the dashed line is their mean."""
     ordered = sorted((int(count) for count in counts), reverse=True)
-    shown = ordered if len(ordered) <= MOST_POINTS else [ordered[number * len(ordered) // MOST_POINTS] for number in range(MOST_POINTS)]
+    shown = (
+        ordered
+        if len(ordered) <= MOST_POINTS
+        else [ordered[number * len(ordered) // MOST_POINTS] for number in range(MOST_POINTS)]
+    )
     top, bottom = 26, 170
     y_axis = Axis(0, ordered[0] * 1.06 or 1, bottom, top)
     left = max(len(tick_label(tick)) for tick in y_axis.ticks(4)) * 7 + 8

@@ -1,4 +1,5 @@
-"""What a page says of the Semantic IDs: how codes are used, which items share them, and what stands under their prefixes."""
+"""What a page says of the Semantic IDs: how codes are used, which items share them, and what stands under their
+prefixes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,20 @@ from tigerrec import artifacts
 from tigerrec.diagnostics import collisions, level_usage
 from tigerrec.report.charts import sorted_bars
 from tigerrec.report.evaluated import EvaluatedRun
-from tigerrec.report.markup import Html, bar, disclosure, element, facts, figure, figures, join, note, paragraph, percent, table
+from tigerrec.report.markup import (
+    Html,
+    bar,
+    disclosure,
+    element,
+    facts,
+    figure,
+    figures,
+    join,
+    note,
+    paragraph,
+    percent,
+    table,
+)
 
 DRAWN_LEVELS = 8
 LISTED_SIZES = 12
@@ -45,12 +59,18 @@ def codes_part(run: EvaluatedRun) -> list[Html]:
         for level, (used, count) in enumerate(zip(use, counts, strict=True), start=1)
     ]
     drawn = [
-        figure(f"Level {level}: {used['used_codes']:,} of {used['codes']:,} codes used", sorted_bars(count.tolist(), "codes, most used first", "items a code"))
+        figure(
+            f"Level {level}: {used['used_codes']:,} of {used['codes']:,} codes used",
+            sorted_bars(count.tolist(), "codes, most used first", "items a code"),
+        )
         for level, (used, count) in enumerate(zip(use, counts, strict=True), start=1)
     ][:DRAWN_LEVELS]
     left_out = f" The first {DRAWN_LEVELS} of {len(sizes)} levels are drawn." if len(sizes) > DRAWN_LEVELS else ""
     return [
-        paragraph("Perplexity is the number of codes that would be as varied if all were used equally often; a dead code has no item."),
+        paragraph(
+            "Perplexity is the number of codes that would be as varied if all were used equally often; a dead code "
+            "has no item."
+        ),
         table("rrrrrr", ["level", "codes", "used", "dead", "perplexity", "items of the most used code"], rows),
         figures(*drawn),
         note(f"The dashed line is the mean.{left_out}"),
@@ -65,15 +85,25 @@ def _collisions(run: EvaluatedRun) -> list[Html]:
     rows = [[f"{size}", count, size * count] for size, count in sizes[:LISTED_SIZES]]
     if len(sizes) > LISTED_SIZES:
         rest = sizes[LISTED_SIZES:]
-        rows.append([f"{rest[0][0]} and more", sum(count for _, count in rest), sum(size * count for size, count in rest)])
+        rows.append(
+            [f"{rest[0][0]} and more", sum(count for _, count in rest), sum(size * count for size, count in rest)]
+        )
     most = max(row[2] for row in rows)
     bars = [[size, f"{count:,}", f"{items:,}", bar(items / most)] for size, count, items in rows]
-    shared = f"{percent(found['collision_rate'])} of the {len(run.codes):,} items have codes that another item has too; {found['unique_ids']:,} are distinct."
+    shared = (
+        f"{percent(found['collision_rate'])} of the {len(run.codes):,} items have codes that another item has too; "
+        f"{found['unique_ids']:,} are distinct."
+    )
     if run.semantic_ids.layout.n_levels > run.codes.shape[1]:
         used = run.semantic_ids.codes[:, -1].max() + 1
-        shared += f" A suffix of {run.semantic_ids.layout.level_sizes[-1]} tokens tells them apart; {used} of these are in use."
+        shared += (
+            f" A suffix of {run.semantic_ids.layout.level_sizes[-1]} tokens tells them apart; {used} of these are in "
+            "use."
+        )
     elif run.semantic_ids.may_share:
-        shared += " They share their Semantic ID: a list has the items of one id by their number of training interactions."
+        shared += (
+            " They share their Semantic ID: a list has the items of one id by their number of training interactions."
+        )
     return [paragraph(shared), table("rrrb", ["items with the same codes", "groups", "items", ""], bars), *_fit(run)]
 
 
@@ -102,7 +132,8 @@ def tree_part(run: EvaluatedRun) -> list[Html]:
     covered = sum(len(items) for _, items in shown[:FIRST_CODES])
     deeper = f", the {SECOND_CODES} largest second codes of each," if run.codes.shape[1] > 1 else ""
     words = (
-        f"Shown are the {min(FIRST_CODES, len(shown))} largest of {len(shown):,} first codes in use{deeper} and up to {LEAVES} items, "
+        f"Shown are the {min(FIRST_CODES, len(shown))} largest of {len(shown):,} first codes in use{deeper} and up to "
+        f"{LEAVES} items, "
         f"in the order of the catalogue. The first codes shown hold {covered:,} of {len(run.codes):,} items. "
         "In small print: the most frequent category, where the data have categories."
     )
@@ -119,7 +150,10 @@ def _first_code(run: EvaluatedRun, code: int, items: np.ndarray) -> Html:
     if run.codes.shape[1] == 1:
         return disclosure(_node(run, f"{code}", items, 1), _leaves(run, items))
     groups = _largest(run.codes[items, 1], items)
-    nodes = [disclosure(_node(run, f"{code}-{second}", below, 2), _leaves(run, below)) for second, below in groups[:SECOND_CODES]]
+    nodes = [
+        disclosure(_node(run, f"{code}-{second}", below, 2), _leaves(run, below))
+        for second, below in groups[:SECOND_CODES]
+    ]
     return disclosure(_node(run, f"{code}", items, 1), *nodes, *_more(groups[SECOND_CODES:]))
 
 
@@ -130,11 +164,14 @@ def _more(groups: Sequence[tuple[int, np.ndarray]]) -> Iterator[Html]:
 
 def _node(run: EvaluatedRun, prefix: str, items: np.ndarray, depth: int) -> Html:
     number = f"{len(items):,} item{'s' if len(items) != 1 else ''}"
-    return join((element("code", prefix), element("small", number, _category(run.categories.__getitem__, items, depth))))
+    return join(
+        (element("code", prefix), element("small", number, _category(run.categories.__getitem__, items, depth)))
+    )
 
 
 def _category(path: Callable[[int], list[str]], items: np.ndarray, depth: int) -> str:
-    """The most frequent category of some items at a depth of the paths, with its share; empty where no path is that deep."""
+    """The most frequent category of some items at a depth of the paths, with its share; empty where no path is that
+    deep."""
     names = Counter(path(item)[depth] for item in items.tolist() if len(path(item)) > depth)
     if not names:
         return ""
@@ -143,7 +180,9 @@ def _category(path: Callable[[int], list[str]], items: np.ndarray, depth: int) -
 
 
 def _leaves(run: EvaluatedRun, items: np.ndarray) -> Html:
-    lines = [element("li", element("code", run.semantic_id(item)), item_title(run, item)) for item in items[:LEAVES].tolist()]
+    lines = [
+        element("li", element("code", run.semantic_id(item)), item_title(run, item)) for item in items[:LEAVES].tolist()
+    ]
     if len(items) > LEAVES:
         lines.append(element("li", f"and {len(items) - LEAVES:,} more", class_="note"))
     return element("ul", *lines, class_="items")

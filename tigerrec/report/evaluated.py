@@ -79,7 +79,11 @@ class EvaluatedRun:
     @cached_property
     def longest_input(self) -> int:
         """Items of a history that the generator reads."""
-        return int(artifacts.read_json(self.folders["train"], "config.json", {"tigerrec": {"max_items": int}})["tigerrec"]["max_items"])
+        return int(
+            artifacts.read_json(self.folders["train"], "config.json", {"tigerrec": {"max_items": int}})["tigerrec"][
+                "max_items"
+            ]
+        )
 
     @property
     def codes(self) -> np.ndarray:
@@ -151,15 +155,28 @@ def evaluation_of(folder: Path) -> Path:
     if manifest is not None and manifest.stage == "evaluate":
         return folder
     if manifest is None or manifest.stage != "train":
-        found = "does not exist" if not folder.is_dir() else "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
-        raise artifacts.ArtifactError(f"{folder} {found}; give the folder that `make eval` or `make train` printed as `RUN=<folder>`.")
+        found = (
+            "does not exist"
+            if not folder.is_dir()
+            else "holds no finished stage"
+            if manifest is None
+            else f"holds the stage '{manifest.stage}'"
+        )
+        raise artifacts.ArtifactError(
+            f"{folder} {found}; give the folder that `make eval` or `make train` printed as `RUN=<folder>`."
+        )
     made = [(child, artifacts.read_manifest(child)) for child in sorted(folder.iterdir()) if child.is_dir()]
     evaluations = [child for child, record in made if record is not None and record.stage == "evaluate"]
     if not evaluations:
-        raise artifacts.MissingError(f"{folder} has not been evaluated; run `make eval` with the options of its training.")
+        raise artifacts.MissingError(
+            f"{folder} has not been evaluated; run `make eval` with the options of its training."
+        )
     if len(evaluations) > 1:
         names = ", ".join(child.name for child in evaluations)
-        raise artifacts.ArtifactError(f"{folder} has {len(evaluations)} evaluations ({names}); give one of them, for instance `RUN={evaluations[0]}`.")
+        raise artifacts.ArtifactError(
+            f"{folder} has {len(evaluations)} evaluations ({names}); give one of them, for instance "
+            f"`RUN={evaluations[0]}`."
+        )
     return evaluations[0]
 
 
@@ -186,9 +203,15 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         manifests=manifests,
         item_ids=items["item_id"].to_pylist(),
         titles=items["title"].to_pylist(),
-        categories=[path or [] for path in (items["categories"].to_pylist() if "categories" in items.column_names else nothing)],
+        categories=[
+            path or [] for path in (items["categories"].to_pylist() if "categories" in items.column_names else nothing)
+        ],
         histories=load_histories(folders["prepare"]),
         semantic_ids=load_semantic_ids(folders["tokenize"]),
-        log=[json.loads(line) for line in (folders["train"] / "training.jsonl").read_text(encoding="utf-8").splitlines()],
-        metrics=artifacts.read_json(evaluated, "metrics.json", [{"model": str, "split": str, "hit": str, "seen": str, "users": int}]),
+        log=[
+            json.loads(line) for line in (folders["train"] / "training.jsonl").read_text(encoding="utf-8").splitlines()
+        ],
+        metrics=artifacts.read_json(
+            evaluated, "metrics.json", [{"model": str, "split": str, "hit": str, "seen": str, "users": int}]
+        ),
     )

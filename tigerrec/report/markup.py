@@ -44,12 +44,16 @@ def table(align: str, heads: Sequence[Any], rows: Iterable[Sequence[Any] | str],
         rows: the cells of each row; a string is a heading over the rows that follow.
     """
     kinds = [{"l": None, "r": "number", "m": "code", "b": "measure"}[letter] for letter in align]
-    cells = lambda name, row: [element(name, value, class_=kind) for value, kind in zip(row, kinds, strict=True)]  # noqa: E731
+    cells = lambda name, row: [element(name, value, class_=kind) for value, kind in zip(row, kinds, strict=True)]
     body = [
-        element("tr", element("th", row, colspan=len(align), scope="colgroup"), class_="group") if isinstance(row, str) else element("tr", *cells("td", row))
+        element("tr", element("th", row, colspan=len(align), scope="colgroup"), class_="group")
+        if isinstance(row, str)
+        else element("tr", *cells("td", row))
         for row in rows
     ]
-    whole = element("table", element("thead", element("tr", *cells("th", heads))), element("tbody", *body), class_=class_)
+    whole = element(
+        "table", element("thead", element("tr", *cells("th", heads))), element("tbody", *body), class_=class_
+    )
     return element("div", whole, class_="scroll")
 
 
@@ -100,7 +104,11 @@ def figures(*parts: Html) -> Html:
 
 def legend(names: Sequence[str]) -> Html:
     """The names of the series of a chart, each with its colour."""
-    return element("p", *(element("span", element("i", class_=f"swatch series-{number}"), name) for number, name in enumerate(names)), class_="legend")
+    return element(
+        "p",
+        *(element("span", element("i", class_=f"swatch series-{number}"), name) for number, name in enumerate(names)),
+        class_="legend",
+    )
 
 
 def section(anchor: str, title: str, *children: Any) -> Html:
@@ -115,8 +123,15 @@ def document(title: str, head: Sequence[Any], sections: Sequence[tuple[str, str,
         head: what stands under the title.
         sections: anchor, title and content of each part.
     """
-    links = element("nav", *(element("a", name, href=f"#{anchor}") for anchor, name, _ in sections), aria_label="Contents")
-    body = element("main", element("header", element("h1", title), *head), links, *(section(anchor, name, *content) for anchor, name, content in sections))
+    links = element(
+        "nav", *(element("a", name, href=f"#{anchor}") for anchor, name, _ in sections), aria_label="Contents"
+    )
+    body = element(
+        "main",
+        element("header", element("h1", title), *head),
+        links,
+        *(section(anchor, name, *content) for anchor, name, content in sections),
+    )
     page_head = element(
         "head",
         element("meta", charset="utf-8"),

@@ -11,7 +11,19 @@ from tigerrec.provenance import short_commit
 from tigerrec.report.charts import Interval, Series, intervals, lines
 from tigerrec.report.codes_part import codes_part, tree_part
 from tigerrec.report.evaluated import EvaluatedRun
-from tigerrec.report.markup import Html, disclosure, document, element, facts, figure, figures, join, note, paragraph, table
+from tigerrec.report.markup import (
+    Html,
+    disclosure,
+    document,
+    element,
+    facts,
+    figure,
+    figures,
+    join,
+    note,
+    paragraph,
+    table,
+)
 from tigerrec.report.users_part import recommended_part, users_part
 
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
@@ -44,16 +56,31 @@ def heading(run: EvaluatedRun) -> list[Html]:
     epochs = f" for {training['epochs']} epochs" if "epochs" in training else ""
     which = "last item" if run.split == "test" else "item before the last"
     lead = (
-        f"The generator {run.model} was trained{epochs} to continue histories written in Semantic IDs, and then ranked all "
+        f"The generator {run.model} was trained{epochs} to continue histories written in Semantic IDs, and then "
+        "ranked all "
         f"{stats['items']:,} items for each of {stats['users']:,} users: a hit is the user's {which}."
     )
     row, floor = run.row(run.model), run.row(POPULARITY)
-    tiles = [(name.upper(), f"{row[name]:.4f}", f"95 %: {row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}") for name in ("ndcg@10", "hr@10")]
+    tiles = [
+        (name.upper(), f"{row[name]:.4f}", f"95 %: {row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}")
+        for name in ("ndcg@10", "hr@10")
+    ]
     if floor["ndcg@10"] > 0:
-        tiles.append(("popularity's NDCG@10", f"{row['ndcg@10'] / floor['ndcg@10']:.1f} ×", f"popularity has {floor['ndcg@10']:.4f}"))
-    seconds = [record.provenance.get("training_seconds", record.provenance["seconds"]) for record in run.manifests.values()]
+        tiles.append(
+            (
+                "popularity's NDCG@10",
+                f"{row['ndcg@10'] / floor['ndcg@10']:.1f} ×",
+                f"popularity has {floor['ndcg@10']:.4f}",
+            )
+        )
+    seconds = [
+        record.provenance.get("training_seconds", record.provenance["seconds"]) for record in run.manifests.values()
+    ]
     tiles.append(("time", duration(sum(seconds)), f"{len(seconds)} stages together"))
-    boxes = [element("div", element("span", name), element("b", value), element("span", small)) for name, value, small in tiles]
+    boxes = [
+        element("div", element("span", name), element("b", value), element("span", small))
+        for name, value, small in tiles
+    ]
     return [paragraph(lead, class_="lead"), element("div", *boxes, class_="tiles"), facts(what_was_run(run))]
 
 
@@ -62,18 +89,38 @@ def what_was_run(run: EvaluatedRun) -> list[tuple[str, str]]:
     stats, tokenizer = run.stats, run.tokenizer
     train, evaluate = run.manifests["train"], run.manifests["evaluate"]
     generator, parameters = train.config.get("generator", {}), train.provenance.get("parameters")
-    history = {"codes": "reads one position a code", "items": "reads one position an item"}.get(generator.get("history"))
+    history = {"codes": "reads one position a code", "items": "reads one position an item"}.get(
+        generator.get("history")
+    )
     described = [kind(generator), history, f"{parameters:,} parameters" if parameters else None]
     levels = " × ".join(map(str, tokenizer["code_sizes"]))
     policy = tokenizer.get("collisions")
     return [
-        ("Data set", f"{run.folders['prepare'].name}: {stats['users']:,} users, {stats['items']:,} items, {stats['interactions']:,} interactions"),
+        (
+            "Data set",
+            f"{run.folders['prepare'].name}: {stats['users']:,} users, {stats['items']:,} items, "
+            f"{stats['interactions']:,} interactions",
+        ),
         ("Item vectors", vectors(run)),
-        ("Tokenizer", f"{run.folders['tokenize'].name}: {tokenizer['family']}, codes {levels}" + (f", equal codes: {policy}" if policy else "")),
+        (
+            "Tokenizer",
+            f"{run.folders['tokenize'].name}: {tokenizer['family']}, codes {levels}"
+            + (f", equal codes: {policy}" if policy else ""),
+        ),
         ("Generator", ", ".join([run.folders["train"].name, *(part for part in described if part)])),
-        ("Evaluation", f"{run.split} split, {evaluate.config['beam_size']} beams, lists of {evaluate.config['k']}, {evaluate.config['precision']}"),
-        ("Seeds", f"tokenizer {run.manifests['tokenize'].config.get('seed', '–')}, generator {train.config.get('seed', '–')}"),
-        ("Commit", ", ".join(dict.fromkeys(short_commit(record.provenance.get("git")) for record in run.manifests.values()))),
+        (
+            "Evaluation",
+            f"{run.split} split, {evaluate.config['beam_size']} beams, lists of {evaluate.config['k']}, "
+            f"{evaluate.config['precision']}",
+        ),
+        (
+            "Seeds",
+            f"tokenizer {run.manifests['tokenize'].config.get('seed', '–')}, generator {train.config.get('seed', '–')}",
+        ),
+        (
+            "Commit",
+            ", ".join(dict.fromkeys(short_commit(record.provenance.get("git")) for record in run.manifests.values())),
+        ),
         ("Machine", machine(run)),
         ("Finished", evaluate.provenance["finished"].replace("T", " ").replace("+00:00", " UTC")),
     ]
@@ -95,10 +142,19 @@ def kind(config: dict[str, Any]) -> str | None:
 def machine(run: EvaluatedRun) -> str:
     """Where the run was made: hardware, threads of training, and the libraries that numbers depend on."""
     facts_of = run.manifests["train"].provenance
-    threads = f", {facts_of['threads']} threads in training" if facts_of.get("threads", 0) > 1 else ", 1 thread in training" if "threads" in facts_of else ""
+    threads = (
+        f", {facts_of['threads']} threads in training"
+        if facts_of.get("threads", 0) > 1
+        else ", 1 thread in training"
+        if "threads" in facts_of
+        else ""
+    )
     versions = facts_of.get("versions", {})
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "numpy") if name in versions)
-    return f"{facts_of.get('machine', '?')}, {facts_of.get('cores', '?')} cores, {facts_of.get('device', 'cpu')}{threads}; {libraries}"
+    return (
+        f"{facts_of.get('machine', '?')}, {facts_of.get('cores', '?')} cores, "
+        f"{facts_of.get('device', 'cpu')}{threads}; {libraries}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -119,17 +175,26 @@ def metrics_part(run: EvaluatedRun) -> list[Html]:
     rows: list[Sequence[Any] | str] = []
     for (hit, seen), name in HITS.items():
         rows.append(name)
-        rows += [[model, *(metric_cell(run.row(model, hit, seen), metric) for metric in METRICS)] for model in run.models]
+        rows += [
+            [model, *(metric_cell(run.row(model, hit, seen), metric) for metric in METRICS)] for model in run.models
+        ]
     charts = []
     for metric in METRICS:
         shown = []
         for series, model in enumerate(run.models):
             for seen in ("masked", "kept"):
                 row = run.row(model, "item", seen)
-                shown.append(Interval(f"{model}, {seen}", row[metric], row[f"{metric}_low"], row[f"{metric}_high"], series=series))
+                shown.append(
+                    Interval(
+                        f"{model}, {seen}", row[metric], row[f"{metric}_low"], row[f"{metric}_high"], series=series
+                    )
+                )
         charts.append(figure(f"{metric.upper()}, hits on the item", intervals(shown, metric.upper())))
     return [
-        paragraph("Dots are means over users, lines their 95 % bootstrap intervals. Masked: items of the history are left out of the ranking."),
+        paragraph(
+            "Dots are means over users, lines their 95 % bootstrap intervals. Masked: items of the history are left "
+            "out of the ranking."
+        ),
         figures(*charts),
         table("lrrrr", ["", *(name.upper() for name in METRICS)], rows),
         note(
@@ -153,18 +218,34 @@ def training_part(run: EvaluatedRun) -> list[Html]:
         drawn = [Series([line["epoch"] for line in steps], [line["loss"] for line in steps])]
         charts.append(figure("Training loss", lines(drawn, "epochs", "loss", y_from_zero=False, mark=mark)))
     for name in ("ndcg@10", "hr@10") if len(validations) > 1 else ():
-        drawn = [Series([line["epoch"] for line in validations], [line[f"validation_{name}"] for line in validations], dots=True)]
+        drawn = [
+            Series(
+                [line["epoch"] for line in validations], [line[f"validation_{name}"] for line in validations], dots=True
+            )
+        ]
         caption = f"Validation {name.upper()}, hits on the item, seen masked, {validations[-1]['users']:,} users"
         charts.append(figure(caption, lines(drawn, "epochs", f"validation {name.upper()}", mark=mark)))
-    words = f"{provenance['targets']:,} targets, {provenance['steps']:,} steps, {duration(provenance['training_seconds'])} with validation. "
+    words = (
+        f"{provenance['targets']:,} targets, {provenance['steps']:,} steps, {duration(provenance['training_seconds'])} "
+        "with validation. "
+    )
     words += f"The weights of step {kept['step']:,} were kept: validation NDCG@10 {kept['validation_ndcg@10']:.4f}."
     if len(validations) == 1:
-        words += f" There was one validation, at epoch {validations[0]['epoch']:g}: HR@10 {validations[0]['validation_hr@10']:.4f}."
-    choice = [[f"{line['step']:,}", f"{line['validation_hr@10']:.4f}", f"{line['validation_ndcg@10']:.4f}"] for line in selections]
+        words += (
+            f" There was one validation, at epoch {validations[0]['epoch']:g}: HR@10 "
+            f"{validations[0]['validation_hr@10']:.4f}."
+        )
+    choice = [
+        [f"{line['step']:,}", f"{line['validation_hr@10']:.4f}", f"{line['validation_ndcg@10']:.4f}"]
+        for line in selections
+    ]
     parts = [paragraph(words), figures(*charts)]
     if choice:
         parts += [
-            paragraph(f"The best checkpoints were validated again on all {selections[0]['users']:,} users; the best of these was kept."),
+            paragraph(
+                f"The best checkpoints were validated again on all {selections[0]['users']:,} users; the best of "
+                "these was kept."
+            ),
             table("rrr", ["step", "validation HR@10", "validation NDCG@10"], choice),
         ]
     return parts
@@ -184,7 +265,11 @@ def stages_part(run: EvaluatedRun) -> list[Html]:
         options = [[key, value] for key, value in flat(record.config).items()]
         settings.append(disclosure(name, table("ml", ["option", "value"], options)))
     return [
-        table("lmrrlrml", ["stage", "folder", "time", "threads", "precision", "peak memory", "commit", "finished, UTC"], rows),
+        table(
+            "lmrrlrml",
+            ["stage", "folder", "time", "threads", "precision", "peak memory", "commit", "finished, UTC"],
+            rows,
+        ),
         element("h3", "Every option"),
         *settings,
     ]

@@ -1,4 +1,5 @@
-"""The page about a table of results: rows side by side, what differs for sure, what it costs, and where results vary."""
+"""The page about a table of results: rows side by side, what differs for sure, what it costs, and where results
+vary."""
 
 from __future__ import annotations
 
@@ -11,7 +12,22 @@ from typing import Any
 from tigerrec import TigerrecError, artifacts
 from tigerrec.markdown import NOTHING, written
 from tigerrec.report.charts import Interval, intervals
-from tigerrec.report.markup import Html, bar, disclosure, document, element, facts, figure, figures, join, legend, note, paragraph, percent, table
+from tigerrec.report.markup import (
+    Html,
+    bar,
+    disclosure,
+    document,
+    element,
+    facts,
+    figure,
+    figures,
+    join,
+    legend,
+    note,
+    paragraph,
+    percent,
+    table,
+)
 from tigerrec.table.rows import WORK
 from tigerrec.table.summary import spread
 
@@ -44,12 +60,16 @@ def read_result_table(folder: Path) -> ResultTable:
 
     for name in ("table.parquet", "table.json"):
         if not (folder / name).is_file():
-            raise artifacts.MissingError(f"{folder} holds no {name}; give the folder that `make table` printed as `TABLE=<folder>`.")
+            raise artifacts.MissingError(
+                f"{folder} holds no {name}; give the folder that `make table` printed as `TABLE=<folder>`."
+            )
     try:
         rows = pyarrow.parquet.read_table(folder / "table.parquet").to_pylist()
         about = artifacts.read_json(folder, "table.json")
     except (OSError, ValueError) as error:
-        raise artifacts.DamagedError(f"The table in {folder} cannot be read ({str(error).splitlines()[0]}); run `make table` again.") from None
+        raise artifacts.DamagedError(
+            f"The table in {folder} cannot be read ({str(error).splitlines()[0]}); run `make table` again."
+        ) from None
     lacking = [name for name in NEEDED if rows and name not in rows[0]]
     if lacking or not any((row["hit"], row["seen"]) == ("item", "masked") for row in rows):
         fault = f"has no column '{lacking[0]}'" if lacking else "has no row of hits on items with seen items masked"
@@ -69,7 +89,9 @@ def table_page(results: ResultTable) -> str:
         ("tuning", "How the baselines were tuned", tuning_part(about.get("trials", {}))),
         ("made", "How it was made", made_part(about)),
     ]
-    return document(f"{about.get('name', 'Results')}", heading(results), [section for section in sections if section[2]])
+    return document(
+        f"{about.get('name', 'Results')}", heading(results), [section for section in sections if section[2]]
+    )
 
 
 def heading(results: ResultTable) -> list[Html]:
@@ -77,7 +99,10 @@ def heading(results: ResultTable) -> list[Html]:
     rows, data = results.chosen("item", "masked"), results.about.get("dataset", {})
     runs = sum(row.get("runs") or 1 for row in rows)
     best = rows[0]
-    lead = f"{len(rows)} rows from {runs} runs. Best by {MAIN.upper()}, hits on the item, seen items masked: {best['row']} with {best[MAIN]:.4f}."
+    lead = (
+        f"{len(rows)} rows from {runs} runs. Best by {MAIN.upper()}, hits on the item, seen items masked: "
+        f"{best['row']} with {best[MAIN]:.4f}."
+    )
     counted = ", ".join(f"{data[name]:,} {name}" for name in ("users", "items", "interactions") if name in data)
     return [paragraph(lead, class_="lead"), facts([("Data set", f"{data.get('name', NOTHING)}: {counted}")])]
 
@@ -96,7 +121,13 @@ def _result(row: dict[str, Any], metric: str) -> Html:
 
 def _results_table(rows: Sequence[dict[str, Any]]) -> Html:
     shown = [
-        [row["row"], *(_result(row, metric) for metric in METRICS), row.get("runs", NOTHING), row.get("tokenizer") or NOTHING, row.get("embedder") or NOTHING]
+        [
+            row["row"],
+            *(_result(row, metric) for metric in METRICS),
+            row.get("runs", NOTHING),
+            row.get("tokenizer") or NOTHING,
+            row.get("embedder") or NOTHING,
+        ]
         for row in rows
     ]
     return table("lrrrrrll", ["row", *(name.upper() for name in METRICS), "runs", "tokenizer", "vectors"], shown)
@@ -105,11 +136,15 @@ def _results_table(rows: Sequence[dict[str, Any]]) -> Html:
 def results_part(results: ResultTable) -> list[Html]:
     """Every row's metrics, best first, as charts and as tables."""
     rows = results.chosen("item", "masked")
-    charts = [figure(f"{metric.upper()}, best first", intervals([_interval(row, metric) for row in rows], metric.upper())) for metric in ("ndcg@10", "hr@10")]
+    charts = [
+        figure(f"{metric.upper()}, best first", intervals([_interval(row, metric) for row in rows], metric.upper()))
+        for metric in ("ndcg@10", "hr@10")
+    ]
     kept = results.chosen("item", "kept")
     return [
         paragraph(
-            "Hits on the item, seen items masked. Strokes are means over runs, pale dots the single runs, lines the 95 % bootstrap intervals over users."
+            "Hits on the item, seen items masked. Strokes are means over runs, pale dots the single runs, lines the "
+            "95 % bootstrap intervals over users."
         ),
         *([legend([f"{kind}s" for kind in KINDS])] if {row.get("kind") for row in rows} >= set(KINDS) else []),
         figures(*charts),
@@ -127,12 +162,25 @@ def comparisons_part(comparisons: Sequence[dict[str, Any]]) -> list[Html]:
     """Differences between rows with their intervals, grouped by metric and treatment of seen items."""
     if not comparisons:
         return []
-    parts = [paragraph("Differences are row minus reference, users paired; lines are 95 % intervals. p (Holm) allows for the number of comparisons.")]
+    parts = [
+        paragraph(
+            "Differences are row minus reference, users paired; lines are 95 % intervals. p (Holm) allows for the "
+            "number of comparisons."
+        )
+    ]
     for group in dict.fromkeys((_named(row), row["reference"]) for row in comparisons):
-        rows = sorted((row for row in comparisons if (_named(row), row["reference"]) == group), key=lambda row: -row["difference"])
+        rows = sorted(
+            (row for row in comparisons if (_named(row), row["reference"]) == group), key=lambda row: -row["difference"]
+        )
         shown = [Interval(row["row"], row["difference"], row["low"], row["high"], series=0) for row in rows]
         cells = [
-            [row["row"], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}", _probability(row.get("p")), _probability(row.get("p_holm"))]
+            [
+                row["row"],
+                f"{row['difference']:+.4f}",
+                f"{row['low']:+.4f} to {row['high']:+.4f}",
+                _probability(row.get("p")),
+                _probability(row.get("p_holm")),
+            ]
             for row in rows
         ]
         parts += [
@@ -154,12 +202,22 @@ def _minutes(value: float | None) -> str:
 def costs_part(results: ResultTable) -> list[Html]:
     """Minutes of each kind of work, a run."""
     spent = {row["row"]: [row.get(name) for name in WORK] for row in results.chosen("item", "masked")}
-    totals = {name: sum(minutes for minutes in parts if minutes is not None) for name, parts in spent.items() if any(minutes is not None for minutes in parts)}
+    totals = {
+        name: sum(minutes for minutes in parts if minutes is not None)
+        for name, parts in spent.items()
+        if any(minutes is not None for minutes in parts)
+    }
     if not totals:
         return []
     longest = max(totals.values()) or 1
-    rows = [[name, *(_minutes(minutes) for minutes in spent[name]), _minutes(total), bar(total / longest)] for name, total in totals.items()]
-    words = "Minutes by a clock on the wall, for each kind of work those of the run that took the fewest, in the order of the results."
+    rows = [
+        [name, *(_minutes(minutes) for minutes in spent[name]), _minutes(total), bar(total / longest)]
+        for name, total in totals.items()
+    ]
+    words = (
+        "Minutes by a clock on the wall, for each kind of work those of the run that took the fewest, in the order of "
+        "the results."
+    )
     return [paragraph(words), table("lrrrrrb", ["row", *WORK.values(), "together", ""], rows)]
 
 
@@ -168,7 +226,10 @@ def variance_part(variance: Sequence[dict[str, Any]]) -> list[Html]:
     if not variance:
         return []
     head, *rows = spread(variance, lambda value: f"{value:.4f}")
-    words = "Standard deviations of a run's result by whose seed was varied, seen items masked; those of one or two degrees of freedom are rough guesses."
+    words = (
+        "Standard deviations of a run's result by whose seed was varied, seen items masked; those of one or two "
+        "degrees of freedom are rough guesses."
+    )
     return [paragraph(words), table("l" + "r" * (len(head) - 1), head, rows)]
 
 
@@ -180,8 +241,13 @@ def inflation_part(results: ResultTable) -> list[Html]:
         if row["row"] in flattered and row.get("kind") != "baseline":
             counted, rate = flattered[row["row"]]["hr@10"], row.get("collision_rate")
             more = f"+{percent(counted / row['hr@10'] - 1, 0)}" if row["hr@10"] > 0 else NOTHING
-            rows.append([row["row"], NOTHING if rate is None else percent(rate), f"{row['hr@10']:.4f}", f"{counted:.4f}", more])
-    words = "Items may share their codes; counting a list as right when it holds any item with the target's codes is no item hit. This is what it would add."
+            rows.append(
+                [row["row"], NOTHING if rate is None else percent(rate), f"{row['hr@10']:.4f}", f"{counted:.4f}", more]
+            )
+    words = (
+        "Items may share their codes; counting a list as right when it holds any item with the target's codes is no "
+        "item hit. This is what it would add."
+    )
     heads = ["row", "items that share codes", "HR@10 on items", "HR@10 on codes: no result", "more"]
     return [paragraph(words), table("lrrrr", heads, rows)] if rows else []
 
@@ -190,12 +256,22 @@ def tuning_part(trials: Mapping[str, Sequence[dict[str, Any]]]) -> list[Html]:
     """Every combination of settings that was tried of a baseline, with what validation said of it, best first."""
     if not trials:
         return []
-    parts = [paragraph("Each was fitted with every combination of these settings and measured on validation, as shown here; the best is the one above.")]
+    parts = [
+        paragraph(
+            "Each was fitted with every combination of these settings and measured on validation, as shown here; the "
+            "best is the one above."
+        )
+    ]
     for name, tried in trials.items():
         ordered = sorted(tried, key=lambda trial: -trial["validation_ndcg@10"])
         settings = [[written(value) for value in trial["settings"].values()] for trial in ordered]
         rows = [
-            [f"{trial['validation_ndcg@10']:.4f}", f"{trial['validation_hr@10']:.4f}", *values, _minutes(trial["seconds"] / 60)]
+            [
+                f"{trial['validation_ndcg@10']:.4f}",
+                f"{trial['validation_hr@10']:.4f}",
+                *values,
+                _minutes(trial["seconds"] / 60),
+            ]
             for trial, values in zip(ordered, settings, strict=True)
         ]
         names = [setting.replace("_", " ") for setting in ordered[0]["settings"]]

@@ -11,7 +11,21 @@ from tigerrec.evaluate import POPULARITY
 from tigerrec.report.charts import Series, lines
 from tigerrec.report.codes_part import item_title
 from tigerrec.report.evaluated import EvaluatedRun, Lists
-from tigerrec.report.markup import Html, badge, disclosure, element, facts, figure, figures, join, legend, note, paragraph, percent, table
+from tigerrec.report.markup import (
+    Html,
+    badge,
+    disclosure,
+    element,
+    facts,
+    figure,
+    figures,
+    join,
+    legend,
+    note,
+    paragraph,
+    percent,
+    table,
+)
 from tigerrec.seeds import derived_seed
 
 CUTOFF = 10
@@ -21,7 +35,8 @@ MOST_RECOMMENDED = 10
 
 
 def chosen_users(ranks: np.ndarray) -> tuple[list[int], list[int]]:
-    """Users with a hit in the top 10 and users without, three each where there are as many: the first of a seeded order of all users.
+    """Users with a hit in the top 10 and users without, three each where there are as many: the first of a seeded order
+    of all users.
 
     Args:
         ranks: of the users' targets, 0 = not in the list, (users,).
@@ -41,26 +56,45 @@ def users_part(run: EvaluatedRun) -> list[Html]:
     hits, misses = chosen_users(main)
     share = float(np.mean((main >= 1) & (main <= CUTOFF)))
     words = (
-        f"How they were chosen: all users were put in a random order (seed {SEED}); these are its first {len(hits)} with the target in the top {CUTOFF} "
-        f"and its first {len(misses)} without. Of all users {percent(share)} have such a hit, of these {percent(len(hits) / (len(hits) + len(misses)), 0)}."
+        f"How they were chosen: all users were put in a random order (seed {SEED}); these are its first {len(hits)} "
+        f"with the target in the top {CUTOFF} "
+        f"and its first {len(misses)} without. Of all users {percent(share)} have such a hit, of these "
+        f"{percent(len(hits) / (len(hits) + len(misses)), 0)}."
     )
     blocks = [_user(run, user, ranks, lists, opened=number == 0) for number, user in enumerate([*hits, *misses])]
     return [paragraph(words), *blocks]
 
 
-def _user(run: EvaluatedRun, user: int, ranks: dict[tuple[str, str], np.ndarray], lists: dict[str, Lists], opened: bool) -> Html:
+def _user(
+    run: EvaluatedRun, user: int, ranks: dict[tuple[str, str], np.ndarray], lists: dict[str, Lists], opened: bool
+) -> Html:
     known, target = run.known(user), run.target(user)
     rank = int(ranks["item", "masked"][user])
     shown = known[-run.longest_input :].tolist()
     earlier = len(known) - len(shown)
     placed = [_place(ranks[hit, seen][user]) for hit in ("item", "sid") for seen in ("masked", "kept")]
-    history = [[number, run.item_ids[item], run.semantic_id(item), item_title(run, item)] for number, item in enumerate(shown, start=earlier + 1)]
+    history = [
+        [number, run.item_ids[item], run.semantic_id(item), item_title(run, item)]
+        for number, item in enumerate(shown, start=earlier + 1)
+    ]
     pairs = [
-        ("Target", join((item_title(run, target), " ", element("code", f"{run.item_ids[target]} · {run.semantic_id(target)}")))),
+        (
+            "Target",
+            join(
+                (item_title(run, target), " ", element("code", f"{run.item_ids[target]} · {run.semantic_id(target)}"))
+            ),
+        ),
         ("Its rank", f"{placed[0]} with seen items masked, {placed[1]} with seen items kept"),
         ("Rank of its codes", f"{placed[2]} and {placed[3]}; not an item hit"),
     ]
-    summary = join((f"User {user:,}", element("small", "target at rank " if rank else "target ", badge(str(rank), "target") if rank else placed[0])))
+    summary = join(
+        (
+            f"User {user:,}",
+            element(
+                "small", "target at rank " if rank else "target ", badge(str(rank), "target") if rank else placed[0]
+            ),
+        )
+    )
     before = [note(f"The generator does not read the {earlier:,} items before these.")] if earlier else []
     return disclosure(
         summary,
@@ -82,16 +116,27 @@ def _place(rank: Any) -> str:
 def _list(run: EvaluatedRun, lists: Lists, user: int, known: np.ndarray, target: int) -> Html:
     """The first ten of a user's list, the target and the seen items marked."""
     seen, rows = set(known.tolist()), []
-    for rank, (item, score) in enumerate(zip(lists.items[user, :CUTOFF].tolist(), lists.scores[user, :CUTOFF].tolist(), strict=True), start=1):
+    for rank, (item, score) in enumerate(
+        zip(lists.items[user, :CUTOFF].tolist(), lists.scores[user, :CUTOFF].tolist(), strict=True), start=1
+    ):
         if item >= 0:
             marks = [badge("target", "target")] * (item == target) + [badge("seen", "seen")] * (item in seen)
             title = element("span", item_title(run, item), class_="target" if item == target else None)
-            rows.append([rank, run.item_ids[item], run.semantic_id(item), f"{score:.2f}", join((title, *(join((" ", mark)) for mark in marks)))])
+            rows.append(
+                [
+                    rank,
+                    run.item_ids[item],
+                    run.semantic_id(item),
+                    f"{score:.2f}",
+                    join((title, *(join((" ", mark)) for mark in marks))),
+                ]
+            )
     return table("rmmrl", ["rank", "item", "Semantic ID", "score", "title"], rows, class_="titles")
 
 
 def recommended_part(run: EvaluatedRun) -> list[Html]:
-    """How many different items all top 10 lists hold, how much of them the most recommended take, and which these are."""
+    """How many different items all top 10 lists hold, how much of them the most recommended take, and which these
+    are."""
     n_items = run.histories.n_items
     counts = {model: _counts(run.lists(model, "masked").items[:, :CUTOFF], n_items) for model in run.models}
     targets = np.bincount([run.target(user) for user in range(len(run.histories))], minlength=n_items)
@@ -103,7 +148,12 @@ def recommended_part(run: EvaluatedRun) -> list[Html]:
     most = np.argsort(-counts[run.model], kind="stable")[:MOST_RECOMMENDED]
     places = len(run.histories)
     listed = [
-        [f"{counts[run.model][item]:,}", percent(counts[run.model][item] / places), f"{run.training_counts[item]:,}", item_title(run, item)]
+        [
+            f"{counts[run.model][item]:,}",
+            percent(counts[run.model][item] / places),
+            f"{run.training_counts[item]:,}",
+            item_title(run, item),
+        ]
         for item in most.tolist()
         if counts[run.model][item]
     ]
@@ -124,7 +174,12 @@ def _counts(items: np.ndarray, n_items: int) -> np.ndarray:
 def _concentration(name: str, counts: np.ndarray, n_items: int) -> list[str]:
     ordered = np.sort(counts)[::-1]
     used = int((counts > 0).sum())
-    return [name, f"{used:,}", percent(used / n_items), *(percent(ordered[:top].sum() / ordered.sum()) for top in (10, 100))]
+    return [
+        name,
+        f"{used:,}",
+        percent(used / n_items),
+        *(percent(ordered[:top].sum() / ordered.sum()) for top in (10, 100)),
+    ]
 
 
 def _cumulative(counts: np.ndarray) -> Series:

@@ -47,17 +47,24 @@ class Cell:
 
     @functools.cached_property
     def chain(self) -> dict[str, Any]:
-        """What every stage of the cell is made of: its configuration and the stages it reads; known before any of them ran."""
+        """What every stage of the cell is made of: its configuration and the stages it reads; known before any of them
+        ran."""
         keys = {step.folder: key for key, step in self.steps.items()}
         stages = {
-            key: {"stage": step.stage, "config": describe(step.config), "inputs": {name: keys[folder] for name, folder in step.inputs.items()}}
+            key: {
+                "stage": step.stage,
+                "config": describe(step.config),
+                "inputs": {name: keys[folder] for name, folder in step.inputs.items()},
+            }
             for key, step in self.steps.items()
         }
         return {"model": self.model, **stages}
 
     def sources(self) -> dict[str, str]:
         """The sha256 of the outside files that the stages read, by stage and role, as far as they are there."""
-        return {f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()}
+        return {
+            f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()
+        }
 
     def is_done(self) -> bool:
         """Whether the results of exactly this cell are there, undamaged; the folders of its stages are not needed.
@@ -125,13 +132,20 @@ def collect(cell: Cell) -> None:
     manifests = {key: artifacts.open_stage(step.folder, step.stage) for key, step in cell.steps.items()}
     ranked = cell.last.folder
     sources = {
-        f"{key}.{role}": record["fingerprint"] for key, step in cell.steps.items() for role, record in manifests[key].inputs.items() if role not in step.inputs
+        f"{key}.{role}": record["fingerprint"]
+        for key, step in cell.steps.items()
+        for role, record in manifests[key].inputs.items()
+        if role not in step.inputs
     }
-    metrics = [row for row in artifacts.read_json(ranked, "metrics.json", [{"model": str}]) if row["model"] == cell.model]
+    metrics = [
+        row for row in artifacts.read_json(ranked, "metrics.json", [{"model": str}]) if row["model"] == cell.model
+    ]
     with artifacts.writing(cell.folder, CELL, cell.chain, sources=sources) as files:
         files.provenance |= {
             "facts": _facts(cell),
-            "stages": {key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()},
+            "stages": {
+                key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()
+            },
         }
         files.json("metrics.json", metrics)
         with files.create("ranks.parquet") as path:
@@ -140,15 +154,22 @@ def collect(cell: Cell) -> None:
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
-    """What a table shows beside metrics: sizes of the data, how the ids collide, how many different items are recommended, and how a baseline was tuned."""
+    """What a table shows beside metrics: sizes of the data, how the ids collide, how many different items are
+    recommended, and how a baseline was tuned."""
     import pyarrow.compute as pc
 
     stats = read_stats(cell.steps["prepare"].folder)
     lists = artifacts.read_table(cell.last.folder, "recommendations.parquet")
-    top = lists.filter((pc.field("model") == cell.model) & (pc.field("seen") == "masked") & (pc.field("rank") <= LISTED))
-    facts = {name: stats[name] for name in ("users", "items", "interactions")} | {"distinct_items": len(top["item"].unique())}
+    top = lists.filter(
+        (pc.field("model") == cell.model) & (pc.field("seen") == "masked") & (pc.field("rank") <= LISTED)
+    )
+    facts = {name: stats[name] for name in ("users", "items", "interactions")} | {
+        "distinct_items": len(top["item"].unique())
+    }
     if "tokenize" in cell.steps:
-        found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})["collisions"]
+        found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})[
+            "collisions"
+        ]
         facts |= {name: found[name] for name in ("collision_rate", "unique_ids", "largest_group")}
     if "tune" in cell.steps:
         facts["trials"] = artifacts.read_json(cell.steps["tune"].folder, "trials.json")
@@ -166,4 +187,11 @@ def write_ranks(ranks: Any, model: str, path: Path) -> None:
     ordered = own.take(np.argsort(own["user"].to_numpy(), kind="stable"))
     ordered = ordered.set_column(ordered.schema.get_field_index("rank"), "rank", ordered["rank"].cast(pa.int16()))
     encodings = {"user": "DELTA_BINARY_PACKED", "target": "BYTE_STREAM_SPLIT", "rank": "BYTE_STREAM_SPLIT"}
-    pq.write_table(ordered, path, compression="zstd", compression_level=19, use_dictionary=["model", "hit", "seen"], column_encoding=encodings)
+    pq.write_table(
+        ordered,
+        path,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=["model", "hit", "seen"],
+        column_encoding=encodings,
+    )

@@ -24,7 +24,12 @@ SECONDS = {
     "minutes_train": {"train": "training_seconds", "baseline": "fitting_seconds"},
     "minutes_evaluate": {"evaluate": "seconds", "baseline": "ranking_seconds"},
 }  # what is counted of which stage
-WORK = {"minutes_tokenize": "tokenizer", "minutes_tune": "tuning", "minutes_train": "training", "minutes_evaluate": "ranking"}
+WORK = {
+    "minutes_tokenize": "tokenizer",
+    "minutes_tune": "tuning",
+    "minutes_train": "training",
+    "minutes_evaluate": "ranking",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ def numbers_of_seeds(seeds: Any) -> tuple[int, int]:
     """
     values = list(seeds) if OmegaConf.is_list(seeds) else [seeds] * 2
     if len(values) != 2 or any(not isinstance(value, int) or isinstance(value, bool) or value < 1 for value in values):
-        raise ConfigError(f"seeds={seeds} must be a number from 1 up, or two: `seeds=[<tokenizer seeds>,<generator seeds>]`.")
+        raise ConfigError(
+            f"seeds={seeds} must be a number from 1 up, or two: `seeds=[<tokenizer seeds>,<generator seeds>]`."
+        )
     return values[0], values[1]
 
 
@@ -81,12 +88,18 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
         ConfigError: an option is wrong.
     """
     n_tokenizer, n_generator = numbers_of_seeds(cfg.seeds)
-    rows = [_baseline_row(name, overrides, n_generator, folder / "baselines") for name in _names(cfg.baselines, "baselines", BASELINE)]
+    rows = [
+        _baseline_row(name, overrides, n_generator, folder / "baselines")
+        for name in _names(cfg.baselines, "baselines", BASELINE)
+    ]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"
     for name in dict.fromkeys([cfg.tokenizers] if isinstance(cfg.tokenizers, str) else list(cfg.tokenizers or [])):
         tokenizer, _, embedder = str(name).partition("@")
         _names([tokenizer], "tokenizers", "tokenizer")
-        choices = [f"tokenizer={tokenizer}", *(f"embedder={choice}" for choice in _names(embedder or [], "tokenizers", "embedder"))]
+        choices = [
+            f"tokenizer={tokenizer}",
+            *(f"embedder={choice}" for choice in _names(embedder or [], "tokenizers", "embedder")),
+        ]
         shared = [option for option in overrides if not (embedder and option.startswith("embedder="))]
         cells = {}
         for tokenizer_seed in range(n_tokenizer):
@@ -96,7 +109,9 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
                 steps = steps_of(options, "evaluate")
                 tokenized = steps["tokenize"].folder
                 place = own / f"{tokenized.parent.name}_{tokenized.name}_seed{generator_seed}"
-                cells[tokenizer_seed, generator_seed] = Cell(str(name), steps["evaluate"].config.model, tuple(options), steps, place)
+                cells[tokenizer_seed, generator_seed] = Cell(
+                    str(name), steps["evaluate"].config.model, tuple(options), steps, place
+                )
         rows.append(Row(str(name), GENERATOR, tokenized.parent.name, tokenized.name.rpartition("-seed")[0], cells))
     if not rows:
         raise ConfigError("There is no row; give `tokenizers=[<tokenizer>,…]` or `baselines=[<baseline>,…]`.")
@@ -112,7 +127,8 @@ def _check_apart(rows: Sequence[Row]) -> None:
             for folder in (cell.folder, cell.last.folder):
                 if folder in owners:
                     raise ConfigError(
-                        f"The rows {owners[folder]} and {row.name} would both stand in {folder}; leave one out, and give no option that names one run."
+                        f"The rows {owners[folder]} and {row.name} would both stand in {folder}; leave one out, and "
+                        "give no option that names one run."
                     )
                 owners[folder] = row.name
 
@@ -154,7 +170,9 @@ class Run:
     def minutes(self, column: str) -> float | None:
         """Minutes of a kind of work; None where the run has none of it."""
         stages = self.provenance["stages"]
-        return next((stages[stage][seconds] / 60 for stage, seconds in SECONDS[column].items() if stage in stages), None)
+        return next(
+            (stages[stage][seconds] / 60 for stage, seconds in SECONDS[column].items() if stage in stages), None
+        )
 
 
 def read_run(folder: Path) -> Run:
@@ -167,7 +185,10 @@ def read_run(folder: Path) -> Run:
     table = artifacts.read_table(folder, "ranks.parquet").to_pandas()
     ranks = {key: group["rank"].to_numpy() for key, group in table.groupby(["hit", "seen"], observed=True)}
     targets = table.drop_duplicates("user")["target"].to_numpy()
-    metrics = {(row["hit"], row["seen"]): row for row in artifacts.read_json(folder, "metrics.json", [{"hit": str, "seen": str}])}
+    metrics = {
+        (row["hit"], row["seen"]): row
+        for row in artifacts.read_json(folder, "metrics.json", [{"hit": str, "seen": str}])
+    }
     return Run(ranks, targets, metrics, manifest.provenance)
 
 
@@ -209,7 +230,9 @@ class Result:
 
     def minutes(self, column: str) -> float | None:
         """Minutes of a kind of work in the run that took the fewest: others shared the machine."""
-        return min((minutes for run in self.runs.values() if (minutes := run.minutes(column)) is not None), default=None)
+        return min(
+            (minutes for run in self.runs.values() if (minutes := run.minutes(column)) is not None), default=None
+        )
 
 
 def result_of(row: Row) -> Result | None:

@@ -1,4 +1,5 @@
-"""What several runs of one row say: bootstrap over users, and how much of the spread between runs comes from which seed."""
+"""What several runs of one row say: bootstrap over users, and how much of the spread between runs comes from which
+seed."""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarra
     means = np.empty((resamples, values.shape[1]))
     for start in range(0, resamples, CHUNK):
         stop = min(start + CHUNK, resamples)
-        counts = np.stack([np.bincount(rng.integers(0, n_users, n_users), minlength=n_users) for _ in range(stop - start)])
-        means[start:stop] = np.round(counts @ values / n_users, 12)  # so that equal rows stay equal, whatever the number of threads
+        counts = np.stack(
+            [np.bincount(rng.integers(0, n_users, n_users), minlength=n_users) for _ in range(stop - start)]
+        )
+        means[start:stop] = np.round(
+            counts @ values / n_users, 12
+        )  # so that equal rows stay equal, whatever the number of threads
     return means
 
 
@@ -39,13 +44,15 @@ def intervals(means: np.ndarray) -> np.ndarray:
 
 
 def two_sided_p(means: np.ndarray) -> np.ndarray:
-    """The share of resampled differences on the other side of zero, doubled, of each column; never below 2 / (resamples + 1), which is `LEAST_P`."""
+    """The share of resampled differences on the other side of zero, doubled, of each column; never below 2 / (resamples
+    + 1), which is `LEAST_P`."""
     beyond = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     return np.minimum(1.0, 2 * (beyond + 1) / (len(means) + 1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P values corrected for their number, in the same order (Holm 1979): the k-th smallest of m times m - k + 1, never below a smaller one's."""
+    """P values corrected for their number, in the same order (Holm 1979): the k-th smallest of m times m - k + 1, never
+    below a smaller one's."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -77,10 +84,14 @@ class Component:
 def variance_components(rows: Sequence[Mapping[tuple[int, int], float]]) -> list[Component]:
     """How much runs of one row spread because of the generator's seed and because of the tokenizer's, pooled over rows.
 
-    Generator seeds are nested in tokenizer seeds: analysis of variance with random effects (Searle, Casella and McCulloch 1992, chapter 3).
-    With y(r, t, g) of row r, the mean square within is the sum of (y(r, t, g) - mean(r, t))² over its degrees of freedom, over all tokenizer
-    seeds with two runs or more. The mean square between is n times the sum of (mean(r, t) - mean(r))² over its own, over the rows in which all
-    tokenizer seeds have n runs, n being the largest number in the table; the tokenizer's component is (between - within) / n.
+    Generator seeds are nested in tokenizer seeds: analysis of variance with random effects (Searle, Casella and
+    McCulloch 1992, chapter 3).
+    With y(r, t, g) of row r, the mean square within is the sum of (y(r, t, g) - mean(r, t))² over its degrees of
+    freedom, over all tokenizer
+    seeds with two runs or more. The mean square between is n times the sum of (mean(r, t) - mean(r))² over its own,
+    over the rows in which all
+    tokenizer seeds have n runs, n being the largest number in the table; the tokenizer's component is (between -
+    within) / n.
 
     Args:
         rows: of each row, the metric of every run by (tokenizer seed, generator seed).
@@ -94,7 +105,9 @@ def variance_components(rows: Sequence[Mapping[tuple[int, int], float]]) -> list
         return []
     within = sum(float(np.square(values - values.mean()).sum()) for row in groups for values in row) / within_freedom
     n_runs = max(len(values) for row in groups for values in row)
-    means = [np.array([values.mean() for values in row]) for row in groups if all(len(values) == n_runs for values in row)]
+    means = [
+        np.array([values.mean() for values in row]) for row in groups if all(len(values) == n_runs for values in row)
+    ]
     between_freedom = sum(len(row) - 1 for row in means)
     components = [Component("generator seed", within**0.5, within_freedom)]
     if between_freedom:

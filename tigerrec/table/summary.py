@@ -11,7 +11,14 @@ import numpy as np
 from tigerrec import TigerrecError
 from tigerrec.markdown import NOTHING
 from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, WORK, Result
-from tigerrec.table.statistics import holm, intervals, resampled_means, standard_deviation, two_sided_p, variance_components
+from tigerrec.table.statistics import (
+    holm,
+    intervals,
+    resampled_means,
+    standard_deviation,
+    two_sided_p,
+    variance_components,
+)
 
 COMPARED = ("hr@10", "ndcg@10")
 MASKED = ("item", "masked")
@@ -27,7 +34,13 @@ def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) 
     """
     metrics = list(dict.fromkeys(line["metric"] for line in variance))
     seeds = list(dict.fromkeys(line["component"] for line in variance))
-    lines = [["row", *(f"{metric.upper()}, {seed.removesuffix(' seed')}" for metric in metrics for seed in seeds), "degrees of freedom"]]
+    lines = [
+        [
+            "row",
+            *(f"{metric.upper()}, {seed.removesuffix(' seed')}" for metric in metrics for seed in seeds),
+            "degrees of freedom",
+        ]
+    ]
     for row in dict.fromkeys(line["row"] for line in variance):
         own = [line for line in variance if line["row"] == row]
         deviations = {(line["metric"], line["component"]): written(line["sd"]) for line in own}
@@ -39,7 +52,8 @@ def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against another one: the difference of a metric's means, with its 95 % paired bootstrap interval over users.
+    """A row against another one: the difference of a metric's means, with its 95 % paired bootstrap interval over
+    users.
 
     Attributes:
         p: two-sided, of that bootstrap.
@@ -58,7 +72,8 @@ class Comparison:
 
 
 class Summary:
-    """The rows of a table, best NDCG@10 first (item level, seen masked), and what the bootstrap over users says of them.
+    """The rows of a table, best NDCG@10 first (item level, seen masked), and what the bootstrap over users says of
+    them.
 
     Args:
         results: of the same users.
@@ -74,12 +89,15 @@ class Summary:
         for result in self.results:
             if any(not np.array_equal(run.targets, first.targets) for run in result.runs.values()):
                 raise TigerrecError(
-                    f"{self.results[0].row.name} and {result.row.name} have results of other targets; delete the older cells and run them again."
+                    f"{self.results[0].row.name} and {result.row.name} have results of other targets; delete the "
+                    "older cells and run them again."
                 )
         keys = [(result.row.name, *key) for result in self.results for key in result.user_gains]
         columns = np.concatenate([gains for result in self.results for gains in result.user_gains.values()], axis=1)
         means = resampled_means(columns)
-        self._resampled = {key: means[:, place * len(METRICS) : (place + 1) * len(METRICS)] for place, key in enumerate(keys)}
+        self._resampled = {
+            key: means[:, place * len(METRICS) : (place + 1) * len(METRICS)] for place, key in enumerate(keys)
+        }
         self.rows = [line for result in self.results for line in self._lines(result)]
         self.comparisons = self._compare(reference)
         self.variance = self._components()
@@ -100,7 +118,11 @@ class Summary:
             for place, metric in enumerate(METRICS):
                 values = result.values(metric, hit, seen)
                 line |= {metric: result.value(metric, hit, seen), f"{metric}_sd": standard_deviation(values)}
-                line |= {f"{metric}_low": float(low[place]), f"{metric}_high": float(high[place]), f"{metric}_runs": values}
+                line |= {
+                    f"{metric}_low": float(low[place]),
+                    f"{metric}_high": float(high[place]),
+                    f"{metric}_runs": values,
+                }
             lines.append(line | shared)
         return lines
 
@@ -111,14 +133,21 @@ class Summary:
         found = []
         for metric in COMPARED:
             place = METRICS.index(metric)
-            base, others = self._resampled[(reference, *MASKED)][:, place], [name for name in by_name if name != reference]
+            base, others = (
+                self._resampled[(reference, *MASKED)][:, place],
+                [name for name in by_name if name != reference],
+            )
             if not others:
                 return []
             differences = np.stack([self._resampled[(name, *MASKED)][:, place] - base for name in others], axis=1)
             (lows, highs), p_values = intervals(differences), two_sided_p(differences)
             for name, low, high, p, p_holm in zip(others, lows, highs, p_values, holm(list(p_values)), strict=True):
                 difference = by_name[name].value(metric) - by_name[reference].value(metric)
-                found.append(Comparison(name, reference, metric, "masked", difference, float(low), float(high), float(p), float(p_holm)))
+                found.append(
+                    Comparison(
+                        name, reference, metric, "masked", difference, float(low), float(high), float(p), float(p_holm)
+                    )
+                )
         return found
 
     def _components(self) -> list[dict[str, Any]]:
@@ -130,9 +159,16 @@ class Summary:
                 for result in self.results
                 if result.row.kind == GENERATOR
             }
-            for name, pooled in {POOLED: list(rows.values()), **{name: [values] for name, values in rows.items()}}.items():
+            for name, pooled in {
+                POOLED: list(rows.values()),
+                **{name: [values] for name, values in rows.items()},
+            }.items():
                 for component in variance_components(pooled):
-                    of_seed = {"component": component.name, "sd": component.sd, "degrees_of_freedom": component.degrees_of_freedom}
+                    of_seed = {
+                        "component": component.name,
+                        "sd": component.sd,
+                        "degrees_of_freedom": component.degrees_of_freedom,
+                    }
                     found.append({"metric": metric, "seen": "masked", "row": name, **of_seed})
         return found
 

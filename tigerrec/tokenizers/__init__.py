@@ -71,7 +71,8 @@ class MeasuresDistances(Protocol):
     """A tokenizer that can say how far a vector is from each code of a level."""
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Distances, float64 (n, code_sizes[l]), of vectors (n, D) to all codes of level l, given the rows' codes at the levels before, int (n, l).
+        """Distances, float64 (n, code_sizes[l]), of vectors (n, D) to all codes of level l, given the rows' codes at
+        the levels before, int (n, l).
 
         They are inf where a code does not exist. The nearest is the code that `encode` gives.
         """
@@ -110,7 +111,10 @@ class TokenizeConfig:
         if self.collisions not in COLLISION_POLICIES:
             raise ValueError(f"collisions must be one of {', '.join(COLLISION_POLICIES)}, got {self.collisions!r}")
         if COLLISION_POLICIES[self.collisions].needs_distances and not isinstance(self.tokenizer, MeasuresDistances):
-            raise ValueError(f"collisions={self.collisions} needs distances to codes, which {self.tokenizer.family} does not measure; use collisions=suffix")
+            raise ValueError(
+                f"collisions={self.collisions} needs distances to codes, which {self.tokenizer.family} does not "
+                "measure; use collisions=suffix"
+            )
         if not 0 <= self.max_collision <= 1:
             raise ValueError(f"max_collision must be between 0 and 1, got {self.max_collision}")
 
@@ -130,7 +134,12 @@ def families() -> dict[str, type]:
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == module.__name__ and dataclasses.is_dataclass(value) and hasattr(value, "family"):
+            if (
+                isinstance(value, type)
+                and value.__module__ == module.__name__
+                and dataclasses.is_dataclass(value)
+                and hasattr(value, "family")
+            ):
                 found[value.family] = value
     return found
 
@@ -143,11 +152,17 @@ def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
     """
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or not vectors.size:
-        raise TokenizeError(f"{where} must be a matrix with a row an item, got shape {vectors.shape}; run `make embed ARGS=overwrite=embed`.")
+        raise TokenizeError(
+            f"{where} must be a matrix with a row an item, got shape {vectors.shape}; run `make embed "
+            "ARGS=overwrite=embed`."
+        )
     faulty = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(faulty):
         shown = ", ".join(map(str, faulty[:10])) + (", …" if len(faulty) > 10 else "")
-        raise TokenizeError(f"{where} hold NaN or infinity in {len(faulty)} rows (items {shown}); correct them and run `make embed ARGS=overwrite=embed`.")
+        raise TokenizeError(
+            f"{where} hold NaN or infinity in {len(faulty)} rows (items {shown}); correct them and run `make embed "
+            "ARGS=overwrite=embed`."
+        )
     return vectors
 
 
@@ -158,10 +173,19 @@ def check_codes(tokenizer: Tokenizer, codes: Codes, n_items: int) -> None:
         TokenizeError: it is no whole number below `code_sizes` for each item and level.
     """
     sizes = tokenizer.code_sizes
-    if codes.shape != (n_items, len(sizes)) or codes.dtype.kind not in "iu" or (codes < 0).any() or (codes >= sizes).any():
-        found = f"codes of shape {codes.shape} and type {codes.dtype}, from {codes.min(initial=0)} to {codes.max(initial=0)}"
+    if (
+        codes.shape != (n_items, len(sizes))
+        or codes.dtype.kind not in "iu"
+        or (codes < 0).any()
+        or (codes >= sizes).any()
+    ):
+        found = (
+            f"codes of shape {codes.shape} and type {codes.dtype}, from {codes.min(initial=0)} to "
+            f"{codes.max(initial=0)}"
+        )
         raise TokenizeError(
-            f"{tokenizer.family} gave {found}, for {n_items} items; its code_sizes {sizes} ask for one whole number from 0 to below each: "
+            f"{tokenizer.family} gave {found}, for {n_items} items; its code_sizes {sizes} ask for one whole number "
+            "from 0 to below each: "
             f"correct {type(tokenizer).__module__}."
         )
 
@@ -180,12 +204,18 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
     tokenizer, extra = config.tokenizer, extra or {}
     missing = [name for name in tokenizer.needs if name not in extra]
     if missing:
-        raise TokenizeError(f"The tokenizer {tokenizer.family} needs vectors named {missing[0]!r}; give their embed folder as `tokenizer.inputs.{missing[0]}`.")
+        raise TokenizeError(
+            f"The tokenizer {tokenizer.family} needs vectors named {missing[0]!r}; give their embed folder as "
+            f"`tokenizer.inputs.{missing[0]}`."
+        )
     vectors = check_vectors(vectors, "The vectors")
     checked = {name: check_vectors(matrix, f"The vectors {name!r}") for name, matrix in extra.items()}
     for name, matrix in checked.items():
         if len(matrix) != len(vectors):
-            raise TokenizeError(f"The vectors {name!r} are of {len(matrix)} items, not {len(vectors)}; give the embed folder of the same data set.")
+            raise TokenizeError(
+                f"The vectors {name!r} are of {len(matrix)} items, not {len(vectors)}; give the embed folder of the "
+                "same data set."
+            )
     started = time.perf_counter()
     (state, codes), peak = with_peak_mb(lambda: tokenizer.fit(vectors, seed=config.seed, extra=checked))
     check_codes(tokenizer, codes, len(vectors))
@@ -194,7 +224,8 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
     rate = found["collision_rate"]
     if rate > config.max_collision:
         raise TokenizeError(
-            f"{rate:.1%} of the items share their codes with another item, more than tokenizer.max_collision={config.max_collision:g} allows; "
+            f"{rate:.1%} of the items share their codes with another item, more than "
+            f"tokenizer.max_collision={config.max_collision:g} allows; "
             "use more levels, larger codebooks or another tokenizer, or raise tokenizer.max_collision."
         )
     ids, report = resolve(CodedItems(tokenizer, state, vectors, codes), config.collisions)
@@ -206,7 +237,11 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
 def _reconstruction(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray) -> dict[str, float | None]:
     """The reconstruction error of codes (I, L), None for a tokenizer that does not reconstruct."""
     reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
-    return {"reconstruction_error": None if reconstructed is None else diagnostics.reconstruction_error(vectors, reconstructed)}
+    return {
+        "reconstruction_error": None
+        if reconstructed is None
+        else diagnostics.reconstruction_error(vectors, reconstructed)
+    }
 
 
 def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray, seed: int) -> dict[str, Any]:
@@ -215,7 +250,8 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
     for level, usage in enumerate(levels):
         if usage["used_codes"] < LOW_USAGE * usage["codes"]:
             logger.warning(
-                "Level %d uses only %d of its %d codes (perplexity %.1f, %d items): the codebook has collapsed, or it is too large for these items.",
+                "Level %d uses only %d of its %d codes (perplexity %.1f, %d items): the codebook has collapsed, or it "
+                "is too large for these items.",
                 level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
             )  # fmt: skip
     return diagnostics.collisions(codes) | {
@@ -264,7 +300,9 @@ def _write(files: artifacts.StageFiles, config: TokenizeConfig, result: Tokenize
     files.parquet(SEMANTIC_IDS, result.ids.table())
     facts = {
         "family": config.tokenizer.family,
-        "hyper_parameters": {key: value for key, value in artifacts.describe(config.tokenizer).items() if key != "_target_"},
+        "hyper_parameters": {
+            key: value for key, value in artifacts.describe(config.tokenizer).items() if key != "_target_"
+        },
         "seed": config.seed,
         "dim": dim,
         "code_sizes": list(layout.code_sizes),
@@ -298,7 +336,8 @@ def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
 
 
 def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
-    """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code to run.
+    """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code to
+    run.
 
     Raises:
         TigerrecError: the family or a hyper-parameter is unknown, or a value has the wrong type.
@@ -308,7 +347,10 @@ def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
     where, known = folder / TOKENIZER, families()
     family = facts.get("family") if isinstance(facts, dict) else None
     if not isinstance(family, str) or family not in known:
-        raise TokenizeError(f"{where} names the tokenizer {family!r}, and this version knows {', '.join(known)}; add `overwrite=tokenize` to build it again.")
+        raise TokenizeError(
+            f"{where} names the tokenizer {family!r}, and this version knows {', '.join(known)}; add "
+            "`overwrite=tokenize` to build it again."
+        )
     values = facts.get("hyper_parameters")
     if not isinstance(values, dict) or config.TARGET in values or not _are_plain(values):
         raise TokenizeError(f"{where} holds no plain hyper-parameters; add `overwrite=tokenize` to build it again.")
@@ -323,7 +365,8 @@ def _are_plain(values: dict[str, Any]) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a hyper-parameter is a value of sane size or a part of this package with plain values, and no interpolation."""
+    """Whether a hyper-parameter is a value of sane size or a part of this package with plain values, and no
+    interpolation."""
     from tigerrec.config import TARGET
 
     if isinstance(value, dict):
@@ -349,7 +392,10 @@ def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
     vectors = check_vectors(vectors, "The new items' vectors")
     dim = artifacts.read_json(Path(folder), TOKENIZER, {"dim": int})["dim"]
     if vectors.shape[1] != dim:
-        raise TokenizeError(f"The new items' vectors have {vectors.shape[1]} dimensions, the tokenizer in {folder} was fitted on {dim}; use the same embedder.")
+        raise TokenizeError(
+            f"The new items' vectors have {vectors.shape[1]} dimensions, the tokenizer in {folder} was fitted on "
+            f"{dim}; use the same embedder."
+        )
     codes = tokenizer.encode(state, vectors)
     check_codes(tokenizer, codes, len(vectors))
     return CodedItems(tokenizer, state, vectors, codes)

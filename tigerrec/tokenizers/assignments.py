@@ -32,11 +32,13 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Sinkhorn:
-    """On some levels the codes of a batch are used evenly, as in LC-Rec (Zheng et al. 2023, arXiv 2311.09049, section 3.1.2); the nearest elsewhere.
+    """On some levels the codes of a batch are used evenly, as in LC-Rec (Zheng et al. 2023, arXiv 2311.09049, section
+    3.1.2); the nearest elsewhere.
 
     Args:
         levels: where, from 0.
-        epsilon: weight of the entropy against distances scaled to [-1, 1], at least 0.003; the smaller, the nearer to the cheapest even assignment.
+        epsilon: weight of the entropy against distances scaled to [-1, 1], at least 0.003; the smaller, the nearer to
+            the cheapest even assignment.
         iterations: of Sinkhorn's algorithm.
     """
 
@@ -48,9 +50,13 @@ class Sinkhorn:
         if not self.levels or min(self.levels) < 0:
             raise ValueError(f"levels must name levels from 0 up, got {self.levels}")
         if not self.epsilon >= LEAST_EPSILON:
-            raise ValueError(f"epsilon must be at least {LEAST_EPSILON}, below which exponentials overflow, got {self.epsilon}")
+            raise ValueError(
+                f"epsilon must be at least {LEAST_EPSILON}, below which exponentials overflow, got {self.epsilon}"
+            )
         at_least_one(self, "iterations")
 
     def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
         """The largest entry of each row of the even plan."""
-        return (even_plan(distances, self.epsilon, self.iterations) if level in self.levels else -distances).argmax(dim=1)
+        return (even_plan(distances, self.epsilon, self.iterations) if level in self.levels else -distances).argmax(
+            dim=1
+        )

@@ -1,4 +1,5 @@
-"""What tokenizers with an autoencoder share: standardised vectors, MLPs that a state can hold, and how they are trained."""
+"""What tokenizers with an autoencoder share: standardised vectors, MLPs that a state can hold, and how they are
+trained."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def standardisation(vectors: np.ndarray) -> State:
     """The `mean` and `std` of each column of vectors (I, D), float32 (D,); `std` is 1 where a column is constant."""
     deviation = vectors.std(axis=0, dtype=np.float64)
-    return {"mean": vectors.mean(axis=0, dtype=np.float64).astype(np.float32), "std": np.where(deviation > 0, deviation, 1).astype(np.float32)}
+    return {
+        "mean": vectors.mean(axis=0, dtype=np.float64).astype(np.float32),
+        "std": np.where(deviation > 0, deviation, 1).astype(np.float32),
+    }
 
 
 def standardised(state: State, vectors: np.ndarray) -> np.ndarray:
@@ -122,6 +126,7 @@ def optimise(
             optimizer.step()
         if not math.isfinite(loss.item()):
             raise TokenizeError(
-                f"The loss of {tokenizer.family} became {loss.item()} in epoch {epoch + 1} at learning rate {rate:.3g}; lower tokenizer.learning_rate."
+                f"The loss of {tokenizer.family} became {loss.item()} in epoch {epoch + 1} at learning rate "
+                f"{rate:.3g}; lower tokenizer.learning_rate."
             )
         after_epoch(progress)

@@ -1,6 +1,7 @@
 """How the gradient passes a quantiser, whose choice of a codeword has none.
 
-Each estimator gives the quantised residuals as a function of the residuals: the value is the codeword (for Gumbel-softmax, a
+Each estimator gives the quantised residuals as a function of the residuals: the value is the codeword (for
+Gumbel-softmax, a
 mixture that sharpens), the gradient is the estimator's idea. Factors made of the residuals or codewords are constants.
 """
 
@@ -27,29 +28,38 @@ class Estimator(Protocol):
     follows_codes: ClassVar[bool]
     """Whether the value is the codeword of the code that was chosen."""
 
-    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
-        """The quantised residuals (n, latent), with their gradient, of residuals (n, latent), a codebook (k, latent) and the chosen codes (n,)."""
+    def quantize(
+        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
+    ) -> torch.Tensor:
+        """The quantised residuals (n, latent), with their gradient, of residuals (n, latent), a codebook (k, latent)
+        and the chosen codes (n,)."""
         ...
 
 
 @dataclass(frozen=True)
 class StraightThrough:
-    """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv 1711.00937)."""
+    """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv
+    1711.00937)."""
 
     follows_codes: ClassVar[bool] = True
 
-    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def quantize(
+        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
+    ) -> torch.Tensor:
         """The codewords, with the residuals' gradient."""
         return with_value(codebook[codes], residuals)
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """The codeword as the residual rotated and scaled, so that a gradient keeps its angle to the codeword (Fifty et al. 2024, arXiv 2410.06424, section 4)."""
+    """The codeword as the residual rotated and scaled, so that a gradient keeps its angle to the codeword (Fifty et al.
+    2024, arXiv 2410.06424, section 4)."""
 
     follows_codes: ClassVar[bool] = True
 
-    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def quantize(
+        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
+    ) -> torch.Tensor:
         """The codewords, with the gradient of the rotation from residual to codeword."""
         words = codebook[codes].detach()
         start, end = unit(residuals.detach()), unit(words)
@@ -64,7 +74,9 @@ class Reflection:
 
     follows_codes: ClassVar[bool] = True
 
-    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def quantize(
+        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
+    ) -> torch.Tensor:
         """The codewords, with the gradient of the reflection that takes the residual's direction to the codeword's."""
         words = codebook[codes].detach()
         across = unit(unit(residuals.detach()) - unit(words))
@@ -76,11 +88,14 @@ class Reflection:
 class Gumbel:
     """A mixture of codewords by Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144), annealed.
 
-    A codeword's probability falls with exp(-squared distance / temperature), as in SQ-VAE (Takida et al. 2022, arXiv 2205.07547), and the temperature
-    of the softmax falls with it, from 1 to 0.5: a draw becomes the nearest codeword, and a mixture only where several are about equally near.
+    A codeword's probability falls with exp(-squared distance / temperature), as in SQ-VAE (Takida et al. 2022, arXiv
+    2205.07547), and the temperature
+    of the softmax falls with it, from 1 to 0.5: a draw becomes the nearest codeword, and a mixture only where several
+    are about equally near.
 
     Args:
-        start_temperature: of the probabilities in the first epoch, in units of the mean squared distance between residuals and codewords.
+        start_temperature: of the probabilities in the first epoch, in units of the mean squared distance between
+            residuals and codewords.
         end_temperature: in the last; between them it falls geometrically.
     """
 
@@ -90,18 +105,28 @@ class Gumbel:
 
     def __post_init__(self) -> None:
         if not 0 < self.end_temperature <= self.start_temperature:
-            raise ValueError(f"end_temperature must be above 0 and at most start_temperature {self.start_temperature}, got {self.end_temperature}")
+            raise ValueError(
+                f"end_temperature must be above 0 and at most start_temperature {self.start_temperature}, got "
+                f"{self.end_temperature}"
+            )
 
     def temperature(self, share: float) -> float:
         """The temperature after a share of training."""
         return float(self.start_temperature * (self.end_temperature / self.start_temperature) ** share)
 
-    def quantize(self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress) -> torch.Tensor:
+    def quantize(
+        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
+    ) -> torch.Tensor:
         """The codewords' mixture, with gradients for residuals and codewords."""
         import torch
 
         distances = residuals.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * residuals @ codebook.T
-        noise = -torch.empty_like(distances).exponential_(generator=progress.generator).clamp(min=torch.finfo(distances.dtype).tiny).log()
+        noise = (
+            -torch.empty_like(distances)
+            .exponential_(generator=progress.generator)
+            .clamp(min=torch.finfo(distances.dtype).tiny)
+            .log()
+        )
         scale = self.temperature(progress.share) * distances.detach().mean().clamp(min=SMALLEST_DISTANCE)
         relaxation = max(self.temperature(progress.share) / self.start_temperature, LEAST_RELAXATION)
         weights: torch.Tensor = ((noise - distances / scale) / relaxation).softmax(dim=1)

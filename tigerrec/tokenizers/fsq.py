@@ -1,4 +1,5 @@
-"""Finite scalar quantisation: an autoencoder whose latent dimensions are rounded, one a level (Mentzer et al. 2023, arXiv 2309.15505)."""
+"""Finite scalar quantisation: an autoencoder whose latent dimensions are rounded, one a level (Mentzer et al. 2023,
+arXiv 2309.15505)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.autoencoder import Progress, build_networks, networks_state, optimise, restored, run_mlp, standardisation, standardised
+from tigerrec.tokenizers.autoencoder import (
+    Progress,
+    build_networks,
+    networks_state,
+    optimise,
+    restored,
+    run_mlp,
+    standardisation,
+    standardised,
+)
 from tigerrec.tokenizers.codebooks import in_blocks
 from tigerrec.tokenizers.estimators import with_value
 
@@ -22,7 +32,8 @@ MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
 @dataclass(frozen=True)
 class FSQ:
-    """An autoencoder with a bounded latent dimension a level, rounded to one of `codebook_size` grid points; there is no codebook to learn.
+    """An autoencoder with a bounded latent dimension a level, rounded to one of `codebook_size` grid points; there is
+    no codebook to learn.
 
     Args:
         levels: the number of codes an item, which is the number of latent dimensions.
@@ -61,7 +72,8 @@ class FSQ:
         """Train the autoencoder.
 
         Returns:
-            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes, int32 (I, L), under the final weights.
+            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes,
+            int32 (I, L), under the final weights.
         """
         scale = standardisation(vectors)
         state = {**scale, **train(self, standardised(scale, vectors), seed)}
@@ -73,7 +85,9 @@ class FSQ:
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), that the decoder makes of the grid points."""
-        return restored(state, run_mlp(state, "decoder", scaled(grid_points(codes, self.codebook_size), self.codebook_size)))
+        return restored(
+            state, run_mlp(state, "decoder", scaled(grid_points(codes, self.codebook_size), self.codebook_size))
+        )
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, `codebook_size`), to the grid points of the next dimension."""
@@ -81,11 +95,15 @@ class FSQ:
         return np.abs(self._bounded(state, vectors)[:, codes.shape[1], None] - points)
 
     def _bounded(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        return in_blocks(lambda block: bounded(run_mlp(state, "encoder", standardised(state, block)), self.codebook_size, np.tanh), vectors)
+        return in_blocks(
+            lambda block: bounded(run_mlp(state, "encoder", standardised(state, block)), self.codebook_size, np.tanh),
+            vectors,
+        )
 
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:
-    """Latents of any shape within the reach of `size` whole numbers around 0, so that 0 stays and each of them is the nearest to some.
+    """Latents of any shape within the reach of `size` whole numbers around 0, so that 0 stays and each of them is the
+    nearest to some.
 
     Args:
         latents: an array or a tensor.

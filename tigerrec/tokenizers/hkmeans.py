@@ -1,4 +1,5 @@
-"""Hierarchical k-means: the children of a node cluster only the items of that node (DSI: Tay et al. 2022, arXiv 2202.06991, section 3.2)."""
+"""Hierarchical k-means: the children of a node cluster only the items of that node (DSI: Tay et al. 2022, arXiv
+2202.06991, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from tigerrec.tokenizers.codebooks import fit_codebook
 BLOCK = 64
 
 
-def child_distances(rows: np.ndarray, nodes: np.ndarray, centroids: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
-    """Squared distances, float64 (n, `size`), of rows (n, D) to the children of their nodes (n,); inf where a node has no such child.
+def child_distances(
+    rows: np.ndarray, nodes: np.ndarray, centroids: np.ndarray, offsets: np.ndarray, size: int
+) -> np.ndarray:
+    """Squared distances, float64 (n, `size`), of rows (n, D) to the children of their nodes (n,); inf where a node has
+    no such child.
 
     Args:
         centroids: float32 (M, D), the children of all nodes, one node after the other.
@@ -34,7 +38,8 @@ def child_distances(rows: np.ndarray, nodes: np.ndarray, centroids: np.ndarray, 
 
 @dataclass(frozen=True)
 class HierarchicalKMeans:
-    """A tree of k-means centroids: a Semantic ID is the path from the root to a leaf, so the meaning of a code depends on the codes before it.
+    """A tree of k-means centroids: a Semantic ID is the path from the root to a leaf, so the meaning of a code depends
+    on the codes before it.
 
     Args:
         levels: the depth of the tree, the number of codes an item.
@@ -61,8 +66,10 @@ class HierarchicalKMeans:
         """Grow the tree level by level; a node with no more different vectors than codes gives each its own.
 
         Returns:
-            For each level `centroids_<level>` float32 (M, D), the children of all nodes of the level above, one node after the other, and
-            `offsets_<level>` int64 (N + 1,), where the children of each of these N nodes begin and end; and the items' codes, int32 (I, L).
+            For each level `centroids_<level>` float32 (M, D), the children of all nodes of the level above, one node
+            after the other, and
+            `offsets_<level>` int64 (N + 1,), where the children of each of these N nodes begin and end; and the items'
+            codes, int32 (I, L).
         """
         state: State = {}
         codes = np.empty((len(vectors), self.levels), dtype=np.int32)
@@ -71,9 +78,13 @@ class HierarchicalKMeans:
             grown, offsets = [], np.zeros(count + 1, dtype=np.int64)
             order = np.argsort(nodes, kind="stable")
             for node, members in enumerate(np.split(order, np.searchsorted(nodes[order], np.arange(1, count)))):
-                found = fit_codebook(vectors[members], self.codebook_size, self.iterations, derived_seed(seed, "node", level, node))
+                found = fit_codebook(
+                    vectors[members], self.codebook_size, self.iterations, derived_seed(seed, "node", level, node)
+                )
                 only = np.zeros(len(members), dtype=np.int64)
-                chosen = child_distances(vectors[members], only, found, np.array([0, len(found)]), self.codebook_size).argmin(axis=1)
+                chosen = child_distances(
+                    vectors[members], only, found, np.array([0, len(found)]), self.codebook_size
+                ).argmin(axis=1)
                 used, codes[members, level] = np.unique(chosen, return_inverse=True)
                 grown.append(found[used])
                 offsets[node + 1] = offsets[node] + len(used)
@@ -100,6 +111,13 @@ class HierarchicalKMeans:
         return state[f"centroids_{self.levels - 1}"][self._nodes(state, codes)].astype(np.float64)
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of vectors (n, D) to the children of the node that codes (n, l) lead to."""
+        """Squared distances, float64 (n, `codebook_size`), of vectors (n, D) to the children of the node that codes (n,
+        l) lead to."""
         level = codes.shape[1]
-        return child_distances(vectors, self._nodes(state, codes), state[f"centroids_{level}"], state[f"offsets_{level}"], self.codebook_size)
+        return child_distances(
+            vectors,
+            self._nodes(state, codes),
+            state[f"centroids_{level}"],
+            state[f"offsets_{level}"],
+            self.codebook_size,
+        )

@@ -89,7 +89,8 @@ class GradientCodebooks:
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """A codeword is the exponential moving average of the residuals that choose it (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1).
+    """A codeword is the exponential moving average of the residuals that choose it (van den Oord et al. 2017, arXiv
+    1711.00937, appendix A.1).
 
     Args:
         decay: share of the average that a step keeps.
@@ -129,9 +130,13 @@ class MovingAverageCodebooks:
         """Mix a batch into the averages."""
         sums = self.sums[level].new_zeros(self.sums[level].shape).index_add_(0, codes, residuals)
         self.sums[level].mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        self.counts[level].mul_(self.decay).add_(codes.bincount(minlength=len(self.counts[level])), alpha=1 - self.decay)
+        self.counts[level].mul_(self.decay).add_(
+            codes.bincount(minlength=len(self.counts[level])), alpha=1 - self.decay
+        )
         chosen = self.counts[level] > LEAST_COUNT
-        self.averages[level] = (self.sums[level] / self.counts[level][:, None]).where(chosen[:, None], self.averages[level])
+        self.averages[level] = (self.sums[level] / self.counts[level][:, None]).where(
+            chosen[:, None], self.averages[level]
+        )
 
     def restart(self, level: int, codes: torch.Tensor, residuals: torch.Tensor) -> None:
         """Begin some averages again."""
@@ -145,7 +150,8 @@ class MovingAverageCodebooks:
 
 @dataclass(frozen=True)
 class SimVQ:
-    """Codewords are a frozen matrix times one learned linear map, so that all move together (Zhu et al. 2024, arXiv 2411.02038)."""
+    """Codewords are a frozen matrix times one learned linear map, so that all move together (Zhu et al. 2024, arXiv
+    2411.02038)."""
 
     can_restart: ClassVar[bool] = False
 

@@ -1,4 +1,5 @@
-"""Locality-sensitive hashing: on which side of random hyperplanes a vector lies (Rajput et al. 2023, arXiv 2305.05065, section 4)."""
+"""Locality-sensitive hashing: on which side of random hyperplanes a vector lies (Rajput et al. 2023, arXiv 2305.05065,
+section 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tigerrec.tokenizers.codebooks import in_blocks
 
 @dataclass(frozen=True)
 class LSH:
-    """Codes by random hyperplanes through the origin: each level has log2(`codebook_size`) of them, whose sides are the bits of its code.
+    """Codes by random hyperplanes through the origin: each level has log2(`codebook_size`) of them, whose sides are the
+    bits of its code.
 
     Args:
         levels: the number of codes an item.
@@ -44,13 +46,17 @@ class LSH:
         return self.codebook_size.bit_length() - 1
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Draw the normals of the hyperplanes, `hyperplanes` float32 (L · `bits`, D), from a normal distribution; nothing is learned from the vectors."""
+        """Draw the normals of the hyperplanes, `hyperplanes` float32 (L · `bits`, D), from a normal distribution;
+        nothing is learned from the vectors."""
         generator = np.random.default_rng(derived_seed(seed, "hyperplanes"))
-        state = {"hyperplanes": generator.standard_normal((self.levels * self.bits, vectors.shape[1]), dtype=np.float32)}
+        state = {
+            "hyperplanes": generator.standard_normal((self.levels * self.bits, vectors.shape[1]), dtype=np.float32)
+        }
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
-        """Codes, int32 (n, L): bit i of level l is 1 where the vector lies on the side of hyperplane l · `bits` + i that its normal points to."""
+        """Codes, int32 (n, L): bit i of level l is 1 where the vector lies on the side of hyperplane l · `bits` + i
+        that its normal points to."""
         normals = state["hyperplanes"].astype(np.float64).T
         sides = in_blocks(lambda block: block @ normals > 0, vectors).reshape(len(vectors), self.levels, self.bits)
         return (sides @ (1 << np.arange(self.bits))).astype(np.int32)

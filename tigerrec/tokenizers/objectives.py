@@ -71,7 +71,8 @@ def reconstruction_loss(batch: Quantized) -> torch.Tensor:
 
 
 def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each row's own column among all columns (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748), mean over rows, of scores (n, n)."""
+    """Cross-entropy of each row's own column among all columns (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748),
+    mean over rows, of scores (n, n)."""
     return (scores.logsumexp(dim=1) - scores.diagonal()).mean()
 
 
@@ -95,7 +96,8 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu et al. 2024, arXiv 2404.14774).
+    """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu
+    et al. 2024, arXiv 2404.14774).
 
     Args:
         temperature: of the cosines.
@@ -125,7 +127,8 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Letter:
-    """Reconstruction, latents that agree with collaborative vectors, and diverse codewords (LETTER: Wang et al. 2024, arXiv 2405.07314, section 3.2).
+    """Reconstruction, latents that agree with collaborative vectors, and diverse codewords (LETTER: Wang et al. 2024,
+    arXiv 2405.07314, section 3.2).
 
     Args:
         alignment: weight of the agreement with the collaborative vectors.
@@ -167,7 +170,11 @@ class LetterTraining:
         self.groups = []
         for level, words in enumerate(codebooks):
             seed = derived_seed(self.seed, "clusters", level, progress.epoch)
-            self.groups.append(torch.from_numpy(fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]))
+            self.groups.append(
+                torch.from_numpy(
+                    fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
+                )
+            )
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
         """Squared error, plus the weighted terms."""
@@ -177,7 +184,8 @@ class LetterTraining:
         return loss
 
     def alignment(self, batch: Quantized) -> torch.Tensor:
-        """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent vector."""
+        """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent
+        vector."""
         return own_row_loss(batch.latents @ self.collaborative[batch.items].T)
 
 
@@ -203,7 +211,8 @@ def diversity_loss(words: torch.Tensor, codes: torch.Tensor, groups: torch.Tenso
 
 
 def main_components(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """The principal components of vectors (I, any), each of variance 1, float32 (I, dim), with zeros where there are fewer.
+    """The principal components of vectors (I, any), each of variance 1, float32 (I, dim), with zeros where there are
+    fewer.
 
     So their inner products with latent vectors are of one scale, whatever made them.
     """

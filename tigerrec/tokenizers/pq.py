@@ -1,4 +1,5 @@
-"""Product quantisation: every slice of a vector has a codebook of its own, so the codes are parallel, not from coarse to fine."""
+"""Product quantisation: every slice of a vector has a codebook of its own, so the codes are parallel, not from coarse
+to fine."""
 
 from __future__ import annotations
 
@@ -46,15 +47,20 @@ class ProductQuantizer:
         """Learn the rotation, if any, and a codebook a slice.
 
         Returns:
-            `codebook_<level>` float32 (k, W), k ≤ `codebook_size`, W = ceil(D / L), `dim` int64 (1,), which is D, and with `rotate` the orthogonal matrix
+            `codebook_<level>` float32 (k, W), k ≤ `codebook_size`, W = ceil(D / L), `dim` int64 (1,), which is D, and
+            with `rotate` the orthogonal matrix
             `rotation` float32 (L · W, L · W); and the codes, int32 (I, L).
         """
         state: State = {"dim": np.array([vectors.shape[1]], dtype=np.int64)}
         if self.rotate:
-            state["rotation"] = fit_rotation(self._padded(vectors), self.levels, self.codebook_size, derived_seed(seed, "rotation"))
+            state["rotation"] = fit_rotation(
+                self._padded(vectors), self.levels, self.codebook_size, derived_seed(seed, "rotation")
+            )
         slices = np.split(in_blocks(lambda block: self._rotated(state, block), vectors), self.levels, axis=1)
         for level, part in enumerate(slices):
-            state[f"codebook_{level}"] = fit_codebook(part, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level))
+            state[f"codebook_{level}"] = fit_codebook(
+                part, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level)
+            )
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -62,21 +68,28 @@ class ProductQuantizer:
 
         def encode_block(block: np.ndarray) -> np.ndarray:
             slices = np.split(self._rotated(state, block), self.levels, axis=1)
-            return np.stack([nearest(part, state[f"codebook_{level}"]) for level, part in enumerate(slices)], axis=1).astype(np.int32)
+            return np.stack(
+                [nearest(part, state[f"codebook_{level}"]) for level, part in enumerate(slices)], axis=1
+            ).astype(np.int32)
 
         return in_blocks(encode_block, vectors)
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D): the codewords side by side, rotated back."""
-        rows = np.concatenate([state[f"codebook_{level}"][codes[:, level]] for level in range(self.levels)], axis=1).astype(np.float64)
+        rows = np.concatenate(
+            [state[f"codebook_{level}"][codes[:, level]] for level in range(self.levels)], axis=1
+        ).astype(np.float64)
         rotated_back = rows @ state["rotation"] if self.rotate else rows
         return rotated_back[:, : state["dim"][0]]
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of slice l of vectors (n, D) to its codewords, whatever the codes (n, l) of the slices before."""
+        """Squared distances, float64 (n, `codebook_size`), of slice l of vectors (n, D) to its codewords, whatever the
+        codes (n, l) of the slices before."""
         level = codes.shape[1]
         rotated = in_blocks(lambda block: self._rotated(state, block), vectors)
-        return code_distances(np.split(rotated, self.levels, axis=1)[level], state[f"codebook_{level}"], self.codebook_size)
+        return code_distances(
+            np.split(rotated, self.levels, axis=1)[level], state[f"codebook_{level}"], self.codebook_size
+        )
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         return np.pad(rows, ((0, 0), (0, -rows.shape[1] % self.levels)))
@@ -88,9 +101,11 @@ class ProductQuantizer:
 
 
 def fit_rotation(rows: np.ndarray, slices: int, size: int, seed: int) -> np.ndarray:
-    """The orthogonal matrix, float32 (D, D), that makes rows (n, D) lose least by product quantisation (Ge et al. 2013).
+    """The orthogonal matrix, float32 (D, D), that makes rows (n, D) lose least by product quantisation (Ge et al.
+    2013).
 
-    The identity where no more than `size` rows differ, for then nothing is lost. The codebooks behind the rotation have the largest power of two up to `size`.
+    The identity where no more than `size` rows differ, for then nothing is lost. The codebooks behind the rotation have
+    the largest power of two up to `size`.
     """
     import faiss
 

@@ -1,4 +1,5 @@
-"""R3-VAE: codewords are directions, subtracted at the length at which an item rates them (Wan et al. 2026, arXiv 2604.11440)."""
+"""R3-VAE: codewords are directions, subtracted at the length at which an item rates them (Wan et al. 2026, arXiv
+2604.11440)."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class R3VAE:
-    """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of length 1, then one codeword a level.
+    """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of
+    length 1, then one codeword a level.
 
-    The codeword at the smallest angle to the residual is taken, and what is subtracted is the residual's projection on it, the codeword times its rating.
+    The codeword at the smallest angle to the residual is taken, and what is subtracted is the residual's projection on
+    it, the codeword times its rating.
     Ratings have gradients, so nothing is passed straight through. A decoder of the sum helps training and is not kept.
 
     Args:
@@ -40,7 +43,8 @@ class R3VAE:
         epochs: passes over all items.
         batch_size: items a step.
         learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
-        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to random residuals.
+        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to
+            random residuals.
     """
 
     family: ClassVar[str] = "r3vae"
@@ -59,7 +63,9 @@ class R3VAE:
     restart_share: float = 0.7
 
     def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2, cohesion=0, discrimination=0, temperature=0, epochs=1, batch_size=1)
+        check_least(
+            self, levels=1, codebook_size=2, cohesion=0, discrimination=0, temperature=0, epochs=1, batch_size=1
+        )
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
         if not self.learning_rate > 0:
@@ -72,7 +78,8 @@ class R3VAE:
         return (self.codebook_size,) * self.levels
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them."""
+        """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes,
+        int32 (I, L), under them."""
         state = train(self, unit(vectors.astype(np.float64)).astype(np.float32), seed)
         return state, self.encode(state, vectors)
 
@@ -89,7 +96,8 @@ class R3VAE:
         return in_blocks(encode_block, vectors)
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """One less the cosines, float64 (n, `codebook_size`), of what the codes before leave over and the next level's codewords; inf where there is none."""
+        """One less the cosines, float64 (n, `codebook_size`), of what the codes before leave over and the next level's
+        codewords; inf where there is none."""
         residuals = without(unit(vectors.astype(np.float64)), state["reference"])
         codebooks = self._codebooks(state)
         for words, used in zip(codebooks, codes.T, strict=False):
@@ -115,13 +123,15 @@ def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
 
 
 def angular_distances(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """One less the cosines, float64 (n, k), of what is left over of vectors of length 1, rows (n, D), and codewords (k, D) of length 1."""
+    """One less the cosines, float64 (n, k), of what is left over of vectors of length 1, rows (n, D), and codewords (k,
+    D) of length 1."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.maximum(1 - unit(np.where(lengths > ROUNDING, rows, 0)) @ words.T.astype(np.float64), 0)
 
 
 def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The projections (n, D) of residuals (n, D) on their codewords at the smallest angle, and the codes, int64 (n,); codewords (k, D) of any length."""
+    """The projections (n, D) of residuals (n, D) on their codewords at the smallest angle, and the codes, int64 (n,);
+    codewords (k, D) of any length."""
     from torch.nn.functional import normalize
 
     words = normalize(codebook)
@@ -130,7 +140,9 @@ def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Te
     return ratings * words[codes], codes
 
 
-def quantize(vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def quantize(
+    vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,).
 
     Args:
@@ -154,8 +166,14 @@ def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Ten
     return (temperature * (cosines - 1)).exp().mean().log() if len(cosines) else codebook.new_zeros(())
 
 
-def restart(residuals: torch.Tensor, codebooks: Sequence[torch.Tensor], counts: Sequence[torch.Tensor], generator: torch.Generator) -> None:
-    """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over of random items.
+def restart(
+    residuals: torch.Tensor,
+    codebooks: Sequence[torch.Tensor],
+    counts: Sequence[torch.Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over
+    of random items.
 
     Args:
         residuals: of all items before the first level, (I, D).
@@ -173,7 +191,15 @@ def initial_codebooks(tokenizer: R3VAE, residuals: np.ndarray, seed: int) -> lis
     """One codebook a level, each fitted to the directions of what the levels before left over of rows (n, D)."""
     codebooks = []
     for level in range(tokenizer.levels):
-        words = unit(fit_codebook(unit(residuals), tokenizer.codebook_size, INIT_ITERATIONS, derived_seed(seed, "codebook", level), tokenizer.init))
+        words = unit(
+            fit_codebook(
+                unit(residuals),
+                tokenizer.codebook_size,
+                INIT_ITERATIONS,
+                derived_seed(seed, "codebook", level),
+                tokenizer.init,
+            )
+        )
         residuals = without(residuals, words[angular_distances(residuals, words).argmin(axis=1)])
         codebooks.append(words)
     return codebooks
@@ -190,7 +216,10 @@ def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
 
     data, mean = torch.from_numpy(rows), rows.mean(axis=0)
     reference = torch.from_numpy(mean).requires_grad_()
-    codebooks = [torch.from_numpy(words).requires_grad_() for words in initial_codebooks(tokenizer, without(rows, unit(mean)), seed)]
+    codebooks = [
+        torch.from_numpy(words).requires_grad_()
+        for words in initial_codebooks(tokenizer, without(rows, unit(mean)), seed)
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed, "decoder weights"))
         decoder = build_mlp((rows.shape[1], *tokenizer.hidden, rows.shape[1]))

@@ -55,7 +55,9 @@ class ResidualQuantizer:
         import torch
 
         self.settings, self.beta = settings, beta
-        initial = fit_residual_codebooks(latents, settings.levels, settings.codebook_size, INIT_ITERATIONS, seed, init=settings.init)
+        initial = fit_residual_codebooks(
+            latents, settings.levels, settings.codebook_size, INIT_ITERATIONS, seed, init=settings.init
+        )
         self.codebooks = settings.codebooks.start([torch.from_numpy(codebook) for codebook in initial])
         self.counts: list[torch.Tensor] = []
 
@@ -69,18 +71,28 @@ class ResidualQuantizer:
 
         self.counts = [torch.zeros(len(words), dtype=torch.int64) for words in self.words()]
 
-    def quantize(self, latents: torch.Tensor, progress: Progress) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    def quantize(
+        self, latents: torch.Tensor, progress: Progress
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Quantise latents (n, latent).
 
         Returns:
-            The quantised latents (n, latent), with the gradient that the estimator gives them; the codes a level, int64 (n,); and the quantisation
-            loss of an item summed over levels, |sg[r] - e|² + beta |r - sg[e]|² (Rajput et al. 2023, arXiv 2305.05065, section 3.1).
+            The quantised latents (n, latent), with the gradient that the estimator gives them; the codes a level, int64
+            (n,); and the quantisation
+            loss of an item summed over levels, |sg[r] - e|² + beta |r - sg[e]|² (Rajput et al. 2023, arXiv 2305.05065,
+            section 3.1).
         """
         carried, residuals, quantized, codes, loss = latents, latents, latents.new_zeros(()), [], latents.new_zeros(())
         for level, codebook in enumerate(self.words()):
-            codes.append(self.settings.assignment.assign(level, squared_distances(residuals.detach(), codebook.detach())))
+            codes.append(
+                self.settings.assignment.assign(level, squared_distances(residuals.detach(), codebook.detach()))
+            )
             words = codebook[codes[-1]]
-            loss = loss + (residuals.detach() - words).square().sum(dim=1).mean() + self.beta * (residuals - words.detach()).square().sum(dim=1).mean()
+            loss = (
+                loss
+                + (residuals.detach() - words).square().sum(dim=1).mean()
+                + self.beta * (residuals - words.detach()).square().sum(dim=1).mean()
+            )
             passed = self.settings.estimator.quantize(carried, codebook, codes[-1], progress)
             quantized, carried = quantized + passed, carried - passed
             self.counts[level] += codes[-1].bincount(minlength=len(codebook))
@@ -89,12 +101,15 @@ class ResidualQuantizer:
         return quantized, codes, loss
 
     def end_epoch(self, latents: Callable[[], torch.Tensor], progress: Progress) -> None:
-        """In the first `restart_share` of training move each code that no item of the epoch used to the residual of a random item.
+        """In the first `restart_share` of training move each code that no item of the epoch used to the residual of a
+        random item.
 
         Args:
             latents: gives those of all items, without gradient.
         """
-        if progress.epoch >= self.settings.restart_share * self.settings.epochs or all((count > 0).all() for count in self.counts):
+        if progress.epoch >= self.settings.restart_share * self.settings.epochs or all(
+            (count > 0).all() for count in self.counts
+        ):
             return
         residuals = latents()
         for level, count in enumerate(self.counts):
@@ -109,7 +124,9 @@ class ResidualQuantizer:
 
         dead = torch.nonzero(count == 0)[:, 0][: len(residuals)]
         if len(dead):
-            self.codebooks.restart(level, dead, residuals[torch.randperm(len(residuals), generator=generator)[: len(dead)]])
+            self.codebooks.restart(
+                level, dead, residuals[torch.randperm(len(residuals), generator=generator)[: len(dead)]]
+            )
 
     def state(self) -> State:
         """`codebook_<level>` (k, latent) of each level, and what they are made of."""
@@ -130,7 +147,10 @@ def check_codebooks(settings: Any, known_inits: Sequence[str]) -> None:
     if settings.init not in known_inits:
         raise ValueError(f"init must be one of {', '.join(known_inits)}, got {settings.init!r}")
     if not 0 <= settings.restart_share <= LARGEST_RESTART_SHARE:
-        raise ValueError(f"restart_share must be between 0 and {LARGEST_RESTART_SHARE}, so that training ends without restarts, got {settings.restart_share}")
+        raise ValueError(
+            f"restart_share must be between 0 and {LARGEST_RESTART_SHARE}, so that training ends without restarts, "
+            f"got {settings.restart_share}"
+        )
 
 
 def check_learning(settings: Settings, known_inits: Sequence[str]) -> None:
@@ -141,9 +161,15 @@ def check_learning(settings: Settings, known_inits: Sequence[str]) -> None:
     """
     check_codebooks(settings, known_inits)
     if settings.restart_share and not settings.codebooks.can_restart:
-        raise ValueError(f"restart_share must be 0 with {type(settings.codebooks).__name__} codebooks, whose codes do not move one by one")
+        raise ValueError(
+            f"restart_share must be 0 with {type(settings.codebooks).__name__} codebooks, whose codes do not move one "
+            "by one"
+        )
     levels = getattr(settings.assignment, "levels", ())
     if levels and max(levels) >= settings.levels:
         raise ValueError(f"assignment.levels must name levels from 0 to {settings.levels - 1}, got {levels}")
     if levels and not settings.estimator.follows_codes:
-        raise ValueError(f"assignment must be Nearest with the estimator {type(settings.estimator).__name__}, which mixes codewords itself")
+        raise ValueError(
+            f"assignment must be Nearest with the estimator {type(settings.estimator).__name__}, which mixes "
+            "codewords itself"
+        )

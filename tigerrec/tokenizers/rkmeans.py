@@ -9,7 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.codebooks import KMEANS_INITS, decode_residuals, encode_residuals, fit_residual_codebooks, in_blocks, residual_distances
+from tigerrec.tokenizers.codebooks import (
+    KMEANS_INITS,
+    decode_residuals,
+    encode_residuals,
+    fit_residual_codebooks,
+    in_blocks,
+    residual_distances,
+)
 
 
 @dataclass(frozen=True)
@@ -60,5 +67,6 @@ class ResidualKMeans:
         return decode_residuals(codes, self._codebooks(state))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of the residuals of vectors (n, D) after codes (n, l) to the codewords of level l."""
+        """Squared distances, float64 (n, `codebook_size`), of the residuals of vectors (n, D) after codes (n, l) to the
+        codewords of level l."""
         return residual_distances(vectors, codes, self._codebooks(state), self.codebook_size)

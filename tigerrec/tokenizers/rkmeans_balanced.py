@@ -15,9 +15,11 @@ from tigerrec.tokenizers.rkmeans import ResidualKMeans
 
 
 def assign_balanced(distances: np.ndarray) -> np.ndarray:
-    """The codeword's index, int64 (n,), of each row by deferred acceptance (Gale and Shapley 1962), given its distances (n, k).
+    """The codeword's index, int64 (n,), of each row by deferred acceptance (Gale and Shapley 1962), given its distances
+    (n, k).
 
-    Each row goes to the nearest codeword that does not refuse it; a codeword keeps the ceil(n / k) nearest of the rows that come and refuses the others.
+    Each row goes to the nearest codeword that does not refuse it; a codeword keeps the ceil(n / k) nearest of the rows
+    that come and refuses the others.
     So no row and codeword would both gain by leaving what they have for each other.
     """
     n, k = distances.shape
@@ -34,10 +36,14 @@ def assign_balanced(distances: np.ndarray) -> np.ndarray:
     return codes
 
 
-def fit_balanced(rows: np.ndarray, size: int, iterations: int, seed: int, init: str = KMEANS_PLUS_PLUS) -> tuple[np.ndarray, np.ndarray]:
-    """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n / k) of them.
+def fit_balanced(
+    rows: np.ndarray, size: int, iterations: int, seed: int, init: str = KMEANS_PLUS_PLUS
+) -> tuple[np.ndarray, np.ndarray]:
+    """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n /
+    k) of them.
 
-    Plain k-means gives the start; from there on balanced assignments and means alternate, so that a codeword ends as the mean of its rows.
+    Plain k-means gives the start; from there on balanced assignments and means alternate, so that a codeword ends as
+    the mean of its rows.
     """
     codebook, codes = fit_codebook(rows, size, iterations, seed, init), np.empty(0, dtype=np.int64)
     for _ in range(iterations):
@@ -49,7 +55,8 @@ def fit_balanced(rows: np.ndarray, size: int, iterations: int, seed: int, init: 
 
 
 def means(rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """The mean, float32 (k, D), of the rows (n, D) of each code (n,); the old codeword of a codebook (k, D) where a code has none."""
+    """The mean, float32 (k, D), of the rows (n, D) of each code (n,); the old codeword of a codebook (k, D) where a
+    code has none."""
     counts = np.bincount(codes, minlength=len(codebook))
     order = np.argsort(codes, kind="stable")
     used = np.flatnonzero(counts)
@@ -61,9 +68,11 @@ def means(rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class BalancedResidualKMeans(ResidualKMeans):
-    """Residual k-means whose levels use all their codes alike: of I different vectors, at most ceil(I / k) get one of a level's k codewords.
+    """Residual k-means whose levels use all their codes alike: of I different vectors, at most ceil(I / k) get one of a
+    level's k codewords.
 
-    Equal vectors count once and share their codes. Encoded later, an item gets the nearest codeword, however many have it.
+    Equal vectors count once and share their codes. Encoded later, an item gets the nearest codeword, however many have
+    it.
 
     Args:
         iterations: k-means iterations a level for the start, and at most as many balanced ones after it.
@@ -74,11 +83,14 @@ class BalancedResidualKMeans(ResidualKMeans):
     iterations: int = 10
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items balanced codes, int32 (I, L)."""
+        """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items
+        balanced codes, int32 (I, L)."""
         distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
         residuals, codes, state = distinct.astype(np.float64), [], {}
         for level in range(self.levels):
-            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level), self.init)
+            codebook, chosen = fit_balanced(
+                residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level), self.init
+            )
             residuals = residuals - codebook[chosen]
             state[f"codebook_{level}"] = codebook
             codes.append(chosen)

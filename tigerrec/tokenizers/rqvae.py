@@ -1,6 +1,8 @@
-"""RQ-VAE: an autoencoder whose latent vector is quantised by residual codebooks (Rajput et al. 2023, arXiv 2305.05065, section 3.1).
+"""RQ-VAE: an autoencoder whose latent vector is quantised by residual codebooks (Rajput et al. 2023, arXiv 2305.05065,
+section 3.1).
 
-Its variations are parts: how gradients pass the quantiser, how codewords learn, how training assigns them, and what else is learned.
+Its variations are parts: how gradients pass the quantiser, how codewords learn, how training assigns them, and what
+else is learned.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ import numpy as np
 
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.assignments import Assignment, Nearest
-from tigerrec.tokenizers.autoencoder import Progress, build_networks, networks_state, optimise, restored, run_mlp, standardisation, standardised
+from tigerrec.tokenizers.autoencoder import (
+    Progress,
+    build_networks,
+    networks_state,
+    optimise,
+    restored,
+    run_mlp,
+    standardisation,
+    standardised,
+)
 from tigerrec.tokenizers.codebooks import INITS, decode_residuals, encode_residuals, in_blocks, residual_distances
 from tigerrec.tokenizers.estimators import Estimator, StraightThrough
 from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient
@@ -39,7 +50,8 @@ class RQVAE:
         batch_size: items a step.
         learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
         weight_decay: decay of the encoder's and decoder's weights, not of the codebooks.
-        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to random residuals.
+        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to
+            random residuals.
         estimator: how gradients pass the quantiser.
         codebooks: how codewords learn.
         assignment: how training gives residuals to codewords.
@@ -86,7 +98,8 @@ class RQVAE:
         """Train the autoencoder and its codebooks.
 
         Returns:
-            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>` (k, latent), k ≤ `codebook_size`,
+            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>`
+            (k, latent), k ≤ `codebook_size`,
             and what the codebooks are made of; and the codes, int32 (I, L), under the final weights.
         """
         scale = standardisation(vectors)
@@ -103,7 +116,8 @@ class RQVAE:
         return restored(state, run_mlp(state, "decoder", decode_residuals(codes, self._codebooks(state))))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of what the codes before leave over to the codewords of the next level; inf where there is none."""
+        """Squared distances, float64 (n, `codebook_size`), of what the codes before leave over to the codewords of the
+        next level; inf where there is none."""
         latents = in_blocks(lambda block: _latents(state, block), vectors)
         return residual_distances(latents, codes, self._codebooks(state), self.codebook_size)
 
@@ -130,7 +144,10 @@ def train(tokenizer: RQVAE, rows: np.ndarray, extra: Mapping[str, np.ndarray], s
         quantizer = ResidualQuantizer(tokenizer, encoder(data).numpy(), tokenizer.beta, seed)
     objective = tokenizer.objective.start(extra, tokenizer.latent_dim, seed)
     weights = [weight for network in networks.values() for weight in network.parameters()]
-    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": tokenizer.weight_decay}, {"params": quantizer.codebooks.parameters()}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": tokenizer.weight_decay},
+        {"params": quantizer.codebooks.parameters()},
+    ]
 
     def begin_epoch(progress: Progress) -> None:
         quantizer.begin_epoch()

@@ -31,7 +31,8 @@ class RVQ:
         epochs: passes over all items.
         batch_size: items a step.
         learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
-        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to random residuals.
+        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to
+            random residuals.
     """
 
     family: ClassVar[str] = "rvq"
@@ -60,7 +61,8 @@ class RVQ:
         return (self.codebook_size,) * self.levels
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn `codebook_<level>` (k, D), k ≤ `codebook_size`, for vectors less `mean` over `std` (D,); and the codes, int32 (I, L), under them."""
+        """Learn `codebook_<level>` (k, D), k ≤ `codebook_size`, for vectors less `mean` over `std` (D,); and the codes,
+        int32 (I, L), under them."""
         scale = standardisation(vectors)
         state = {**scale, **train(self, standardised(scale, vectors), seed)}
         return state, self.encode(state, vectors)
@@ -75,7 +77,8 @@ class RVQ:
         return restored(state, decode_residuals(codes, self._codebooks(state)))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of what the codes before leave over to the codewords of the next level; inf where there is none."""
+        """Squared distances, float64 (n, `codebook_size`), of what the codes before leave over to the codewords of the
+        next level; inf where there is none."""
         rows = in_blocks(lambda block: standardised(state, block), vectors)
         return residual_distances(rows, codes, self._codebooks(state), self.codebook_size)
 
@@ -103,5 +106,13 @@ def train(tokenizer: RVQ, rows: np.ndarray, seed: int) -> State:
     def end_epoch(progress: Progress) -> None:
         quantizer.end_epoch(lambda: data, progress)
 
-    optimise(tokenizer, [{"params": quantizer.codebooks.parameters()}], len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
+    optimise(
+        tokenizer,
+        [{"params": quantizer.codebooks.parameters()}],
+        len(data),
+        seed,
+        step,
+        before_epoch=begin_epoch,
+        after_epoch=end_epoch,
+    )
     return quantizer.state()
