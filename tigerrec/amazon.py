@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tigerrec.config import options
 from tigerrec.download import download_missing
 from tigerrec.histories import SHORTEST_HISTORY
 from tigerrec.identity import not_identity
@@ -63,7 +63,7 @@ def parse_metadata(text: str) -> dict[str, Any]:
 DOWNLOADS = Path("data/raw")
 
 
-@dataclasses.dataclass(frozen=True)
+@options
 class AmazonReviews:
     """A category of the 2014 release: reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`:
     user,item,rating,time), and metadata.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tigerrec.files import (
+from tigerrec.files import (  # noqa: F401
     FULL,
     PROBE,
     ArtifactError,
@@ -26,9 +26,9 @@ from tigerrec.files import (
     write_json,
 )
 from tigerrec.identity import SCHEMA, canonical_json, changed_keys, content_digest, describe, fingerprint
-from tigerrec.manifests import MANIFEST, MANIFEST_LIMIT, DamagedError, Manifest, MissingError, StaleError, read_manifest
+from tigerrec.manifests import MANIFEST, MANIFEST_LIMIT, DamagedError, Manifest, MissingError, StaleError, read_manifest  # noqa: F401
 from tigerrec.provenance import provenance
-from tigerrec.reading import contract, read_arrays, read_json, read_table
+from tigerrec.reading import contract, read_arrays, read_json, read_table  # noqa: F401
 
 ASIDE = ".new"
 REBUILD = ".rebuild"
@@ -49,8 +49,7 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
         raise DamagedError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
     if actual != entry["sha256"] or stat.st_size != entry["bytes"]:
         raise DamagedError(
-            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found "
-            f"{actual[:12]}… and {stat.st_size} bytes); {remedy}."
+            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
         )
     _verified[key] = actual
 
@@ -70,8 +69,7 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
     manifest = read_manifest(folder)
     if manifest is None:
         raise MissingError(
-            f"No finished '{stage}' stage in {folder}; run `python scripts/pipeline.py until={stage}` with the same "
-            "options."
+            f"No finished '{stage}' stage in {folder}; run `python scripts/pipeline.py until={stage}` with the same options."
         )
     if manifest.stage not in (stage, *or_stages):
         raise MissingError(
@@ -80,8 +78,7 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
     overwrite = overwrite or manifest.stage
     if manifest.schema != SCHEMA:
         raise StaleError(
-            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add "
-            f"`overwrite={overwrite}` to build it again."
+            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={overwrite}` to build it again."
         )
     remedy = f"add `overwrite={overwrite}` to build it again" if manifest.stage == stage else "export it again"
     for name, entry in manifest.files.items():
@@ -112,8 +109,7 @@ def check_current(
 ) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
-    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep
-    both versions,
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep both versions,
     `overwrite` the value of that option that builds it again (the stage by default).
 
     Raises:
@@ -131,8 +127,7 @@ def check_current(
             differences.append(f"made from other {name}" + (f" ({', '.join(keys)})" if keys else ""))
     if differences:
         raise StaleError(
-            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to "
-            "keep both, "
+            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep both, "
             f"or add `overwrite={overwrite or stage}` to build it again."
         )
     return True
@@ -147,8 +142,7 @@ def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path)
     recorded, found = manifest.inputs.get(name, {}), input_record(upstream)
     if any(recorded.get(key) != found[key] for key in ("fingerprint", "content")):
         raise StaleError(
-            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to "
-            "build it again."
+            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to build it again."
         )
 
 
@@ -237,8 +231,7 @@ def writing(
     sources: Mapping[str, str] | None = None,
     started: float | None = None,
 ) -> Iterator[StageFiles]:
-    """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended
-    well.
+    """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended well.
 
     Args:
         out: the stage's folder.
@@ -292,11 +285,9 @@ def working_files(folder: Path) -> list[Path]:
 
 
 def begin_rebuild(folder: Path, identity: str) -> None:
-    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building
-    the same again.
+    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building the same again.
 
-    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes
-    too.
+    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes too.
 
     Args:
         identity: what the newer version is made of.

@@ -3,26 +3,95 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
-import math
 import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import dataclasses as pydantic_dataclasses
 
 from tigerrec import TigerrecError
 
 NAME = "name"
 TARGET = "_target_"
-PRECISIONS = ("auto", "fp32", "bf16")
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Precision = typing.Literal["auto", "fp32", "bf16"]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("must be auto, cpu, mps, cuda or cuda:<number>")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+
+OPTIONS = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True, allow_inf_nan=False, extra="forbid")
+RANGES = {
+    "greater_than_equal": "at least {ge:,.10g}",
+    "greater_than": "above {gt:,.10g}",
+    "less_than_equal": "at most {le:,.10g}",
+    "less_than": "below {lt:,.10g}",
+    "too_short": "at least {min_length} long",
+    "string_too_short": "at least {min_length} long",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+}
+"""What an option must be, by pydantic's name of the mistake."""
+Kind = TypeVar("Kind")
 
 
 class ConfigError(TigerrecError):
     """A configuration that cannot be built: unknown key, wrong type, value out of range."""
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong with the first wrong option, beginning with its name."""
+    fault = error.errors(include_url=False)[0]
+    name, value, context = ".".join(map(str, fault["loc"])), fault["input"], fault.get("ctx", {})
+    if "error" in context:  # raised by a class of ours
+        return f"{name} {context['error']}, got {value!r}" if name else str(context["error"])
+    if fault["type"] in RANGES:
+        return f"{name} must be {RANGES[fault['type']].format(**context)}, got {value!r}"
+    if fault["type"] == "is_instance_of":
+        return f"{name} must be a {context['class']}, not a {type(value).__name__}"
+    return f"{name}={value!r} has the wrong type: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def options(kind: type[Kind]) -> type[Kind]:
+    """A frozen dataclass that checks the types and ranges of its fields.
+
+    Raises:
+        ValueError: when an object with a wrong value is made; one sentence, which begins with the field's name.
+    """
+    checked: Any = pydantic_dataclasses.dataclass(frozen=True, config=OPTIONS)(kind)
+    fields = {field.name: field for field in dataclasses.fields(checked)}
+    make = checked.__init__
+
+    @functools.wraps(make)
+    def check(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name, value in (dict(zip(fields, args, strict=False)) | kwargs).items():
+            if isinstance(value, bool) and name in fields and "bool" not in str(fields[name].type):
+                raise ValueError(f"{name}={value} has the wrong type: input should not be true or false")
+        try:
+            make(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ValueError(_sentence(error)) from None
+
+    checked.__init__ = check
+    return typing.cast("type[Kind]", checked)
 
 
 def _first_line(error: Exception) -> str:
@@ -112,29 +181,6 @@ def plain(node: Any, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _check_flat(values: dict[str, Any], types: dict[str, Any], where: str) -> dict[str, Any]:
-    """The values converted to their annotated types by OmegaConf."""
-    checked = {}
-    for name, value in values.items():
-        schema = dataclasses.make_dataclass("Schema", [(name, types[name])])
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(schema), {name: value})
-            item = OmegaConf.to_container(merged, throw_on_missing=True)[name]  # type: ignore[index, call-overload]
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{where}.{name}={value!r} has the wrong type: {_first_line(error)}.") from None
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ConfigError(f"{where}.{name}={value!r} must be a finite number.")
-        is_tuple = typing.get_origin(types[name]) is tuple
-        checked[name] = tuple(item) if is_tuple and item is not None else item
-    return checked
-
-
-def _check_part(value: Any, expected: Any, where: str) -> None:
-    """A built child node against the field's annotation (a dataclass or a runtime-checkable protocol)."""
-    if isinstance(expected, type) and not isinstance(value, expected):
-        raise ConfigError(f"{where} must be a {expected.__name__}, not a {type(value).__name__}.")
-
-
 def build(node: Any, where: str) -> Any:
     """The dataclass that a yaml node describes: children first, then keys, types and values.
 
@@ -156,13 +202,12 @@ def build(node: Any, where: str) -> Any:
         if (isinstance(value, Mapping) and TARGET in value) or dataclasses.is_dataclass(value):
             del values[name]
             parts[name] = build(value, f"{where}.{name}") if isinstance(value, Mapping) else value
-            _check_part(parts[name], types[name], f"{where}.{name}")
         elif getattr(types[name], "_is_protocol", False):
             raise ConfigError(
                 f"{where}.{name}={value!r} must be a part; give its class as "
                 f"`{where}.{name}._target_=tigerrec.<module>.<class>`."
             )
-    arguments = _check_flat(values, types, where) | parts
+    arguments = values | parts
     missing = [
         name for name, field in fields.items()
         if name not in arguments and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -172,7 +217,8 @@ def build(node: Any, where: str) -> Any:
     try:
         return kind(**arguments)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}.") from None
+        glue = "." if re.match(r"\w+", str(error))[0] in fields else ": "  # type: ignore[index]
+        raise ConfigError(f"{where}{glue}{error}.") from None
 
 
 def build_choice(node: Any, where: str, reserved: tuple[str, ...] = ()) -> tuple[Any, dict[str, Any]]:
@@ -191,11 +237,10 @@ def build_choice(node: Any, where: str, reserved: tuple[str, ...] = ()) -> tuple
 
 def check_precision(precision: str) -> None:
     """Raise ValueError for a precision that is none."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in typing.get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(typing.get_args(Precision))}, got {precision!r}")
 
 
 def check_device(device: str) -> None:
     """Raise ValueError for a device that torch could not have."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:<number>, got {device!r}")
+    _device(device)

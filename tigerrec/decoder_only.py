@@ -3,9 +3,9 @@ follows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tigerrec.config import options
 from tigerrec.generator import LARGEST_SIZE, MOST_LAYERS
 from tigerrec.ranges import at_least_one, at_most
 from tigerrec.semantic_ids import PAD, SemanticIds
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tigerrec.history_gpt2 import HistoryGPT2
 
 
-@dataclass(frozen=True)
+@options
 class DecoderOnly:
     """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch on
     Semantic IDs.

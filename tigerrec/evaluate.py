@@ -13,7 +13,7 @@ import numpy as np
 
 from tigerrec import artifacts, distributed, shards
 from tigerrec.baselines.popularity import Popularity
-from tigerrec.config import check_device, check_precision
+from tigerrec.config import check_device, check_precision, options
 from tigerrec.histories import split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
@@ -31,7 +31,7 @@ RankFunction = Callable[[Sequence[np.ndarray], bool, str], tuple[np.ndarray, np.
 """(histories, mask_seen, progress label) → items int32 (n, k) and scores float32 (n, k)."""
 
 
-@dataclass(frozen=True)
+@options
 class EvaluateConfig:
     """How a generator is measured.
 

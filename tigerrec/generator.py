@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tigerrec import artifacts
+from tigerrec.config import options
 from tigerrec.ranges import at_least_one, at_most, not_negative
 from tigerrec.semantic_ids import PAD, SemanticIds
 
@@ -69,7 +69,7 @@ class Generator(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class T5:
     """T5 (Raffel et al., 2020, arXiv 1910.10683) trained from scratch, as in TIGER (Rajput et al., 2023, arXiv
     2305.05065).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import itertools
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.identity import not_identity
 from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
 from tigerrec.raw import (
@@ -164,7 +164,7 @@ def parse_time(value: Any) -> int:
     return checked_time(value)
 
 
-@dataclasses.dataclass(frozen=True)
+@options
 class TablesDataset:
     """A user's own interactions and, if there are any, items.
 

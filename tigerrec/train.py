@@ -6,25 +6,27 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field
 
 from tigerrec import artifacts, distributed
-from tigerrec.config import check_device, check_precision
+from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
 from tigerrec.generator import BIDIRECTIONAL, ITEM_CAUSAL, Generator
 from tigerrec.histories import Histories, load_histories
 from tigerrec.identity import not_identity
-from tigerrec.ranges import at_least_one, below_one, not_negative, positive
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
 logger = logging.getLogger(__name__)
 VALIDATION_K = 10
-PACKED, PREFIX = "packed", "prefix"
+PACKED: Final = "packed"
+PREFIX: Final = "prefix"
 ENCODER_MASK = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
 
 
-@dataclass(frozen=True)
+@options
 class Training:
     """How a generator learns to continue training histories: every item but a history's first is a target once an
     epoch.
@@ -58,52 +60,33 @@ class Training:
         tensorboard: also write TensorBoard event files beside `training.jsonl`.
     """
 
-    examples: str = PACKED
-    stride: int | None = 10
-    epochs: int = 20
-    batch_targets: int = 512
-    part_tokens: int = 8192
-    learning_rate: float = 1e-3
-    embedding_rate: float = 15.0
-    item_embedding_rate: float = 50.0
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    validate_every: int = 5
-    validation_users: int = 5000
-    beam_size: int = 20
-    patience: int = 0
-    precision: str = "auto"
-    checkpoint_steps: int = not_identity(default=200)
-    log_steps: int = not_identity(default=50)
-    device: str = not_identity(default="auto")
+    examples: Literal["packed", "prefix"] = PACKED
+    stride: AtLeastOne | None = 10
+    epochs: AtLeastOne = 20
+    batch_targets: AtLeastOne = 512
+    part_tokens: AtLeastOne = 8192
+    learning_rate: Positive = 1e-3
+    embedding_rate: Positive = 15.0
+    item_embedding_rate: Positive = 50.0
+    warmup: BelowOne = 0.05
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: Positive = 1.0
+    label_smoothing: BelowOne = 0.0
+    validate_every: AtLeastOne = 5
+    validation_users: AtLeastOne = 5000
+    beam_size: int = Field(default=20, ge=VALIDATION_K)
+    patience: int = Field(default=0, ge=0)
+    precision: Precision = "auto"
+    checkpoint_steps: AtLeastOne = not_identity(default=200)
+    log_steps: AtLeastOne = not_identity(default=50)
+    device: Device = not_identity(default="auto")
     tensorboard: bool = not_identity(default=False)
 
     def __post_init__(self) -> None:
-        at_least_one(
-            self,
-            "epochs",
-            "batch_targets",
-            "part_tokens",
-            "validate_every",
-            "validation_users",
-            "checkpoint_steps",
-            "log_steps",
-        )
-        not_negative(self, "weight_decay", "patience")
-        positive(self, "learning_rate", "embedding_rate", "item_embedding_rate", "max_grad_norm")
-        below_one(self, "warmup", "label_smoothing")
-        if self.examples not in ENCODER_MASK:
-            raise ValueError(f"examples must be one of {', '.join(ENCODER_MASK)}, got {self.examples!r}")
-        if self.examples == PACKED and (self.stride is None or self.stride < 1):
-            raise ValueError(f"stride must be at least 1 with examples={PACKED}, got {self.stride}")
+        if self.examples == PACKED and self.stride is None:
+            raise ValueError(f"stride must be at least 1 with examples={PACKED}, got None")
         if self.examples == PREFIX and self.stride is not None:
             raise ValueError(f"stride has no effect with examples={PREFIX}; leave it null, got {self.stride}")
-        if self.beam_size < VALIDATION_K:
-            raise ValueError(f"beam_size must be at least {VALIDATION_K}, got {self.beam_size}")
-        check_device(self.device)
-        check_precision(self.precision)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """The learning rate of a step, counted from 0: linear warm-up, then half a cosine to zero."""
@@ -114,7 +97,7 @@ class Training:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@dataclass(frozen=True)
+@options
 class TrainConfig:
     """What identifies a train stage: the model, how it is trained, and the seed of both."""
 

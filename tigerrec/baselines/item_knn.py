@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,12 +10,13 @@ import numpy as np
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.popularity import purchases
 from tigerrec.baselines.ranking import ranks_by
+from tigerrec.config import options
 from tigerrec.ranges import at_least_one, not_negative
 
 POPULARITY_WEIGHT = 1e-6
 
 
-@dataclass(frozen=True)
+@options
 class ItemKNN:
     """Sums the similarities of an item to the items of a history (Sarwar et al. 2001; shrunk as by Deshpande and
     Karypis 2004).

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.learning import CROSS_ENTROPY, check_learning
+from tigerrec.config import options
 from tigerrec.ranges import at_least_one
 from tigerrec.seeds import derived_seed
 
 
-@dataclass(frozen=True)
+@options
 class LastItem:
     """Scores an item as v_last W v_next + b_next, a Markov chain of low rank, learned by cross-entropy over all items.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tigerrec.baselines import Fitted, Validate
+from tigerrec.config import options
 
 
 def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
     return np.bincount(np.concatenate([np.empty(0, np.int64), *training]), minlength=n_items)
 
 
-@dataclass(frozen=True)
+@options
 class Popularity:
     """Ranks items by their number of training interactions."""
 

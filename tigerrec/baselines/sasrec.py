@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, check_learning
+from tigerrec.config import options
 from tigerrec.ranges import at_least_one
 from tigerrec.seeds import derived_seed
 
 
-@dataclass(frozen=True)
+@options
 class SASRec:
     """Self-attentive sequential recommendation (Kang and McAuley 2018, arXiv 1808.09781), whose output embeddings are
     its input embeddings.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.embed import ReadsNoFiles, fixed_signs, unit
 from tigerrec.histories import load_histories, training_part
 from tigerrec.ranges import at_least_one
@@ -22,7 +22,7 @@ SMALLEST = 1e-6
 """A vector shorter than this share of the longest one is rounding error, and set to zero."""
 
 
-@dataclass(frozen=True)
+@options
 class Collaborative(ReadsNoFiles):
     """Factors of the shifted positive PMI of items' co-occurrence in the training part of the histories (Levy and
     Goldberg 2014, NeurIPS).

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tigerrec import artifacts
-from tigerrec.config import check_device, check_precision
+from tigerrec.config import check_device, check_precision, options
 from tigerrec.embed import EmbedError, Encode, few, unit
 from tigerrec.identity import not_identity
 from tigerrec.ranges import at_least_one
@@ -22,7 +21,7 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"]
 
 
-@dataclass(frozen=True)
+@options
 class SentenceTransformerEmbedder:
     """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra
     `offline`, or the hub."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.embed import EmbedError, ReadsNoFiles, fixed_signs
 
 SMALLEST = 1e-6
 """Deviations from the mean below this share of the largest component are rounding error."""
 
 
-@dataclass(frozen=True)
+@options
 class Fusion(ReadsNoFiles):
     """Other item vectors side by side, each standardised and weighted, projected to their principal components if
     wanted.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.embed import Encode, ReadsNoFiles, unit
 from tigerrec.ranges import at_least_one
 
 
-@dataclass(frozen=True)
+@options
 class Hashed(ReadsNoFiles):
     """Signed feature hashing of words and character n-grams (Weinberger et al. 2009, arXiv:0902.2206): no model, for
     tests and offline use."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.embed import EmbedError, Encode, few
 from tigerrec.identity import not_identity
 
@@ -21,7 +21,7 @@ def _existing(path: Path, option: str) -> Path:
     return path
 
 
-@dataclass(frozen=True)
+@options
 class Precomputed:
     """Vectors from a file of the user's, aligned by item id; ids that are no items are ignored."""
 

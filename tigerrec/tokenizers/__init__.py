@@ -17,6 +17,7 @@ import numpy as np
 
 from tigerrec import TigerrecError, artifacts, diagnostics
 from tigerrec.collisions import COLLISION_POLICIES, CodedItems, resolve
+from tigerrec.config import options
 from tigerrec.memory import with_peak_mb
 from tigerrec.semantic_ids import MAX_TOKENS, SEMANTIC_IDS, TOKENIZER, SemanticIds
 
@@ -89,7 +90,7 @@ def check_least(tokenizer: Tokenizer, **least: float) -> None:
             raise ValueError(f"{name} must be at least {smallest}, got {getattr(tokenizer, name)}")
 
 
-@dataclass(frozen=True)
+@options
 class TokenizeConfig:
     """What the tokenize stage does.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from tigerrec.config import options
 from tigerrec.ranges import at_least_one
 from tigerrec.sinkhorn import LEAST_EPSILON, even_plan
 
@@ -21,7 +21,7 @@ class Assignment(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class Nearest:
     """The nearest codeword."""
 
@@ -30,7 +30,7 @@ class Nearest:
         return distances.argmin(dim=1)
 
 
-@dataclass(frozen=True)
+@options
 class Sinkhorn:
     """On some levels the codes of a batch are used evenly, as in LC-Rec (Zheng et al. 2023, arXiv 2311.09049, section
     3.1.2); the nearest elsewhere.

@@ -7,8 +7,9 @@ mixture that sharpens), the gradient is the estimator's idea. Factors made of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from tigerrec.config import options
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class Estimator(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class StraightThrough:
     """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv
     1711.00937)."""
@@ -50,7 +51,7 @@ class StraightThrough:
         return with_value(codebook[codes], residuals)
 
 
-@dataclass(frozen=True)
+@options
 class Rotation:
     """The codeword as the residual rotated and scaled, so that a gradient keeps its angle to the codeword (Fifty et al.
     2024, arXiv 2410.06424, section 4)."""
@@ -68,7 +69,7 @@ class Rotation:
         return with_value(words, stretch(residuals, words) * rotated)
 
 
-@dataclass(frozen=True)
+@options
 class Reflection:
     """The codeword as the residual mirrored and scaled: the contrast to `Rotation`, by one Householder reflection."""
 
@@ -84,7 +85,7 @@ class Reflection:
         return with_value(words, stretch(residuals, words) * mirrored)
 
 
-@dataclass(frozen=True)
+@options
 class Gumbel:
     """A mixture of codewords by Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144), annealed.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.autoencoder import (
     Progress,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
 
-@dataclass(frozen=True)
+@options
 class FSQ:
     """An autoencoder with a bounded latent dimension a level, rounded to one of `codebook_size` grid points; there is
     no codebook to learn.

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.codebooks import fit_codebook
@@ -36,7 +36,7 @@ def child_distances(
     return found
 
 
-@dataclass(frozen=True)
+@options
 class HierarchicalKMeans:
     """A tree of k-means centroids: a Semantic ID is the path from the root to a leaf, so the meaning of a code depends
     on the codes before it.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from tigerrec.config import options
 from tigerrec.tokenizers import State
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Codebooks(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class Gradient:
     """Codewords are weights (van den Oord et al. 2017, arXiv 1711.00937)."""
 
@@ -87,7 +87,7 @@ class GradientCodebooks:
         return {f"codebook_{level}": words.detach().numpy() for level, words in enumerate(self.weights)}
 
 
-@dataclass(frozen=True)
+@options
 class MovingAverage:
     """A codeword is the exponential moving average of the residuals that choose it (van den Oord et al. 2017, arXiv
     1711.00937, appendix A.1).
@@ -148,7 +148,7 @@ class MovingAverageCodebooks:
         return {f"codebook_{level}": words.numpy() for level, words in enumerate(self.averages)}
 
 
-@dataclass(frozen=True)
+@options
 class SimVQ:
     """Codewords are a frozen matrix times one learned linear map, so that all move together (Zhu et al. 2024, arXiv
     2411.02038)."""

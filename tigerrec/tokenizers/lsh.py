@@ -4,17 +4,17 @@ section 4)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.codebooks import in_blocks
 
 
-@dataclass(frozen=True)
+@options
 class LSH:
     """Codes by random hyperplanes through the origin: each level has log2(`codebook_size`) of them, whose sides are the
     bits of its code.

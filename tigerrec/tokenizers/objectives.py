@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers.rkmeans_balanced import fit_balanced
 
@@ -76,7 +77,7 @@ def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
     return (scores.logsumexp(dim=1) - scores.diagonal()).mean()
 
 
-@dataclass(frozen=True)
+@options
 class Reconstruction:
     """The decoder shall give the vectors back (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
 
@@ -94,7 +95,7 @@ class Reconstruction:
         return reconstruction_loss(batch)
 
 
-@dataclass(frozen=True)
+@options
 class Contrast:
     """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu
     et al. 2024, arXiv 2404.14774).
@@ -125,7 +126,7 @@ class Contrast:
         return own_row_loss(normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature)
 
 
-@dataclass(frozen=True)
+@options
 class Letter:
     """Reconstruction, latents that agree with collaborative vectors, and diverse codewords (LETTER: Wang et al. 2024,
     arXiv 2405.07314, section 3.2).

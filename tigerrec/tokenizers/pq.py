@@ -4,17 +4,17 @@ to fine."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.codebooks import code_distances, fit_codebook, in_blocks, nearest
 
 
-@dataclass(frozen=True)
+@options
 class ProductQuantizer:
     """Product quantisation (Jégou et al. 2011), after a learned rotation if asked for (OPQ: Ge et al. 2013).
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.autoencoder import Progress, build_mlp, optimise
@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 """What is left over of a vector of length 1 and shorter than this has no direction of its own."""
 
 
-@dataclass(frozen=True)
+@options
 class R3VAE:
     """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of
     length 1, then one codeword a level.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.tokenizers import Codes, State, check_least
 
 
-@dataclass(frozen=True)
+@options
 class RandomCodes:
     """Codes by a hash of the vector: equal vectors get equal codes, all else is chance.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.codebooks import (
     KMEANS_INITS,
@@ -19,7 +19,7 @@ from tigerrec.tokenizers.codebooks import (
 )
 
 
-@dataclass(frozen=True)
+@options
 class ResidualKMeans:
     """Residual k-means on the vectors as they are.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State
 from tigerrec.tokenizers.codebooks import KMEANS_PLUS_PLUS, code_distances, fit_codebook
@@ -66,7 +66,7 @@ def means(rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarr
     return updated
 
 
-@dataclass(frozen=True)
+@options
 class BalancedResidualKMeans(ResidualKMeans):
     """Residual k-means whose levels use all their codes alike: of I different vectors, at most ceil(I / k) get one of a
     level's k codewords.

@@ -8,11 +8,12 @@ else is learned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.assignments import Assignment, Nearest
 from tigerrec.tokenizers.autoencoder import (
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@options
 class RQVAE:
     """TIGER's tokenizer: MLP encoder, residual quantiser, mirrored MLP decoder.
 

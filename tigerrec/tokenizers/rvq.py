@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from tigerrec.config import options
 from tigerrec.tokenizers import Codes, State, check_least
 from tigerrec.tokenizers.assignments import Assignment, Nearest
 from tigerrec.tokenizers.autoencoder import Progress, optimise, restored, standardisation, standardised
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@options
 class RVQ:
     """Residual codebooks of standardised vectors, moved by the gradient of the squared error that each level leaves.
 
