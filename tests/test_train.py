@@ -268,6 +268,29 @@ def test_embeddings_learn_at_a_rate_of_their_own(folders):
         assert distance == pytest.approx(rate * rates.get(name, 1), rel=0.01), name
 
 
+def test_weights_decay_alike_whatever_the_multiple_of_their_learning_rate(folders):
+    """A weight without a gradient shrinks by decay alone: an item row that few targets reach as much as a matrix."""
+    ids = load_semantic_ids(folders["tokenize"])
+    generator = dataclasses.replace(MODEL, history="items", decoder_reads="all_items")
+    training = dataclasses.replace(TRAINING, embedding_rate=15.0, item_embedding_rate=50.0, weight_decay=0.1)
+    model = generator.new(ids, "item_causal", 0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(model, load_histories(folders["prepare"]), TrainConfig(generator, training))
+    before["inputs.item_embeddings.weight"] = model.inputs.item_embeddings.weight.detach().clone()
+    rates = [0.01, 0.02]
+    for rate in rates:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.optimizer.step()
+    kept = np.prod([1 - rate * 0.1 for rate in rates])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach(), before[name] * (kept if parameter.ndim > 1 else 1), rtol=1e-5, atol=0, msg=name
+        )
+
+
 def test_patience_stops_early(folders):
     config = dataclasses.replace(
         CONFIG, training=dataclasses.replace(TRAINING, epochs=30, learning_rate=1e-12, patience=2)

@@ -133,24 +133,25 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
     learning rate.
 
     Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move
-    embeddings
-    relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv
-    1804.04235).
-    GPT-2's begin as small as its matrices. Biases and the weights of layer norms do not decay.
+    embeddings relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern
+    2018, arXiv 1804.04235). GPT-2's begin as small as its matrices. AdamW's decay is weight decay times learning rate:
+    it is divided by the multiple, so that a row that few targets reach keeps as much as any other weight. Biases and
+    the weights of layer norms do not decay.
     """
     tokens, items = model.token_embeddings(), model.item_embeddings()
     others = [
         parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)
     ]
+    matrices = [parameter for parameter in others if parameter.ndim > 1]
+    vectors = [parameter for parameter in others if parameter.ndim == 1]
     groups = [
-        {"params": tokens, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
-        {"params": items, "weight_decay": training.weight_decay, "rate": training.item_embedding_rate},
-        {
-            "params": [parameter for parameter in others if parameter.ndim > 1],
-            "weight_decay": training.weight_decay,
-            "rate": 1.0,
-        },
-        {"params": [parameter for parameter in others if parameter.ndim == 1], "weight_decay": 0.0, "rate": 1.0},
+        {"params": parameters, "rate": rate, "weight_decay": decay / rate}
+        for parameters, rate, decay in (
+            (tokens, training.embedding_rate, training.weight_decay),
+            (items, training.item_embedding_rate, training.weight_decay),
+            (matrices, 1.0, training.weight_decay),
+            (vectors, 1.0, 0.0),
+        )
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
