@@ -71,7 +71,9 @@ class Attention(torch.autograd.Function):
         queries, keys, values, weights, mask = ctx.saved_tensors
         values_gradient = torch.matmul(keep(weights, mask).mT, gradient)
         weights_gradient = keep(torch.matmul(gradient, values.mT), mask)
-        scores_gradient = torch._softmax_backward_data(weights_gradient.float(), weights.float(), -1, torch.float32)
+        weights = weights.float()
+        scores_gradient = weights_gradient.float().mul_(weights)  # of the softmax: w (g - Σ w g)
+        scores_gradient.addcmul_(weights, scores_gradient.sum(-1, keepdim=True), value=-1)
         bias_gradient = scores_gradient.sum(0, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[3] else None
         scores_gradient = scores_gradient.to(queries.dtype)
         return (
