@@ -21,6 +21,7 @@ from tigerrec.beam_search import Searcher
 from tigerrec.dropout import Dropout
 from tigerrec.generator import T5, load_generator
 from tigerrec.histories import Histories, load_histories, training_part
+from tigerrec.schedules import warmup_cosine
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.train import TrainConfig, Training, train
 from tigerrec.trainer import Trainer
@@ -259,7 +260,7 @@ def test_embeddings_learn_at_a_rate_of_their_own(folders):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, histories, TrainConfig(generator, training))
     trainer.step(0)
-    rate = training.learning_rate_at(0, trainer.total_steps)
+    rate = trainer.learning_rate(0)
     moved = {
         name: (parameter.detach() - before[name]).abs().max().item() for name, parameter in model.named_parameters()
     }
@@ -304,12 +305,14 @@ def test_patience_stops_early(folders):
 
 
 def test_schedule_rises_linearly_and_ends_at_zero():
-    training = Training(learning_rate=1.0, warmup=0.1)
-    rates = [training.learning_rate_at(step, 100) for step in range(101)]
+    rates = [warmup_cosine(1.0, step, 100, warmup=0.1) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert max(rates) == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0)
+    assert warmup_cosine(1.0, 0, 3, warmup=0.1) == warmup_cosine(1.0, 0, 3) == 1.0
+    assert [warmup_cosine(1.0, step, 3) for step in (1, 2)] == pytest.approx([0.75, 0.25])
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_checkpoint_before(folders, monkeypatch):

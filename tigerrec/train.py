@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Final, Literal
@@ -87,14 +86,6 @@ class Training:
             raise ValueError(f"stride must be at least 1 with examples={PACKED}, got None")
         if self.examples == PREFIX and self.stride is not None:
             raise ValueError(f"stride has no effect with examples={PREFIX}; leave it null, got {self.stride}")
-
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """The learning rate of a step, counted from 0: linear warm-up, then half a cosine to zero."""
-        warmup_steps = max(1, round(self.warmup * total_steps))
-        if step < warmup_steps:
-            return self.learning_rate * (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @options

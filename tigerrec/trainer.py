@@ -23,6 +23,7 @@ from tigerrec.history_model import HistoryModel
 from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
 from tigerrec.precision import product_type
+from tigerrec.schedules import warmup_cosine
 from tigerrec.seeds import derived_seed
 from tigerrec.signals import Interrupted, stop_signals
 from tigerrec.train import VALIDATION_K, TrainConfig, Training
@@ -67,6 +68,10 @@ class Trainer:
         rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch))
         return self.examples.shuffled_batches(self.training.batch_targets, rng)
 
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return warmup_cosine(self.training.learning_rate, step, self.total_steps, self.training.warmup)
+
     def step(self, number: int) -> torch.Tensor:
         """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
 
@@ -82,7 +87,7 @@ class Trainer:
         others = [distributed.rank()] if distributed.rank() else []  # the first draws as a process alone does
         dropout = Dropout(self.model.dropout_rate, derived_seed(self.config.seed, "dropout", number, *others))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.training.learning_rate_at(number, self.total_steps) * group["rate"]
+            group["lr"] = self.learning_rate(number) * group["rate"]
         rows = self._epoch[1][position]
         mine = rows[distributed.rank() :: distributed.world_size()]
         total = torch.zeros((), device=self.model.device)
@@ -109,7 +114,7 @@ class Trainer:
         if weights_too and what is None and not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             what = "A weight is NaN or infinite"
         if what:
-            rate = self.training.learning_rate_at(step - 1, self.total_steps)
+            rate = self.learning_rate(step - 1)
             raise TigerrecError(
                 f"{what} at step {step}, at learning rate {rate:.2g}; the checkpoint before it is kept: "
                 f"lower the rate with `train.learning_rate={self.training.learning_rate / 3:.1g}` and "
@@ -202,7 +207,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
             if state.step % training.log_steps == 0 or due:
                 mean = float(torch.stack(losses).mean())
                 losses = []
-                rate = training.learning_rate_at(state.step - 1, trainer.total_steps)
+                rate = trainer.learning_rate(state.step - 1)
                 bar.set_postfix(loss=f"{mean:.3f}")
                 checkpoints.log(
                     state,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.popularity import purchases
 from tigerrec.baselines.ranking import ranks_by
-from tigerrec.config import options
-from tigerrec.ranges import at_least_one, not_negative
+from tigerrec.config import AtLeastOne, NotNegative, Share, options
 
 POPULARITY_WEIGHT = 1e-6
 
@@ -34,18 +34,10 @@ class ItemKNN:
 
     is_random: ClassVar[bool] = False
 
-    neighbours: int = 100
-    normalisation: float = 0.5
-    shrinkage: float = 0.0
-    recency: float = 0.8
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "neighbours")
-        if not 0 <= self.normalisation <= 1:
-            raise ValueError(f"normalisation must be in [0, 1], got {self.normalisation}")
-        not_negative(self, "shrinkage")
-        if not 0 < self.recency <= 1:
-            raise ValueError(f"recency must be in (0, 1], got {self.recency}")
+    neighbours: AtLeastOne = 100
+    normalisation: Share = 0.5
+    shrinkage: NotNegative = 0.0
+    recency: float = Field(default=0.8, gt=0, le=1)
 
     def fit(
         self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None

@@ -16,17 +16,17 @@ from tqdm import tqdm
 
 from tigerrec import TigerrecError
 from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.learning import CROSS_ENTROPY, Learning
-from tigerrec.baselines.ranking import ScoreFunction, ranks_by
-from tigerrec.batches import NO_ITEM, Batch, Examples, padded
+from tigerrec.baselines.learning import BINARY, Learning
+from tigerrec.baselines.ranking import ranks_by
+from tigerrec.batches import NO_ITEM, Examples, padded
 from tigerrec.dropout import Dropout
 from tigerrec.memory import release_freed_memory
 from tigerrec.precision import product_type
+from tigerrec.schedules import warmup_cosine
 from tigerrec.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 WARMUP = 0.05
-DRAWS = 100
 ROWS_AT_ONCE = 64  # whose scores of 12,000 items stay in a cache of 4 MB
 
 
@@ -123,27 +123,46 @@ def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, 
     return (functional.softplus(-positive) + functional.softplus(negative)).sum()
 
 
-def sample_negatives(batch: Batch, n_items: int, rng: np.random.Generator) -> Tensor:
-    """A random item for each target, not in its row, int64 (n,); where a row holds nearly all items one of them may
-    remain."""
-    rows = torch.nonzero(batch.targets != NO_ITEM)[:, 0]
-    own = torch.cat([batch.items[:, :1], batch.targets], dim=1)[rows]
-    negatives = torch.from_numpy(rng.integers(n_items, size=len(rows)))
-    for _ in range(DRAWS):
-        seen = (own == negatives[:, None]).any(1)
-        if not seen.any():
-            break
-        negatives[seen] = torch.from_numpy(rng.integers(n_items, size=int(seen.sum())))
-    return negatives
+class Negatives:
+    """Random items that a user's training history does not hold, each equally likely.
+
+    Raises:
+        TigerrecError: a user has every item.
+    """
+
+    def __init__(self, training: Sequence[np.ndarray], n_items: int) -> None:
+        users = np.repeat(np.arange(len(training)), [len(history) for history in training])
+        users, seen = np.divmod(np.unique(users * n_items + np.concatenate(training)), n_items)
+        n_seen = np.bincount(users, minlength=len(training))
+        if n_seen.max() == n_items:
+            raise TigerrecError(
+                f"A training history holds all {n_items} items, so that none is left to learn against; "
+                "give `baseline=sasrec_ce`, which needs no other items."
+            )
+        self.n_items, self.n_unseen, self.first = n_items, n_items - n_seen, np.cumsum(n_seen) - n_seen
+        n_unseen_before = seen - (np.arange(len(seen)) - self.first[users])
+        self.keys = users * n_items + n_unseen_before
+
+    def sample(self, users: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """A negative for each user, int64 (n,)."""
+        number = rng.integers(self.n_unseen[users])  # among the items that the user has not seen
+        n_seen_before = np.searchsorted(self.keys, users * self.n_items + number, side="right") - self.first[users]
+        return torch.from_numpy(number + n_seen_before)
 
 
 class Learner:
     """A model, its examples and its optimizer; a step depends on the seed and the step's number only."""
 
-    def __init__(self, model: NextItemModel, examples: Examples, learning: Learning, seed: int) -> None:
-        if not len(examples):
+    def __init__(
+        self, model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, loss: str
+    ) -> None:
+        self.model, self.learning, self.seed = model, learning, seed
+        self.examples = pieces(training, model.max_items)
+        if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
-        self.model, self.examples, self.learning, self.seed = model, examples, learning, seed
+        self.negatives = Negatives(training, len(model.classes)) if loss == BINARY else None
+        self.users = np.searchsorted(np.cumsum([len(history) for history in training]), self.examples.start, "right")
+        self.n_targets = int(self.examples.n_targets.sum())
         self.dtype = product_type(torch.device("cpu"), learning.precision)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
@@ -153,37 +172,29 @@ class Learner:
         self.number = 0
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        return self.examples.shuffled_batches(
-            self.learning.batch_targets, np.random.default_rng(derived_seed(self.seed, "batches", epoch))
-        )
-
-    def learning_rate(self) -> float:
-        """Of the next step: linear warm-up, then half a cosine to zero."""
-        warmup = max(1, round(WARMUP * self.total_steps))
-        progress = (self.number - warmup) / max(1, self.total_steps - warmup)
-        return self.learning.learning_rate * min(
-            (self.number + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))
-        )
+        rng = np.random.default_rng(derived_seed(self.seed, "batches", epoch))
+        return self.examples.shuffled_batches(self.learning.batch_targets, rng)
 
     def epoch(self, number: int) -> float:
         """Pass once over all targets; the mean loss in nats."""
-        losses = [self._step(self.examples.batch(rows)) for rows in self._batches(number)]
+        losses = [self._step(rows) for rows in self._batches(number)]
         release_freed_memory()
-        return float(torch.stack(losses).sum()) / int(self.examples.n_targets.sum())
+        return float(torch.stack(losses).sum()) / self.n_targets
 
-    def _step(self, batch: Batch) -> Tensor:
+    def _step(self, rows: np.ndarray) -> Tensor:
+        rate = warmup_cosine(self.learning.learning_rate, self.number, self.total_steps, WARMUP)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        there = batch.targets != NO_ITEM
+            group["lr"] = rate
+        batch = self.examples.batch(rows)
+        is_target = batch.targets != NO_ITEM
         dropout = Dropout(self.learning.dropout, derived_seed(self.seed, "dropout", self.number))
-        states, targets = self.model.states(batch.items, self.dtype, dropout)[there], batch.targets[there]
-        if self.learning.loss == CROSS_ENTROPY:
+        states, targets = self.model.states(batch.items, self.dtype, dropout)[is_target], batch.targets[is_target]
+        if self.negatives is None:
             loss = LinearCrossEntropy.apply(states, self.model.classes, self.model.bias, targets)
         else:
+            users = np.repeat(self.users[rows], self.examples.n_targets[rows])
             rng = np.random.default_rng(derived_seed(self.seed, "negatives", self.number))
-            loss = binary_cross_entropy(
-                self.model, states, targets, sample_negatives(batch, len(self.model.classes), rng)
-            )
+            loss = binary_cross_entropy(self.model, states, targets, self.negatives.sample(users, rng))
         (loss / len(targets)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -192,33 +203,34 @@ class Learner:
 
 
 def learn(
-    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate
+    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate, loss: str
 ) -> Fitted:
     """Train a model on training histories and keep the weights of the epoch that validates best.
+
+    Args:
+        loss: `CROSS_ENTROPY` over all items, or `BINARY` cross-entropy of the target and one negative.
 
     Raises:
         TigerrecError: no history is long enough, or the loss is not finite.
     """
-    learner = Learner(model, pieces(training, model.max_items), learning, seed)
-    best: dict[str, Tensor] = {}
+    learner = Learner(model, training, learning, seed, loss)
+    best_weights: dict[str, Tensor] = {}
     best_epoch, best_score = 0, -math.inf
-    for number in tqdm(range(1, learning.epochs + 1), desc="train", unit="epoch", disable=None):
-        loss = learner.epoch(number - 1)
-        if not math.isfinite(loss):
+    for epoch in tqdm(range(1, learning.epochs + 1), desc="train", unit="epoch", disable=None):
+        mean_loss = learner.epoch(epoch - 1)
+        if not math.isfinite(mean_loss):
             raise TigerrecError(
-                f"The loss is {loss} in epoch {number} at learning rate {learning.learning_rate}; "
+                f"The loss is {mean_loss} in epoch {epoch} at learning rate {learning.learning_rate}; "
                 f"lower it with `baseline.learning_rate={learning.learning_rate / 3:.1g}`."
             )
-        if number % learning.validate_every == 0 or number == learning.epochs:
+        if epoch % learning.validate_every == 0 or epoch == learning.epochs:
             score = validate(ranks_by(model.scores))
-            logger.info("epoch %d of %d: loss %.4f, validation NDCG@10 %.4f", number, learning.epochs, loss, score)
+            logger.info("epoch %d of %d: loss %.4f, validation NDCG@10 %.4f", epoch, learning.epochs, mean_loss, score)
             if score > best_score:
-                best_epoch, best_score = number, score
-                best = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(best)
-    scores: ScoreFunction = model.scores
+                best_epoch, best_score = epoch, score
+                best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best_weights)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Fitted(
-        ranks_by(scores),
-        {"best_epoch": best_epoch, "parameters": parameters, "targets": int(learner.examples.n_targets.sum())},
+        ranks_by(model.scores), {"best_epoch": best_epoch, "parameters": parameters, "targets": learner.n_targets}
     )
