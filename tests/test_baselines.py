@@ -332,10 +332,10 @@ def test_validation_asks_for_the_item_before_the_last_given_all_before_it_with_t
         items[2, 0] = histories[7][-1]
         return items, np.zeros(items.shape, np.float32)
 
-    found = stage.validation_metrics(rank, histories, users)
+    found = stage.validate(rank, histories, users)
     assert [known.tolist() for known in asked["known"]] == [histories[user][:-2].tolist() for user in users]
     assert asked["mask_seen"] is True
-    assert found == {"hr@10": pytest.approx(2 / 3), "ndcg@10": pytest.approx((1 + 1 / 2) / 3)}
+    assert found == {"validation_hr@10": pytest.approx(2 / 3), "validation_ndcg@10": pytest.approx((1 + 1 / 2) / 3)}
 
 
 def test_tuning_never_looks_at_test_items(run, tuned, tmp_path):

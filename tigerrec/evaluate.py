@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from tigerrec import artifacts, distributed, shards
 from tigerrec.baselines.popularity import Popularity
-from tigerrec.config import check_device, check_precision, options
-from tigerrec.histories import split, training_counts, training_part
+from tigerrec.config import AtLeastOne, Device, Precision, options
+from tigerrec.histories import Histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
-from tigerrec.ranges import at_least_one
 from tigerrec.semantic_ids import SemanticIds, group_codes
-from tigerrec.train import load_inputs
+from tigerrec.train import environment, load_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +45,19 @@ class EvaluateConfig:
         batch_tokens: encoder tokens searched at once.
     """
 
-    model: str = "generator"
-    split: str = "test"
+    model: str = Field(default="generator", min_length=1)
+    split: Literal["validation", "test"] = "test"
     beam_size: int = 20
-    k: int = 20
-    precision: str = "fp32"
-    device: str = not_identity(default="auto")
-    batch_tokens: int = not_identity(default=8192)
+    k: int = Field(default=20, ge=LARGEST_CUTOFF)
+    precision: Precision = "fp32"
+    device: Device = not_identity(default="auto")
+    batch_tokens: AtLeastOne = not_identity(default=8192)
 
     def __post_init__(self) -> None:
-        if not self.model or self.model == POPULARITY:
-            raise ValueError(f"model must be a name other than '{POPULARITY}', got {self.model!r}")
-        if self.split not in ("validation", "test"):
-            raise ValueError(f"split must be 'validation' or 'test', got {self.split!r}")
-        if self.k < LARGEST_CUTOFF:
-            raise ValueError(f"k must be at least the largest cut-off, {LARGEST_CUTOFF}, got {self.k}")
+        if self.model == POPULARITY:
+            raise ValueError(f"model must be another name than '{POPULARITY}', whose rows stand beside the generator's")
         if self.beam_size < self.k:
             raise ValueError(f"beam_size must be at least k={self.k}, got {self.beam_size}")
-        check_device(self.device)
-        check_precision(self.precision)
-        at_least_one(self, "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -75,6 +68,14 @@ class Ranking:
     seen: str
     items: np.ndarray
     scores: np.ndarray
+
+
+def known_and_targets(
+    histories: Histories, part: str, users: Iterable[int] | None = None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What is known of each user, all by default, in a part of the split, and the target, int64 (n,)."""
+    pairs = [split(histories[user], part) for user in (range(len(histories)) if users is None else users)]
+    return [known for known, _ in pairs], np.array([target for _, target in pairs], np.int64)
 
 
 def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int) -> None:
@@ -97,16 +98,15 @@ def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int)
         seen = users * n_items + np.concatenate(histories)
         listed = np.where(items >= 0, np.arange(len(items))[:, None] * n_items + items, -1)
         faults["a seen item"] = np.isin(listed, seen).any()
-    for fault, found in faults.items():
-        if found:
+    for fault, occurs in faults.items():
+        if occurs:
             raise RuntimeError(f"a list of {ranking.model}, seen {ranking.seen}, holds {fault}")
 
 
 def rank_in_shards(
     rank: RankFunction, histories: Sequence[np.ndarray], seen: str, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All users' lists, ranked in shards of fixed size; shards that an interrupted run left in the folder are not
-    ranked again."""
+    """All users' lists, ranked in shards of fixed size; those that an interrupted run left are not ranked again."""
     starts = range(0, len(histories), SHARD_USERS)
 
     def ranked(number: int) -> dict[str, np.ndarray]:
@@ -141,87 +141,85 @@ def rank_all(
     ]
     for ranking in rankings:
         check_lists(ranking, histories, n_items)
-    distinct = {(ranking.model, ranking.seen): len(np.unique(ranking.items[:, :10])) for ranking in rankings}
-    logger.info(
-        "%s recommends %s different items in all top 10 lists, seen masked", model, f"{distinct[model, 'masked']:,}"
-    )
-    if distinct[model, "masked"] <= distinct[POPULARITY, "masked"] < n_items:
+    distinct = {
+        ranking.model: len(np.unique(ranking.items[:, :10])) for ranking in rankings if ranking.seen == "masked"
+    }
+    logger.info("%s recommends %s different items in all top 10 lists, seen masked", model, f"{distinct[model]:,}")
+    if distinct[model] <= distinct[POPULARITY] < n_items:
         logger.warning(
             "%s recommends no more different items than popularity: it may ignore the histories; train it longer", model
         )
     return rankings
 
 
-def target_ranks(
-    rankings: Sequence[Ranking], targets: np.ndarray, groups: np.ndarray
-) -> dict[tuple[str, str, str], np.ndarray]:
-    """The rank of each user's target by (model, hit, seen), int16 (n,); 0 = not in the list."""
-    ranks = {}
-    for hit in ("item", "sid"):
-        for ranking in rankings:
-            found = (
-                item_ranks(ranking.items, targets)
-                if hit == "item"
-                else semantic_id_ranks(ranking.items, targets, groups)
-            )
-            ranks[ranking.model, hit, ranking.seen] = found
-    return ranks
-
-
-def _labels(names: Sequence[str], repeats: Sequence[int]) -> Any:
-    """A dictionary-encoded string column: each name so many times."""
+def _labels(names: Sequence[str], numbers: np.ndarray) -> Any:
+    """A dictionary-encoded string column: the names with the numbers given."""
     import pyarrow as pa
 
     values = list(dict.fromkeys(names))
-    codes = np.repeat(np.array([values.index(name) for name in names], np.int8), repeats)
-    return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string()))
+    codes = np.array([values.index(name) for name in names], np.int8)
+    return pa.DictionaryArray.from_arrays(codes[numbers], pa.array(values, pa.string()))
 
 
 def recommendations_table(rankings: Sequence[Ranking]) -> Any:
     """`recommendations.parquet`: one row a recommended item, `rank` from 1."""
     import pyarrow as pa
 
-    there = [ranking.items >= 0 for ranking in rankings]
-    lengths = [int(mask.sum()) for mask in there]
-    places = [np.nonzero(mask) for mask in there]
+    items, scores = (np.stack([getattr(ranking, name) for ranking in rankings]) for name in ("items", "scores"))
+    exists = items >= 0
+    numbers, users, places = np.nonzero(exists)
     return pa.table(
         {
-            "model": _labels([ranking.model for ranking in rankings], lengths),
-            "seen": _labels([ranking.seen for ranking in rankings], lengths),
-            "user": np.concatenate([rows for rows, _ in places]).astype(np.int32),
-            "rank": np.concatenate([columns + 1 for _, columns in places]).astype(np.int16),
-            "item": np.concatenate([ranking.items[mask] for ranking, mask in zip(rankings, there, strict=True)]),
-            "score": np.concatenate([ranking.scores[mask] for ranking, mask in zip(rankings, there, strict=True)]),
+            "model": _labels([ranking.model for ranking in rankings], numbers),
+            "seen": _labels([ranking.seen for ranking in rankings], numbers),
+            "user": users.astype(np.int32),
+            "rank": (places + 1).astype(np.int16),
+            "item": items[exists],
+            "score": scores[exists],
         }
     )
 
 
-def ranks_table(ranks: dict[tuple[str, str, str], np.ndarray], targets: np.ndarray) -> Any:
-    """`ranks.parquet`: one row a user for each model, kind of hit and treatment of seen items."""
+def write_rankings(
+    files: artifacts.StageFiles,
+    rankings: Sequence[Ranking],
+    targets: np.ndarray,
+    split_name: str,
+    groups: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Write `recommendations.parquet`, `ranks.parquet` (one row a user for each model, kind of hit and treatment of
+    seen items) and `metrics.json` (one flat row for each of these).
+
+    Args:
+        groups: a number for each distinct row of codes, (n_items,), where hits on codes count too.
+
+    Returns:
+        The rows of `metrics.json`.
+    """
     import pyarrow as pa
 
-    repeats = [len(targets)] * len(ranks)
-    labels = {
-        name: _labels([key[place] for key in ranks], repeats) for place, name in enumerate(("model", "hit", "seen"))
+    cases = [(ranking.model, "item", ranking.seen, item_ranks(ranking.items, targets)) for ranking in rankings]
+    if groups is not None:
+        cases += [
+            (ranking.model, "sid", ranking.seen, semantic_id_ranks(ranking.items, targets, groups))
+            for ranking in rankings
+        ]
+    numbers = np.repeat(np.arange(len(cases)), len(targets))
+    columns = {
+        name: _labels([case[place] for case in cases], numbers) for place, name in enumerate(("model", "hit", "seen"))
     }
-    users = np.tile(np.arange(len(targets), dtype=np.int32), len(ranks))
-    return pa.table(
-        {
-            **labels,
-            "user": users,
-            "target": np.tile(targets.astype(np.int32), len(ranks)),
-            "rank": np.concatenate(list(ranks.values())),
-        }
-    )
-
-
-def metric_rows(ranks: dict[tuple[str, str, str], np.ndarray], split_name: str) -> list[dict[str, Any]]:
-    """`metrics.json`: one flat row for each model, kind of hit and treatment of seen items."""
-    rows = []
-    for (model, hit, seen), found in ranks.items():
-        rows.append(
-            {"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(found), **metrics(found)}
-        )
+    columns |= {
+        "user": np.tile(np.arange(len(targets), dtype=np.int32), len(cases)),
+        "target": np.tile(targets.astype(np.int32), len(cases)),
+        "rank": np.concatenate([ranks for *_, ranks in cases]),
+    }
+    rows = [
+        {"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(ranks), **metrics(ranks)}
+        for model, hit, seen, ranks in cases
+    ]
+    files.parquet("recommendations.parquet", recommendations_table(rankings))
+    files.parquet("ranks.parquet", pa.table(columns))
+    files.json("metrics.json", rows)
     return rows
 
 
@@ -239,31 +237,30 @@ def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> Non
 def _generator(
     trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig
 ) -> tuple[RankFunction, dict[str, Any]]:
-    """The trained generator as a function that ranks, and the facts of the machine it runs on."""
-    import torch
-    import transformers
-
+    """The trained generator as a function that ranks, and what it runs under."""
     from tigerrec.beam_search import Searcher
     from tigerrec.generator import load_generator
-    from tigerrec.precision import resolve_device, resolve_precision
+    from tigerrec.precision import resolve_device
 
     device = resolve_device(config.device)
     searcher = Searcher.of(load_generator(trained, semantic_ids).to(device), config.precision, popularity)
 
     def rank(histories: Sequence[np.ndarray], mask_seen: bool, progress: str) -> tuple[np.ndarray, np.ndarray]:
         return searcher.rank(
-            histories, k=config.k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens, progress=progress
-        )  # fmt: skip
+            histories,
+            k=config.k,
+            beam_size=config.beam_size,
+            mask_seen=mask_seen,
+            batch_tokens=config.batch_tokens,
+            progress=progress,
+        )
 
-    facts = {
-        "device": device.type, "precision": resolve_precision(device, config.precision), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
-    return rank, facts
+    return rank, environment(device, config.precision)
 
 
 def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateConfig, out: Path) -> Path:
-    """Rank every user and write `metrics.json`, `recommendations.parquet` and `ranks.parquet`.
+    """Rank every user and write `metrics.json`, `recommendations.parquet` and `ranks.parquet`; on a CPU the same bytes
+    each time, also after an interruption.
 
     Raises:
         ArtifactError: an input is missing, damaged, or was not made from the others.
@@ -273,34 +270,30 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         artifacts.check_made_from(trained, manifest, name, inputs[name])
-    parts = [split(histories[user], config.split) for user in range(len(histories))]
-    known, targets = [history for history, _ in parts], np.array([target for _, target in parts])
+    known, targets = known_and_targets(histories, config.split)
     training = [training_part(histories[user]) for user in range(len(histories))]
     logger.info(
         "read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained
     )
     warn_of_repeats(known, targets)
     started = time.perf_counter()
-    rank, facts = _generator(trained, semantic_ids, training_counts(histories), config)
+    rank, runs_under = _generator(trained, semantic_ids, training_counts(histories), config)
     contents = {
         name: [record["fingerprint"], record["content"]] for name, record in artifacts.input_records(inputs).items()
     }
     folder = distributed.agreed(
-        lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, facts])
+        lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, runs_under])
     )
     rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, folder)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
-    ranks = target_ranks(rankings, targets, groups)
-    rows = metric_rows(ranks, config.split)
 
-    def write() -> None:
+    def write() -> list[dict[str, Any]]:
         with artifacts.writing(out, "evaluate", config, inputs=inputs, started=started) as files:
-            files.provenance |= facts | {"processes": distributed.world_size()}
-            files.parquet("recommendations.parquet", recommendations_table(rankings))
-            files.parquet("ranks.parquet", ranks_table(ranks, targets))
-            files.json("metrics.json", rows)
+            files.provenance |= runs_under | {"processes": distributed.world_size()}
+            rows = write_rankings(files, rankings, targets, config.split, groups)
         artifacts.remove_tree(out / "shards")
+        return rows
 
-    distributed.agreed(write)
+    rows = distributed.agreed(write)
     logger.info("wrote metrics of %s users to %s\n%s", f"{len(targets):,}", out, format_metrics(rows))
     return out

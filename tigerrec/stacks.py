@@ -152,25 +152,11 @@ def attend(
     return dropout(linear(attended.transpose(1, 2).flatten(2), attention.o, scale=dropout.scale**2))
 
 
-def self_attention(
-    layer: Any, states: Tensor, bias: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout
-) -> Tensor:
-    """The states (B, n, d) after a self-attention layer."""
+def self_projections(layer: Any, states: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Queries, keys and values of a self-attention layer, each (B, H, n, width)."""
     attention = layer.SelfAttention
-    projections = heads(
-        linear(normalise(layer.layer_norm, states, dtype), attention.q, attention.k, attention.v), 3, attention.n_heads
-    )
-    return states + attend(projections, bias, visible, attention, dropout)
-
-
-def attend_to_one(cross: Any, encoded: Tensor, scale: float = 1.0) -> Tensor:
-    """The output of a decoder's attention to a single encoder position, (B, 1, d): its weight is 1, whatever is asked.
-
-    Args:
-        encoded: (B, 1, d).
-        scale: of the result.
-    """
-    return linear(linear(encoded, cross.v), cross.o, scale=scale)
+    normed = normalise(layer.layer_norm, states, dtype)
+    return heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
 
 
 def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
@@ -181,69 +167,116 @@ def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropou
 
 
 def encode(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
-    """The encoder's output.
+    """The encoder's output, float32 (B, S, d).
 
     Args:
         embedded: float32 (B, S, d).
         visible: bool, broadcasts to (B, 1, S, S): which positions (last) a position sees; None = all.
         dtype: of the matrix products.
-
-    Returns:
-        float32 (B, S, d).
     """
     blocks = [block.layer for block in t5.encoder.block]
     bias = blocks[0][0].SelfAttention.compute_bias(embedded.shape[1], embedded.shape[1])
     states = dropout(embedded * dropout.scale)
-    for attention_layer, feed_forward_layer in blocks:
-        states = self_attention(attention_layer, states, bias, visible, dtype, dropout)
+    for layer, feed_forward_layer in blocks:
+        projections = self_projections(layer, states, dtype)
+        states = states + attend(projections, bias, visible, layer.SelfAttention, dropout)
         states = feed_forward(feed_forward_layer, states, dtype, dropout)
     return dropout(normalise(t5.encoder.final_layer_norm, states, torch.float32) * dropout.scale)
+
+
+def read_history(t5: Any, encoded: Tensor, dropout: Dropout) -> list[tuple[Tensor, ...]]:
+    """What each decoder layer's attention to the encoder needs of its output (B, S, d): keys and values, (B, H, S,
+    width); of a single position, whose weight is always 1, the layer's output (B, 1, d) alone."""
+    layers = [block.layer[1].EncDecAttention for block in t5.decoder.block]
+    if encoded.shape[1] == 1:
+        return [(linear(linear(encoded, layer.v), layer.o, scale=dropout.scale),) for layer in layers]
+    return [heads(linear(encoded, layer.k, layer.v), 2, layer.n_heads) for layer in layers]
+
+
+Cache = list[list[tuple[Tensor, Tensor]]]
+"""For each layer the keys and values of all tokens fed, a pair a level, each (B, H, K, width)."""
+
+
+def with_earlier(cached: list[tuple[Tensor, Tensor]], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a level after those of all levels before, which it joins."""
+    cached.append((keys, values))
+    return torch.cat([pair[0] for pair in cached], dim=2), torch.cat([pair[1] for pair in cached], dim=2)
+
+
+def is_ancestor(ancestors: Tensor, fed: list[int]) -> Tensor:
+    """Which of all tokens fed so far a beam continues, bool (B, 1, K, tokens fed).
+
+    Args:
+        ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
+        fed: how many tokens a user were fed at each depth.
+    """
+    slots = [torch.arange(n_slots, device=ancestors.device) for n_slots in fed]
+    return torch.cat([ancestors[:, :, level, None] == slot for level, slot in enumerate(slots)], dim=2)[:, None]
+
+
+def pass_decoder(
+    t5: Any,
+    states: Tensor,
+    history: list[tuple[Tensor, ...]],
+    history_visible: Tensor | None,
+    bias: Tensor,
+    visible: Tensor,
+    dtype: torch.dtype,
+    dropout: Dropout,
+    cache: Cache | None = None,
+) -> Tensor:
+    """The decoder's states, not yet normalised, float32 (N, n, d).
+
+    Args:
+        states: float32 (N, n, d): N is B, or a multiple where several rows in turn share a history.
+        history: from `read_history`, of B users.
+        history_visible: bool, broadcasts to (B, 1, N / B * n, S): which encoder positions a token sees; None = all.
+        bias: of self-attention, (1, H, n or 1, keys).
+        visible: bool, broadcasts to (N, 1, n, keys): which tokens a token sees.
+        cache: of the tokens before, which these tokens join.
+    """
+    for number, (self_layer, cross_layer, feed_forward_layer) in enumerate(block.layer for block in t5.decoder.block):
+        queries, keys, values = self_projections(self_layer, states, dtype)
+        if cache is not None:
+            keys, values = with_earlier(cache[number], keys, values)
+        states = states + attend((queries, keys, values), bias, visible, self_layer.SelfAttention, dropout)
+        n_users, cross = len(history[number][0]), cross_layer.EncDecAttention
+        if len(history[number]) == 1:
+            read = dropout(history[number][0].expand(-1, states.shape[0] * states.shape[1] // n_users, -1))
+        else:
+            normed = normalise(cross_layer.layer_norm, states, dtype)
+            (queries,) = heads(linear(normed, cross.q).view(n_users, -1, cross.inner_dim), 1, cross.n_heads)
+            read = attend((queries, *history[number]), None, history_visible, cross, dropout)
+        states = feed_forward(feed_forward_layer, states + read.reshape(states.shape), dtype, dropout)
+    return states
+
+
+def output_scale(t5: Any) -> float:
+    """What T5 multiplies its decoder's output by before the output layer."""
+    return float(t5.model_dim**-0.5) if t5.config.scale_decoder_outputs else 1.0
 
 
 def decode(
     t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout
 ) -> Tensor:
-    """The logits of many targets a history.
+    """The logits of many targets a history, (B, M, T, vocabulary) of type `dtype`.
 
     A target's tokens see its own earlier tokens and the part of the history that is visible to it. Where that is a
-    single
-    position, dropout leaves its weight alone: it would hide the whole history.
+    single position, dropout leaves its weight alone: it would hide the whole history.
 
     Args:
         encoded: (B, S, d).
         inputs: int64 (B, M, T): decoder inputs of M targets.
         visible: bool, broadcasts to (B, 1, M * T, S): which encoder positions a token sees; None = all.
-
-    Returns:
-        (B, M, T, vocabulary) of type `dtype`.
     """
     n_tokens = inputs.shape[2]
-    blocks = [block.layer for block in t5.decoder.block]
-    encoded = encoded.to(dtype)
-    states = dropout(t5.shared(inputs.flatten(0, 1)) * dropout.scale)
-    bias = blocks[0][0].SelfAttention.compute_bias(n_tokens, n_tokens)
+    bias = t5.decoder.block[0].layer[0].SelfAttention.compute_bias(n_tokens, n_tokens)
     causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=inputs.device).tril()
-    for attention_layer, cross_layer, feed_forward_layer in blocks:
-        states = self_attention(attention_layer, states, bias, causal, dtype, dropout)
-        cross = cross_layer.EncDecAttention
-        if encoded.shape[1] == 1:
-            read = dropout(
-                attend_to_one(cross, encoded, dropout.scale).expand(-1, states.shape[0] // len(encoded) * n_tokens, -1)
-            )
-        else:
-            queries = linear(normalise(cross_layer.layer_norm, states, dtype), cross.q).view(
-                len(encoded), -1, cross.inner_dim
-            )
-            projections = (
-                *heads(queries, 1, cross.n_heads),
-                *heads(linear(encoded, cross.k, cross.v), 2, cross.n_heads),
-            )
-            read = attend(projections, None, visible, cross, dropout)
-        states = states + read.reshape(states.shape)
-        states = feed_forward(feed_forward_layer, states, dtype, dropout)
+    states = dropout(t5.shared(inputs.flatten(0, 1)) * dropout.scale)
+    history = read_history(t5, encoded.to(dtype), dropout)
+    states = pass_decoder(t5, states, history, visible, bias, causal, dtype, dropout)
     states = dropout(normalise(t5.decoder.final_layer_norm, states, dtype))
-    scale = dropout.scale * (t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else 1.0)
-    return linear(states, t5.lm_head, scale=scale).view(*inputs.shape, -1)
+    return linear(states, t5.lm_head, scale=dropout.scale * output_scale(t5)).view(*inputs.shape, -1)
 
 
 class T5Decoder:
@@ -255,65 +288,21 @@ class T5Decoder:
 
     def __init__(self, t5: Any, encoded: Tensor, attention_mask: Tensor, n_levels: int, dtype: torch.dtype) -> None:
         self.t5, self.dtype = t5, dtype
-        self.blocks = [block.layer for block in t5.decoder.block]
-        encoded = encoded.to(dtype)
-        cross = [layer[1].EncDecAttention for layer in self.blocks]
-        self.has_one_position = encoded.shape[1] == 1
-        if self.has_one_position:
-            self.read = [attend_to_one(attention, encoded) for attention in cross]
-        else:
-            self.cross = [heads(linear(encoded, attention.k, attention.v), 2, attention.n_heads) for attention in cross]
-        self.visible = attention_mask.bool()[:, None, None, :]
-        self.position_bias = self.blocks[0][0].SelfAttention.compute_bias(n_levels, n_levels)[0]
-        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
+        self.history = read_history(t5, encoded.to(dtype), NO_DROPOUT)
+        self.history_visible = attention_mask.bool()[:, None, None, :]
+        self.bias = t5.decoder.block[0].layer[0].SelfAttention.compute_bias(n_levels, n_levels)
+        self.cache: Cache = [[] for _ in t5.decoder.block]
         self.fed: list[int] = []
 
-    def _ancestor_bias(self, ancestors: Tensor) -> Tensor:
-        """The self-attention bias of beams over all tokens fed: the relative position's where it is an ancestor, else
-        -inf.
-
-        Args:
-            ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
-        """
-        depth = ancestors.shape[-1] - 1
-        parts = []
-        for level, n_slots in enumerate(self.fed):
-            is_ancestor = ancestors[:, None, :, level, None] == torch.arange(n_slots, device=ancestors.device)
-            parts.append(torch.where(is_ancestor, self.position_bias[:, depth, level, None, None], -torch.inf))
-        return torch.cat(parts, dim=-1)
-
     def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam.
-
-        Args:
-            tokens: int64 (B, K).
-            ancestors: int64 (B, K, depth + 1), see `_ancestor_bias`.
-
-        Returns:
-            The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
-        """
+        """Feed one token a beam, as in `Decoder.step`."""
         self.fed.append(tokens.shape[1])
+        own_bias = self.bias[:, :, len(self.fed) - 1, None]
+        bias = torch.cat([own_bias[..., level, None].expand(-1, -1, -1, n) for level, n in enumerate(self.fed)], dim=3)
+        visible = is_ancestor(ancestors, self.fed)
         states = self.t5.shared(tokens)
-        bias = self._ancestor_bias(ancestors)
-        for index, (self_layer, cross_layer, feed_forward_layer) in enumerate(self.blocks):
-            attention = self_layer.SelfAttention
-            normed = normalise(self_layer.layer_norm, states, self.dtype)
-            queries, keys, values = heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
-            if (cached := self.cache[index]) is not None:
-                keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
-            self.cache[index] = keys, values
-            states = states + attend((queries, keys, values), bias, None, attention, NO_DROPOUT)
-            if self.has_one_position:
-                states = states + self.read[index]
-            else:
-                attention = cross_layer.EncDecAttention
-                (queries,) = heads(
-                    linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads
-                )
-                states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
-            states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
-        states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
-        scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
-        return linear(states, self.t5.lm_head, scale=scale).log_softmax(
-            -1
-        )  # in float32: in bf16 items of a list would tie
+        states = pass_decoder(
+            self.t5, states, self.history, self.history_visible, bias, visible, self.dtype, NO_DROPOUT, self.cache
+        )
+        states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)  # in bf16 items of a list would tie
+        return linear(states, self.t5.lm_head, scale=output_scale(self.t5)).log_softmax(-1)

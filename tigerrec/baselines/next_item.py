@@ -18,7 +18,7 @@ from tigerrec import TigerrecError
 from tigerrec.baselines import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, Learning
 from tigerrec.baselines.ranking import ranks_by
-from tigerrec.batches import NO_ITEM, Examples, padded
+from tigerrec.batches import NO_ITEM, Examples, padded, rows_and_places
 from tigerrec.dropout import Dropout
 from tigerrec.memory import release_freed_memory
 from tigerrec.precision import product_type
@@ -61,11 +61,10 @@ def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
     """Training histories as pieces of at most `max_items` items and their next items, cut from the end, so that all
     items but a history's first are targets."""
     lengths = np.array([len(history) for history in training], np.int64)
-    n_pieces = -(-np.maximum(lengths - 1, 0) // max_items)
-    ends = np.repeat(np.cumsum(lengths) - 1, n_pieces)
-    number = np.arange(len(ends)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
-    stop = ends - number * max_items
-    start = np.maximum(stop - max_items, np.repeat(np.cumsum(lengths) - lengths, n_pieces))
+    rows, numbers = rows_and_places(-(-np.maximum(lengths - 1, 0) // max_items))
+    ends = np.cumsum(lengths)[rows]
+    stop = ends - 1 - numbers * max_items
+    start = np.maximum(stop - max_items, ends - lengths[rows])
     return Examples(np.concatenate([np.empty(0, np.int32), *training]), start, start + 1, stop)
 
 
