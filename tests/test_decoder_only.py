@@ -303,7 +303,7 @@ def test_a_gpt2_that_is_not_ours_is_refused(tmp_path):
     [
         (["generator.d_model=30"], "d_model must be a multiple of num_heads=4, got 30"),
         (["generator.d_kv=8"], "d_kv must be d_model / num_heads, 16, or null, got 8"),
-        (["generator.dropout_rate=1.5"], "dropout_rate must be between 0 and 0.99"),
+        (["generator.dropout_rate=1.5"], "dropout_rate must be at most 0.99, got 1.5"),
         (["generator.num_layers=0"], "num_layers must be at least 1"),
         (["generator.max_items=5"], "stride must be at most the generator's max_items=5, got 10"),
     ],

@@ -121,8 +121,8 @@ def test_a_generator_of_other_semantic_ids_is_refused(run, tmp_path):
     ("values", "message"),
     [
         ({"beam_size": 10}, "beam_size must be at least k=20, got 10"),
-        ({"k": 10}, "k must be at least the largest cut-off, 20, got 10"),
-        ({"split": "train"}, "split must be"),
+        ({"k": 10}, "k must be at least 20, got 10"),
+        ({"split": "train"}, "split must be 'validation' or 'test', got 'train'"),
         ({"model": "popularity"}, "model must be"),
     ],
 )

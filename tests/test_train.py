@@ -393,5 +393,5 @@ def test_what_the_decoder_reads_follows_the_mask_unless_told(folders, mask, read
 
 
 def test_an_unknown_reading_of_the_decoder_is_refused():
-    with pytest.raises(ValueError, match="decoder_reads must be one of all_items, last_item or null"):
+    with pytest.raises(ValueError, match="decoder_reads must be 'all_items' or 'last_item', got 'first_item'"):
         dataclasses.replace(MODEL, decoder_reads="first_item")

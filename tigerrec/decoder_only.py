@@ -3,11 +3,10 @@ follows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tigerrec.config import options
-from tigerrec.generator import LARGEST_SIZE, MOST_LAYERS
-from tigerrec.ranges import at_least_one, at_most
+from tigerrec.generator import DropoutRate, Layers, Size
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -31,26 +30,23 @@ class DecoderOnly:
         max_items: how many of a history's last items are read.
     """
 
-    num_layers: int = 8
-    d_model: int = 64
-    num_heads: int = 4
+    family: ClassVar[str] = "gpt2"
+
+    num_layers: Layers = 8
+    d_model: Size = 64
+    num_heads: Size = 4
     d_kv: int | None = None
-    d_ff: int = 256
-    dropout_rate: float = 0.2
-    max_items: int = 50
+    d_ff: Size = 256
+    dropout_rate: DropoutRate = 0.2
+    max_items: Size = 50
 
     def __post_init__(self) -> None:
-        at_least_one(self, "num_layers", "d_model", "num_heads", "d_ff", "max_items")
-        at_most(self, LARGEST_SIZE, "d_model", "num_heads", "d_ff", "max_items")
-        at_most(self, MOST_LAYERS, "num_layers")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads={self.num_heads}, got {self.d_model}")
         if self.d_kv not in (None, self.d_model // self.num_heads):
             raise ValueError(
                 f"d_kv must be d_model / num_heads, {self.d_model // self.num_heads}, or null, got {self.d_kv}"
             )
-        if not 0 <= self.dropout_rate <= 0.99:
-            raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
 
     @property
     def item_loss(self) -> float:

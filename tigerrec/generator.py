@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from tigerrec import artifacts
-from tigerrec.config import options
-from tigerrec.ranges import at_least_one, at_most, not_negative
+from tigerrec.config import NotNegative, options
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 BIDIRECTIONAL, ITEM_CAUSAL = "bidirectional", "item_causal"
 ENCODER_MASKS = (BIDIRECTIONAL, ITEM_CAUSAL)
-CODES, ITEMS = "codes", "items"
+CODES: Final = "codes"
+ITEMS: Final = "items"
 HISTORIES = (CODES, ITEMS)
 ALL_ITEMS, LAST_ITEM = "all_items", "last_item"
 DECODER_READS = (ALL_ITEMS, LAST_ITEM)
@@ -33,7 +35,9 @@ GPT2_SIZES = {
     "d_ff": "n_inner",
     "dropout_rate": "resid_pdrop",
 }
-LARGEST_SIZE, MOST_LAYERS = 2**16, 2**8
+Size = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=2**8)]
+DropoutRate = Annotated[float, Field(ge=0, le=0.99)]
 FOREIGN = ("auto_map", "quantization_config")
 NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
@@ -86,44 +90,31 @@ class T5:
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
         decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last
-            under an item-causal
-            mask, else all. T5's attention to the encoder knows no positions: under that mask a decoder that reads all
-            items has to infer
-            which was the last.
+            under an item-causal mask, else all. T5's attention to the encoder knows no positions: under that mask a
+            decoder that reads all items has to infer which was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all;
             only with history=items.
     """
 
-    num_layers: int = 4
-    num_decoder_layers: int | None = None
-    d_model: int = 128
-    num_heads: int = 6
-    d_kv: int = 64
-    d_ff: int = 1024
-    dropout_rate: float = 0.1
-    max_items: int = 20
-    history: str = CODES
-    decoder_reads: str | None = None
-    item_loss: float = 0.0
+    family: ClassVar[str] = "t5"
+
+    num_layers: Layers = 4
+    num_decoder_layers: Layers | None = None
+    d_model: Size = 128
+    num_heads: Size = 6
+    d_kv: Size = 64
+    d_ff: Size = 1024
+    dropout_rate: DropoutRate = 0.1
+    max_items: Size = 20
+    history: Literal["codes", "items"] = CODES
+    decoder_reads: Literal["all_items", "last_item"] | None = None
+    item_loss: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        at_least_one(self, "num_layers", "d_model", "num_heads", "d_kv", "d_ff", "max_items")
-        at_most(self, LARGEST_SIZE, "d_model", "num_heads", "d_kv", "d_ff", "max_items")
-        at_most(self, MOST_LAYERS, "num_layers")
-        if not 1 <= self.decoder_layers <= self.num_layers:
+        if self.decoder_layers > self.num_layers:
             raise ValueError(
-                f"num_decoder_layers must be between 1 and num_layers, {self.num_layers}, or null, got "
-                f"{self.num_decoder_layers}"
+                f"num_decoder_layers must be at most num_layers={self.num_layers}, got {self.num_decoder_layers}"
             )
-        if not 0 <= self.dropout_rate <= 0.99:
-            raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
-        if self.history not in HISTORIES:
-            raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
-        if self.decoder_reads not in (None, *DECODER_READS):
-            raise ValueError(
-                f"decoder_reads must be one of {', '.join(DECODER_READS)} or null, got {self.decoder_reads!r}"
-            )
-        not_negative(self, "item_loss")
         if self.item_loss and self.history != ITEMS:
             raise ValueError("item_loss needs history=items; give generator.item_loss=0")
 
