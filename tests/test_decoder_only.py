@@ -13,12 +13,13 @@ import torch
 from torch.nn import functional
 from transformers import GPT2LMHeadModel
 
+from tests.oracles import score_catalogue
 from tests.test_beam_search import catalogue, random_histories
 from tests.test_train import STRIDE, TRAINING, made_of, weights
 from tests.tiny_run import build_run
 from tigerrec import artifacts, stack_gpt2
 from tigerrec.batches import NO_ITEM, Batch, padded
-from tigerrec.beam_search import Searcher, score_catalogue
+from tigerrec.beam_search import Searcher
 from tigerrec.benchmark.sides import allowed_next
 from tigerrec.config import ConfigError, compose
 from tigerrec.decoder_only import DecoderOnly

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tigerrec.history_model import HistoryModel
 
 logger = logging.getLogger(__name__)
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS, KEPT_CANDIDATES = 2, 3
 
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))
@@ -167,19 +167,18 @@ class Checkpoints:
                 moments.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
-    def save(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint and forget all but the last two; all processes go on once it is there."""
-        self.state = state
-        distributed.agreed(lambda: self._write(state, model, optimizer))
+        distributed.agreed(lambda: self._write(model, optimizer))
 
-    def _write(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
+    def _write(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         tensors = _weights(model, "model.")
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in moments.items()}
-        path = self.folder / f"step-{state.step}.safetensors"
+        path = self.folder / f"step-{self.state.step}.safetensors"
         with artifacts.atomic(path) as temporary:
             save_file(tensors, temporary)
-        record = {"sha256": artifacts.sha256_file(path), "state": asdict(state), "identity": self.identity}
+        record = {"sha256": artifacts.sha256_file(path), "state": asdict(self.state), "identity": self.identity}
         artifacts.write_json(path.with_suffix(".json"), {"digest": _digest(record)} | record)
         for old in self._records()[KEPT_CHECKPOINTS:]:
             old.unlink()
@@ -191,9 +190,9 @@ class Checkpoints:
             if tensors_file.name not in needed:
                 tensors_file.unlink()
 
-    def log(self, state: RunState, line: dict[str, Any]) -> None:
+    def log(self, line: dict[str, Any]) -> None:
         """Add a line of `training.jsonl`."""
-        state.log.append(line)
+        self.state.log.append(line)
         if self.writer is not None:
             try:
                 for name, value in line.items():
@@ -203,11 +202,12 @@ class Checkpoints:
             except OSError as error:
                 raise write_failure(Path(self.writer.log_dir), error) from error
 
-    def consider(self, state: RunState, model: HistoryModel, score: float, keep: int) -> None:
+    def consider(self, model: HistoryModel, score: float) -> None:
         """Keep the weights as a candidate if they are among the best so far; of equal scores the earlier is better."""
+        state = self.state
         best = max((candidate["score"] for candidate in state.candidates), default=-1.0)
         state.validations_since_best = 0 if score > best else state.validations_since_best + 1
-        if len(state.candidates) == keep and score <= state.candidates[-1]["score"]:
+        if len(state.candidates) == KEPT_CANDIDATES and score <= state.candidates[-1]["score"]:
             return
         path = self.folder / f"candidate-{state.step}.safetensors"
 
@@ -218,7 +218,7 @@ class Checkpoints:
 
         candidate = {"step": state.step, "score": score, "file": path.name, "sha256": distributed.agreed(write)}
         best_first = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))
-        state.candidates = best_first[:keep]
+        state.candidates = best_first[:KEPT_CANDIDATES]
 
     def load_candidate(self, candidate: dict[str, Any], model: HistoryModel) -> None:
         """Load a candidate's weights into the model."""

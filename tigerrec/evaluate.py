@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tigerrec import artifacts, distributed, shards
+from tigerrec.baselines import Rank
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.config import AtLeastOne, Device, Precision, options
 from tigerrec.histories import Histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
-from tigerrec.semantic_ids import SemanticIds, group_codes
+from tigerrec.semantic_ids import group_codes
 from tigerrec.train import environment, load_inputs
+
+if TYPE_CHECKING:
+    from tigerrec.beam_search import Searcher
 
 logger = logging.getLogger(__name__)
 
 POPULARITY = "popularity"
 SEEN = ("kept", "masked")
 SHARD_USERS = 2048
-
-RankFunction = Callable[[Sequence[np.ndarray], bool, str], tuple[np.ndarray, np.ndarray]]
-"""(histories, mask_seen, progress label) → items int32 (n, k) and scores float32 (n, k)."""
 
 
 @options
@@ -103,53 +104,55 @@ def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int)
             raise RuntimeError(f"a list of {ranking.model}, seen {ranking.seen}, holds {fault}")
 
 
-def rank_in_shards(
-    rank: RankFunction, histories: Sequence[np.ndarray], seen: str, folder: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """All users' lists, ranked in shards of fixed size; those that an interrupted run left are not ranked again."""
-    starts = range(0, len(histories), SHARD_USERS)
+def in_shards(searcher: Searcher, config: EvaluateConfig, folder: Path) -> Rank:
+    """The search in shards of fixed size; those that an interrupted run left in the folder are not ranked again."""
 
-    def ranked(number: int) -> dict[str, np.ndarray]:
-        some = histories[starts[number] : starts[number] + SHARD_USERS]
-        items, scores = rank(some, seen == "masked", f"search, seen {seen}, {number + 1}/{len(starts)}")
-        return {"items": items, "scores": scores}
+    def rank(histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        seen, starts = SEEN[mask_seen], range(0, len(histories), SHARD_USERS)
 
-    pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
-    if computed < len(pieces):
-        logger.info("took %d of %d shards, seen %s, from a stopped run", len(pieces) - computed, len(pieces), seen)
-    return np.concatenate([piece["items"] for piece in pieces]), np.concatenate([piece["scores"] for piece in pieces])
+        def ranked(number: int) -> dict[str, np.ndarray]:
+            items, scores = searcher.rank(
+                histories[starts[number] : starts[number] + SHARD_USERS],
+                k=k,
+                mask_seen=mask_seen,
+                beam_size=config.beam_size,
+                batch_tokens=config.batch_tokens,
+                progress=f"search, seen {seen}, {number + 1}/{len(starts)}",
+            )
+            return {"items": items, "scores": scores}
+
+        pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
+        if computed < len(pieces):
+            logger.info("took %d of %d shards, seen %s, from a stopped run", len(pieces) - computed, len(pieces), seen)
+        items, scores = (np.concatenate([piece[name] for piece in pieces]) for name in ("items", "scores"))
+        return items, scores
+
+    return rank
 
 
-def rank_all(
-    model: str,
-    rank: RankFunction,
-    training: Sequence[np.ndarray],
-    n_items: int,
-    histories: Sequence[np.ndarray],
-    k: int,
-    folder: Path,
-) -> list[Ranking]:
-    """The checked lists of the generator and of popularity, seen items kept and masked."""
+def rank_all(model: str, rank: Rank, histories: Sequence[np.ndarray], k: int, n_items: int) -> list[Ranking]:
+    """The checked lists of a recommender for all users, seen items kept and masked."""
     rankings = []
     for seen in SEEN:
         started = time.perf_counter()
-        rankings.append(Ranking(model, seen, *rank_in_shards(rank, histories, seen, folder)))
-        logger.info("ranked %s users, seen %s, in %.1f s", f"{len(histories):,}", seen, time.perf_counter() - started)
-    popularity = Popularity().fit(training, n_items)
-    rankings += [
-        Ranking(POPULARITY, seen, *popularity.rank(histories, k=k, mask_seen=seen == "masked")) for seen in SEEN
-    ]
-    for ranking in rankings:
-        check_lists(ranking, histories, n_items)
-    distinct = {
-        ranking.model: len(np.unique(ranking.items[:, :10])) for ranking in rankings if ranking.seen == "masked"
-    }
-    logger.info("%s recommends %s different items in all top 10 lists, seen masked", model, f"{distinct[model]:,}")
-    if distinct[model] <= distinct[POPULARITY] < n_items:
-        logger.warning(
-            "%s recommends no more different items than popularity: it may ignore the histories; train it longer", model
-        )
+        rankings.append(Ranking(model, seen, *rank(histories, k=k, mask_seen=seen == "masked")))
+        check_lists(rankings[-1], histories, n_items)
+        seconds = time.perf_counter() - started
+        logger.info("%s ranked for %s users, seen %s, in %.1f s", model, f"{len(histories):,}", seen, seconds)
     return rankings
+
+
+def check_diversity(generator: Ranking, popularity: Ranking, n_items: int) -> None:
+    """Warn of a generator that recommends the same to everyone."""
+    n_generated, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
+    logger.info(
+        "%s recommends %s different items in all top 10 lists, seen masked", generator.model, f"{n_generated:,}"
+    )
+    if n_generated <= n_popular < n_items:
+        logger.warning(
+            "%s recommends no more different items than popularity: it may ignore the histories; train it longer",
+            generator.model,
+        )
 
 
 def _labels(names: Sequence[str], numbers: np.ndarray) -> Any:
@@ -227,35 +230,8 @@ def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> Non
     """Warn of users whose target is in their history: where seen items are masked it cannot be hit."""
     repeats = sum(int(target in history) for history, target in zip(histories, targets, strict=True))
     if repeats:
-        logger.warning(
-            "%s of %s targets are in their user's history: rows with seen=masked cannot hit them",
-            f"{repeats:,}",
-            f"{len(targets):,}",
-        )
-
-
-def _generator(
-    trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig
-) -> tuple[RankFunction, dict[str, Any]]:
-    """The trained generator as a function that ranks, and what it runs under."""
-    from tigerrec.beam_search import Searcher
-    from tigerrec.generator import load_generator
-    from tigerrec.precision import resolve_device
-
-    device = resolve_device(config.device)
-    searcher = Searcher.of(load_generator(trained, semantic_ids).to(device), config.precision, popularity)
-
-    def rank(histories: Sequence[np.ndarray], mask_seen: bool, progress: str) -> tuple[np.ndarray, np.ndarray]:
-        return searcher.rank(
-            histories,
-            k=config.k,
-            beam_size=config.beam_size,
-            mask_seen=mask_seen,
-            batch_tokens=config.batch_tokens,
-            progress=progress,
-        )
-
-    return rank, environment(device, config.precision)
+        share = f"{repeats:,} of {len(targets):,}"
+        logger.warning("%s targets are in their user's history: rows with seen=masked cannot hit them", share)
 
 
 def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateConfig, out: Path) -> Path:
@@ -265,26 +241,32 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     Raises:
         ArtifactError: an input is missing, damaged, or was not made from the others.
     """
+    from tigerrec.beam_search import Searcher
+    from tigerrec.generator import load_generator
+    from tigerrec.precision import resolve_device
+
     inputs = {"prepare": prepared, "tokenize": tokenized, "train": trained}
     manifest = artifacts.open_stage(trained, "train")
     histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         artifacts.check_made_from(trained, manifest, name, inputs[name])
     known, targets = known_and_targets(histories, config.split)
-    training = [training_part(histories[user]) for user in range(len(histories))]
-    logger.info(
-        "read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained
-    )
+    n_items = histories.n_items
+    logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{n_items:,}", trained)
     warn_of_repeats(known, targets)
     started = time.perf_counter()
-    rank, runs_under = _generator(trained, semantic_ids, training_counts(histories), config)
-    contents = {
-        name: [record["fingerprint"], record["content"]] for name, record in artifacts.input_records(inputs).items()
-    }
-    folder = distributed.agreed(
-        lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, runs_under])
-    )
-    rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, folder)
+    device = resolve_device(config.device)
+    model = load_generator(trained, semantic_ids).to(device)
+    searcher = Searcher.of(model, config.precision, training_counts(histories))
+    runs_under = environment(device, config.precision)
+    records = artifacts.input_records(inputs)
+    contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
+    identity = [artifacts.describe(config), SHARD_USERS, contents, runs_under]
+    folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", identity))
+    rankings = rank_all(config.model, in_shards(searcher, config, folder), known, config.k, n_items)
+    training = [training_part(histories[user]) for user in range(len(histories))]
+    rankings += rank_all(POPULARITY, Popularity().fit(training, n_items).rank, known, config.k, n_items)
+    check_diversity(rankings[1], rankings[3], n_items)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
 
     def write() -> list[dict[str, Any]]:

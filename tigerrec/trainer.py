@@ -30,7 +30,6 @@ from tigerrec.signals import Interrupted, stop_signals
 from tigerrec.train import TrainConfig, Training
 
 logger = logging.getLogger(__name__)
-KEPT_CANDIDATES = 3
 STEPS_BETWEEN_RELEASES = 30
 
 
@@ -186,7 +185,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
         """Add a line to the log, with the seconds since the run began, pauses left out."""
         state.seconds = round(seconds_before + time.perf_counter() - started, 3)
         epoch = round(state.step / trainer.steps_per_epoch, 4)
-        checkpoints.log(state, {"step": state.step, "epoch": epoch, **figures, "seconds": state.seconds})
+        checkpoints.log({"step": state.step, "epoch": epoch, **figures, "seconds": state.seconds})
 
     with (
         stop_signals() as stop,
@@ -213,11 +212,11 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
                 log({"users": len(users), **scores})
                 told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 logger.info("epoch %d of %d: %s", epoch, training.epochs, told)
-                checkpoints.consider(state, trainer.model, scores["validation_ndcg@10"], KEPT_CANDIDATES)
+                checkpoints.consider(trainer.model, scores["validation_ndcg@10"])
                 stopping = distributed.anywhere(stop.received is not None)
                 state.finished = bool(training.patience) and state.validations_since_best >= training.patience
             if due:
-                checkpoints.save(state, trainer.model, trainer.optimizer)
+                checkpoints.save(trainer.model, trainer.optimizer)
             if stopping:
                 raise Interrupted(stop.received or signal.SIGTERM, checkpoints.folder.parent)
 
@@ -233,7 +232,7 @@ def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> 
         for candidate in state.candidates:
             checkpoints.load_candidate(candidate, trainer.model)
             scores.append(validate(trainer.model, histories, users, training))
-            checkpoints.log(state, {"step": candidate["step"], "selection": True, "users": len(users), **scores[-1]})
+            checkpoints.log({"step": candidate["step"], "selection": True, "users": len(users), **scores[-1]})
     best = max(range(len(scores)), key=lambda number: scores[number]["validation_ndcg@10"])
     checkpoints.load_candidate(state.candidates[best], trainer.model)
     return {"step": state.candidates[best]["step"], **scores[best]}

@@ -157,12 +157,7 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
     fitting_seconds = round(time.perf_counter() - started, 3)
     known, targets = evaluate.known_and_targets(histories, config.split)
     evaluate.warn_of_repeats(known, targets)
-    rankings = [
-        evaluate.Ranking(config.model, seen, *fitted.rank(known, k=config.k, mask_seen=seen == "masked"))
-        for seen in evaluate.SEEN
-    ]
-    for ranking in rankings:
-        evaluate.check_lists(ranking, known, histories.n_items)
+    rankings = evaluate.rank_all(config.model, fitted.rank, known, config.k, histories.n_items)
     with artifacts.writing(out, "baseline", config, inputs, started=started) as files:
         rows = evaluate.write_rankings(files, rankings, targets, config.split)
         files.provenance |= fitted.facts | {

@@ -1,8 +1,7 @@
 """The arithmetic of an epoch and of a search: every matrix product, over what is really read, without any padding.
 
 Counted are floating-point operations, two for a multiplication and its addition. Positions may be numbers or integer
-arrays,
-one entry a history.
+arrays, one entry a history.
 """
 
 from __future__ import annotations
@@ -52,9 +51,8 @@ class Sizes:
 def encoder(sizes: Sizes, positions: Any) -> Any:
     """Operations by which the encoder reads a history, each position seeing each."""
     generator, width = sizes.generator, sizes.heads_width
-    layer = (
-        positions * (4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * positions**2 * width
-    )
+    products = 4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff
+    layer = positions * products + 2 * positions**2 * width
     inputs = positions * sizes.n_levels * generator.d_model**2 if generator.history == ITEMS else 0
     return 2 * (generator.num_layers * layer + inputs)
 
@@ -88,12 +86,10 @@ def epoch(sizes: Sizes, examples: Examples) -> int:
     else:
         fewest, most = examples.first - examples.start, examples.lengths
         items_read, items_visible = int(most.sum()), int((examples.n_targets * (fewest + most) // 2).sum())
-    tokens = n_targets * sizes.n_levels
+    tokens, cross_pairs = n_targets * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels
     forward = int(encoder(sizes, examples.lengths * sizes.positions_per_item).sum())
     forward += cross_keys(sizes, items_read * sizes.positions_per_item)
-    forward += decoder(
-        sizes, tokens, tokens * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels
-    )
+    forward += decoder(sizes, tokens, tokens * sizes.n_levels, cross_pairs)
     if sizes.generator.item_loss:
         forward += 2 * n_targets * sizes.generator.d_model * len(np.unique(examples.items))
     return 3 * forward
