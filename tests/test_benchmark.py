@@ -265,7 +265,7 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
     ("option", "text"),
     [
         ("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "),
-        ("train.epochs=0", "train: epochs must be"),
+        ("train.epochs=0", "train.epochs must be at least 1, got 0"),
     ],
 )
 def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
