@@ -308,7 +308,7 @@ def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_l
     ("option", "message"),
     [
         ("audit.checks=[seen,nothing]", r"audit: checks=nothing is no check; allowed: leakage, ties"),
-        ("audit.users=0", "audit: users must be at least 1"),
+        ("audit.users=0", "audit.users must be at least 1"),
         ("+audit.more=1", r"audit\.more is not an option; allowed: checks, folder, users"),
         ("evaluate.split=validation", r"evaluate\.split must be test"),
     ],

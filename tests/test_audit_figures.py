@@ -37,9 +37,9 @@ from tigerrec.audit.variants import (
     write_variant,
 )
 from tigerrec.beam_search import Searcher
-from tigerrec.generator import T5
 from tigerrec.histories import load_histories, split, training_part
 from tigerrec.metrics import gains, metrics
+from tigerrec.models.t5 import T5
 from tigerrec.semantic_ids import SemanticIds, TokenLayout
 from tigerrec.trie import build_trie
 

@@ -395,7 +395,7 @@ def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
             ["baseline=item_knn", "+baseline.neighbors=[3,4]"],
             r"baseline\.neighbors is not an option; allowed: name, neighbours, ",
         ),
-        (["baseline=item_knn", "baseline.recency=[0.5,2.0]"], r"baseline: recency must be in"),
+        (["baseline=item_knn", "baseline.recency=[0.5,2.0]"], r"baseline.recency must be in"),
         (["baseline=item_knn", "baseline.recency=[0.5,much]"], r"baseline\.recency='much' has the wrong type"),
         (["baseline=item_knn", "baseline._target_=[tigerrec.baselines.item_knn.ItemKNN]"], r"baseline\._target_="),
         (["baseline=item_knn", "baseline.recency=[]"], r"baseline\.recency=\[\] holds no value"),

@@ -12,8 +12,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from tigerrec.batches import NO_ITEM, padded
 from tigerrec.beam_search import Searcher, beam_search, score_catalogue
-from tigerrec.generator import T5
-from tigerrec.history_t5 import HistoryT5
+from tigerrec.models.t5 import T5
+from tigerrec.models.t5_model import HistoryT5
 from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, add_suffix
 from tigerrec.trie import build_trie
 

@@ -25,9 +25,9 @@ from tigerrec.benchmark.growth import growth, made_up_items
 from tigerrec.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
 from tigerrec.config import compose
 from tigerrec.dropout import Dropout
-from tigerrec.generator import T5
 from tigerrec.histories import Histories
-from tigerrec.history_t5 import HistoryT5
+from tigerrec.models.t5 import T5
+from tigerrec.models.t5_model import HistoryT5
 from tigerrec.processes import in_own_process
 from tigerrec.train import TrainConfig, Training
 
@@ -265,7 +265,7 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
     ("option", "text"),
     [
         ("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "),
-        ("train.epochs=0", "train: epochs must be"),
+        ("train.epochs=0", "train.epochs must be"),
     ],
 )
 def test_the_script_refuses_in_one_sentence(tmp_path, option, text):

@@ -16,8 +16,8 @@ from tigerrec.config import ConfigError, compose
 from tigerrec.diagnostics import level_usage
 from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.export import export
-from tigerrec.generator import T5
 from tigerrec.histories import load_histories, training_counts
+from tigerrec.models.t5 import T5
 from tigerrec.pipeline import plan
 from tigerrec.recommender import Recommender
 from tigerrec.semantic_ids import SemanticIdError, group_codes, load_semantic_ids

@@ -12,7 +12,7 @@ import pytest
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, artifacts
 from tigerrec.compare_runs import plot_validation, read_runs, training_table
-from tigerrec.generator import T5
+from tigerrec.models.t5 import T5
 from tigerrec.train import TrainConfig, Training, train
 
 ROOT = Path(__file__).parent.parent

@@ -21,12 +21,12 @@ from tigerrec.batches import NO_ITEM, Batch, padded
 from tigerrec.beam_search import Searcher, score_catalogue
 from tigerrec.benchmark.sides import allowed_next
 from tigerrec.config import ConfigError, compose
-from tigerrec.decoder_only import DecoderOnly
 from tigerrec.dropout import Dropout
 from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.generator import load_generator, save_generator
 from tigerrec.histories import load_histories
-from tigerrec.history_gpt2 import HistoryGPT2
+from tigerrec.models.gpt2 import DecoderOnly
+from tigerrec.models.gpt2_model import HistoryGPT2
+from tigerrec.models.loading import load_generator, save_generator
 from tigerrec.pipeline import plan
 from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.train import TrainConfig, Training, train
@@ -303,7 +303,7 @@ def test_a_gpt2_that_is_not_ours_is_refused(tmp_path):
     [
         (["generator.d_model=30"], "d_model must be a multiple of num_heads=4, got 30"),
         (["generator.d_kv=8"], "d_kv must be d_model / num_heads, 16, or null, got 8"),
-        (["generator.dropout_rate=1.5"], "dropout_rate must be between 0 and 0.99"),
+        (["generator.dropout_rate=1.5"], "dropout_rate must be at most 0.99"),
         (["generator.num_layers=0"], "num_layers must be at least 1"),
         (["generator.max_items=5"], "stride must be at most the generator's max_items=5, got 10"),
     ],

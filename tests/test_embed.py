@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 
 from tigerrec import artifacts, config
 from tigerrec.embed import Embedder, EmbedError, embed, encoder, load_embeddings
-from tigerrec.embed.encoder import MINILM, SentenceTransformerEmbedder, find_model, weight_files
 from tigerrec.embed.hashed import Hashed
 from tigerrec.embed.precomputed import Precomputed
+from tigerrec.embed.sentence_transformer import MINILM, SentenceTransformerEmbedder, find_model, weight_files
 
 IDS = [f"00{number:03d}X" for number in range(11)]
 TEXTS = [f"Brand {number % 3}. Title {number}. Beauty > Hair Care" for number in range(11)]

@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from tests import crashes, kill_and_resume, tiny_shop
-from tests.test_amazon import METADATA, REVIEWS, Shop, review, shop, write
+from tests.test_amazon import METADATA, REVIEWS, Shop, review, write
 from tests.tiny_shop import FOLDERS, N_ITEMS, TRAINED, contents
 from tigerrec import TigerrecError, artifacts, files, pipeline, provenance
 from tigerrec.amazon import AmazonReviews
@@ -799,8 +799,8 @@ def test_18_an_encoder_that_is_not_there_names_three_remedies(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tigerrec.embed.encoder._packaged", lambda: None)
-    monkeypatch.setattr("tigerrec.embed.encoder._cached", lambda model: None)
+    monkeypatch.setattr("tigerrec.embed.sentence_transformer._packaged", lambda: None)
+    monkeypatch.setattr("tigerrec.embed.sentence_transformer._cached", lambda model: None)
     with pytest.raises(
         EmbedError,
         match=r"is not on this machine .*pip install "

@@ -192,7 +192,7 @@ def test_each_way_to_say_other_parts_that_the_yaml_names():
         ),
         (
             ["embedder.parts.text.max_length=0"],
-            r"embedder.parts.text: max_length must be at least 1 token or null, got 0",
+            r"embedder.parts.text.max_length must be at least 1 token or null, got 0",
         ),
         (
             ["embedder.parts.text.name=a/b"],

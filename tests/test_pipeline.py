@@ -218,7 +218,7 @@ def test_overwrite_rebuilds_a_stage_and_those_below_it(here, copy):
         here(copy, "overwrite=train", name="embed")
     )
     text = refused(here(copy, "overwrite=tokenize", "tokenizer.levels=1", "until=train", "train.epochs=0"))
-    assert text == "Error: train: epochs must be at least 1, got 0."
+    assert text == "Error: train.epochs must be at least 1, got 0."
     assert manifests(copy) == after
 
 
@@ -285,7 +285,7 @@ def test_fused_vectors_are_one_command_and_their_parts_are_shared(here, fused):
     assert set(before) == {".", "hashed", "collaborative", "fusion", "fusion/random-seed0"}
     inputs = json.loads((fused / "sample/fusion/manifest.json").read_bytes())["inputs"]
     assert set(inputs) == {"prepare", "text", "collaborative"}
-    assert inputs["text"]["config"]["_target_"] == "tigerrec.embed.hashed.Hashed"
+    assert inputs["text"]["config"]["family"] == "hashed"
     assert succeeded(here(fused, *FUSED, name="tokenize_items")) == fused / "sample/fusion/random-seed0"
     assert succeeded(here(fused, *FUSED, name="embed")) == fused / "sample/fusion"
     assert succeeded(here(fused, name="embed")) == fused / "sample/hashed"
@@ -421,15 +421,15 @@ def test_other_raw_files_are_noticed(here, tmp_path):
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
         (["train.epoch=5"], "train.epoch is not an option; allowed: batch_targets, beam_size, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
-        (["evaluate.beam_size=5"], "evaluate: beam_size must be at least k=20, got 5."),
-        (["tokenizer._target_=os.system"], "tokenizer._target_='os.system' is not a dataclass of tigerrec"),
+        (["evaluate.beam_size=5"], "evaluate.beam_size must be at least k=20, got 5."),
+        (["tokenizer.family=os.system"], "tokenizer.family='os.system' is unknown; allowed: fsq, hkmeans, "),
         (
             ["tokenizer.name=../../etc"],
             "tokenizer.name='../../etc' must be a folder name; give `tokenizer.name=<name>`.",
         ),
         (["train.epochs=${nothing}"], "train cannot be read: Interpolation key 'nothing' not found."),
         (["-m", "tokenizer=nothing,random"], "tokenizer=nothing is not a choice; allowed: "),
-        (["-m", "train.epochs=0,1"], "train: epochs must be at least 1, got 0."),
+        (["-m", "train.epochs=0,1"], "train.epochs must be at least 1, got 0."),
         (["dataset=tables"], "dataset"),
     ],
 )

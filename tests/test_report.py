@@ -20,8 +20,8 @@ from tests import tiny_run
 from tests.tiny_run import build_embedded_run
 from tigerrec import TigerrecError, artifacts
 from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.generator import T5
 from tigerrec.histories import load_histories, split
+from tigerrec.models.t5 import T5
 from tigerrec.report import report_run, report_table
 from tigerrec.report.charts import Axis, Interval, Series, intervals, lines, sorted_bars
 from tigerrec.report.markup import Html, element

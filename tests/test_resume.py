@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train import CONFIG, TRAINING, folders, run, weights
+from tests.test_train import run, weights
 from tigerrec import artifacts
 
 SCRIPT = """

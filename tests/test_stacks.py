@@ -10,7 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from tigerrec import stacks
 from tigerrec.batches import Batch
 from tigerrec.dropout import Dropout
-from tigerrec.generator import T5
+from tigerrec.models.t5 import T5
 from tigerrec.semantic_ids import SemanticIds, TokenLayout
 
 

@@ -19,8 +19,9 @@ from tigerrec import TigerrecError, artifacts
 from tigerrec.batches import Batch
 from tigerrec.beam_search import Searcher
 from tigerrec.dropout import Dropout
-from tigerrec.generator import T5, load_generator
 from tigerrec.histories import Histories, load_histories, training_part
+from tigerrec.models.loading import load_generator
+from tigerrec.models.t5 import T5
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.train import TrainConfig, Training, train
 from tigerrec.trainer import Trainer
@@ -367,5 +368,5 @@ def test_what_the_decoder_reads_follows_the_mask_unless_told(folders, mask, read
 
 
 def test_an_unknown_reading_of_the_decoder_is_refused():
-    with pytest.raises(ValueError, match="decoder_reads must be one of all_items, last_item or null"):
+    with pytest.raises(ValueError, match="decoder_reads must be .all_items. or .last_item."):
         dataclasses.replace(MODEL, decoder_reads="first_item")

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from tigerrec import artifacts
-from tigerrec.decoder_only import DecoderOnly
 from tigerrec.embed import embed
 from tigerrec.embed.hashed import Hashed
-from tigerrec.generator import T5, save_generator
+from tigerrec.models.gpt2 import DecoderOnly
+from tigerrec.models.loading import save_generator
+from tigerrec.models.t5 import T5
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, add_suffix, load_semantic_ids
 from tigerrec.tokenizers import TokenizeConfig, tokenize
 from tigerrec.tokenizers.rkmeans import ResidualKMeans

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -79,6 +79,8 @@ class AmazonReviews:
         max_dropped: the largest share of unreadable lines that is put up with.
         expected: users, items and interactions of the known release; other counts are warned of.
     """
+
+    family: ClassVar[str] = "amazon"
 
     raw_dir: Path = not_identity()
     interactions: str = not_identity()

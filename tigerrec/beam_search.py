@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tigerrec.batches import NO_ITEM, length_sorted_batches, padded
-from tigerrec.history_model import Decoder, HistoryModel
+from tigerrec.models.base import Decoder, HistoryModel
 from tigerrec.precision import product_type
 from tigerrec.semantic_ids import PAD
 from tigerrec.trie import Trie, build_trie

@@ -17,7 +17,7 @@ from tigerrec.files import not_writable, remove_temporaries, sha256_text, write_
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from tigerrec.history_model import HistoryModel
+    from tigerrec.models.base import HistoryModel
 
 logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2

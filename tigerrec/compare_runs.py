@@ -97,7 +97,7 @@ def training_table(runs: Sequence[TrainedRun]) -> str:
     differing = [
         name
         for name in names
-        if not name.endswith("_target_") and len({repr(run.settings.get(name)) for run in runs}) > 1
+        if not name.endswith("family") and len({repr(run.settings.get(name)) for run in runs}) > 1
     ]
     rows = []
     for run in sorted(runs, key=lambda run: -run.validated["NDCG@10"]):

@@ -244,7 +244,7 @@ def _generator(
     import transformers
 
     from tigerrec.beam_search import Searcher
-    from tigerrec.generator import load_generator
+    from tigerrec.models.loading import load_generator
     from tigerrec.precision import resolve_device, resolve_precision
 
     device = resolve_device(config.device)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import artifacts, markdown
-from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES, load_generator
 from tigerrec.histories import load_histories, read_items, read_stats, training_counts
+from tigerrec.models.base import BIDIRECTIONAL
+from tigerrec.models.loading import load_generator
+from tigerrec.models.t5 import ALL_ITEMS, CODES
 from tigerrec.recommender import EXPORT, POPULARITY, check_run, upstream_folders
 from tigerrec.semantic_ids import load_semantic_ids
 from tigerrec.tokenizers import load_tokenizer
@@ -181,7 +183,7 @@ def _how_to_generate(config: dict[str, Any]) -> str:
 def _data_note(dataset: str, config: dict[str, Any]) -> str:
     if dataset == "sample":
         return SAMPLE
-    return AMAZON if str(config.get("_target_", "")).startswith("tigerrec.amazon.") else OWN_DATA
+    return AMAZON if config.get("family") == "amazon" else OWN_DATA
 
 
 def _results(evaluations: list[Path]) -> str:

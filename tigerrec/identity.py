@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tigerrec.config import FAMILY
 from tigerrec.files import sha256_text
 
 SCHEMA = 1
 LONG = 100
+OLD_KEY = "_target_"
 
 
 def not_identity(**kwargs: Any) -> Any:
@@ -20,15 +22,44 @@ def not_identity(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"identity": False}, **kwargs)
 
 
+OLD_NAMES: dict[str, str | None] = {
+    "tigerrec.amazon.AmazonReviews": "amazon",
+    "tigerrec.tables.TablesDataset": "tables",
+    "tigerrec.embed.encoder.SentenceTransformerEmbedder": "sentence_transformer",
+    "tigerrec.generator.T5": "t5",
+    "tigerrec.decoder_only.DecoderOnly": "gpt2",
+    "tigerrec.tokenizers.estimators.StraightThrough": "straight_through",
+    "tigerrec.tokenizers.estimators.Rotation": "rotation",
+    "tigerrec.tokenizers.estimators.Reflection": "reflection",
+    "tigerrec.tokenizers.estimators.Gumbel": "gumbel",
+    "tigerrec.tokenizers.learned_codebooks.Gradient": "gradient",
+    "tigerrec.tokenizers.learned_codebooks.MovingAverage": "moving_average",
+    "tigerrec.tokenizers.learned_codebooks.SimVQ": "simvq",
+    "tigerrec.tokenizers.assignments.Nearest": "nearest",
+    "tigerrec.tokenizers.assignments.Sinkhorn": "sinkhorn",
+    "tigerrec.tokenizers.objectives.Reconstruction": "reconstruction",
+    "tigerrec.tokenizers.objectives.Contrast": "contrast",
+    "tigerrec.tokenizers.objectives.Letter": "letter",
+    "tigerrec.tokenizers.TokenizeConfig": None,
+    "tigerrec.train.TrainConfig": None,
+    "tigerrec.train.Training": None,
+    "tigerrec.evaluate.EvaluateConfig": None,
+    "tigerrec.baselines.stage.TuneConfig": None,
+    "tigerrec.baselines.stage.BaselineConfig": None,
+}
+"""What version 0.1 recorded of a part, its import path, to its family; None for what has none. Of others the family is
+the name of the module."""
+
+
 def describe(value: Any) -> Any:
-    """The JSON form of a configuration: dataclasses with their class path, without the fields outside identity."""
+    """The JSON form of a configuration: dataclasses with their family's name, without the fields outside identity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
+        family = {FAMILY: getattr(value, FAMILY)} if hasattr(value, FAMILY) else {}
+        return family | {
             field.name: describe(getattr(value, field.name))
             for field in dataclasses.fields(value)
             if field.metadata.get("identity", True)
         }
-        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -36,6 +67,16 @@ def describe(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def with_families(recorded: Any) -> Any:
+    """A recorded configuration with the import paths of version 0.1 replaced by the names of families."""
+    if isinstance(recorded, dict):
+        named = {key: with_families(value) for key, value in recorded.items() if key != OLD_KEY}
+        path = str(recorded.get(OLD_KEY, ""))
+        family = OLD_NAMES.get(path, path.rpartition(".")[0].rpartition(".")[2] or None)
+        return ({FAMILY: family} if OLD_KEY in recorded and family else {}) | named
+    return [with_families(value) for value in recorded] if isinstance(recorded, list) else recorded
 
 
 def canonical_json(value: Any) -> str:

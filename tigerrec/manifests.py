@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tigerrec.files import ArtifactError
-from tigerrec.identity import SCHEMA, content_digest, fingerprint
+from tigerrec.identity import SCHEMA, content_digest, fingerprint, with_families
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
@@ -119,4 +119,5 @@ def read_manifest(folder: Path) -> Manifest | None:
         fault = "is not valid JSON"
     if fault:
         raise DamagedError(f"{path} {fault}; delete it and run the stage again.")
-    return Manifest(**{field.name: data[field.name] for field in dataclasses.fields(Manifest)})
+    named = data | {"config": with_families(data["config"]), "inputs": with_families(data["inputs"])}
+    return Manifest(**{field.name: named[field.name] for field in dataclasses.fields(Manifest)})

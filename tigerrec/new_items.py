@@ -13,10 +13,11 @@ import numpy as np
 
 from tigerrec import TigerrecError, artifacts, config
 from tigerrec.collisions import COLLISION_POLICIES
-from tigerrec.embed import EmbedsTexts, checked, few
+from tigerrec.embed import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.export import EMBEDDER, check_free, write_export
 from tigerrec.histories import read_items
+from tigerrec.identity import with_families
 from tigerrec.prepare import item_text
 from tigerrec.raw import Tally, Unreadable, clean, make_item
 from tigerrec.recommender import EXPORT, POPULARITY, check_run, read_popularity
@@ -140,7 +141,7 @@ def recorded_embedder(folder: Path) -> EmbedsTexts:
     facts = artifacts.read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
     if "${" in str(facts["config"]):
         raise NewItemsError(f"{folder / EMBEDDER} holds no plain settings; {GIVE_VECTORS}.")
-    embedder = config.build(facts["config"], str(folder / EMBEDDER))
+    embedder = config.build(with_families(facts["config"]), str(folder / EMBEDDER), Embedder)
     if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
         raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
     if {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()} != facts["sources"]:

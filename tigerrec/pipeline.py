@@ -20,9 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tigerrec import TigerrecError, artifacts, distributed, files
 from tigerrec.config import ConfigError, build, build_choice, composition_fault
-from tigerrec.embed import needed_parts
+from tigerrec.embed import Embedder, needed_parts
+from tigerrec.evaluate import EvaluateConfig
+from tigerrec.models.base import Generator
+from tigerrec.prepare import Dataset
 from tigerrec.reading import first_line
 from tigerrec.signals import Interrupted
+from tigerrec.tokenizers import TokenizeConfig, Tokenizer
+from tigerrec.train import TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +164,7 @@ def checked_seed(values: Mapping[str, Any], where: str) -> int:
 
 def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], key: str | None = None) -> Path:
     """Plan an embed step behind those of its parts, once for all that read it; returns its folder."""
-    embedder, keys = build_choice(node, where, ("parts",))
+    embedder, keys = build_choice(node, where, Embedder, ("parts",))
     folder = prepared / folder_name(keys, where)
     parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
@@ -210,7 +215,7 @@ def plan_prepare(cfg: DictConfig) -> Step:
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
-    dataset, keys = build_choice(cfg.get("dataset"), "dataset")
+    dataset, keys = build_choice(cfg.get("dataset"), "dataset", Dataset)
     return Step(
         "prepare", "prepare", _runs(cfg) / folder_name(keys, "dataset"), dataset, {}, dataset.present, "dataset.name",
         lambda out: _function("tigerrec.prepare.prepare")(dataset, out),
@@ -224,29 +229,16 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
-    tokenize_keys = ("seed", "collisions", "max_collision")
     prepare = plan_prepare(cfg)
-    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", (*tokenize_keys, "inputs"))
-    generator, generator_keys = build_choice(cfg.get("generator"), "generator", ("seed",))
-    training, train_keys = build_choice(cfg.get("train"), "train")
-    evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate")
-    tokenize_config = build(
-        {
-            "_target_": "tigerrec.tokenizers.TokenizeConfig",
-            "tokenizer": tokenizer,
-            **{key: token_keys[key] for key in tokenize_keys if key in token_keys},
-        },
-        "tokenizer",
-    )
-    train_config = build(
-        {
-            "_target_": "tigerrec.train.TrainConfig",
-            "generator": generator,
-            "training": training,
-            "seed": checked_seed(generator_keys, "generator"),
-        },
-        "train",
-    )
+    tokenize_keys = ("seed", "collisions", "max_collision")
+    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", Tokenizer, (*tokenize_keys, "inputs"))
+    generator, generator_keys = build_choice(cfg.get("generator"), "generator", Generator, ("seed",))
+    training, train_keys = build_choice(cfg.get("train"), "train", Training)
+    evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
+    tokenize_options = {key: token_keys[key] for key in tokenize_keys if key in token_keys}
+    tokenize_config = build({"tokenizer": tokenizer} | tokenize_options, "tokenizer", TokenizeConfig)
+    train_options = {"generator": generator, "training": training, "seed": checked_seed(generator_keys, "generator")}
+    train_config = build(train_options, "train", TrainConfig)
     prepared, steps = prepare.folder, {"prepare": prepare}
     embedded = _plan_embed(cfg.get("embedder"), "embedder", prepared, steps, "embed")
     inputs = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)

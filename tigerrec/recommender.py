@@ -118,7 +118,7 @@ class Recommender:
             ArtifactError: the folder is neither, or something in it is damaged.
         """
         from tigerrec.beam_search import Searcher
-        from tigerrec.generator import load_generator
+        from tigerrec.models.loading import load_generator
         from tigerrec.precision import resolve_device
 
         folder = Path(folder)

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -181,6 +181,8 @@ class TablesDataset:
         min_item_interactions: items with fewer are left out (0: no filter).
         max_dropped: the largest share of unreadable lines that is put up with.
     """
+
+    family: ClassVar[str] = "tables"
 
     interactions: Path | None = not_identity(default=None)
     items: Path | None = not_identity(default=None)

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from tigerrec import artifacts, distributed
 from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
-from tigerrec.generator import BIDIRECTIONAL, ITEM_CAUSAL, Generator
 from tigerrec.histories import Histories, load_histories
 from tigerrec.identity import not_identity
+from tigerrec.models.base import BIDIRECTIONAL, ITEM_CAUSAL, EncoderMask, Generator
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 VALIDATION_K = 10
 PACKED: Final = "packed"
 PREFIX: Final = "prefix"
-ENCODER_MASK = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
+ENCODER_MASK: dict[str, EncoderMask] = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
 
 
 @options
@@ -142,7 +142,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     import transformers
 
     from tigerrec.checkpoints import Checkpoints
-    from tigerrec.generator import save_generator
+    from tigerrec.models.loading import save_generator
     from tigerrec.precision import resolve_device, resolve_precision
     from tigerrec.trainer import Trainer, fit, select
 

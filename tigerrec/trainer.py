@@ -19,9 +19,9 @@ from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints
 from tigerrec.dropout import Dropout
 from tigerrec.histories import Histories, split, training_counts, validation_sample
-from tigerrec.history_model import HistoryModel
 from tigerrec.memory import release_freed_memory
 from tigerrec.metrics import item_ranks
+from tigerrec.models.base import HistoryModel
 from tigerrec.precision import product_type
 from tigerrec.seeds import derived_seed
 from tigerrec.signals import Interrupted, stop_signals

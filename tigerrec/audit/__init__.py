@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, __version__, artifacts, files, pipeline
 from tigerrec.config import ConfigError, build
@@ -232,9 +232,7 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
     Raises:
         TigerrecError: an option is wrong, a stage cannot be used or built, or a check failed.
     """
-    options = build(
-        {"_target_": f"{__name__}.AuditOptions", **OmegaConf.to_container(cfg.audit, resolve=True)}, "audit"
-    )  # type: ignore[dict-item]
+    options = build(cfg.audit, "audit", AuditOptions)
     steps = pipeline.plan(cfg)
     if steps["evaluate"].config.split != "test":
         raise ConfigError("evaluate.split must be test: the checks are of test metrics; leave the option out.")

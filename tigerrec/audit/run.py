@@ -147,7 +147,7 @@ class AuditedRun:
         """The generator of a train stage with a catalogue, on the device and in the precision of the run's
         evaluation."""
         from tigerrec.beam_search import Searcher
-        from tigerrec.generator import load_generator
+        from tigerrec.models.loading import load_generator
         from tigerrec.precision import resolve_device
 
         model = load_generator(trained, semantic_ids).to(resolve_device(self.evaluation.device))

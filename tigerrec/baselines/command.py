@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from tigerrec import pipeline
 from tigerrec.baselines import Baseline
 from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
-from tigerrec.config import NAME, TARGET, ConfigError, build_choice, plain
+from tigerrec.config import FAMILY, NAME, ConfigError, build_choice, plain
+from tigerrec.evaluate import EvaluateConfig
 
 KEYS = ("seed",)
 
@@ -23,7 +24,7 @@ def plan(cfg: DictConfig) -> dict[str, pipeline.Step]:
     """
     prepare = pipeline.plan_prepare(cfg)
     baseline, keys, trials = _trials(cfg.get("baseline"))
-    evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate")
+    evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
     name, seed = pipeline.folder_name(keys, "baseline"), pipeline.checked_seed(keys, "baseline")
     folder, steps = prepare.folder / "baselines", {"prepare": prepare}
     inputs, tuned = {"prepare": prepare.folder}, None
@@ -50,7 +51,7 @@ def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], 
     """
     values = plain(node, "baseline")
     lists = {
-        name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, TARGET, *KEYS)
+        name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, FAMILY, *KEYS)
     }
     for name, found in lists.items():
         if not found:
@@ -58,7 +59,7 @@ def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], 
                 f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: "
                 f"`baseline.{name}=[<value>,…]`."
             )
-    built = [build_choice(values | trial, "baseline", KEYS) for trial in combinations(lists)]
+    built = [build_choice(values | trial, "baseline", Baseline, KEYS) for trial in combinations(lists)]
     baseline, keys = built[0]
     return (
         baseline,

@@ -32,6 +32,8 @@ class ItemKNN:
         recency: the similarities of an item of the history count this factor less with every later item.
     """
 
+    family: ClassVar[str] = "item_knn"
+
     is_random: ClassVar[bool] = False
 
     neighbours: int = 100

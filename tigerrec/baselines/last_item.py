@@ -27,6 +27,8 @@ class LastItem:
     The others are those of `learning.Learning`.
     """
 
+    family: ClassVar[str] = "last_item"
+
     is_random: ClassVar[bool] = True
 
     dim: int = 128

@@ -20,6 +20,8 @@ def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
 class Popularity:
     """Ranks items by their number of training interactions."""
 
+    family: ClassVar[str] = "popularity"
+
     is_random: ClassVar[bool] = False
 
     def fit(

@@ -33,6 +33,8 @@ class SASRec:
     The others are those of `learning.Learning`.
     """
 
+    family: ClassVar[str] = "sasrec"
+
     is_random: ClassVar[bool] = True
 
     loss: str = BINARY

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerrec.generator import ITEMS, LAST_ITEM, T5
+from tigerrec.models.t5 import ITEMS, LAST_ITEM, T5
 
 if TYPE_CHECKING:
     from tigerrec.batches import Examples

@@ -19,9 +19,9 @@ from torch.nn import functional
 from tigerrec.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.beam_search import Searcher
 from tigerrec.benchmark import Setting, operations
-from tigerrec.generator import ALL_ITEMS, CODES
 from tigerrec.histories import Histories, split, training_counts
-from tigerrec.history_t5 import HistoryT5
+from tigerrec.models.t5 import ALL_ITEMS, CODES
+from tigerrec.models.t5_model import HistoryT5
 from tigerrec.precision import product_type, resolve_device, resolve_precision
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import PAD, SemanticIds

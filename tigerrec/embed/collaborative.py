@@ -36,6 +36,8 @@ class Collaborative(ReadsNoFiles):
         normalize: whether vectors have length 1.
     """
 
+    family: ClassVar[str] = "collaborative"
+
     dim: int = 64
     window: int | None = 5
     shift: float = 0.0

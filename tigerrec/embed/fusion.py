@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class Fusion(ReadsNoFiles):
             weight.
         dim: the number of principal components; None: no projection.
     """
+
+    family: ClassVar[str] = "fusion"
 
     weights: dict[str, float]
     dim: int | None = None

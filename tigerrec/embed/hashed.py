@@ -18,6 +18,8 @@ class Hashed(ReadsNoFiles):
     """Signed feature hashing of words and character n-grams (Weinberger et al. 2009, arXiv:0902.2206): no model, for
     tests and offline use."""
 
+    family: ClassVar[str] = "hashed"
+
     dim: int = 256
     ngram: int = 4
 

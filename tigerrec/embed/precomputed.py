@@ -25,6 +25,8 @@ def _existing(path: Path, option: str) -> Path:
 class Precomputed:
     """Vectors from a file of the user's, aligned by item id; ids that are no items are ignored."""
 
+    family: ClassVar[str] = "precomputed"
+
     vectors: str | None = not_identity(default=None)
     ids: str | None = not_identity(default=None)
     id_column: str = "item_id"

@@ -135,8 +135,8 @@ def vectors(run: EvaluatedRun) -> str:
 
 
 def kind(config: dict[str, Any]) -> str | None:
-    """The name of the class that a config node builds."""
-    return str(config["_target_"]).rpartition(".")[2] if "_target_" in config else None
+    """The family of the part that a config node describes."""
+    return config.get("family")
 
 
 def machine(run: EvaluatedRun) -> str:

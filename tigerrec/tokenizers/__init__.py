@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import logging
-import pkgutil
 import sys
 import time
 from collections.abc import Mapping
@@ -17,7 +14,8 @@ import numpy as np
 
 from tigerrec import TigerrecError, artifacts, diagnostics
 from tigerrec.collisions import COLLISION_POLICIES, CodedItems, resolve
-from tigerrec.config import options
+from tigerrec.config import FAMILY, ConfigError, build, options
+from tigerrec.identity import with_families
 from tigerrec.memory import with_peak_mb
 from tigerrec.semantic_ids import MAX_TOKENS, SEMANTIC_IDS, TOKENIZER, SemanticIds
 
@@ -127,22 +125,6 @@ class Tokenized:
     state: State
     ids: SemanticIds
     diagnostics: dict[str, Any]
-
-
-def families() -> dict[str, type]:
-    """The tokenizers of this package by family name."""
-    found: dict[str, type] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and value.__module__ == module.__name__
-                and dataclasses.is_dataclass(value)
-                and hasattr(value, "family")
-            ):
-                found[value.family] = value
-    return found
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
@@ -302,7 +284,7 @@ def _write(files: artifacts.StageFiles, config: TokenizeConfig, result: Tokenize
     facts = {
         "family": config.tokenizer.family,
         "hyper_parameters": {
-            key: value for key, value in artifacts.describe(config.tokenizer).items() if key != "_target_"
+            key: value for key, value in artifacts.describe(config.tokenizer).items() if key != FAMILY
         },
         "seed": config.seed,
         "dim": dim,
@@ -336,47 +318,29 @@ def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
     return tokenizer, state
 
 
-def tokenizer_of(facts: Any, folder: Path) -> Tokenizer:
-    """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code to
-    run.
+def tokenizer_of(record: Any, folder: Path) -> Tokenizer:
+    """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code.
 
     Raises:
         TigerrecError: the family or a hyper-parameter is unknown, or a value has the wrong type.
     """
-    from tigerrec import config
-
-    where, known = folder / TOKENIZER, families()
-    family = facts.get("family") if isinstance(facts, dict) else None
-    if not isinstance(family, str) or family not in known:
-        raise TokenizeError(
-            f"{where} names the tokenizer {family!r}, and this version knows {', '.join(known)}; add "
-            "`overwrite=tokenize` to build it again."
-        )
-    values = facts.get("hyper_parameters")
-    if not isinstance(values, dict) or config.TARGET in values or not _are_plain(values):
-        raise TokenizeError(f"{where} holds no plain hyper-parameters; add `overwrite=tokenize` to build it again.")
-    kind = known[family]
     with artifacts.contract(folder, TOKENIZER):
-        built: Tokenizer = config.build({config.TARGET: f"{kind.__module__}.{kind.__qualname__}", **values}, str(where))
-    return built
-
-
-def _are_plain(values: dict[str, Any]) -> bool:
-    return all(name.isidentifier() and _is_plain(value) for name, value in values.items())
+        values = with_families(record["hyper_parameters"])
+        if not isinstance(values, dict) or FAMILY in values or not _is_plain(values):
+            raise ValueError("it holds no plain hyper-parameters")
+        try:
+            return build({FAMILY: record.get("family"), **values}, "the tokenizer", Tokenizer)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a hyper-parameter is a value of sane size or a part of this package with plain values, and no
-    interpolation."""
-    from tigerrec.config import TARGET
-
+    """Whether a hyper-parameter is a value of sane size, or a part with such values, and holds no interpolation."""
     if isinstance(value, dict):
-        return str(value.get(TARGET)).startswith(f"{__name__}.") and _are_plain(value)
+        return all(str(name).isidentifier() and _is_plain(part) for name, part in value.items())
     if isinstance(value, list):
         return all(_is_plain(part) for part in value)
-    if isinstance(value, int):
-        return abs(value) <= MAX_TOKENS
-    return "${" not in str(value)
+    return abs(value) <= MAX_TOKENS if isinstance(value, int) else "${" not in str(value)
 
 
 def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from tigerrec.config import options
 from tigerrec.ranges import at_least_one
@@ -25,6 +25,8 @@ class Assignment(Protocol):
 class Nearest:
     """The nearest codeword."""
 
+    family: ClassVar[str] = "nearest"
+
     def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
         """The first of the nearest codewords."""
         return distances.argmin(dim=1)
@@ -41,6 +43,8 @@ class Sinkhorn:
             the cheapest even assignment.
         iterations: of Sinkhorn's algorithm.
     """
+
+    family: ClassVar[str] = "sinkhorn"
 
     levels: tuple[int, ...] = (2,)
     epsilon: float = 0.003

@@ -42,6 +42,8 @@ class StraightThrough:
     """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv
     1711.00937)."""
 
+    family: ClassVar[str] = "straight_through"
+
     follows_codes: ClassVar[bool] = True
 
     def quantize(
@@ -55,6 +57,8 @@ class StraightThrough:
 class Rotation:
     """The codeword as the residual rotated and scaled, so that a gradient keeps its angle to the codeword (Fifty et al.
     2024, arXiv 2410.06424, section 4)."""
+
+    family: ClassVar[str] = "rotation"
 
     follows_codes: ClassVar[bool] = True
 
@@ -72,6 +76,8 @@ class Rotation:
 @options
 class Reflection:
     """The codeword as the residual mirrored and scaled: the contrast to `Rotation`, by one Householder reflection."""
+
+    family: ClassVar[str] = "reflection"
 
     follows_codes: ClassVar[bool] = True
 
@@ -99,6 +105,8 @@ class Gumbel:
             residuals and codewords.
         end_temperature: in the last; between them it falls geometrically.
     """
+
+    family: ClassVar[str] = "gumbel"
 
     follows_codes: ClassVar[bool] = False
     start_temperature: float = 0.1

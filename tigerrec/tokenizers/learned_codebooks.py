@@ -54,6 +54,8 @@ class Codebooks(Protocol):
 class Gradient:
     """Codewords are weights (van den Oord et al. 2017, arXiv 1711.00937)."""
 
+    family: ClassVar[str] = "gradient"
+
     can_restart: ClassVar[bool] = True
 
     def start(self, initial: Sequence[torch.Tensor]) -> RunningCodebooks:
@@ -95,6 +97,8 @@ class MovingAverage:
     Args:
         decay: share of the average that a step keeps.
     """
+
+    family: ClassVar[str] = "moving_average"
 
     decay: float = 0.99
 
@@ -152,6 +156,8 @@ class MovingAverageCodebooks:
 class SimVQ:
     """Codewords are a frozen matrix times one learned linear map, so that all move together (Zhu et al. 2024, arXiv
     2411.02038)."""
+
+    family: ClassVar[str] = "simvq"
 
     can_restart: ClassVar[bool] = False
 

@@ -81,6 +81,8 @@ def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
 class Reconstruction:
     """The decoder shall give the vectors back (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
 
+    family: ClassVar[str] = "reconstruction"
+
     needs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
@@ -103,6 +105,8 @@ class Contrast:
     Args:
         temperature: of the cosines.
     """
+
+    family: ClassVar[str] = "contrast"
 
     temperature: float = 0.1
 
@@ -136,6 +140,8 @@ class Letter:
         diversity: weight of the codewords' diversity.
         clusters: groups of a level's codewords, of equal size; those of one group may be alike.
     """
+
+    family: ClassVar[str] = "letter"
 
     alignment: float = 0.02
     diversity: float = 0.0001

@@ -14,9 +14,12 @@ from torch.nn import functional
 from tigerrec import stacks
 from tigerrec.batches import Batch
 from tigerrec.dropout import Dropout
-from tigerrec.generator import INPUT_MODULE, ITEM_CAUSAL, LAST_ITEM
+from tigerrec.models.base import ITEM_CAUSAL, WEIGHTS
+from tigerrec.models.t5 import LAST_ITEM
 from tigerrec.semantic_ids import PAD
 from tigerrec.stacks import IGNORED, CrossEntropy
+
+INPUT_MODULE = "input_module.safetensors"
 
 
 class ItemInputs(nn.Module):
@@ -131,6 +134,10 @@ class HistoryT5(nn.Module):
         """Give up the embeddings of all items but some, int64 (n,)."""
         if self.inputs is not None:
             self.inputs.keep_only(items)
+
+    def weight_files(self) -> dict[str, nn.Module]:
+        """The T5, and its input module where it has one."""
+        return {WEIGHTS: self.t5} | ({} if self.inputs is None else {INPUT_MODULE: self.inputs})
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model as transformers does, and its input module where it has one."""

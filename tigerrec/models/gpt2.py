@@ -3,15 +3,22 @@ follows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tigerrec.config import options
-from tigerrec.generator import LARGEST_SIZE, MOST_LAYERS
-from tigerrec.ranges import at_least_one, at_most
+from tigerrec.models.base import DropoutRate, EncoderMask, Layers, Size
 from tigerrec.semantic_ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
-    from tigerrec.history_gpt2 import HistoryGPT2
+    from tigerrec.models.gpt2_model import HistoryGPT2
+
+STOCK_NAMES = {
+    "num_layers": "n_layer",
+    "d_model": "n_embd",
+    "num_heads": "n_head",
+    "d_ff": "n_inner",
+    "dropout_rate": "resid_pdrop",
+}
 
 
 @options
@@ -31,26 +38,23 @@ class DecoderOnly:
         max_items: how many of a history's last items are read.
     """
 
-    num_layers: int = 8
-    d_model: int = 64
-    num_heads: int = 4
+    family: ClassVar[str] = "gpt2"
+
+    num_layers: Layers = 8
+    d_model: Size = 64
+    num_heads: Size = 4
     d_kv: int | None = None
-    d_ff: int = 256
-    dropout_rate: float = 0.2
-    max_items: int = 50
+    d_ff: Size = 256
+    dropout_rate: DropoutRate = 0.2
+    max_items: Size = 50
 
     def __post_init__(self) -> None:
-        at_least_one(self, "num_layers", "d_model", "num_heads", "d_ff", "max_items")
-        at_most(self, LARGEST_SIZE, "d_model", "num_heads", "d_ff", "max_items")
-        at_most(self, MOST_LAYERS, "num_layers")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads={self.num_heads}, got {self.d_model}")
         if self.d_kv not in (None, self.d_model // self.num_heads):
             raise ValueError(
                 f"d_kv must be d_model / num_heads, {self.d_model // self.num_heads}, or null, got {self.d_kv}"
             )
-        if not 0 <= self.dropout_rate <= 0.99:
-            raise ValueError(f"dropout_rate must be between 0 and 0.99, got {self.dropout_rate}")
 
     @property
     def item_loss(self) -> float:
@@ -67,12 +71,18 @@ class DecoderOnly:
             raise ValueError(f"stride must be at most the generator's max_items={self.max_items}, got {stride}")
         return self.max_items + 1
 
-    def new(self, semantic_ids: SemanticIds, encoder_mask: str, seed: int) -> HistoryGPT2:
+    @classmethod
+    def of_config(cls, config: dict[str, Any]) -> Self:
+        """The sizes that a `config.json` of this family describes."""
+        sizes = {name: config[stock_name] for name, stock_name in STOCK_NAMES.items()}
+        return cls(**sizes, max_items=config["tigerrec"]["max_items"])
+
+    def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryGPT2:
         """A GPT-2 with random weights, whose mask is always causal; `config.tigerrec` says how its inputs are made."""
         import torch
         from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-        from tigerrec.history_gpt2 import HistoryGPT2
+        from tigerrec.models.gpt2_model import HistoryGPT2
 
         layout = semantic_ids.layout
         config = GPT2Config(

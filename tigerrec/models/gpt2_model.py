@@ -13,6 +13,7 @@ from torch.nn import functional
 from tigerrec import stack_gpt2
 from tigerrec.batches import NO_ITEM, Batch
 from tigerrec.dropout import Dropout
+from tigerrec.models.base import WEIGHTS
 from tigerrec.semantic_ids import PAD
 from tigerrec.stacks import IGNORED, CrossEntropy
 
@@ -82,6 +83,10 @@ class HistoryGPT2(nn.Module):
 
     def keep_only(self, items: Tensor) -> None:
         """Nothing is held of single items."""
+
+    def weight_files(self) -> dict[str, nn.Module]:
+        """The GPT-2."""
+        return {WEIGHTS: self.gpt2}
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model as transformers does."""

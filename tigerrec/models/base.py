@@ -1,13 +1,15 @@
-"""What a model family gives to training and to the search: how it reads histories, and the next token's
-probabilities."""
+"""What a generator is: its options, and what its model gives to training and to the search."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
+from pydantic import Field
+
+from tigerrec.semantic_ids import SemanticIds
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +17,59 @@ if TYPE_CHECKING:
 
     from tigerrec.batches import Batch
     from tigerrec.dropout import Dropout
+
+EncoderMask = Literal["bidirectional", "item_causal"]
+BIDIRECTIONAL: Final = "bidirectional"
+ITEM_CAUSAL: Final = "item_causal"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+Size = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=2**8)]
+DropoutRate = Annotated[float, Field(ge=0, le=0.99)]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model family that generates the next item's tokens from a history: a frozen dataclass of sizes."""
+
+    family: ClassVar[str]
+    """The `model_type` in `config.json`, unique in this room."""
+
+    @property
+    def max_items(self) -> int:
+        """How many of a history's last items are read."""
+        ...
+
+    @property
+    def item_loss(self) -> float:
+        """Weight of a further training loss, which predicts items as a whole."""
+        ...
+
+    def window(self, stride: int) -> int:
+        """Items of a packed training window, of which there is one every `stride` items.
+
+        Raises:
+            ValueError: the family cannot be trained so.
+        """
+        ...
+
+    @classmethod
+    def of_config(cls, config: dict[str, Any]) -> Self:
+        """The sizes that a `config.json` of this family describes.
+
+        Raises:
+            KeyError, TypeError, ValueError: it was not written by this family.
+        """
+        ...
+
+    def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryModel:
+        """A model with random weights for these items.
+
+        Args:
+            encoder_mask: of a family with an encoder.
+        """
+        ...
 
 
 class Decoder(Protocol):
@@ -111,6 +166,10 @@ class HistoryModel(Protocol):
 
     def with_items(self, tokens: np.ndarray) -> HistoryModel:
         """The same model with further items after its own, of tokens int64 (n, T)."""
+        ...
+
+    def weight_files(self) -> dict[str, nn.Module]:
+        """The parts of the model by the names of the files that hold their weights."""
         ...
 
     def save_pretrained(self, folder: Path) -> None:

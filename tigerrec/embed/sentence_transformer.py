@@ -26,6 +26,8 @@ class SentenceTransformerEmbedder:
     """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra
     `offline`, or the hub."""
 
+    family: ClassVar[str] = "sentence_transformer"
+
     model: str = not_identity(default=MINILM)
     weights_sha256: str | None = not_identity(default=None)
     max_length: int | None = None
