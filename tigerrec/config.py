@@ -248,18 +248,23 @@ def build(node: Any, where: str, kind: type[Kind]) -> Kind:
 
 
 def build_choice(
-    node: Any, where: str, kind: type[Kind], reserved: tuple[str, ...] = ()
+    node: Any, where: str, kind: type[Kind], reserved: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
 ) -> tuple[Kind, dict[str, Any]]:
     """A config group's part and the keys that the stage itself reads.
+
+    Args:
+        defaults: values that the data set gives to options; those that this choice does not have are left out.
 
     Returns:
         The dataclass built of the node without its reserved keys, and those keys (`name` is always one).
     """
     values = plain(node, where)
-    taken = {key: values.pop(key) for key in (NAME, *reserved) if key in values}
     chosen: Any = family_class(kind, values.get(FAMILY), where) if _is_protocol(kind) else kind
-    allowed = [field.name for field in dataclasses.fields(chosen) if field.init]
-    _check_keys(values, [*allowed, FAMILY, NAME, *reserved], where)
+    allowed = [field.name for field in dataclasses.fields(chosen) if field.init] + [FAMILY, NAME, *reserved]
+    foreign = {key for key, value in (defaults or {}).items() if key not in allowed and values.get(key) == value}
+    values = {key: value for key, value in values.items() if key not in foreign}
+    _check_keys(values, allowed, where)
+    taken = {key: values.pop(key) for key in (NAME, *reserved) if key in values}
     return build(values, where, kind), taken
 
 

@@ -8,24 +8,22 @@ import importlib
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from tigerrec import TigerrecError, artifacts, distributed, files
-from tigerrec.config import ConfigError, build, build_choice, composition_fault
+from tigerrec import artifacts, distributed, files
+from tigerrec.baselines import Baseline
+from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
+from tigerrec.config import FAMILY, NAME, ConfigError, build, build_choice, plain
 from tigerrec.embed import Embedder, needed_parts
 from tigerrec.evaluate import EvaluateConfig
 from tigerrec.models.base import Generator
 from tigerrec.prepare import Dataset
-from tigerrec.reading import first_line
-from tigerrec.signals import Interrupted
 from tigerrec.tokenizers import TokenizeConfig, Tokenizer
 from tigerrec.train import TrainConfig, Training
 
@@ -230,10 +228,11 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
     prepare = plan_prepare(cfg)
+    defaults = plain(cfg.dataset_defaults, "dataset_defaults")
     tokenize_keys = ("seed", "collisions", "max_collision")
-    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", Tokenizer, (*tokenize_keys, "inputs"))
-    generator, generator_keys = build_choice(cfg.get("generator"), "generator", Generator, ("seed",))
-    training, train_keys = build_choice(cfg.get("train"), "train", Training)
+    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", Tokenizer, (*tokenize_keys, "inputs"), defaults.get("tokenizer"))
+    generator, generator_keys = build_choice(cfg.get("generator"), "generator", Generator, ("seed",), defaults.get("generator"))
+    training, train_keys = build_choice(cfg.get("train"), "train", Training, (), defaults.get("train"))
     evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
     tokenize_options = {key: token_keys[key] for key in tokenize_keys if key in token_keys}
     tokenize_config = build({"tokenizer": tokenizer} | tokenize_options, "tokenizer", TokenizeConfig)
@@ -259,7 +258,55 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     return steps | {step.key: step for step in following}
 
 
-def run(cfg: DictConfig, until: str | None = None) -> Path:
+def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
+    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration,
+    checked before any work.
+
+    Raises:
+        ConfigError: an option is unknown, has the wrong type or is out of range.
+    """
+    prepare = plan_prepare(cfg)
+    baseline, keys, trials = _trials(cfg.get("baseline"))
+    evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
+    name, seed = folder_name(keys, "baseline"), checked_seed(keys, "baseline")
+    folder, steps = prepare.folder / "baselines", {"prepare": prepare}
+    inputs, tuned = {"prepare": prepare.folder}, None
+    if len(trials) > 1:
+        tuning = TuneConfig(baseline, trials)
+        tuned = inputs["tune"] = folder / f"{name}-tuning"
+        steps["tune"] = Step(
+            "tune", "tune", tuned, tuning, {"prepare": prepare.folder}, _nothing, "baseline.name",
+            lambda out: tune(prepare.folder, tuning, out),
+        )  # fmt: skip
+    config = BaselineConfig(baseline, name, evaluation.split, evaluation.k, seed)
+    steps["baseline"] = Step(
+        "baseline", "baseline", folder / f"{name}-seed{seed}", config, inputs, _nothing, "baseline.name",
+        lambda out: measure(prepare.folder, tuned, config, out),
+    )  # fmt: skip
+    return steps
+
+
+def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], ...]]:
+    """A baseline with the first value of every setting, the keys that the stages read, and all combinations of the
+    settings that are lists of values.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type, out of range or an empty list.
+    """
+    values = plain(node, "baseline")
+    lists = {key: value for key, value in values.items() if isinstance(value, list) and key not in (NAME, FAMILY, "seed")}
+    for name, given in lists.items():
+        if not given:
+            raise ConfigError(
+                f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: "
+                f"`baseline.{name}=[<value>,…]`."
+            )
+    built = [build_choice(values | trial, "baseline", Baseline, ("seed",)) for trial in combinations(lists)]
+    several = [name for name, given in lists.items() if len(given) > 1]
+    return *built[0], tuple({name: getattr(trial, name) for name in several} for trial, _ in built)
+
+
+def run(cfg: DictConfig, until: str) -> Path:
     """Bring a stage and everything it needs up to date.
 
     What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of
@@ -267,7 +314,7 @@ def run(cfg: DictConfig, until: str | None = None) -> Path:
 
     Args:
         cfg: a composed configuration.
-        until: the stage asked for; `cfg.until` by default.
+        until: the stage asked for.
 
     Returns:
         The folder of the stage asked for.
@@ -275,9 +322,6 @@ def run(cfg: DictConfig, until: str | None = None) -> Path:
     Raises:
         TigerrecError: an option is wrong, something on the way is stale or damaged, or a stage failed.
     """
-    until = until or cfg.until
-    if until not in STAGES:
-        raise ConfigError(f"until={until!r} is no stage; allowed: {', '.join(STAGES)}.")
     return bring_up_to_date(plan(cfg), until, cfg.overwrite)
 
 
@@ -383,7 +427,7 @@ def make_command(stage: str, overrides: list[str]) -> str:
         key, _, value = override.partition("=")
         if key in (*GROUPS, "experiment"):
             choices.append(f"{key.upper()}={shlex.quote(value)}")
-        elif key not in ("until", "overwrite"):
+        elif key != "overwrite":
             options.append(shlex.quote(override))
     arguments = [f"ARGS={_as_one_word(' '.join(options))}"] if options else []
     return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
@@ -405,80 +449,28 @@ def told_command(target: str, overrides: Sequence[str]) -> str:
     return make_command(target, told)
 
 
-def given_overrides() -> list[str]:
-    """The overrides that this script was given, `${…}` as written."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return [str(override) for override in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)]  # type: ignore[union-attr]
-
-
-def _same_way(stage: str) -> str:
-    """The make command that runs a stage with the options and the launcher of this script."""
+def same_command(stage: str, overrides: Sequence[str]) -> str:
+    """The command that runs a stage with these overrides, as this process was called: by make or not, by a launcher."""
     launch = os.environ.get("LAUNCH") if distributed.world_size() > 1 else None
-    return make_command(stage, given_overrides()) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
+    if "MAKELEVEL" in os.environ:
+        return make_command(stage, list(overrides)) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
+    kept = [override for override in overrides if not override.startswith("overwrite=")]
+    return " ".join([f"{f'{launch} -m ' if launch else ''}tigerrec {stage}", *map(shlex.quote, kept)])
+
+
+def recommend_command(run: Path) -> str:
+    """The command that recommends with a trained run."""
+    if "MAKELEVEL" in os.environ:
+        return f"make recommend RUN={run} ITEMS=<item id>,<item id>"
+    return f"tigerrec recommend --run {run} --items <item id>,<item id>"
+
+
+def choice_of_data(name: str) -> str:
+    """How a data set is chosen."""
+    return f"DATASET={name}" if "MAKELEVEL" in os.environ else f"dataset={name}"
 
 
 def show_progress() -> None:
     """Show progress of the package on stderr, that of the first process where several share a task."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("tigerrec").setLevel(logging.INFO if distributed.is_first() else logging.ERROR)
-
-
-@contextlib.contextmanager
-def reporting(resume: str | None = None) -> Iterator[None]:
-    """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal.
-
-    Args:
-        resume: the command that goes on after a signal, for work that several processes may share; None for other work.
-    """
-    show_progress()
-    try:
-        if resume is None and distributed.world_size() > 1:
-            raise TigerrecError(
-                "Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun "
-                "(`LAUNCH=`)."
-            )
-        yield
-    except TigerrecError as error:
-        sys.exit(f"Error: {error}")
-    except OSError as error:
-        sys.exit(f"Error: {first_line(error)}.")
-    except KeyboardInterrupt as stop:
-        if distributed.is_first():
-            logger.warning("%s; go on with: %s", str(stop) or "Stopped", resume or "the same command")
-        sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
-
-
-def command(cfg: DictConfig, until: str | None = None) -> None:
-    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one
-    sentence on a user's error."""
-    from hydra.core.hydra_config import HydraConfig
-
-    until = until or cfg.until
-    hydra = HydraConfig.get()
-    with reporting(_same_way(until)):
-        distributed.join()
-        folder = run(cfg, until)
-    if until == "evaluate":
-        logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)
-    else:
-        logger.info("next: %s", _same_way(STAGES[STAGES.index(until) + 1]))
-    if hydra.runtime.choices["dataset"] == "sample":
-        logger.info("this is the bundled sample; DATASET=beauty runs the real thing")
-    if distributed.is_first():
-        print(folder, flush=True)
-
-
-def start(main: Callable[[], None]) -> None:
-    """Run a script's Hydra function; what Hydra itself refuses ends in one sentence too."""
-    from hydra.errors import HydraException
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let it raise what it would print
-    try:
-        main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"Error: {composition_fault(error)}")
-    except OSError as error:
-        sys.exit(f"Error: {str(error).splitlines()[0]}; choose a folder to write in with `paths.runs=<folder>`.")
-    finally:
-        distributed.leave()

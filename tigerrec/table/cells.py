@@ -111,9 +111,7 @@ def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
-    from tigerrec.baselines import command
-
-    return (command.plan if last == "baseline" else pipeline.plan)(compose(overrides))
+    return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(compose(overrides))
 
 
 def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
