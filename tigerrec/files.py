@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -125,6 +125,20 @@ def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextI
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
+
+
+@contextlib.contextmanager
+def unchanged(paths: Mapping[str, Path]) -> Iterator[dict[str, str]]:
+    """The sha256 of some files by role, true of what the body reads of them.
+
+    Raises:
+        ArtifactError: a file has other bytes after the body than before.
+    """
+    digests = {role: sha256_file(path) for role, path in paths.items()}
+    yield digests
+    for role, path in paths.items():
+        if not path.is_file() or sha256_file(path) != digests[role]:
+            raise ArtifactError(f"{path} changed while it was read; run the same command again.")
 
 
 @contextlib.contextmanager
