@@ -1,4 +1,4 @@
-"""Where the stages of a run stand: `<data set>/<embedder>/<tokenizer>/<generator>`, each in the folder of the one before."""
+"""Where the stages of a run stand: each in the folder of the one before, `<data set>/<embedder>/<tokenizer>/<run>`."""
 
 from __future__ import annotations
 

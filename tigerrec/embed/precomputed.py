@@ -96,9 +96,7 @@ class Precomputed:
                 f"{path} holds {matrix.dtype} of shape {matrix.shape}, not numbers (items, dim); {AS_FLOATS}."
             )
         if len(ids) != len(matrix):
-            raise EmbedError(
-                f"{ids_file} has {len(ids)} ids for the {len(matrix)} rows of {path}; write one id a row."
-            )
+            raise EmbedError(f"{ids_file} has {len(ids)} ids for the {len(matrix)} rows of {path}; write one id a row.")
         repeated = sorted(item_id for item_id, count in Counter(ids).items() if count > 1)
         if repeated:
             raise EmbedError(
