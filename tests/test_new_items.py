@@ -206,14 +206,15 @@ def test_tables_that_cannot_be_added(content, message, tmp_path):
 
 
 def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path, table, monkeypatch):
-    run, read = build_embedded_run(tmp_path / "runs"), new_items.read_new_items
+    run, read = build_embedded_run(tmp_path / "runs"), new_items.read_rows
 
     def read_then_append(path):
-        found = read(path)
+        columns, rows = read(path)
+        rows = list(rows)
         path.write_text("\n".join([*ROWS, "new-d,Late,"]))
-        return found
+        return columns, iter(rows)
 
-    monkeypatch.setattr(new_items, "read_new_items", read_then_append)
+    monkeypatch.setattr(new_items, "read_rows", read_then_append)
     with pytest.raises(TigerrecError, match=r"new\.csv changed while it was read; run the same command again\.$"):
         add_items(run["train"], table, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -183,6 +184,11 @@ class StageFiles:
         fsync(path)
         os.replace(path, self.aside / name)
         self._record(name, measured)
+
+    def copy(self, path: Path) -> None:
+        """Write a copy of a file under its own name."""
+        with self.create(path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
     def json(self, name: str, value: Any, measured: bool = False) -> None:
         """Write a JSON file."""
