@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tigerrec.artifacts import ASIDE, MANIFEST
+from tigerrec.artifacts import ASIDE, KEPT, MANIFEST
 from tigerrec.pipeline import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -77,9 +77,8 @@ def kill(stage: str, options: Sequence[str], after: float) -> None:
 
 def manifests(runs: Path) -> list[Path]:
     """Of every finished stage, the first of the pipeline first."""
-    return sorted(
-        (path for path in runs.rglob(MANIFEST) if path.parent.name != ASIDE), key=lambda path: len(path.parts)
-    )
+    finished = (path for path in runs.rglob(MANIFEST) if path.parent.name not in (ASIDE, KEPT))
+    return sorted(finished, key=lambda path: len(path.parts))
 
 
 def committed(runs: Path) -> dict[str, tuple[str, bool]]:

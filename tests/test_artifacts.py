@@ -3,6 +3,7 @@ crash."""
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -48,12 +49,11 @@ def write(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files by name without what may differ between two runs: provenance and measurements."""
-    apart = (artifacts.MANIFEST, artifacts.ASIDE, files.LOCK, "timing.json")
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in apart}
+    """The files of a stage by name without what may differ between two runs: provenance and measurements."""
     manifest = json.loads((folder / artifacts.MANIFEST).read_bytes())
     del manifest["provenance"], manifest["files"]["timing.json"]
-    return found | {"manifest": json.dumps(manifest, sort_keys=True).encode()}
+    found = {name: (folder / name).read_bytes() for name in manifest["files"]}
+    return found | {artifacts.MANIFEST: json.dumps(manifest, sort_keys=True).encode()}
 
 
 def names(folder: Path) -> set[str]:
@@ -434,29 +434,54 @@ def quiet(monkeypatch):
     monkeypatch.setattr(provenance, "_versions", dict)
 
 
+def write_version(folder: Path, seed: int) -> None:
+    """A stage that also has a file which no other version has."""
+    with artifacts.writing(folder, "embed", Config(seed=seed)) as out:
+        out.json("facts.json", {"seed": seed})
+        out.json(f"only-{seed}.json", {})
+        out.json("timing.json", {"seconds": 0.0}, measured=True)
+
+
 @pytest.mark.parametrize("by", ["SIGKILL", "Ctrl-C", "power cut"])
 @pytest.mark.parametrize("older", [False, True])
 def test_crash_anywhere_then_run_again(tmp_path, quiet, by, older):
-    expected = {seed: contents(write(tmp_path / f"expected-{seed}", seed)) for seed in (0, 1)}
+    """A reader, who changes nothing, finds the older version or the newer one; nothing only where nothing was."""
+    for seed in (0, 1):
+        write_version(tmp_path / f"expected-{seed}", seed)
+    expected = {seed: contents(tmp_path / f"expected-{seed}") for seed in (0, 1)}
     seen = set()
     for number in range(1_000):
         folder = tmp_path / f"crash-{number}"
         if older:
-            write(folder)
-        if not crashes.dies(folder, lambda folder=folder: write(folder, 1), number, by):
+            write_version(folder, 0)
+        if not crashes.dies(folder, lambda folder=folder: write_version(folder, 1), number, by):
             break
-        if artifacts.read_manifest(folder) is None:
-            seen.add("none")
-        else:
-            artifacts.open_stage(folder, "embed")
-            state = contents(folder)
-            assert {name: state[name] for name in expected[0]} in (expected[0], expected[1])
-            seen.add("old" if state["manifest"] == expected[0]["manifest"] else "new")
-        write(folder, 1)
+        for _ in range(2):  # as the crash left it, and settled
+            if artifacts.read_manifest(folder) is None:
+                seen.add("none")
+            else:
+                artifacts.open_stage(folder, "embed")
+                seen.add({0: "old", 1: "new"}[list(expected.values()).index(contents(folder))])
+            files.settle(folder)
+            assert not {artifacts.ASIDE, files.KEPT, files.CURRENT} & (names(folder) if folder.exists() else set())
+        write_version(folder, 1)
         assert contents(folder) == expected[1]
+        assert names(folder) == {*expected[1], "timing.json"}
         shutil.rmtree(folder)
     assert number > 15
-    assert seen == {"none", "new"} | ({"old"} if older else set())
+    assert seen == ({"old", "new"} if older else {"none", "new"})
+
+
+@pytest.mark.parametrize("refused", ["link", "symlink"])
+def test_a_file_system_without_links(tmp_path, monkeypatch, refused):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, refused, refuse)
+    for seed in (0, 1):
+        write_version(tmp_path, seed)
+        artifacts.open_stage(tmp_path, "embed")
+        assert names(tmp_path) == {artifacts.MANIFEST, "facts.json", "timing.json", f"only-{seed}.json"}
 
 
 FULL_DISK = """

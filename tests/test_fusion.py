@@ -96,13 +96,13 @@ def test_more_components_than_columns_are_refused():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"weights": {"text": -1.0, "collaborative": 1.0}}, "weights must be finite numbers from 0 up"),
-        ({"weights": {"text": float("inf"), "collaborative": 1.0}}, "weights must be finite numbers from 0 up"),
-        ({"weights": {"text": 0.0, "collaborative": 0.0}}, "one of them above 0"),
-        ({"weights": {}}, "one of them above 0"),
+        ({"weights": {"text": -1.0, "collaborative": 1.0}}, r"embedder\.weights\.text must be at least 0, got -1\.0"),
+        ({"weights": {"text": float("inf"), "collaborative": 1.0}}, r"weights\.text must be a finite number, got inf"),
+        ({"weights": {"text": 0.0, "collaborative": 0.0}}, "weights must hold one above 0"),
+        ({"weights": {}}, "weights must hold one above 0"),
         ({"weights": {"prepare": 1.0}}, "no part the name prepare"),
         ({"weights": {"text": "much"}}, "has the wrong type"),
-        ({"dim": 0}, "dim must be at least 1 or null"),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):
@@ -190,10 +190,7 @@ def test_each_way_to_say_other_parts_that_the_yaml_names():
             ["embedder@embedder.parts.collaborative=minilm", "embedder.parts.collaborative.max_length=9"],
             r"are both 'minilm', with different settings",
         ),
-        (
-            ["embedder.parts.text.max_length=0"],
-            r"embedder.parts.text.max_length must be at least 1 token or null, got 0",
-        ),
+        (["embedder.parts.text.max_length=0"], r"embedder.parts.text.max_length must be at least 1, got 0"),
         (
             ["embedder.parts.text.name=a/b"],
             r"embedder.parts.text.name='a/b' must be a folder name; give `embedder.parts.text.name=<name>`",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tiny_run import N_ITEMS, build_run, write_train
@@ -98,6 +99,25 @@ def test_an_export_recommends_the_same_anywhere(run, recommender, tmp_path):
     moved = shutil.move(folder, tmp_path / "moved")
     assert Recommender.from_pretrained(moved, device="cpu").recommend(HISTORY) == recommender.recommend(HISTORY)
     assert "was not evaluated" in (Path(moved) / "README.md").read_text()
+
+
+def test_an_export_holds_every_file_of_the_model(tmp_path):
+    """Also one of a family that this test makes up; timings and user data stay behind."""
+    run = build_run(tmp_path / "runs")
+    record = artifacts.open_stage(run["train"], "train")
+    inputs = {name: run[name] for name in ("prepare", "tokenize")}
+    whole = {name: (run["train"] / name).read_bytes() for name in record.files}
+    with artifacts.writing(run["train"], "train", {"seed": 0}, inputs) as files:
+        for name, content in whole.items():
+            with files.create(name) as path:
+                path.write_bytes(content)
+        files.arrays("adapter.safetensors", {"weights": np.arange(3.0)})
+        files.json("training.jsonl", {"seconds": 1.0}, measured=True)
+    folder = export(run["train"], tmp_path / "export")
+    assert (folder / "adapter.safetensors").read_bytes() == (run["train"] / "adapter.safetensors").read_bytes()
+    assert set(artifacts.read_manifest(folder).files) == {
+        *whole, "adapter.safetensors", "semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors", "items.parquet", "README.md",
+    }  # fmt: skip
 
 
 def test_a_damaged_export_is_refused(run, tmp_path):

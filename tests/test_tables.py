@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import artifacts
-from tigerrec.prepare import DatasetError, prepare
+from tigerrec import TigerrecError, artifacts
+from tigerrec.prepare import DatasetError, RawData, prepare
 from tigerrec.tables import TablesDataset
 
 INTERACTIONS = [
@@ -161,6 +161,21 @@ def test_errors_name_the_repair(tmp_path: Path, name: str | None, content: bytes
     with pytest.raises(DatasetError, match=message):
         prepare(TablesDataset(path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_table(tmp_path / "orders.csv", ["user", "item", "time"], INTERACTIONS)
+    read = TablesDataset.read
+
+    def read_then_append(dataset: TablesDataset) -> RawData:
+        raw = read(dataset)
+        path.write_text(path.read_text() + "03,9,1\n")
+        return raw
+
+    monkeypatch.setattr(TablesDataset, "read", read_then_append)
+    with pytest.raises(TigerrecError, match=r"orders\.csv changed while it was read; run the same command again\.$"):
+        prepare(TablesDataset(path), tmp_path / "out")
+    assert artifacts.read_manifest(tmp_path / "out") is None
 
 
 def test_a_named_title_column_must_exist(tmp_path: Path) -> None:

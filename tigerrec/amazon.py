@@ -1,4 +1,4 @@
-"""Amazon product data, release of 2014 (McAuley et al., SIGIR 2015): the only place that knows its raw format."""
+"""The raw format of the Amazon product data, release of 2014 (McAuley et al., SIGIR 2015)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
-from tigerrec.config import options
+from tigerrec.config import Share, options
 from tigerrec.download import download_missing
 from tigerrec.histories import SHORTEST_HISTORY
 from tigerrec.identity import not_identity
-from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
-from tigerrec.raw import Tally, Unreadable, checked_id, checked_time, json_record, make_item, read_lines, text_of
+from tigerrec.prepare import ITEM_FIELDS, DatasetError, RawData, RawItem
+from tigerrec.raw import (
+    Tally,
+    Unreadable,
+    checked_id,
+    checked_time,
+    json_record,
+    make_item,
+    read_interactions,
+    read_lines,
+    text_of,
+)
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
 
@@ -46,8 +56,7 @@ def parse_rating(text: str) -> tuple[str, str, int]:
 
 
 def parse_metadata(text: str) -> dict[str, Any]:
-    """A record of the metadata: a Python literal (the 2014 release) or JSON (some mirrors); nothing in it is ever
-    executed."""
+    """A record of the metadata: a Python literal (the 2014 release) or JSON (some mirrors); never executed."""
     try:
         record = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -65,12 +74,12 @@ DOWNLOADS = Path("data/raw")
 
 @options
 class AmazonReviews:
-    """A category of the 2014 release: reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`:
-    user,item,rating,time), and metadata.
+    """A category of the 2014 release: interactions and item records.
 
     Attributes:
         raw_dir: the folder of the raw files.
-        interactions: the file of reviews or ratings; its ending tells which.
+        interactions: the file of reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`:
+            user,item,rating,time).
         metadata: the file of item records.
         url: where the files are downloaded from when they are missing; None to never download.
         min_user_interactions: users with fewer are left out (0: no filter); repeated together with the item filter
@@ -86,23 +95,25 @@ class AmazonReviews:
     interactions: str = not_identity()
     metadata: str = not_identity()
     url: str | None = not_identity(default=None)
-    min_user_interactions: int = 5
-    min_item_interactions: int = 5
-    max_dropped: float = not_identity(default=0.001)
+    min_user_interactions: int = Field(default=5, ge=0)
+    min_item_interactions: int = Field(default=5, ge=0)
+    max_dropped: Share = not_identity(default=0.001)
     expected: tuple[int, ...] = not_identity(default=())
 
     def __post_init__(self) -> None:
-        check_filters(self.min_user_interactions, self.min_item_interactions, self.max_dropped)
         if len(self.expected) not in (0, 3):
             raise ValueError(f"expected must be [users, items, interactions] or [], got {list(self.expected)}")
         if not self.interactions.endswith((".json.gz", ".json", ".csv", ".csv.gz")):
             raise ValueError(f"interactions must end in .json.gz (reviews) or .csv (ratings), got {self.interactions}")
 
+    def _files(self) -> dict[str, Path]:
+        """Role → raw file."""
+        folder = self.raw_dir.expanduser()
+        return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
+
     def present(self) -> dict[str, Path]:
         """Role → raw file, of those that are there."""
-        folder = self.raw_dir.expanduser()
-        files = {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
-        return {role: path for role, path in files.items() if path.is_file()}
+        return {role: path for role, path in self._files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
         """Role → existing raw file, downloaded where it was missing.
@@ -112,13 +123,12 @@ class AmazonReviews:
         """
         folder = self.raw_dir.expanduser()
         if not folder.is_dir() and DOWNLOADS not in folder.parents:
-            files = f"{self.interactions} and {self.metadata}"
             raise DatasetError(
-                f"dataset.raw_dir={folder} is no folder; give the one that holds {files}, or leave the option out to "
-                "download them."
+                f"dataset.raw_dir={folder} is no folder; give the one that holds {self.interactions} and "
+                f"{self.metadata}, or leave the option out to download them."
             )
         download_missing(folder, [self.interactions, self.metadata], self.url)
-        return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
+        return self._files()
 
     def read(self) -> RawData:
         """The raw files, read to their end; metadata only of items that a user with enough interactions has.
@@ -128,36 +138,21 @@ class AmazonReviews:
         """
         tally = Tally()
         parse = parse_rating if ".csv" in self.interactions else parse_review
-        users, items, times = [], [], []
-        for line in self._lines(self.interactions):
-            with tally.line("interactions"):
-                user, item, time = parse(text_of(line))
-                users.append(user)
-                items.append(item)
-                times.append(time)
-        lengths = Counter(users)
-        long_enough = {
-            item
-            for user, item in zip(users, items, strict=True)
-            if lengths[user] >= max(self.min_user_interactions, SHORTEST_HISTORY)
-        }
-        metadata = self._read_metadata(long_enough, tally)
-        return RawData(
-            users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted)
-        )
+        lines = self._lines(self.interactions)
+        users, items, times = read_interactions(lines, lambda line: parse(text_of(line)), tally)
+        lengths, shortest = Counter(users), max(self.min_user_interactions, SHORTEST_HISTORY)
+        needed = {item for user, item in zip(users, items, strict=True) if lengths[user] >= shortest}
+        metadata = self._read_metadata(needed, tally)
+        return RawData(users, items, times, metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
 
     def _lines(self, name: str) -> Iterator[bytes | None]:
-        path = self.raw_dir.expanduser() / name
-        remedy = (
-            "delete it and "
-            f"{'run the command again to download it' if self.url else f'put a whole {name} in its place'}, or try "
-            "`DATASET=sample`"
-        )
-        yield from tqdm(read_lines(path, remedy), desc=name, unit=" lines", disable=None, leave=False)
+        replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"
+        lines = read_lines(self.raw_dir.expanduser() / name, f"delete it and {replace}, or try `DATASET=sample`")
+        yield from tqdm(lines, desc=name, unit=" lines", disable=None, leave=False)
 
     def _read_metadata(self, needed: set[str], tally: Tally) -> dict[str, RawItem]:
         """The first readable record of each needed item; lines of other items are skipped unparsed."""
-        found: dict[str, RawItem] = {}
+        by_id: dict[str, RawItem] = {}
         needed_bytes = {item.encode() for item in needed}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of odd backslashes in literals
@@ -169,14 +164,8 @@ class AmazonReviews:
                         continue
                     record = parse_metadata(text_of(line))
                     item = checked_id(record.get("asin"), "item")
-                    if item in found:
+                    if item in by_id:
                         tally.noted["repeated metadata"] += 1
                     elif item in needed:
-                        found[item] = make_item(
-                            record.get("title"),
-                            record.get("brand"),
-                            record.get("categories"),
-                            record.get("price"),
-                            tally,
-                        )
-        return found
+                        by_id[item] = make_item(map(record.get, ITEM_FIELDS), tally)
+        return by_id

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tigerrec.files import (  # noqa: F401
+    ASIDE,
     FULL,
+    KEPT,
     PROBE,
     ArtifactError,
     atomic,
@@ -19,6 +22,8 @@ from tigerrec.files import (  # noqa: F401
     not_writable,
     open_to_readers,
     remove_tree,
+    replace_together,
+    settle,
     sha256_file,
     sha256_text,
     system_code,
@@ -30,9 +35,8 @@ from tigerrec.manifests import MANIFEST, MANIFEST_LIMIT, DamagedError, Manifest,
 from tigerrec.provenance import provenance
 from tigerrec.reading import contract, read_arrays, read_json, read_table  # noqa: F401
 
-ASIDE = ".new"
 REBUILD = ".rebuild"
-WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, PROBE, f".{REBUILD}.tmp")
+WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, KEPT, PROBE, f".{REBUILD}.tmp")
 
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -181,6 +185,11 @@ class StageFiles:
         os.replace(path, self.aside / name)
         self._record(name, measured)
 
+    def copy(self, path: Path) -> None:
+        """Write a copy of a file under its own name."""
+        with self.create(path.name) as temporary:
+            shutil.copyfile(path, temporary)
+
     def json(self, name: str, value: Any, measured: bool = False) -> None:
         """Write a JSON file."""
         write_json(self.aside / name, value)
@@ -202,24 +211,13 @@ class StageFiles:
             save_file({key: numpy.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
-        """Take the place of an older version: all is on disk before its manifest goes, and the new one comes last."""
+        """Take the place of an older version of the stage, which stays whole until that moment."""
         write_json(self.aside / MANIFEST, manifest)
         try:
             older = read_manifest(self.folder)
         except DamagedError:
             older = None
-        for name in (*self.entries, MANIFEST):
-            if (self.folder / name).is_dir():
-                remove_tree(self.folder / name)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        fsync(self.folder)
-        for name in older.files.keys() - self.entries.keys() if older else ():
-            (self.folder / name).unlink(missing_ok=True)
-        for name in self.entries:
-            os.replace(self.aside / name, self.folder / name)
-        fsync(self.folder)
-        os.replace(self.aside / MANIFEST, self.folder / MANIFEST)
-        fsync(self.folder)
+        replace_together(self.folder, [*self.entries, MANIFEST], [*older.files, MANIFEST] if older else [])
 
 
 @contextlib.contextmanager
@@ -248,7 +246,7 @@ def writing(
     started = time.perf_counter() if started is None else started
     files = StageFiles(out)
     try:
-        remove_tree(files.aside)
+        settle(out)
         files.aside.mkdir(parents=True)
     except OSError as error:
         raise not_writable(out, error) from None
@@ -274,7 +272,7 @@ def writing(
             raise write_failure(out, error) from error
         raise
     finally:
-        remove_tree(files.aside)
+        settle(out)
         with contextlib.suppress(OSError):  # it holds something, or is not there
             out.rmdir()
 
@@ -311,5 +309,6 @@ def end_rebuild(folder: Path) -> None:
 
 def discard_working_files(folder: Path) -> None:
     """Forget what an unfinished run left in a stage's folder to go on from."""
+    settle(folder)
     for path in working_files(folder):
         remove_tree(path)

@@ -19,33 +19,32 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-PATIENCE = datetime.timedelta(
-    days=7
-)  # for a stage that one process builds while the others wait; torchrun ends them all where one dies
+PATIENCE = datetime.timedelta(days=7)
+"""How long processes wait while one builds a stage; where one dies, torchrun ends them all."""
 
 
 class LostProcessError(TigerrecError):
     """Another process of the task has ended."""
 
 
-def _number(name: str, otherwise: int) -> int:
-    """What torchrun says of this process; a variable of another launcher does not count."""
+def _from_torchrun(name: str, otherwise: int) -> int:
+    """A number that torchrun gives this process; variables of other launchers do not count."""
     return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else otherwise
 
 
 def world_size() -> int:
     """How many processes share the task."""
-    return _number("WORLD_SIZE", 1)
+    return _from_torchrun("WORLD_SIZE", 1)
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return _number("RANK", 0)
+    return _from_torchrun("RANK", 0)
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, from 0: its GPU."""
-    return _number("LOCAL_RANK", 0)
+    """The number of this process on its machine, from 0, which is that of its GPU."""
+    return _from_torchrun("LOCAL_RANK", 0)
 
 
 def is_first() -> bool:
@@ -54,8 +53,7 @@ def is_first() -> bool:
 
 
 def _end_with_launcher() -> None:
-    """Let the system send this process SIGTERM when torchrun is gone, which could not end it any more; only Linux
-    can."""
+    """Let the system send this process SIGTERM when torchrun is gone, which could not do it; only Linux can."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -75,18 +73,18 @@ def join() -> None:
     import torch
     import torch.distributed
 
-    if not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            if local_rank() >= torch.cuda.device_count():
-                n_gpus = torch.cuda.device_count()
-                raise TigerrecError(
-                    f"There are {n_gpus} GPUs for more processes; start at most {n_gpus}, or set "
-                    "CUDA_VISIBLE_DEVICES= to use none."
-                )
-            torch.cuda.set_device(local_rank())
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", timeout=PATIENCE
-        )
+    if torch.distributed.is_initialized():
+        return
+    backend = "cpu:gloo"
+    if torch.cuda.is_available():
+        backend, n_gpus = "cpu:gloo,cuda:nccl", torch.cuda.device_count()
+        if local_rank() >= n_gpus:
+            raise TigerrecError(
+                f"There are {n_gpus} GPUs for more processes; start at most {n_gpus}, or set CUDA_VISIBLE_DEVICES= to "
+                "use none."
+            )
+        torch.cuda.set_device(local_rank())
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
 
 
 def joined() -> bool:
@@ -117,8 +115,7 @@ def _together() -> Iterator[Any]:
 
 
 def agreed(function: Callable[[], Result]) -> Result:
-    """What a function gives that the first process calls, once all are here; the others end where it fails, without a
-    word."""
+    """What a function gives that the first process calls, once all are here; where it fails, the others end silently."""
     if world_size() == 1:
         return function()
     with _together() as distributed:
@@ -149,38 +146,34 @@ def gathered(value: Result) -> list[Result]:
     return values
 
 
-def anywhere(fact: bool) -> bool:
-    """Whether something is so in any process."""
+def anywhere(condition: bool) -> bool:
+    """Whether a condition holds in any process."""
     if world_size() == 1:
-        return fact
+        return condition
     import torch
 
-    flag = torch.tensor(int(fact))
+    flag = torch.tensor(int(condition))
     with _together() as distributed:
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return bool(flag)
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor) -> torch.Tensor:
-    """Add up the gradients of some parameters over all processes, in place; gives the sum of `total`, a scalar beside
-    them.
+    """Add up gradients over all processes, in place; a parameter without one in any process keeps none.
 
-    A parameter that has no gradient in any process keeps none.
+    Returns:
+        The sum over all processes of `total`, a scalar.
     """
     if world_size() == 1:
         return total
     import torch
 
-    gradients = [parameter.grad for parameter in parameters]
-    there = torch.tensor([gradient is not None for gradient in gradients], dtype=total.dtype, device=total.device)
-    filled = [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for parameter, gradient in zip(parameters, gradients, strict=True)
-    ]
-    flat = torch.cat([*(gradient.flatten() for gradient in filled), there, total.view(1)])
+    has_one = [parameter.grad is not None for parameter in parameters]
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), total.new_tensor(has_one), total.view(1)])
     with _together() as distributed:
         distributed.all_reduce(flat)
-    *parts, counts, summed = flat.split([*(gradient.numel() for gradient in filled), len(filled), 1])
-    for parameter, part, count in zip(parameters, parts, counts.tolist(), strict=True):
-        parameter.grad = part.view_as(parameter) if count else None
+    *sums, counts, summed = flat.split([*(gradient.numel() for gradient in gradients), len(gradients), 1])
+    for parameter, gradient, count in zip(parameters, sums, counts.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter) if count else None
     return summed.view(())

@@ -26,13 +26,11 @@ FAULTS = (OSError, http.client.HTTPException, DatasetError)  # urllib's errors a
 
 
 def _transfer(url: str, part: Path) -> None:
-    """Append what is missing of a `.part` file, or start it anew where the server cannot continue."""
+    """Append what is missing of a `.part` file, or start it anew where the server cannot go on."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(
-        url, headers={"Range": f"bytes={done}-", "Accept-Encoding": "identity"} if done else {}
-    )
+    headers = {"Range": f"bytes={done}-", "Accept-Encoding": "identity"} if done else {}
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{done}":  # nothing is missing
             return
@@ -101,13 +99,9 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
     """Download what a folder lacks of the named files from `<url>/<name>`.
 
     Raises:
-        DatasetError: a file is missing and cannot be downloaded; names the files, where to put them, and the bundled
-            sample.
+        DatasetError: a file is missing and cannot be downloaded; names the remedies.
     """
-
-    def missing() -> list[str]:
-        return [name for name in names if not (folder / name).is_file()]
-
+    missing = lambda: [name for name in names if not (folder / name).is_file()]
     reason = "has no download address"
     if url and missing():
         try:
@@ -123,6 +117,6 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
     if missing():
         raise DatasetError(
             f"Missing in {folder}: {' and '.join(missing())}, which {reason}; put the files there (data/README.md "
-            "names their sources), "
-            f"or give their folder by `dataset.raw_dir=<folder>`, or use the bundled data with `DATASET=sample`."
+            "names their sources), or give their folder by `dataset.raw_dir=<folder>`, or use the bundled data with "
+            "`DATASET=sample`."
         )

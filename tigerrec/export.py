@@ -5,29 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tigerrec import artifacts, markdown
-from tigerrec.histories import load_histories, read_items, read_stats, training_counts
-from tigerrec.models.base import BIDIRECTIONAL
-from tigerrec.models.loading import load_generator
-from tigerrec.models.t5 import ALL_ITEMS, CODES
-from tigerrec.recommender import EXPORT, POPULARITY, check_run, upstream_folders
+from tigerrec.folders import embed_folder, upstream_folders
+from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES, load_generator
+from tigerrec.histories import ITEMS, load_histories, read_items, read_stats, training_counts
+from tigerrec.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.semantic_ids import load_semantic_ids
 from tigerrec.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-EMBEDDER = "embedder.json"
+EMBEDDER, CARD = "embedder.json", "README.md"
 FIGURES = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high")
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "input_module.safetensors")
-COPIED = {
-    "prepare": ("items.parquet",),
-    "tokenize": ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"),
-    "train": MODEL_FILES,
-}
 METRICS = [dict.fromkeys(("model", "split", "hit", "seen"), str) | {"users": int} | dict.fromkeys(FIGURES, float)]
 READERS = {
     "codes": "the Semantic IDs of the items a user chose, oldest first",
@@ -41,24 +33,28 @@ STOCK_ENCODING = (
 )
 OWN_ENCODING = (
     "`generate` of transformers does not read histories as this model does: rank with tigerrec, or give `generate` "
-    "what "
-    "`HistoryT5.read` returns: `encoder_outputs=BaseModelOutput(encoded)` and `attention_mask`."
+    "what `HistoryT5.read` returns: `encoder_outputs=BaseModelOutput(encoded)` and `attention_mask`."
 )
 SEQUENCE_ENCODING = (
     "`generate` of transformers computes the scores that tigerrec computes, given as `input_ids` token 0 and the "
-    "tokens of the last {max_items} items: "
-    "code c of level l is token 1 + c + the sizes of the levels before, which are {level_sizes}."
+    "tokens of the last {max_items} items: code c of level l is token 1 + c + the sizes of the levels before, which "
+    "are {level_sizes}."
 )
 SAMPLE = "The data are the invented shop that comes with tigerrec, under its licence."
 AMAZON = (
     "The data are in the format of the Amazon product data of 2014 (R. He and J. McAuley 2016; J. McAuley et al. "
-    "2015). Where they are that release, "
-    "the licence of tigerrec does not cover them: its owners' terms apply to `items.parquet`, and to the model as far "
-    "as it derives from the data."
+    "2015). Where they are that release, the licence of tigerrec does not cover them: its owners' terms apply to "
+    "`items.parquet`, and to the model as far as it derives from the data."
 )
 OWN_DATA = (
     "`items.parquet` comes from the data the model was trained on: the terms of its owners apply to it, not the "
     "licence of this software."
+)
+PROTOCOL = (
+    "Leave-one-out by time: the last item of a user is the test target, the one before it the validation target, and "
+    "neither is ever a training target. All items are ranked, none sampled. `hit` says what counts: the item itself "
+    "(the result), or any item with the same codes without suffix (`sid`). `seen` says whether the items of the user's "
+    "history are masked out of the ranking. Intervals: bootstrap over users."
 )
 
 
@@ -79,7 +75,10 @@ def export(run: Path, out: Path) -> Path:
 
 
 def write_export(run: Path, out: Path) -> None:
-    """`export` of a train folder to an absolute path, without a word; what nobody could load is refused."""
+    """`export` of a train folder to an absolute path, silently; what nobody could load is refused.
+
+    It holds the items, every content file of the tokenize and train stages, and what else recommending needs.
+    """
     check_free(out)
     folders = upstream_folders(run)
     semantic_ids = load_semantic_ids(folders["tokenize"])
@@ -87,27 +86,25 @@ def write_export(run: Path, out: Path) -> None:
     load_tokenizer(folders["tokenize"])
     evaluations = _evaluations(folders["train"])
     with artifacts.writing(out, EXPORT, {}, folders | {folder.name: folder for folder in evaluations}) as files:
-        for stage, names in COPIED.items():
-            there = artifacts.open_stage(folders[stage], stage).files
-            for name in names:
-                if name in there:
-                    with files.create(name) as temporary:
-                        shutil.copyfile(folders[stage] / name, temporary)
+        files.copy(folders["prepare"] / ITEMS)
+        for stage in ("tokenize", "train"):
+            for name, entry in artifacts.open_stage(folders[stage], stage).files.items():
+                if not entry.get("measured"):
+                    files.copy(folders[stage] / name)
         if (embedder := _embedder(folders["tokenize"])) is not None:
             files.json(EMBEDDER, embedder)
         if semantic_ids.may_share:
             files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
-        with files.create("README.md") as temporary:
+        with files.create(CARD) as temporary:
             temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
 
 
 def _embedder(tokenized: Path) -> dict[str, Any] | None:
-    """What made the vectors of a tokenize stage: the embedder's settings and the sha256 of its files; None where that
-    stage is gone."""
-    made_from = artifacts.open_stage(tokenized, "tokenize").inputs.get("embed", {})
-    manifest = artifacts.read_manifest(tokenized.parent)
-    if manifest is None or manifest.stage != "embed" or manifest.fingerprint != made_from.get("fingerprint"):
+    """The embedder of a tokenize stage's vectors and the sha256 of its files; None where its stage is gone."""
+    folder = embed_folder(tokenized)
+    if folder is None:
         return None
+    manifest = artifacts.open_stage(folder, "embed")
     recorded = manifest.provenance.get("embedder")
     settings = (
         {name: value for name, value in recorded.items() if name != "device"} if isinstance(recorded, dict) else {}
@@ -118,9 +115,8 @@ def _embedder(tokenized: Path) -> dict[str, Any] | None:
 
 def check_free(out: Path) -> None:
     """Refuse a path that holds anything but an older export."""
-    if (
-        not out.exists() or (out.is_dir() and not any(out.iterdir())) or (out / artifacts.ASIDE).is_dir()
-    ):  # the last: of an export that was killed
+    was_killed = (out / artifacts.ASIDE).is_dir()
+    if not out.exists() or was_killed or (out.is_dir() and not any(out.iterdir())):
         return
     manifest = artifacts.read_manifest(out)
     if manifest is None or manifest.stage != EXPORT:
@@ -131,16 +127,18 @@ def check_free(out: Path) -> None:
 
 def _evaluations(trained: Path) -> list[Path]:
     """The finished evaluations of this training, by name."""
-    found = []
+    evaluations = []
     for folder in sorted(trained.glob("eval-*")):
         manifest = artifacts.read_manifest(folder)
-        train = artifacts.input_record(trained)
-        if manifest and all(
-            manifest.inputs.get("train", {}).get(key) == train[key] for key in ("fingerprint", "content")
-        ):
-            artifacts.open_stage(folder, "evaluate")
-            found.append(folder)
-    return found
+        if manifest is None:
+            continue
+        try:
+            artifacts.check_made_from(folder, manifest, "train", trained)
+        except artifacts.StaleError:
+            continue
+        artifacts.open_stage(folder, "evaluate")
+        evaluations.append(folder)
+    return evaluations
 
 
 def count_parameters(run: Path) -> int:
@@ -148,16 +146,16 @@ def count_parameters(run: Path) -> int:
     from safetensors import safe_open
 
     count = 0
-    for name in artifacts.open_stage(run, "train").files:
-        if not name.endswith(".safetensors"):
-            continue
-        with safe_open(run / name, framework="np") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    for path in (run / name for name in artifacts.open_stage(run, "train").files if name.endswith(".safetensors")):
+        with safe_open(path, framework="np") as file:
+            names = file.keys()
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return count
 
 
 def _settings(title: str, config: dict[str, Any]) -> str:
-    return f"<details><summary>{title}</summary>\n\n```json\n{json.dumps(config, indent=2, ensure_ascii=False)}\n```\n\n</details>"
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    return f"<details><summary>{title}</summary>\n\n```json\n{text}\n```\n\n</details>"
 
 
 def metrics_table(rows: list[dict[str, Any]]) -> str:
@@ -174,9 +172,8 @@ def _how_to_generate(config: dict[str, Any]) -> str:
     """Whether and how transformers alone generates with a model, given its `config.json`."""
     facts = config["tigerrec"]
     if config["model_type"] == "gpt2":
-        return SEQUENCE_ENCODING.format(
-            max_items=facts["max_items"], level_sizes=", ".join(map(str, facts["level_sizes"]))
-        )
+        level_sizes = ", ".join(map(str, facts["level_sizes"]))
+        return SEQUENCE_ENCODING.format(max_items=facts["max_items"], level_sizes=level_sizes)
     return STOCK_ENCODING if STOCK_READING.items() <= facts.items() else OWN_ENCODING
 
 
@@ -189,19 +186,8 @@ def _data_note(dataset: str, config: dict[str, Any]) -> str:
 def _results(evaluations: list[Path]) -> str:
     if not evaluations:
         return "This run was not evaluated before the export."
-    tables = [
-        f"`{folder.name}`:\n\n{metrics_table(artifacts.read_json(folder, 'metrics.json', METRICS))}"
-        for folder in evaluations
-    ]
-    protocol = (
-        "Leave-one-out by time: the last item of a user is the test target, the one before it the validation target, "
-        "and neither is ever a training target. "
-        "All items are ranked, none sampled. `hit` says what counts: the item itself (the result), or any item with "
-        "the same codes without suffix (`sid`). "
-        "`seen` says whether the items of the user's history are masked out of the ranking. Intervals: bootstrap over "
-        "users."
-    )
-    return "\n\n".join([protocol, *tables])
+    rows = {folder.name: artifacts.read_json(folder, "metrics.json", METRICS) for folder in evaluations}
+    return "\n\n".join([PROTOCOL, *(f"`{name}`:\n\n{metrics_table(rows[name])}" for name in rows)])
 
 
 def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
@@ -210,17 +196,12 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     stats = read_stats(folders["prepare"])
     config = artifacts.read_json(folders["train"], "config.json")
     facts = config["tigerrec"]
-    dataset, embedder, tokenizer, run = (
-        folders["prepare"].name,
-        folders["tokenize"].parent.name,
-        folders["tokenize"].name,
-        folders["train"].name,
-    )
+    dataset, tokenizer, run = (folder.name for folder in folders.values())
+    embedder, code_sizes = folders["tokenize"].parent.name, " × ".join(map(str, facts["code_sizes"]))
     example = read_items(folders["prepare"])["item_id"].slice(0, 2).to_pylist()
     data = manifests["prepare"].config
-    versions = artifacts.read_json(folders["train"], artifacts.MANIFEST, {"provenance": {"versions": dict}})[
-        "provenance"
-    ]["versions"]
+    shape = {"provenance": {"versions": dict}}
+    versions = artifacts.read_json(folders["train"], artifacts.MANIFEST, shape)["provenance"]["versions"]
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
     return f"""---
 library_name: tigerrec
@@ -236,7 +217,7 @@ it reads {READERS[facts["history"]]}, and generates the Semantic ID of the next 
 |---|---|
 | data set | `{dataset}`: {stats["users"]:,} users, {stats["items"]:,} items, {stats["interactions"]:,} interactions |
 | embedder | `{embedder}` |
-| tokenizer | `{tokenizer}`: {" × ".join(map(str, facts["code_sizes"]))} codes, {len(facts["level_sizes"])} tokens an item |
+| tokenizer | `{tokenizer}`: {code_sizes} codes, {len(facts["level_sizes"])} tokens an item |
 | generator | `{run}`: {count_parameters(folders["train"]):,} parameters, reads the last {facts["max_items"]} items |
 | made with | {", ".join(f"{name} {version}" for name, version in versions.items())} |
 
@@ -258,8 +239,9 @@ Only items of this data set can be given and are recommended. {_how_to_generate(
 
 ## Intended use and limits
 
-Made for research on generative recommendation and for comparing tokenizers. It repeats the tastes, gaps and biases of its data,
-knows nothing of users but the items given, and was not tested on people; do not base decisions about persons on it.
+Made for research on generative recommendation and for comparing tokenizers. It repeats the tastes, gaps and biases of
+its data, knows nothing of users but the items given, and was not tested on people; do not base decisions about persons
+on it.
 
 ## Data and licence
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,12 +19,14 @@ from tigerrec import TigerrecError
 
 LOCK = ".lock"
 PROBE = ".probe.tmp"
+ASIDE, KEPT, CURRENT = ".new", ".old", ".current"
 ELSEWHERE = (
     "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads "
     "`dataset.raw_dir=<folder>`, "
     "for exports and pages `OUT=<path>`"
 )
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 TEMPORARY = (".*.tmp", ".tmp*")  # ours, and those of safetensors
 
 
@@ -126,6 +128,20 @@ def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextI
 
 
 @contextlib.contextmanager
+def unchanged(paths: Mapping[str, Path]) -> Iterator[dict[str, str]]:
+    """The sha256 of some files by role, true of what the body reads of them.
+
+    Raises:
+        ArtifactError: a file has other bytes after the body than before.
+    """
+    digests = {role: sha256_file(path) for role, path in paths.items()}
+    yield digests
+    for role, path in paths.items():
+        if not path.is_file() or sha256_file(path) != digests[role]:
+            raise ArtifactError(f"{path} changed while it was read; run the same command again.")
+
+
+@contextlib.contextmanager
 def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold the folder's lock; the operating system frees it when the process ends, however it ends.
 
@@ -205,3 +221,74 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _link(path: Path, target: str) -> None:
+    """Let a path become a symbolic link in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.symlink_to(target)
+    os.replace(temporary, path)
+
+
+def _keep(folder: Path, names: Sequence[str]) -> bool:
+    """Hard links of files in `.old`, and `.current` as a link to it; False where the file system has no links."""
+    try:
+        (folder / KEPT).mkdir()
+        for name in names:
+            if (folder / name).is_file():
+                os.link(folder / name, folder / KEPT / name)
+        fsync(folder / KEPT)
+        (folder / CURRENT).symlink_to(KEPT)
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def replace_together(folder: Path, names: Sequence[str], older: Sequence[str]) -> None:
+    """Let the files `names` in `folder/.new` take the place of the files `older` of the folder, all at one moment.
+
+    Every name becomes a link through `.current` to the older file in `.old`. Then `.current` is turned to `.new` in one
+    step, and `settle` puts the files in the place of the links. A process may end anywhere: until that step readers
+    find all of the older files, after it all of the new ones. Where nothing stands, or the file system has no links,
+    the last of `names` is missing until the others are there.
+    """
+    for name in {*names, *older}:
+        if (folder / name).is_dir():
+            remove_tree(folder / name)
+    if older and _keep(folder, older):
+        for name in {*names, *older}:
+            _link(folder / name, f"{CURRENT}/{name}")
+        fsync(folder)
+        _link(folder / CURRENT, ASIDE)
+        fsync(folder)
+        settle(folder)
+        return
+    (folder / names[-1]).unlink(missing_ok=True)
+    fsync(folder)
+    for name in {*older} - {*names}:
+        remove_tree(folder / name)
+    for name in names[:-1]:
+        os.replace(folder / ASIDE / name, folder / name)
+    fsync(folder)
+    os.replace(folder / ASIDE / names[-1], folder / names[-1])
+    fsync(folder)
+
+
+def settle(folder: Path) -> None:
+    """Remove what a process left of writing aside, with the files staying as a reader finds them now."""
+    current = folder / CURRENT
+    if current.is_symlink():
+        remove_temporaries(folder)
+        version = folder / current.readlink()
+        for path in list(folder.iterdir()):
+            if path.is_symlink() and path.readlink().parent.name == CURRENT:
+                if (version / path.name).exists():
+                    os.replace(version / path.name, path)
+                else:
+                    path.unlink()
+        fsync(folder)
+        current.unlink()
+    remove_tree(folder / KEPT)
+    remove_tree(folder / ASIDE)

@@ -46,10 +46,9 @@ def load_histories(prepared: Path) -> Histories:
     """
     artifacts.open_stage(prepared, "prepare")
     n_items = len(read_items(prepared))
-    table = artifacts.read_table(
-        prepared, INTERACTIONS, {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"}
-    )
-    users, items, times, positions = (table[name].to_numpy() for name in ("user", "item", "timestamp", "position"))
+    columns = {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"}
+    table = artifacts.read_table(prepared, INTERACTIONS, columns)
+    users, items, times, positions = (table[name].to_numpy() for name in columns)
     starts = np.flatnonzero(np.diff(users, prepend=-1))
     lengths = np.diff(starts, append=len(users))
     with artifacts.contract(prepared, INTERACTIONS):
@@ -63,12 +62,11 @@ def load_histories(prepared: Path) -> Histories:
             raise ValueError(f"a user has fewer than {SHORTEST_HISTORY} interactions")
         if ((items < 0) | (items >= n_items)).any():
             raise ValueError(f"it holds items that are not below {n_items}")
-    found, stats = {"users": len(starts), "items": n_items, "interactions": len(users)}, read_stats(prepared)
+    stats = read_stats(prepared)
     with artifacts.contract(prepared, STATS):
-        if any(stats[name] != count for name, count in found.items()):
+        if [stats[name] for name in ("users", "items", "interactions")] != [len(starts), n_items, len(users)]:
             raise ValueError(
-                f"it does not count {found['users']} users, {found['items']} items and {found['interactions']} "
-                "interactions, as the tables do"
+                f"it does not count {len(starts)} users, {n_items} items and {len(users)} interactions, as the tables do"
             )
     return Histories(np.append(starts, len(users)).astype(np.int64), items, n_items)
 
@@ -108,14 +106,12 @@ def training_part(history: np.ndarray) -> np.ndarray:
 
 def training_counts(histories: Histories) -> np.ndarray:
     """How often the training parts of all histories hold each item, int64 (n_items,)."""
-    return np.bincount(
-        np.concatenate([training_part(histories[user]) for user in range(len(histories))]), minlength=histories.n_items
-    )
+    seen = np.concatenate([training_part(histories[user]) for user in range(len(histories))])
+    return np.bincount(seen, minlength=histories.n_items)
 
 
 def split(history: np.ndarray, part: str) -> tuple[np.ndarray, int]:
-    """The input and the target of a part: `validation` is h[-2] given h[:-2], `test` is h[-1] given h[:-1] (the
-    validation item included)."""
+    """The input and the target of a part: `validation` is h[-2] given h[:-2], `test` is h[-1] given h[:-1]."""
     if part == "validation":
         return history[:-2], int(history[-2])
     if part == "test":
@@ -124,8 +120,7 @@ def split(history: np.ndarray, part: str) -> tuple[np.ndarray, int]:
 
 
 def validation_sample(histories: Histories, n_users: int, seed: int) -> np.ndarray:
-    """The fixed, seeded sample of at most `n_users` users that have something before their validation target, in
-    ascending order."""
+    """A seeded sample of at most `n_users` users that have an item before their validation target, ascending."""
     eligible = np.flatnonzero(np.diff(histories.offsets) >= SHORTEST_HISTORY)
     if len(eligible) <= n_users:
         return eligible

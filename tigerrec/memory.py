@@ -19,8 +19,7 @@ def peak_mb() -> int:
 
 
 def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
-    """What a function gives, and the largest memory of this process while it ran, in MB; all that the process held
-    before is part of it.
+    """What a function gives, and the largest memory of this process while it ran, in MB, with what it held before.
 
     Where the system cannot start its count again (only Linux can), it is the largest memory so far.
     """
@@ -34,8 +33,7 @@ def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
 def _counted_peak() -> int:
     """The largest memory that the system has counted, in MB.
 
-    On Linux `resource.getrusage` counts the memory of the process that started this one too, so that it only serves
-    elsewhere.
+    On Linux `resource.getrusage` counts that of the process that started this one too, so it only serves elsewhere.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

@@ -1,10 +1,9 @@
-"""New items for a trained recommender, without training again: read, embedded, given Semantic IDs beside the known
-ones, written as an export."""
+"""New items for a trained recommender, without training again: read, embedded, given Semantic IDs, and exported."""
 
 from __future__ import annotations
 
 import logging
-import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,21 @@ from tigerrec import TigerrecError, artifacts, config
 from tigerrec.collisions import COLLISION_POLICIES
 from tigerrec.embed import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
-from tigerrec.export import EMBEDDER, check_free, write_export
-from tigerrec.histories import read_items
+from tigerrec.export import CARD, EMBEDDER, check_free, write_export
+from tigerrec.files import unchanged
+from tigerrec.histories import ITEMS, read_items
 from tigerrec.identity import with_families
-from tigerrec.prepare import item_text
+from tigerrec.prepare import ITEM_FIELDS, item_text
 from tigerrec.raw import Tally, Unreadable, clean, make_item
 from tigerrec.recommender import EXPORT, POPULARITY, check_run, read_popularity
-from tigerrec.semantic_ids import TOKENIZER, SemanticIds, load_semantic_ids
+from tigerrec.semantic_ids import SEMANTIC_IDS, TOKENIZER, SemanticIds, load_semantic_ids
 from tigerrec.tables import is_table, plain_id, read_rows, shown
 from tigerrec.tokenizers import code_items
 
 logger = logging.getLogger(__name__)
 
 ID, VECTOR = "item_id", "vector"
-FIELDS = ("title", "brand", "categories", "price", "text")
+FIELDS = (*ITEM_FIELDS, "text")
 GIVE_VECTORS = f"give the vectors of the new items as a column '{VECTOR}' of a Parquet or JSON Lines table"
 
 
@@ -43,10 +43,12 @@ class NewItems:
     Attributes:
         records: one for each item, with the columns of `items.parquet` but `item`.
         vectors: float32 (n, D), where the table has them.
+        sha256: of the table.
     """
 
     records: list[dict[str, Any]]
     vectors: np.ndarray | None
+    sha256: str
 
     @property
     def item_ids(self) -> list[str]:
@@ -55,8 +57,7 @@ class NewItems:
 
 
 def read_new_items(path: Path) -> NewItems:
-    """The items of a table (CSV, TSV, JSON Lines, Parquet) with the column `item_id` and any of title, brand,
-    categories, price, text and vector.
+    """The items of a table: the column `item_id` and any of title, brand, categories, price, text and vector.
 
     Raises:
         NewItemsError: the file is no such table, a row cannot be read, an item comes twice, or there is none.
@@ -66,15 +67,21 @@ def read_new_items(path: Path) -> NewItems:
             f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
             "`ITEMS_FILE=<file>`."
         )
+    with unchanged({"items": path}) as digests:
+        records, vectors = _read(path)
+    if not records:
+        raise NewItemsError(f"{path} holds no items; give a table with one row a new item.")
+    repeated = sorted(item_id for item_id, count in Counter(record[ID] for record in records).items() if count > 1)
+    if repeated:
+        raise NewItemsError(f"{path} has more than one row for {few(repeated)}; keep one row an item.")
+    return NewItems(records, None if vectors is None else _matrix(vectors, path), digests["items"])
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """The records of a table, and its vectors where it has any."""
     columns, rows = read_rows(path)
-    lacking = (
-        f"'{ID}'"
-        if ID not in columns
-        else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
-        if not {*FIELDS, VECTOR} & set(columns)
-        else None
-    )
-    if lacking:
+    if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
+        lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
         raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
     ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
     if ignored:
@@ -90,35 +97,16 @@ def read_new_items(path: Path) -> NewItems:
                 f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out."
             ) from None
         vectors.append(row.get(VECTOR))
-    if not records:
-        raise NewItemsError(f"{path} holds no items; give a table with one row a new item.")
     if tally.noted:
-        logger.warning(
-            "left out of the texts: %s", ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items())
-        )
-    new = NewItems(records, _matrix(vectors, path) if VECTOR in columns else None)
-    repeated = (
-        sorted({name for name in new.item_ids if new.item_ids.count(name) > 1})
-        if len(set(new.item_ids)) < len(records)
-        else []
-    )
-    if repeated:
-        raise NewItemsError(f"{path} has more than one row for {few(repeated)}; keep one row an item.")
-    return new
+        noted = ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items())
+        logger.warning("left out of the texts: %s", noted)
+    return records, vectors if VECTOR in columns else None
 
 
 def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
-    item_id = plain_id(row.get(ID), ID)
-    item = make_item(row.get("title"), row.get("brand"), row.get("categories"), row.get("price"), tally, ">")
+    item_id, item = plain_id(row.get(ID), ID), make_item(map(row.get, ITEM_FIELDS), tally, ">")
     text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
-    return {
-        ID: item_id,
-        "title": item.title,
-        "brand": item.brand,
-        "categories": item.categories,
-        "price": item.price,
-        "text": text,
-    }
+    return {ID: item_id, **vars(item), "text": text}
 
 
 def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
@@ -130,35 +118,39 @@ def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
         ) from None
 
 
-def recorded_embedder(folder: Path) -> EmbedsTexts:
-    """The embedder that made the vectors of an exported run, with the same weights.
+def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
+    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export.
 
     Raises:
         TigerrecError: the export does not say which it was, or it is not on this machine, or with other weights.
     """
     if not (folder / EMBEDDER).exists():
         raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
-    facts = artifacts.read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
-    if "${" in str(facts["config"]):
+    recorded = artifacts.read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
+    if "${" in str(recorded["config"]):
         raise NewItemsError(f"{folder / EMBEDDER} holds no plain settings; {GIVE_VECTORS}.")
-    embedder = config.build(with_families(facts["config"]), str(folder / EMBEDDER), Embedder)
+    embedder = config.build(with_families(recorded["config"]), str(folder / EMBEDDER), Embedder)
     if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
         raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
-    if {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()} != facts["sources"]:
-        raise NewItemsError(
-            f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get them, "
-            f"or {GIVE_VECTORS}."
-        )
-    return embedder
+    with unchanged(embedder.sources()) as digests:
+        if digests != recorded["sources"]:
+            raise NewItemsError(
+                f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get "
+                f"them, or {GIVE_VECTORS}."
+            )
+        vectors = embedder.open()(new.item_ids, [record["text"] for record in new.records])
+    return checked(vectors, new.item_ids)
 
 
 def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
-    """The Semantic IDs, int32 (n, T), of new items beside the known ones: codes by the frozen tokenizer, ids by the
-    collision policy of the stage.
+    """The Semantic IDs of new items beside the known ones, by the frozen tokenizer and the stage's collision policy.
 
     Args:
         folder: a tokenize stage or an export.
         vectors: float32 (n, D), from the same embedder as the fitted ones.
+
+    Returns:
+        int32 (n, T).
 
     Raises:
         TigerrecError: the folder or the vectors cannot be used, or there is no id left for an item.
@@ -188,52 +180,46 @@ def add_items(run: Path, items_file: Path, out: Path) -> Path:
     check_free(out)
     check_run(run)
     new = read_new_items(items_file)
-    base = run.resolve()
-    manifest = artifacts.read_manifest(base)
+    manifest = artifacts.read_manifest(run)
     if manifest is not None and manifest.stage == EXPORT:
-        return _write(artifacts.open_stage(base, EXPORT), base, new, out, items_file)
+        return _write(run.resolve(), new, out, items_file)
     base = out.with_name(f".{out.name}.base")
     try:
         write_export(run, base)
-        return _write(artifacts.open_stage(base, EXPORT), base, new, out, items_file)
+        return _write(base, new, out, items_file)
     finally:
         artifacts.remove_tree(base)
 
 
-def _write(manifest: artifacts.Manifest, base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
+def _write(base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
     """The export with the items of the export `base` and the new ones."""
     import pyarrow as pa
 
+    manifest = artifacts.open_stage(base, EXPORT)
     items = read_items(base)
     known = set(items["item_id"].to_pylist()) & set(new.item_ids)
     if known:
         raise NewItemsError(
             f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out."
         )
-    if new.vectors is None:
-        embed = recorded_embedder(base).open()
-        vectors = checked(embed(new.item_ids, [record["text"] for record in new.records]), new.item_ids)
-    else:
-        vectors = new.vectors
-    old_ids, codes = load_semantic_ids(base), new_semantic_ids(base, vectors)
+    vectors = embed_as_before(base, new) if new.vectors is None else new.vectors
+    old, codes = load_semantic_ids(base), new_semantic_ids(base, vectors)
+    semantic_ids = SemanticIds(np.concatenate([old.codes, codes]), old.layout)
     records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]
-    card = (base / "README.md").read_text(encoding="utf-8")
-    card += (
-        f"\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; the results "
-        "above are of the items before.\n"
-    )
-    with artifacts.writing(out, EXPORT, {}, {"export": base}, {"items": artifacts.sha256_file(items_file)}) as files:
-        files.parquet("items.parquet", pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
-        files.parquet(
-            "semantic_ids.parquet", SemanticIds(np.concatenate([old_ids.codes, codes]), old_ids.layout).table()
-        )
+    card = (base / CARD).read_text(encoding="utf-8")
+    with artifacts.writing(out, EXPORT, {}, {"export": base}, {"items": new.sha256}) as files:
+        files.parquet(ITEMS, pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
+        files.parquet(SEMANTIC_IDS, semantic_ids.table())
         if POPULARITY in manifest.files:
             counts = read_popularity(base, len(items))
             files.arrays(POPULARITY, {"training_counts": np.append(counts, np.zeros(len(records), counts.dtype))})
-        with files.create("README.md") as temporary:
-            temporary.write_text(card, encoding="utf-8")
+        with files.create(CARD) as temporary:
+            temporary.write_text(
+                f"{card}\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; "
+                "the results above are of the items before.\n",
+                encoding="utf-8",
+            )
         for name in manifest.files.keys() - files.entries.keys():
-            with files.create(name) as temporary:
-                shutil.copyfile(base / name, temporary)
+            files.copy(base / name)
     logger.info("added %d items to the %d of the run and wrote %s", len(records), len(items), out)
     return out

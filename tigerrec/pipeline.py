@@ -230,8 +230,12 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     prepare = plan_prepare(cfg)
     defaults = plain(cfg.dataset_defaults, "dataset_defaults")
     tokenize_keys = ("seed", "collisions", "max_collision")
-    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", Tokenizer, (*tokenize_keys, "inputs"), defaults.get("tokenizer"))
-    generator, generator_keys = build_choice(cfg.get("generator"), "generator", Generator, ("seed",), defaults.get("generator"))
+    tokenizer, token_keys = build_choice(
+        cfg.get("tokenizer"), "tokenizer", Tokenizer, (*tokenize_keys, "inputs"), defaults.get("tokenizer")
+    )
+    generator, generator_keys = build_choice(
+        cfg.get("generator"), "generator", Generator, ("seed",), defaults.get("generator")
+    )
     training, train_keys = build_choice(cfg.get("train"), "train", Training, (), defaults.get("train"))
     evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
     tokenize_options = {key: token_keys[key] for key in tokenize_keys if key in token_keys}
@@ -294,7 +298,9 @@ def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], 
         ConfigError: a setting is unknown, of the wrong type, out of range or an empty list.
     """
     values = plain(node, "baseline")
-    lists = {key: value for key, value in values.items() if isinstance(value, list) and key not in (NAME, FAMILY, "seed")}
+    lists = {
+        key: value for key, value in values.items() if isinstance(value, list) and key not in (NAME, FAMILY, "seed")
+    }
     for name, given in lists.items():
         if not given:
             raise ConfigError(

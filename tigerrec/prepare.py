@@ -12,9 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.files import unchanged
 from tigerrec.histories import SHORTEST_HISTORY
 
 logger = logging.getLogger(__name__)
+
+ITEM_FIELDS = ("title", "brand", "categories", "price")
 
 
 class DatasetError(TigerrecError):
@@ -87,21 +90,8 @@ class Dataset(Protocol):
         ...
 
 
-def check_filters(min_user_interactions: int, min_item_interactions: int, max_dropped: float) -> None:
-    """Raise ValueError for filters out of range; shared by the data set dataclasses."""
-    for name, value in (
-        ("min_user_interactions", min_user_interactions),
-        ("min_item_interactions", min_item_interactions),
-    ):
-        if value < 0:
-            raise ValueError(f"{name} must be 0 (no filter) or more, got {value}")
-    if not 0 <= max_dropped <= 1:
-        raise ValueError(f"max_dropped must be a share between 0 and 1, got {max_dropped}")
-
-
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
-    """Which interactions stay when users and items with too few are removed again and again until none is left to
-    remove.
+    """Which interactions stay when users and items with too few are removed until none is left to remove.
 
     Args:
         users: int (n,), user numbers from 0.
@@ -121,36 +111,18 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -
     return keep
 
 
-def first_of_duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Bool (n,): False for an interaction that repeats the user, item and time of an earlier one."""
-    order = np.lexsort((timestamps, items, users))  # stable: among equals the first in the file comes first
-    same = np.ones(max(len(order) - 1, 0), dtype=bool)
-    for column in (users, items, timestamps):
-        same &= np.diff(column[order]) == 0
-    first = np.ones(len(order), dtype=bool)
-    first[order[1:][same]] = False
-    return first
-
-
-def number_by_appearance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers from 0 in order of first appearance, and the old value of each number."""
-    old, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    new = np.empty(len(old), dtype=np.int64)
-    new[order] = np.arange(len(old))
-    return new[inverse], old[order]
-
-
 def item_text(item_id: str, item: RawItem) -> str:
-    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without the missing parts;
-    `Item <id>.` where all are missing."""
-    parts = {
+    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing.
+
+    `Item <id>.` where all is missing.
+    """
+    fields = {
         "Title": item.title,
         "Brand": item.brand,
         "Categories": " > ".join(item.categories),
         "Price": None if item.price is None else f"{item.price:.2f}",
     }
-    text = "; ".join(f"{name}: {value}" for name, value in parts.items() if value)
+    text = "; ".join(f"{name}: {value}" for name, value in fields.items() if value)
     return f"{text or f'Item {item_id}'}."
 
 
@@ -172,41 +144,37 @@ class Prepared:
         return (np.arange(len(self.users)) - starts).astype(np.int32)
 
 
-def _ids_to_numbers(ids: list[str]) -> tuple[np.ndarray, list[str]]:
-    numbers: dict[str, int] = {}
-    codes = np.fromiter((numbers.setdefault(text, len(numbers)) for text in ids), dtype=np.int64, count=len(ids))
-    return codes, list(numbers)
-
-
 def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
-    """Drop repeated interactions, filter, number by first appearance, and order by (user, time, place in the file),
-    stable.
+    """Drop repeated interactions, filter, number by first appearance, order by (user, time, place in the file).
 
     Users with fewer than three interactions are always left out: leave-one-out needs three.
 
     Raises:
         DatasetError: nothing is left.
     """
-    users, user_ids = _ids_to_numbers(raw.user_ids)
-    items, item_ids = _ids_to_numbers(raw.item_ids)
-    unique = first_of_duplicates(users, items, raw.timestamps)
-    short = int((np.bincount(users[unique], minlength=len(user_ids)) < SHORTEST_HISTORY).sum())
-    users, items, times = users[unique], items[unique], raw.timestamps[unique]
+    import pandas as pd
+
+    users, user_ids = pd.factorize(np.array(raw.user_ids, dtype=object))
+    items, item_ids = pd.factorize(np.array(raw.item_ids, dtype=object))
+    is_repeated = pd.DataFrame({"user": users, "item": items, "time": raw.timestamps}).duplicated().to_numpy()
+    users, items, times = users[~is_repeated], items[~is_repeated], raw.timestamps[~is_repeated]
+    short = int((np.bincount(users, minlength=len(user_ids)) < SHORTEST_HISTORY).sum())
     keep = k_core(users, items, max(min_user, SHORTEST_HISTORY), min_item)
     if not keep.any():
         raise DatasetError(
             f"Nothing is left of {len(raw.user_ids):,} interactions of {len(user_ids):,} users ({short:,} with fewer "
-            f"than {SHORTEST_HISTORY}) "
-            f"and {len(item_ids):,} items after the filters; lower `dataset.min_user_interactions={min_user}` and "
-            f"`dataset.min_item_interactions={min_item}` or give more data."
+            f"than {SHORTEST_HISTORY}) and {len(item_ids):,} items after the filters; lower "
+            f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
+            "data."
         )
-    users, old_users = number_by_appearance(users[keep])
-    items, old_items = number_by_appearance(items[keep])
-    order = np.lexsort((times[keep], users))
+    users, kept_users = pd.factorize(users[keep])
+    items, kept_items = pd.factorize(items[keep])
+    times = times[keep]
+    order = np.lexsort((times, users))
     lengths = np.bincount(users)
     stats = {
-        "users": len(old_users),
-        "items": len(old_items),
+        "users": len(kept_users),
+        "items": len(kept_items),
         "interactions": len(users),
         "history_length": {
             "min": int(lengths.min()),
@@ -215,26 +183,25 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
             "max": int(lengths.max()),
         },
         "raw": {"users": len(user_ids), "items": len(item_ids), "interactions": len(raw.user_ids)},
-        "repeated_interactions": int((~unique).sum()),
+        "repeated_interactions": int(is_repeated.sum()),
         "users_with_fewer_than_3": short,
-        "users_filtered": len(user_ids) - short - len(old_users),
-        "items_filtered": len(item_ids) - len(old_items),
+        "users_filtered": len(user_ids) - short - len(kept_users),
+        "items_filtered": len(item_ids) - len(kept_items),
     }
     return Prepared(
         users[order].astype(np.int32),
         items[order].astype(np.int32),
-        times[keep][order],
-        [user_ids[u] for u in old_users],
-        [item_ids[i] for i in old_items],
+        times[order],
+        user_ids[kept_users].tolist(),
+        item_ids[kept_items].tolist(),
         stats,
     )
 
 
 def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float) -> None:
     dropped = sum(raw.dropped.values())
-    reasons = "; ".join(
-        f"{reason}: {count:,}" for reason, count in sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
-    )
+    by_count = sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
+    reasons = "; ".join(f"{reason}: {count:,}" for reason, count in by_count)
     files = " and ".join(str(path) for path in sources.values())
     if dropped > max_dropped * raw.lines:
         if dropped == raw.lines:
@@ -244,8 +211,7 @@ def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float
             )
         raise DatasetError(
             f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than "
-            f"max_dropped={max_dropped} allows; "
-            "repair or download the files again, or put up with it by "
+            f"max_dropped={max_dropped} allows; repair or download the files again, or put up with it by "
             f"`dataset.max_dropped={-(-dropped * 1000 // raw.lines) / 1000}`."
         )
     if dropped:
@@ -253,12 +219,12 @@ def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float
 
 
 def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None:
-    found = (stats["users"], stats["items"], stats["interactions"])
-    if expected and found != expected:
+    counts = (stats["users"], stats["items"], stats["interactions"])
+    if expected and counts != expected:
         logger.warning(
             "not the files of the known release: expected %s users, %s items, %s interactions, found %s, %s, %s; do "
             "not compare results with published ones",
-            *(f"{number:,}" for number in (*expected, *found)),
+            *(f"{number:,}" for number in (*expected, *counts)),
         )
 
 
@@ -266,34 +232,30 @@ def prepare(dataset: Dataset, out: Path) -> Path:
     """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set.
 
     Raises:
-        TigerrecError: raw files missing or damaged, too many unreadable lines, or nothing left after filtering.
+        TigerrecError: raw files missing, damaged or changed meanwhile, too many unreadable lines, or nothing left after
+            filtering.
     """
     import pyarrow as pa
 
     sources = dataset.sources()
-    raw = dataset.read()
+    with unchanged(sources) as digests:
+        raw = dataset.read()
     _check_dropped(raw, sources, dataset.max_dropped)
-    logger.info(
-        "read %s interactions from %s", f"{len(raw.user_ids):,}", ", ".join(str(path) for path in sources.values())
-    )
+    logger.info("read %s interactions from %s", f"{len(raw.user_ids):,}", ", ".join(map(str, sources.values())))
     prepared = arrange(raw, dataset.min_user_interactions, dataset.min_item_interactions)
     unknown = RawItem(None, None, [], None)
     items = [raw.items.get(item_id, unknown) for item_id in prepared.item_ids]
     stats = prepared.stats | {
         "items_without_metadata": sum(item_id not in raw.items for item_id in prepared.item_ids),
         "items_without": dict(
-            Counter(
-                name
-                for item in items
-                for name in ("title", "brand", "categories", "price")
-                if getattr(item, name) in (None, [])
-            )
+            Counter(name for item in items for name in ITEM_FIELDS if getattr(item, name) in (None, []))
         ),
         "lines": raw.lines,
         "dropped": dict(sorted(raw.dropped.items())),
         "noted": dict(sorted(raw.noted.items())),
     }
     _check_expected(stats, dataset.expected)
+    texts = [item_text(item_id, item) for item_id, item in zip(prepared.item_ids, items, strict=True)]
     tables = {
         "items.parquet": {
             "item": pa.array(range(len(items)), pa.int32()),
@@ -302,9 +264,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             "brand": pa.array([item.brand for item in items], pa.string()),
             "categories": pa.array([item.categories for item in items], pa.list_(pa.string())),
             "price": pa.array([item.price for item in items], pa.float64()),
-            "text": pa.array(
-                [item_text(item_id, item) for item_id, item in zip(prepared.item_ids, items, strict=True)], pa.string()
-            ),
+            "text": pa.array(texts, pa.string()),
         },
         "users.parquet": {
             "user": pa.array(range(len(prepared.user_ids)), pa.int32()),
@@ -317,14 +277,10 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             "position": prepared.positions,
         },
     }
-    hashes = {role: artifacts.sha256_file(path) for role, path in sources.items()}
-    with artifacts.writing(out, "prepare", dataset, sources=hashes) as files:
+    with artifacts.writing(out, "prepare", dataset, sources=digests) as files:
         for name, columns in tables.items():
             files.parquet(name, pa.table(columns))
         files.json("stats.json", stats)
-    logger.info(
-        "wrote %s users, %s items, %s interactions to %s",
-        *(f"{stats[key]:,}" for key in ("users", "items", "interactions")),
-        out,
-    )
+    counts = [f"{stats[key]:,}" for key in ("users", "items", "interactions")]
+    logger.info("wrote %s users, %s items, %s interactions to %s", *counts, out)
     return out

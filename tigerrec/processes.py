@@ -27,8 +27,8 @@ def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> Non
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, _, name = function.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)(*arguments)
-        results.send(found | {"peak_mb": peak_mb()})
+        result = getattr(importlib.import_module(module), name)(*arguments)
+        results.send(result | {"peak_mb": peak_mb()})
     except TigerrecError as error:
         results.send(error)
 
@@ -55,13 +55,10 @@ def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
         result = None
     process.join()
     if result is None:
-        reason = (
-            "most likely for want of memory" if process.exitcode == -signal.SIGKILL else "what it printed last says why"
-        )
-        raise TigerrecError(
-            f"The process of {function.rpartition('.')[2]} ended without a result (exit code {process.exitcode}): "
-            f"{reason}."
-        )
+        is_killed = process.exitcode == -signal.SIGKILL
+        reason = "most likely for want of memory" if is_killed else "what it printed last says why"
+        name = function.rpartition(".")[2]
+        raise TigerrecError(f"The process of {name} ended without a result (exit code {process.exitcode}): {reason}.")
     if isinstance(result, TigerrecError):
         raise result
     return dict(result)

@@ -1,5 +1,4 @@
-"""How and when a stage came about: versions, commit, machine, time and memory; kept in the manifest, no part of what a
-stage is."""
+"""How a stage came about: versions, commit, machine, time and memory; kept in its manifest, no part of its identity."""
 
 from __future__ import annotations
 
@@ -13,22 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import tigerrec
 from tigerrec.memory import peak_mb
 
 VERSIONED_PACKAGES = (
-    "tigerrec",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "faiss-cpu",
-    "numpy",
-    "pandas",
-    "pyarrow",
-)
+    "tigerrec", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy", "pandas", "pyarrow",
+)  # fmt: skip
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(tigerrec.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
@@ -49,7 +42,7 @@ def _versions() -> dict[str, str]:
 
 
 def provenance(started: float) -> dict[str, Any]:
-    """How and when a stage came about, `started` seconds on the performance counter; no part of what it is."""
+    """How and when a stage came about that began at `started`, on `time.perf_counter`."""
     return {
         "versions": _versions(),
         "git": _git_commit(),
@@ -62,7 +55,7 @@ def provenance(started: float) -> dict[str, Any]:
 
 
 def short_commit(commit: str | None) -> str:
-    """A commit as people quote it."""
+    """A commit as people quote it: seven digits, and `+changes` where there were some."""
     if commit is None:
         return "unknown"
     name, plus, changes = commit.partition("+")

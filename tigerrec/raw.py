@@ -1,5 +1,4 @@
-"""What the readers of raw data share: the lines of a file, checked ids and times, cleaned item fields, and counts of
-what was lost."""
+"""What the readers of raw data share: lines of files, checked ids and times, clean item fields, counts of losses."""
 
 from __future__ import annotations
 
@@ -12,14 +11,17 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
+
+import numpy as np
 
 from tigerrec.prepare import DatasetError, RawItem
 
 LINE_LIMIT = 10_000_000  # bytes
 BOM = b"\xef\xbb\xbf"
+Record = TypeVar("Record")
 
 
 class Unreadable(Exception):
@@ -27,7 +29,7 @@ class Unreadable(Exception):
 
 
 class Tally:
-    """Counts lines read, lines dropped by reason, and what was mended."""
+    """Counts of lines read, lines dropped by reason, and what was mended."""
 
     def __init__(self) -> None:
         self.lines = 0
@@ -42,6 +44,20 @@ class Tally:
             yield
         except Unreadable as reason:
             self.dropped[f"{role}: {reason}"] += 1
+
+
+def read_interactions(
+    records: Iterable[Record], parse: Callable[[Record], tuple[str, str, int]], tally: Tally
+) -> tuple[list[str], list[str], np.ndarray]:
+    """The user ids, item ids and times (int64) of the records that can be parsed, in their order."""
+    users, items, times = [], [], []
+    for record in records:
+        with tally.line("interactions"):
+            user, item, time = parse(record)
+            users.append(user)
+            items.append(item)
+            times.append(time)
+    return users, items, np.array(times, dtype=np.int64)
 
 
 def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
@@ -59,8 +75,9 @@ def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
-    """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark; None for one
-    beyond 10 MB.
+    """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark.
+
+    A line beyond 10 MB comes as None.
 
     Args:
         remedy: the end of the error's sentence, for instance "download it again".
@@ -83,15 +100,16 @@ def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[
                     yield from _read_lines(cast(BinaryIO, unpacked))
             else:
                 yield from _read_lines(file)
+            return
     except gzip.BadGzipFile as error:
         fault = "fails its checksum" if "CRC" in str(error) or "length" in str(error) else "is not a gzip file"
-        raise DatasetError(f"{path} {fault}; {remedy}.") from None
     except EOFError:
-        raise DatasetError(f"{path} is cut short; {remedy}.") from None
+        fault = "is cut short"
     except zlib.error:
-        raise DatasetError(f"{path} is damaged inside its gzip stream; {remedy}.") from None
+        fault = "is damaged inside its gzip stream"
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror or error}); {remedy}.") from None
+        fault = f"cannot be read ({error.strerror or error})"
+    raise DatasetError(f"{path} {fault}; {remedy}.")
 
 
 def text_of(line: bytes | None) -> str:
@@ -148,9 +166,8 @@ def checked_time(value: Any) -> int:
     """
     if value is None or value == "":
         raise Unreadable("no time")
-    if (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not -(2**63) <= value < 2**63
-    ):  # neither NaN nor infinity is between the two
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not -(2**63) <= value < 2**63:  # neither NaN nor infinity is between the two
         raise Unreadable("time is not a number")
     return math.floor(value)
 
@@ -191,10 +208,10 @@ def first_path(value: Any, separator: str | None) -> list[Any]:
     return []
 
 
-def make_item(
-    title: Any, brand: Any, categories: Any, price: Any, tally: Tally, separator: str | None = None
-) -> RawItem:
-    """An item of raw fields; what is missing or of a wrong type becomes None or empty, the latter noted."""
+def make_item(fields: Iterable[Any], tally: Tally, separator: str | None = None) -> RawItem:
+    """An item of raw title, brand, categories and price; what is missing or of a wrong type becomes None or empty, the
+    latter noted."""
+    title, brand, categories, price = fields
     path = [clean(name, "category", tally) for name in first_path(categories, separator)]
     return RawItem(
         clean(title, "title", tally),

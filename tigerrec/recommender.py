@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.embed import few
+from tigerrec.folders import upstream_folders
 from tigerrec.histories import load_histories, read_items, training_counts
-from tigerrec.semantic_ids import TokenLayout, load_semantic_ids
+from tigerrec.semantic_ids import TokenLayout, group_codes, load_semantic_ids
 
 if TYPE_CHECKING:
     from tigerrec.beam_search import Searcher
@@ -48,31 +50,11 @@ def check_run(folder: Path) -> None:
     """
     manifest = artifacts.read_manifest(folder)
     if manifest is None or manifest.stage not in ("train", EXPORT):
-        found = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
+        holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
         raise RecommendError(
-            f"{folder} {found if folder.is_dir() else 'does not exist'}; give the folder that `make train` printed, "
+            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `make train` printed, "
             "or an export, as `RUN=<folder>`."
         )
-
-
-def upstream_folders(run: Path) -> dict[str, Path]:
-    """The finished prepare, tokenize and train folders of a run, given its train folder, in the order of the pipeline.
-
-    Raises:
-        ArtifactError: one is missing or damaged, or the run was not made from the folders above it.
-    """
-    run = run.resolve()
-    folders = {"prepare": run.parent.parent.parent, "tokenize": run.parent, "train": run}
-    manifest = artifacts.open_stage(run, "train")
-    for name in ("prepare", "tokenize"):
-        artifacts.open_stage(folders[name], name)
-        artifacts.check_made_from(run, manifest, name, folders[name])
-    return folders
-
-
-def _popularity(folder: Path, exported: bool, n_items: int) -> np.ndarray:
-    """How often training histories hold each item of a prepare stage or an export, int64 (n_items,)."""
-    return read_popularity(folder, n_items) if exported else training_counts(load_histories(folder))
 
 
 def read_popularity(exported: Path, n_items: int) -> np.ndarray:
@@ -126,27 +108,31 @@ class Recommender:
         exported = artifacts.open_stage(folder, "train", EXPORT).stage == EXPORT
         folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
         semantic_ids = load_semantic_ids(folders["tokenize"])
-        items = read_items(folders["prepare"], {"title": "string?"}).select(["item_id", "title"]).to_pydict()
-        if len(items["item_id"]) != len(semantic_ids.codes):
+        items = read_items(folders["prepare"], {"title": "string?"})
+        item_ids, titles, n_items = items["item_id"].to_pylist(), items["title"].to_pylist(), len(items)
+        if n_items != len(semantic_ids.codes):
             raise artifacts.StaleError(
-                f"{folder} has {len(items['item_id'])} items and Semantic IDs for {len(semantic_ids.codes)}; export "
-                "it again, or add `overwrite=embed`."
+                f"{folder} has {n_items} items and Semantic IDs for {len(semantic_ids.codes)}; export it again, or add "
+                "`overwrite=embed`."
             )
         model = load_generator(folder, semantic_ids).to(resolve_device(device))
-        logger.info("read the generator and %s items from %s", f"{len(items['item_id']):,}", folder)
-        numbers = {item_id: number for number, item_id in enumerate(items["item_id"])}
-        popularity = (
-            _popularity(folders["prepare"], exported, len(semantic_ids.codes)) if semantic_ids.may_share else None
-        )
+        logger.info("read the generator and %s items from %s", f"{n_items:,}", folder)
+        popularity = None
+        if semantic_ids.may_share:
+            prepared = folders["prepare"]
+            popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
         return Recommender(
-            Searcher.of(model, "fp32", popularity), semantic_ids.codes, items["item_id"], items["title"], numbers
+            Searcher.of(model, "fp32", popularity),
+            semantic_ids.codes,
+            item_ids,
+            titles,
+            {item_id: number for number, item_id in enumerate(item_ids)},
         )
 
     def with_items(
         self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None
     ) -> Recommender:
-        """A recommender of these and of new items, without training: new ones may stand in histories and be
-        recommended, old ones keep their scores.
+        """A recommender of these and of new items, without training; the scores of these stay.
 
         Args:
             item_ids: of the new items.
@@ -154,35 +140,40 @@ class Recommender:
             titles: their titles.
 
         Raises:
-            RecommendError: there is no new item, one is known already or comes twice, or the parts do not fit together.
+            RecommendError: there is no new item, one is known already or comes twice, its codes are those of another
+                where items may not share them, or ids, codes and titles do not fit together.
         """
         ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
-        repeated = [name for name, count in Counter([*self.numbers, *ids]).items() if count > 1]
+        repeated = [item_id for item_id, count in Counter([*self.numbers, *ids]).items() if count > 1]
         layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
         if repeated:
             raise RecommendError(
                 f"{len(repeated)} new items are in the catalogue already or come twice "
-                f"({', '.join(repeated[:SHOWN_IDS])}); leave them out."
+                f"({few(repeated, SHOWN_IDS)}); leave them out."
             )
-        if (
-            not ids
-            or len(titles) != len(ids)
-            or codes.shape != (len(ids), layout.n_levels)
-            or (codes < 0).any()
-            or (codes >= layout.level_sizes).any()
-        ):
+        fits = len(titles) == len(ids) > 0 and codes.shape == (len(ids), layout.n_levels)
+        if not fits or (codes < 0).any() or (codes >= layout.level_sizes).any():
             raise RecommendError(
                 f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and "
                 f"codes of shape {codes.shape}."
             )
-        searcher = self.searcher.with_items(layout.to_tokens(codes))
-        numbers = self.numbers | {item_id: len(self.item_ids) + number for number, item_id in enumerate(ids)}
+        all_codes = np.concatenate([self.codes, codes]).astype(np.int32)
+        if self.searcher.popularity is None:
+            groups, sizes = group_codes(all_codes)
+            n_sharing = sizes[groups[len(self.codes) :]]
+            shared = [item_id for item_id, count in zip(ids, n_sharing, strict=True) if count > 1]
+            if shared:
+                raise RecommendError(
+                    f"{len(shared)} new items have the Semantic ID of another item ({few(shared, SHOWN_IDS)}); get "
+                    "their codes from `new_semantic_ids`, all at once."
+                )
+        all_ids = self.item_ids + ids
         return Recommender(
-            searcher,
-            np.concatenate([self.codes, codes]).astype(np.int32),
-            self.item_ids + ids,
+            self.searcher.with_items(layout.to_tokens(codes)),
+            all_codes,
+            all_ids,
             self.titles + titles,
-            numbers,
+            {item_id: number for number, item_id in enumerate(all_ids)},
         )
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
@@ -217,16 +208,14 @@ class Recommender:
         recommended = self.recommend(item_ids, k)
         known = [self.numbers[item_id] for item_id in item_ids if item_id in self.numbers]
         history = [self._recommendation(item, float("nan")) for item in known]
-        lines = ["history:", *(self._line("", item, "") for item in history), "recommended, with log-probabilities:"]
-        lines += [self._line(str(rank), item, f"{item.score:.3f}") for rank, item in enumerate(recommended, start=1)]
-        return "\n".join(lines)
 
-    @staticmethod
-    def _line(rank: str, item: Recommendation, score: str) -> str:
-        return (
-            f"{rank:>3}  {item.item_id}  {score:>8}  {'-'.join(map(str, item.semantic_id)):<16}  "
-            f"{item.title or '(no title)'}"
-        )
+        def line(rank: int | str, item: Recommendation, score: str) -> str:
+            semantic_id = "-".join(map(str, item.semantic_id))
+            return f"{rank:>3}  {item.item_id}  {score:>8}  {semantic_id:<16}  {item.title or '(no title)'}"
+
+        lines = ["history:", *(line("", item, "") for item in history), "recommended, with log-probabilities:"]
+        lines += [line(rank, item, f"{item.score:.3f}") for rank, item in enumerate(recommended, start=1)]
+        return "\n".join(lines)
 
     def _recommendation(self, item: int, score: float) -> Recommendation:
         return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
@@ -235,7 +224,7 @@ class Recommender:
         """The item indices of a history without its unknown ids, int32 (n,)."""
         ids = [history] if isinstance(history, str) else list(history)
         unknown = [item_id for item_id in ids if item_id not in self.numbers]
-        shown = ", ".join(map(repr, unknown[:SHOWN_IDS])) + (", …" if len(unknown) > SHOWN_IDS else "")
+        shown = few([repr(item_id) for item_id in unknown], SHOWN_IDS)
         example = ",".join(self.item_ids[:2])
         if not ids:
             raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")

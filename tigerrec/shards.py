@@ -1,5 +1,4 @@
-"""Long work in pieces of fixed size: each is a file until the stage is finished, so that a stopped run goes on and
-several processes share."""
+"""Long work in pieces of fixed size, kept as files until the stage is finished: stopped runs go on, processes share."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def prepare_folder(folder: Path, identity: Any) -> Path:
-    """A folder for the pieces of exactly this work, made of what decides them (plain values); those of any other work
-    are removed."""
+    """A folder for the pieces of exactly this work, named by what decides them (plain values); others are removed."""
     mine = folder / sha256_text(artifacts.canonical_json(identity))[:16]
     for other in folder.glob("*"):
         if other != mine:
@@ -32,8 +30,7 @@ def prepare_folder(folder: Path, identity: Any) -> Path:
 
 
 def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
-    """The arrays of all pieces, computed where a stopped run left no whole file, by as many processes as share the
-    task.
+    """The arrays of all pieces; each is computed, by one of the processes, where a stopped run left no whole file.
 
     Args:
         folder: from `prepare_folder`.
@@ -47,12 +44,12 @@ def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -
     done: dict[int, Arrays] = {}
     n_computed = 0
     for number in range(distributed.rank(), len(paths), distributed.world_size()):
-        found = _read(paths[number])
-        if found is None:
-            found = compute(number)
-            _write(paths[number], found)
+        arrays = _read(paths[number])
+        if arrays is None:
+            arrays = compute(number)
+            _write(paths[number], arrays)
             n_computed += 1
-        done[number] = found
+        done[number] = arrays
     n_computed = sum(distributed.gathered(n_computed))  # the files of all are there once all have answered
     pieces = []
     for number, path in enumerate(paths):
@@ -76,12 +73,9 @@ def _digest(arrays: Arrays) -> str:
 def _write(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file
 
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with artifacts.atomic(path) as temporary:
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            temporary,
-            metadata={"sha256": _digest(arrays)},
-        )
+        save_file(contiguous, temporary, metadata={"sha256": _digest(arrays)})
 
 
 def _read(path: Path) -> Arrays | None:

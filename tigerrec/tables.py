@@ -7,15 +7,15 @@ import datetime
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
+from pydantic import Field
 
-from tigerrec.config import options
+from tigerrec.config import Share, options
 from tigerrec.identity import not_identity
-from tigerrec.prepare import DatasetError, RawData, RawItem, check_filters
+from tigerrec.prepare import ITEM_FIELDS, DatasetError, RawData, RawItem
 from tigerrec.raw import (
     LINE_LIMIT,
     Tally,
@@ -24,6 +24,7 @@ from tigerrec.raw import (
     checked_time,
     json_record,
     make_item,
+    read_interactions,
     read_lines,
     text_of,
 )
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
 GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
-FIELD_OPTIONS = ("title_column", "brand_column", "categories_column", "price_column")
 Row = dict[str, Any] | Unreadable
 
 
@@ -49,57 +49,49 @@ def is_table(path: Path) -> bool:
 
 
 def shown(columns: list[str]) -> str:
-    """The names of columns to read in a message, on one line."""
+    """The names of columns for a message, on one line."""
     return ", ".join(name if name.isprintable() else repr(name) for name in columns) or "none"
 
 
-def _named(path: Path, names: list[str]) -> Row:
-    """The columns of a table, once it is sure that a name means one of them."""
+def _header(path: Path, names: list[str]) -> Row:
+    """The columns of a table as its first row, once it is sure that a name means one of them."""
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated:
-        raise DatasetError(
-            f"{path} has more than one column {shown(repeated[:1])}; give each column a name of its own."
-        )
+        raise DatasetError(f"{path} has more than one column {shown(repeated[:1])}; give each a name of its own.")
     return dict.fromkeys(names)
 
 
 def _delimited_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
-    lines = (
-        line if line is None else line.decode("utf-8", "surrogateescape")
-        for line in read_lines(path, "give a whole file")
-    )
+    lines = ((line or b"").decode("utf-8", "surrogateescape") for line in read_lines(path, "give a whole file"))
     csv.field_size_limit(LINE_LIMIT)
-    reader = csv.reader((line or "" for line in lines), delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
+    reader = csv.reader(lines, delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
     try:
         header = next(reader, [])
-        yield _named(path, header)
+        yield _header(path, header)
         for row in reader:
-            yield (
-                dict(zip(header, row, strict=True))
-                if len(row) == len(header)
-                else Unreadable("another number of columns than the header")
-            )
+            if len(row) == len(header):
+                yield dict(zip(header, row, strict=True))
+            else:
+                yield Unreadable("another number of columns than the header")
     except csv.Error as error:
-        raise DatasetError(
-            f"{path} is no valid table at line {reader.line_num:,} ({error}); repair that line."
-        ) from None
+        place = f"line {reader.line_num:,}"
+        raise DatasetError(f"{path} is no valid table at {place} ({error}); repair that line.") from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    rows = _parsed_json(path)
+    rows = map(_json_row, read_lines(path, "give a whole file"))
     first = list(itertools.islice(rows, FIRST_LINES))
     yield dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)
     yield from first
     yield from rows
 
 
-def _parsed_json(path: Path) -> Iterator[Row]:
-    for line in read_lines(path, "give a whole file"):
-        try:
-            yield json_record(text_of(line))
-        except Unreadable as reason:
-            yield reason
+def _json_row(line: bytes | None) -> Row:
+    try:
+        return json_record(text_of(line))
+    except Unreadable as reason:
+        return reason
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -107,7 +99,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield _named(path, file.schema_arrow.names)
+            yield _header(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except DatasetError:
@@ -122,14 +114,8 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
     Raises:
         DatasetError: the file is damaged or no table (also while the rows are read).
     """
-    kind = _format(path)
-    rows = (
-        _delimited_rows(path)
-        if kind in (".csv", ".tsv")
-        else _parquet_rows(path)
-        if kind == ".parquet"
-        else _json_rows(path)
-    )
+    read = {".csv": _delimited_rows, ".tsv": _delimited_rows, ".parquet": _parquet_rows}.get(_format(path), _json_rows)
+    rows = read(path)
     return list(next(rows) or {}), rows  # type: ignore[arg-type]
 
 
@@ -141,8 +127,9 @@ def plain_id(value: Any, name: str) -> str:
 
 
 def parse_time(value: Any) -> int:
-    """A time as int64: numbers keep their unit (fractions are cut off), dates (ISO 8601; UTC where no zone is given)
-    become seconds since 1970.
+    """A time as int64: numbers keep their unit (fractions are cut off), dates become seconds since 1970.
+
+    Dates are ISO 8601, in UTC where they name no zone.
 
     Raises:
         Unreadable: neither a number nor an ISO date.
@@ -194,27 +181,24 @@ class TablesDataset:
     brand_column: str | None = None
     categories_column: str | None = None
     price_column: str | None = None
-    categories_separator: str = ">"
-    min_user_interactions: int = 0
-    min_item_interactions: int = 0
-    max_dropped: float = not_identity(default=0.001)
-
-    def __post_init__(self) -> None:
-        check_filters(self.min_user_interactions, self.min_item_interactions, self.max_dropped)
-        if not self.categories_separator:
-            raise ValueError("categories_separator must not be empty")
+    categories_separator: str = Field(default=">", min_length=1)
+    min_user_interactions: int = Field(default=0, ge=0)
+    min_item_interactions: int = Field(default=0, ge=0)
+    max_dropped: Share = not_identity(default=0.001)
 
     @property
     def expected(self) -> tuple[int, ...]:
         """Nothing is known of a user's own data."""
         return ()
 
+    def _files(self) -> dict[str, Path]:
+        """Role → file, of those that are named."""
+        named = {"interactions": self.interactions, "items": self.items}
+        return {role: path.expanduser() for role, path in named.items() if path is not None}
+
     def present(self) -> dict[str, Path]:
         """Role → file, of those that are named and there."""
-        files = {"interactions": self.interactions, "items": self.items}
-        return {
-            role: path.expanduser() for role, path in files.items() if path is not None and path.expanduser().is_file()
-        }
+        return {role: path for role, path in self._files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file.
@@ -224,9 +208,8 @@ class TablesDataset:
         """
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
-        named = {"interactions": self.interactions, "items": self.items}
-        found = {role: path.expanduser() for role, path in named.items() if path is not None}
-        for role, path in found.items():
+        files = self._files()
+        for role, path in files.items():
             if not path.is_file():
                 raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
             if not is_table(path):
@@ -234,7 +217,7 @@ class TablesDataset:
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
                     "Parquet also with .gz."
                 )
-        return found
+        return files
 
     def read(self) -> RawData:
         """Both tables, read to their end.
@@ -242,31 +225,25 @@ class TablesDataset:
         Raises:
             DatasetError: a file or column is missing, or a file is damaged.
         """
-        sources = self.sources()
-        tally = Tally()
-        users, items, times = [], [], []
-        for row in self._rows(
-            "interactions", sources["interactions"], ["user_column", "item_column", "time_column"], tally
-        ):
-            with tally.line("interactions"):
-                if isinstance(row, Unreadable):
-                    raise row
-                user, item = plain_id(row.get(self.user_column), "user"), plain_id(row.get(self.item_column), "item")
-                time = parse_time(row.get(self.time_column))
-                users.append(user)
-                items.append(item)
-                times.append(time)
+        sources, tally = self.sources(), Tally()
+        rows = self._rows(sources["interactions"], ["user_column", "item_column", "time_column"])
+        users, items, times = read_interactions(rows, self._interaction, tally)
         if "items" in sources:
             metadata = self._read_items(sources["items"], tally)
         else:
             logger.warning("no dataset.items: item ids stand for titles, so text embeddings know little of the items")
             metadata = {item: RawItem(item, None, [], None) for item in dict.fromkeys(items)}
-        return RawData(
-            users, items, np.array(times, dtype=np.int64), metadata, dict(tally.dropped), tally.lines, dict(tally.noted)
-        )
+        return RawData(users, items, times, metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
 
-    def _rows(self, role: str, path: Path, options: list[str], tally: Tally) -> Iterator[Row]:
-        """The rows of a table that has the columns named by the options; an items table must have one of its fields."""
+    def _interaction(self, row: Row) -> tuple[str, str, int]:
+        """User, item and time of a row."""
+        if isinstance(row, Unreadable):
+            raise row
+        user, item = plain_id(row.get(self.user_column), "user"), plain_id(row.get(self.item_column), "item")
+        return user, item, parse_time(row.get(self.time_column))
+
+    def _rows(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Iterator[Row]:
+        """The rows of a table that has every column named by `options`, and one of the columns `any_of` if given."""
         columns, rows = read_rows(path)
         for option in options:
             name = getattr(self, option) or self.item_column
@@ -274,29 +251,26 @@ class TablesDataset:
                 raise DatasetError(
                     f"{path} has no column '{name}', only {shown(columns)}; name yours by `dataset.{option}=<column>`."
                 )
-        fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
-        if role == "items" and not set(fields) & set(columns):
-            wanted, there = ", ".join(fields), shown(columns)
+        if any_of and not set(any_of) & set(columns):
             raise DatasetError(
-                f"{path} has none of the columns {wanted}, only {there}; name yours, as "
+                f"{path} has none of the columns {', '.join(any_of)}, only {shown(columns)}; name yours, as "
                 "`dataset.title_column=<column>`."
             )
-        yield from rows
+        return rows
 
     def _read_items(self, path: Path, tally: Tally) -> dict[str, RawItem]:
         """The first row of each item."""
         id_column = self.items_item_column or self.item_column
-        fields = [getattr(self, option) or option.removesuffix("_column") for option in FIELD_OPTIONS]
-        given = [option for option in FIELD_OPTIONS if getattr(self, option)]
-        found: dict[str, RawItem] = {}
-        for row in self._rows("items", path, ["items_item_column", *given], tally):
+        given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
+        columns = [getattr(self, f"{field}_column") or field for field in ITEM_FIELDS]
+        by_id: dict[str, RawItem] = {}
+        for row in self._rows(path, ["items_item_column", *given], columns):
             with tally.line("items"):
                 if isinstance(row, Unreadable):
                     raise row
                 item = plain_id(row.get(id_column), "item")
-                if item in found:
+                if item in by_id:
                     tally.noted["repeated items"] += 1
-                    continue
-                title, brand, categories, price = (row.get(field) for field in fields)
-                found[item] = make_item(title, brand, categories, price, tally, self.categories_separator)
-        return found
+                else:
+                    by_id[item] = make_item(map(row.get, columns), tally, self.categories_separator)
+        return by_id

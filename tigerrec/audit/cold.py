@@ -14,12 +14,13 @@ from tigerrec.audit.figures import CUTOFF, HR, chance_of_any, figure, headline, 
 from tigerrec.audit.run import SEED, AuditedRun, Finding, NotApplicableError, random
 from tigerrec.audit.trained import train_on
 from tigerrec.audit.variants import read_interactions, without_items, write_variant
-from tigerrec.embed import FILE, EmbedsTexts, embed, load_embeddings, unit
+from tigerrec.embed import FILE, EmbedsTexts, embed, load_embeddings
 from tigerrec.histories import load_histories, training_counts
 from tigerrec.metrics import item_ranks, metrics
 from tigerrec.new_items import new_semantic_ids
 from tigerrec.semantic_ids import SemanticIdError, load_semantic_ids
 from tigerrec.tokenizers import tokenize
+from tigerrec.vectors import unit
 
 SHARE = 0.05
 

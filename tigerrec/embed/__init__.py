@@ -1,5 +1,4 @@
-"""The embed stage: every item becomes a vector, of its text, of who bought it with what, of a file of the user's, or of
-several of these."""
+"""The embed stage: every item becomes a vector, of its text, of the interactions, of a file, or of other vectors."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts, distributed, shards
+from tigerrec.files import unchanged
 from tigerrec.histories import read_items
 
 logger = logging.getLogger(__name__)
@@ -81,18 +81,18 @@ class EmbedsCatalogue(Embedder, Protocol):
 
 
 class ReadsNoFiles:
-    """What embedders have in common whose vectors their settings and the stages before them decide alone."""
+    """The base of embedders whose vectors follow from their settings and the stages before alone."""
 
     def present(self) -> dict[str, Path]:
-        """No file is read."""
+        """No file."""
         return {}
 
     def sources(self) -> dict[str, Path]:
-        """No file at all."""
+        """No file."""
         return {}
 
     def environment(self) -> dict[str, str]:
-        """Nothing but the number of threads."""
+        """Nothing but the number of threads, which every embed stage records."""
         return {}
 
 
@@ -100,19 +100,6 @@ def few(names: Sequence[str], limit: int = 3) -> str:
     """The first few of some names, and how many more there are."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors at Euclidean length 1; a zero vector stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
-
-
-def fixed_signs(columns: np.ndarray) -> np.ndarray:
-    """Columns (n, k), each times 1 or -1 so that its component largest in size is positive: an eigenvector's own sign
-    is arbitrary."""
-    largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
-    return columns * np.where(largest < 0, -1, 1)
 
 
 def needed_parts(embedder: Embedder) -> tuple[str, ...]:
@@ -123,14 +110,12 @@ def needed_parts(embedder: Embedder) -> tuple[str, ...]:
 def embed(
     prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, parts: Mapping[str, Path] | None = None
 ) -> Path:
-    """The vectors of a prepared data set's items: `embeddings` float32 (items, dim), row = item index, finite.
+    """Write the vectors of a prepared data set's items: `embeddings`, finite float32 (items, dim), row = item index.
 
-    A run that was stopped goes on where it was, from the shards it left in `out/shards`.
+    A run that was stopped goes on from the shards it left in `out/shards`.
 
     Args:
         prepared: the folder of the prepare stage.
-        embedder: what makes the vectors.
-        out: the folder to write.
         parts: the embed folders, by name, of the vectors that the embedder needs.
 
     Returns:
@@ -138,7 +123,7 @@ def embed(
 
     Raises:
         EmbedError: there is no encoder, an item has no vector, or a vector is not finite.
-        ArtifactError: the input is not finished or damaged, or `out` cannot be written.
+        ArtifactError: the input is not finished, damaged or changed meanwhile, or `out` cannot be written.
     """
     artifacts.open_stage(prepared, "prepare")
     table = read_items(prepared, {"text": "string"})
@@ -148,22 +133,23 @@ def embed(
     logger.info("read %d items from %s", len(item_ids), prepared)
     folders = dict(parts or {})
     matrices = _load_parts(folders, embedder, prepared)
-    sources = {role: artifacts.sha256_file(path) for role, path in embedder.sources().items()}
-    started = time.perf_counter()
-    if isinstance(embedder, EmbedsCatalogue):
-        vectors = checked(embedder.vectors(prepared, matrices), item_ids)
-    else:
-        vectors = _encoded(embedder, sources, item_ids, texts, out / "shards")
+    with unchanged(embedder.sources()) as sources:
+        started = time.perf_counter()
+        if isinstance(embedder, EmbedsCatalogue):
+            vectors = checked(embedder.vectors(prepared, matrices), item_ids)
+        else:
+            vectors = _encoded(embedder, sources, item_ids, texts, out / "shards")
 
     def write() -> None:
         warn_degenerate(vectors, item_ids)
-        with artifacts.writing(
-            out, "embed", embedder, inputs={"prepare": prepared, **folders}, sources=sources, started=started
-        ) as files:
+        inputs = {"prepare": prepared, **folders}
+        with artifacts.writing(out, "embed", embedder, inputs, sources, started) as files:
             files.arrays(FILE, {"embeddings": vectors})
-            threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
-            facts = {"embedder": dataclasses.asdict(embedder), "processes": distributed.world_size()}  # type: ignore[call-overload]
-            files.provenance |= facts | {"threads": threads} | embedder.environment()
+            files.provenance |= {
+                "embedder": dataclasses.asdict(embedder),  # type: ignore[call-overload]
+                "processes": distributed.world_size(),
+                "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1,
+            } | embedder.environment()
         artifacts.remove_tree(out / "shards")
 
     distributed.agreed(write)
@@ -203,23 +189,22 @@ def _encoded(
 
     size = embedder.shard_items or len(item_ids)
     order = np.argsort([len(text) for text in texts], kind="stable")
-    pieces = np.split(order, range(size, len(order), size))
+    rows_of = np.split(order, range(size, len(order), size))
     identity = [repr(embedder), embedder.environment(), size, sources, item_ids, texts]
     encoders: list[Encode] = []
 
     def encode(number: int) -> dict[str, np.ndarray]:
         encoders[:] = encoders or [embedder.open()]
-        rows = pieces[number]
-        ids = [item_ids[row] for row in rows]
-        vectors = checked(encoders[0](ids, [texts[row] for row in rows]), ids)
+        ids = [item_ids[row] for row in rows_of[number]]
+        vectors = checked(encoders[0](ids, [texts[row] for row in rows_of[number]]), ids)
         progress.update(len(ids))
         return {"embeddings": vectors}
 
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:
         mine = distributed.agreed(lambda: shards.prepare_folder(folder, identity))
-        parts, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(pieces))], encode)
-    if computed < len(pieces):
-        logger.info("took %d of %d shards from a stopped run", len(pieces) - computed, len(pieces))
+        parts, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(rows_of))], encode)
+    if computed < len(rows_of):
+        logger.info("took %d of %d shards from a stopped run", len(rows_of) - computed, len(rows_of))
     vectors = np.concatenate([part["embeddings"] for part in parts])
     vectors[order] = vectors.copy()
     return vectors
@@ -247,12 +232,8 @@ def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:
 
 def warn_degenerate(vectors: np.ndarray, item_ids: list[str]) -> None:
     """Warn of vectors that say nothing (all components equal) and of items that share one vector."""
-    constant = (
-        [item_ids[row] for row in np.flatnonzero((vectors == vectors[:, :1]).all(axis=1))]
-        if vectors.shape[1] > 1
-        else []
-    )
-    if constant:
+    constant = [item_ids[row] for row in np.flatnonzero((vectors == vectors[:, :1]).all(axis=1))]
+    if constant and vectors.shape[1] > 1:
         logger.warning("%d items have a constant vector (all components equal): %s", len(constant), few(constant))
     shared = [count for count in Counter(row.tobytes() for row in vectors).values() if count > 1]
     if shared:

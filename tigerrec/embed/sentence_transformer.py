@@ -6,48 +6,54 @@ import importlib.metadata
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from tigerrec import artifacts
-from tigerrec.config import check_device, check_precision, options
-from tigerrec.embed import EmbedError, Encode, few, unit
+from tigerrec.config import AtLeastOne, Device, Precision, options
+from tigerrec.embed import EmbedError, Encode, few
 from tigerrec.identity import not_identity
-from tigerrec.ranges import at_least_one
+from tigerrec.reading import first_line
+from tigerrec.vectors import unit
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"]
+GIVE_ANOTHER = "give another `embedder.model=<folder>`"
+
+
+def _sha256(digest: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("must be 64 hexadecimal digits or null")
+    return digest
 
 
 @options
 class SentenceTransformerEmbedder:
-    """A pretrained sentence encoder, read from a local folder, the Hugging Face cache, the package of the extra
-    `offline`, or the hub."""
+    """A pretrained sentence encoder: a local folder, or a model of the Hugging Face hub.
+
+    Attributes:
+        model: the folder, or the name on the hub; see `find_model` for where it is looked for.
+        weights_sha256: what the weights must be; None accepts any.
+        max_length: tokens that are read of a text; None: the model's own limit.
+        normalize: whether vectors have length 1.
+        precision: of matrix products; `auto` is bf16 where the hardware multiplies it.
+        batch_size: texts encoded at once.
+        device: where; `auto` is a GPU where there is one.
+    """
 
     family: ClassVar[str] = "sentence_transformer"
-
-    model: str = not_identity(default=MINILM)
-    weights_sha256: str | None = not_identity(default=None)
-    max_length: int | None = None
-    normalize: bool = True
-    precision: str = "auto"
-    batch_size: int = not_identity(default=32)
-    device: str = not_identity(default="auto")
-
     shard_items: ClassVar[int | None] = 512
 
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError(f"model must be a hub name or a folder, got {self.model!r}")
-        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
-            raise ValueError(f"weights_sha256 must be 64 hexadecimal digits or null, got {self.weights_sha256!r}")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1 token or null, got {self.max_length}")
-        check_precision(self.precision)
-        at_least_one(self, "batch_size")
-        check_device(self.device)
+    model: Annotated[str, Field(min_length=1)] = not_identity(default=MINILM)
+    weights_sha256: Annotated[str, AfterValidator(_sha256)] | None = not_identity(default=None)
+    max_length: AtLeastOne | None = None
+    normalize: bool = True
+    precision: Precision = "auto"
+    batch_size: AtLeastOne = not_identity(default=32)
+    device: Device = not_identity(default="auto")
 
     def present(self) -> dict[str, Path]:
         """The weight files, where the model is on this machine."""
@@ -55,8 +61,7 @@ class SentenceTransformerEmbedder:
         return weight_files(folder) if folder else {}
 
     def sources(self) -> dict[str, Path]:
-        """The weight files: role `weights` for the encoder's, `weights/<path>` for those of shards and further
-        layers."""
+        """The weight files: `weights` is the encoder's, `weights/<path>` are those of shards and further layers."""
         folder = find_model(self.model)
         files = weight_files(folder)
         if self.weights_sha256 is not None:
@@ -64,9 +69,8 @@ class SentenceTransformerEmbedder:
             if digest != self.weights_sha256:
                 raise EmbedError(
                     f"The weights in {folder} are not the expected ones (sha256 expected {self.weights_sha256[:13]}…, "
-                    f"found {digest[:13]}…); "
-                    "delete that copy and run again, or accept another model with `embedder.weights_sha256=null "
-                    "embedder.name=<new name>`."
+                    f"found {digest[:13]}…); delete that copy and run again, or accept another model with "
+                    "`embedder.weights_sha256=null embedder.name=<new name>`."
                 )
         return files
 
@@ -77,10 +81,8 @@ class SentenceTransformerEmbedder:
         from tigerrec.precision import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        versions = {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "sentence-transformers")
-        }
-        return versions | {
+        packages = ("torch", "transformers", "sentence-transformers")
+        return {name: importlib.metadata.version(name) for name in packages} | {
             "device": device.type,
             "threads": str(torch.get_num_threads()),
             "precision": resolve_precision(device, self.precision),
@@ -95,23 +97,19 @@ class SentenceTransformerEmbedder:
         device = resolve_device(self.device)
         model = _load(find_model(self.model), str(device))
         if self.max_length is not None:
-            limit = getattr(
-                getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None
-            )
+            encoder = getattr(model[0], "auto_model", None)
+            limit = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
             if limit and self.max_length > limit:
                 raise EmbedError(
                     f"{self.model} reads at most {limit} tokens, embedder.max_length={self.max_length} asks for more; "
                     "lower it."
                 )
             model.max_seq_length = self.max_length
+        in_bf16 = product_type(device, self.precision) == torch.bfloat16
 
         def encode(item_ids: list[str], texts: list[str]) -> np.ndarray:
-            with torch.autocast(
-                device.type, dtype=torch.bfloat16, enabled=product_type(device, self.precision) == torch.bfloat16
-            ):
-                vectors = model.encode(
-                    texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
-                )
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16):
+                vectors = model.encode(texts, batch_size=self.batch_size, show_progress_bar=False)
             vectors = np.asarray(vectors, dtype=np.float32)
             return unit(vectors) if self.normalize else vectors
 
@@ -119,8 +117,7 @@ class SentenceTransformerEmbedder:
 
 
 def _load(folder: Path, device: str) -> Any:
-    """The `SentenceTransformer` of a local folder, in float32 whatever its file holds; without network and foreign
-    code."""
+    """The `SentenceTransformer` of a local folder in float32, loaded without network and foreign code."""
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
@@ -132,16 +129,15 @@ def _load(folder: Path, device: str) -> Any:
             str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=kwargs
         )
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise EmbedError(
-            f"{folder} cannot be loaded on {device} ({reason}); give another `embedder.model=<folder>` or "
-            "`embedder.device=`."
+            f"{folder} cannot be loaded on {device} ({first_line(error)}); {GIVE_ANOTHER} or `embedder.device=`."
         ) from error
 
 
 def find_model(model: str) -> Path:
-    """The folder of a sentence-transformers model: a local folder, the hub's cache, the offline package, or a download,
-    in this order.
+    """The folder of a sentence-transformers model.
+
+    Looked for in this order: a local folder, the hub's cache, the package of the extra `offline`, and the hub.
 
     Raises:
         EmbedError: none of them has it; names the remedies.
@@ -190,7 +186,7 @@ def _downloaded(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        reason = first_line(error)
     first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
     last = "`EMBEDDER=hashed` (no encoder at all)" if model == MINILM else "`EMBEDDER=minilm`"
     raise EmbedError(
@@ -207,33 +203,26 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """
     try:
         modules = json.loads((folder / "modules.json").read_bytes())
-        parts = [(str(module["path"]), str(module["type"])) for module in modules]
-        first = folder / parts[0][0]
+        layers = [(str(module["path"]), str(module["type"])) for module in modules]
+        first = folder / layers[0][0]
     except (OSError, ValueError, LookupError, TypeError):
         raise EmbedError(
-            f"{folder} has no valid modules.json, so it is no sentence-transformers model; give another "
-            "`embedder.model=<folder>`."
+            f"{folder} has no valid modules.json, so it is no sentence-transformers model; {GIVE_ANOTHER}."
         ) from None
     if not (first / "config.json").is_file() or not any((first / name).is_file() for name in TOKENIZER_FILES):
-        raise EmbedError(
-            f"{first} has no config.json or no tokenizer; complete the model folder, or give another one as "
-            "`embedder.model=<folder>`."
-        )
-    found: dict[str, Path] = {}
-    for number, (path, kind) in enumerate(parts):
+        raise EmbedError(f"{first} has no config.json or no tokenizer; complete the model folder, or {GIVE_ANOTHER}.")
+    by_role: dict[str, Path] = {}
+    for number, (path, kind) in enumerate(layers):
         if not kind.startswith("sentence_transformers.") or ".." in Path(path).parts or Path(path).is_absolute():
             raise EmbedError(
-                f"{folder / 'modules.json'} names {kind!r} in {path!r}, which is never loaded; give another "
-                "`embedder.model=<folder>`."
+                f"{folder / 'modules.json'} names {kind!r} in {path!r}, which is never loaded; {GIVE_ANOTHER}."
             )
         if number > 0 and kind.rpartition(".")[2] in ("Pooling", "Normalize", "Dropout"):
             continue
         for file in _safetensors(folder / path):
-            role = (
-                "weights" if number == 0 and file.name == "model.safetensors" else f"weights/{file.relative_to(folder)}"
-            )
-            found[role] = file
-    return found
+            is_main = number == 0 and file.name == "model.safetensors"
+            by_role["weights" if is_main else f"weights/{file.relative_to(folder)}"] = file
+    return by_role
 
 
 def _safetensors(folder: Path) -> list[Path]:
@@ -244,13 +233,8 @@ def _safetensors(folder: Path) -> list[Path]:
         try:
             names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise EmbedError(
-                f"{index} is damaged; complete the model folder, or give another one as `embedder.model=<folder>`."
-            ) from None
+            raise EmbedError(f"{index} is damaged; complete the model folder, or {GIVE_ANOTHER}.") from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise EmbedError(
-            f"{folder} has no {few(missing)}; complete the model folder, or give another one as "
-            "`embedder.model=<folder>`."
-        )
+        raise EmbedError(f"{folder} has no {few(missing)}; complete the model folder, or {GIVE_ANOTHER}.")
     return [folder / name for name in names]

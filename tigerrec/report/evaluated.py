@@ -12,8 +12,8 @@ import numpy as np
 
 from tigerrec import artifacts
 from tigerrec.evaluate import POPULARITY
+from tigerrec.folders import upstream_folders
 from tigerrec.histories import Histories, load_histories, read_items, read_stats, split, training_counts
-from tigerrec.recommender import upstream_folders
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
