@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from tqdm import tqdm
 
-from tigerrec.config import Share, options
+from tigerrec.config import Share, options, shipped_folder
 from tigerrec.download import download_missing
 from tigerrec.histories import SHORTEST_HISTORY
 from tigerrec.identity import not_identity
@@ -77,7 +77,7 @@ class AmazonReviews:
     """A category of the 2014 release: interactions and item records.
 
     Attributes:
-        raw_dir: the folder of the raw files.
+        raw_dir: the folder of the raw files; None for the sample that comes with tigerrec.
         interactions: the file of reviews (`.json.gz`, one JSON record a line) or ratings (`.csv`:
             user,item,rating,time).
         metadata: the file of item records.
@@ -91,7 +91,7 @@ class AmazonReviews:
 
     family: ClassVar[str] = "amazon"
 
-    raw_dir: Path = not_identity()
+    raw_dir: Path | None = not_identity()
     interactions: str = not_identity()
     metadata: str = not_identity()
     url: str | None = not_identity(default=None)
@@ -108,8 +108,13 @@ class AmazonReviews:
 
     def _files(self) -> dict[str, Path]:
         """Role → raw file."""
-        folder = self.raw_dir.expanduser()
+        folder = self.folder
         return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the raw files."""
+        return shipped_folder("sample", "data/sample") if self.raw_dir is None else self.raw_dir.expanduser()
 
     def present(self) -> dict[str, Path]:
         """Role → raw file, of those that are there."""
@@ -121,7 +126,7 @@ class AmazonReviews:
         Raises:
             TigerrecError: a file is missing and cannot be downloaded.
         """
-        folder = self.raw_dir.expanduser()
+        folder = self.folder
         if not folder.is_dir() and DOWNLOADS not in folder.parents:
             raise DatasetError(
                 f"dataset.raw_dir={folder} is no folder; give the one that holds {self.interactions} and "
@@ -147,7 +152,7 @@ class AmazonReviews:
 
     def _lines(self, name: str) -> Iterator[bytes | None]:
         replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"
-        lines = read_lines(self.raw_dir.expanduser() / name, f"delete it and {replace}, or try `DATASET=sample`")
+        lines = read_lines(self.folder / name, f"delete it and {replace}, or try `DATASET=sample`")
         yield from tqdm(lines, desc=name, unit=" lines", disable=None, leave=False)
 
     def _read_metadata(self, needed: set[str], tally: Tally) -> dict[str, RawItem]:

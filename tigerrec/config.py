@@ -100,10 +100,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def shipped_folder(installed: str, checkout: str) -> Path:
+    """A folder that comes with tigerrec: inside an installed package, or at its place in a checkout."""
+    inside = Path(__file__).parent / installed
+    return inside if inside.is_dir() else Path(__file__).parent.parent / checkout
+
+
 def config_folder() -> Path:
-    """The folder of the yaml files: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+    """The folder of the yaml files."""
+    return shipped_folder("configs", "configs")
 
 
 def compose(overrides: list[str] | None = None) -> DictConfig:
