@@ -93,9 +93,7 @@ def test_a_stage_is_there_once_all_of_it_is(tmp_path):
         assert artifacts.read_manifest(tmp_path / "new") is None
         raise ValueError("mine")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(
-        MissingError, match=r"No finished 'embed' stage in .*; run `python scripts/pipeline.py until=embed`"
-    ):
+    with pytest.raises(MissingError, match=r"No finished 'embed' stage in .*; run `tigerrec embed`"):
         artifacts.open_stage(tmp_path / "new", "embed")
 
 

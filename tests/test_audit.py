@@ -286,7 +286,7 @@ def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
 
 
 def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_last(options, audited):
-    command = [sys.executable, str(ROOT / "scripts" / "audit.py"), *options, "audit.checks=[seen]", "audit.users=30"]
+    command = [sys.executable, "-m", "tigerrec", "audit", *options, "audit.checks=[seen]", "audit.users=30"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )

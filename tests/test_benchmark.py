@@ -269,7 +269,7 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
     ],
 )
 def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), f"paths.runs={tmp_path}", option]
+    command = [sys.executable, "-m", "tigerrec", "benchmark", f"paths.runs={tmp_path}", option]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {text}")

@@ -54,7 +54,7 @@ def test_two_small_files_are_enough_and_the_script_draws(folders, tmp_path):
         for name in ("manifest.json", "training.jsonl"):
             shutil.copy(folder / name, copies[-1])
     picture = tmp_path / "picture.png"
-    command = [sys.executable, str(ROOT / "scripts" / "compare_runs.py"), *map(str, copies), "--plot", str(picture)]
+    command = [sys.executable, "-m", "tigerrec", "compare-runs", *map(str, copies), "--plot", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == training_table(read_runs(folders))
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -105,7 +105,7 @@ def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
 
 def test_a_second_run_fits_nothing_and_says_so_and_the_script_prints_the_folder_last(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("manifest.json")}
-    command = [sys.executable, str(ROOT / "scripts" / "compare_tokenizers.py"), *OPTIONS, BOTH, f"paths.runs={runs}"]
+    command = [sys.executable, "-m", "tigerrec", "compare-tokenizers", *OPTIONS, BOTH, f"paths.runs={runs}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
@@ -174,7 +174,9 @@ def test_options_that_make_no_sense_are_refused_before_any_work(option, message,
 def test_the_script_refuses_in_one_sentence(tmp_path):
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "compare_tokenizers.py"),
+        "-m",
+        "tigerrec",
+        "compare-tokenizers",
         "tokenizers=[nothing]",
         f"paths.runs={tmp_path}",
     ]

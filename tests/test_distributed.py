@@ -50,7 +50,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def run_shared(orders: Path, runs: Path, *more: str, processes: int = 2) -> Path:
     """The whole pipeline under torchrun; gives the folder it printed."""
     code, out, err = ended(
-        torchrun("scripts/pipeline.py", *tiny_shop.options(orders, runs, *more), processes=processes)
+        torchrun("-m", "tigerrec", "evaluate", *tiny_shop.options(orders, runs, *more), processes=processes)
     )
     assert code == 0, err
     assert out.count("\n") == 1  # the first process speaks for all
@@ -217,7 +217,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def training(orders: Path, runs: Path) -> subprocess.Popen[str]:
     """Two processes that train, a checkpoint being there."""
-    process = torchrun("scripts/train.py", *tiny_shop.options(orders, runs, *SLOW), start_new_session=True)
+    process = torchrun("-m", "tigerrec", "train", *tiny_shop.options(orders, runs, *SLOW), start_new_session=True)
     while not list((runs / TRAINED / "checkpoint").glob("step-*.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -236,7 +236,7 @@ def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders:
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     checkpoint = tmp_path / "runs" / TRAINED / "checkpoint"
     before = {path.name for path in checkpoint.glob("step-*.json")}
-    process = torchrun("scripts/train.py", *tiny_shop.options(orders, tmp_path / "runs", *SLOW))
+    process = torchrun("-m", "tigerrec", "train", *tiny_shop.options(orders, tmp_path / "runs", *SLOW))
     while not {path.name for path in checkpoint.glob("step-*.json")} - before:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -262,7 +262,7 @@ def test_28_a_dead_launcher_ends_all_after_a_checkpoint(orders: Path, tmp_path: 
 
 
 def test_only_stages_can_be_shared(tmp_path: Path) -> None:
-    code, _, err = ended(torchrun("scripts/baselines.py", f"paths.runs={tmp_path}"))
+    code, _, err = ended(torchrun("-m", "tigerrec", "baseline", f"paths.runs={tmp_path}"))
     assert code != 0
     assert (
         "Error: Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun "
@@ -273,7 +273,7 @@ def test_only_stages_can_be_shared(tmp_path: Path) -> None:
 
 def test_a_users_error_is_told_once(orders: Path, tmp_path: Path) -> None:
     code, out, err = ended(
-        torchrun("scripts/pipeline.py", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0"))
+        torchrun("-m", "tigerrec", "evaluate", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0"))
     )
     assert (code != 0, out) == (True, "")
     assert err.count("of the items share their codes") == 1

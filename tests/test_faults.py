@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import resource
-import runpy
 import shutil
 import signal
 import sys
@@ -32,6 +31,7 @@ from tigerrec import TigerrecError, artifacts, files, pipeline, provenance
 from tigerrec.amazon import AmazonReviews
 from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
 from tigerrec.checkpoints import Checkpoints
+from tigerrec.cli import main
 from tigerrec.config import ConfigError
 from tigerrec.embed import EmbedError
 from tigerrec.export import export
@@ -129,15 +129,15 @@ def killed_at_7(until_tokenize: Path, orders: Path, at_step: Callable[..., None]
     return until_tokenize
 
 
-def command(runs: Path, orders: Path, *more: str, name: str = "pipeline") -> int | str | None:
-    """What a script of scripts/, given the options of the shop, exits with."""
+def command(runs: Path, orders: Path, *more: str, name: str = "evaluate") -> int | str | None:
+    """What a command, given the options of the shop, exits with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("HYDRA_FULL_ERROR", "0")
-        patch.setattr(sys, "argv", [str(ROOT / "scripts" / f"{name}.py"), *tiny_shop.options(orders, runs, *more)])
+        patch.setattr(sys, "argv", ["tigerrec"])
         before, level = logging.root.handlers[:], logging.getLogger("tigerrec").level
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            main([name, *tiny_shop.options(orders, runs, *more)])
         except SystemExit as stop:
             return stop.code
         finally:
@@ -622,9 +622,7 @@ def test_10_a_manifest_never_leads_out_of_its_folder(name: str, runs: Path) -> N
 
 def test_10_without_a_manifest_there_is_no_stage(orders: Path, finished: Path, runs: Path) -> None:
     (runs / FOLDERS["tokenize"] / artifacts.MANIFEST).unlink()
-    with pytest.raises(
-        MissingError, match=r"No finished 'tokenize' stage in .*; run `python scripts/pipeline\.py until=tokenize`"
-    ):
+    with pytest.raises(MissingError, match=r"No finished 'tokenize' stage in .*; run `tigerrec tokenize`"):
         artifacts.open_stage(runs / FOLDERS["tokenize"], "tokenize")
     tiny_shop.run(orders, runs)
     assert contents(runs) == contents(finished)

@@ -252,12 +252,12 @@ def test_a_run_whose_embedder_cannot_be_had_asks_for_vectors(table, tmp_path):
     for number, (changes, message) in enumerate(
         [
             ({"sources": {"weights": "0" * 64}}, "are not those that made the vectors"),
-            ({"config": {"_target_": "tigerrec.embed.precomputed.Precomputed"}}, "were not made of texts here"),
+            ({"config": {"family": "precomputed"}}, "were not made of texts here"),
             (
-                {"config": {"_target_": "tigerrec.embed.hashed.Hashed", "dim": "${oc.env:HOME}"}},
+                {"config": {"family": "hashed", "dim": "${oc.env:HOME}"}},
                 "holds no plain settings",
             ),
-            ({"config": {"_target_": "os.system"}}, "is not a dataclass of tigerrec"),
+            ({"config": {"_target_": "os.system"}}, "family='os' is unknown"),
         ]
     ):
         folder = export(build_embedded_run(tmp_path / f"run-{number}")["train"], tmp_path / f"export-{number}")
@@ -297,9 +297,9 @@ def test_new_items_with_the_semantic_id_of_another_item_are_refused(run, rows):
 
 
 def test_the_script_prints_the_folder_or_one_sentence(tmp_path, table):
-    run, script = build_embedded_run(tmp_path / "runs"), Path(__file__).parent.parent / "scripts" / "add_items.py"
+    run, command = build_embedded_run(tmp_path / "runs"), [sys.executable, "-m", "tigerrec", "add"]
     asked = lambda items: subprocess.run(
-        [sys.executable, script, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"],
+        [*command, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"],
         capture_output=True,
         text=True,
     )

@@ -193,10 +193,11 @@ def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_
     assert "T5" not in card
 
 
-def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
-    scripts = Path(__file__).parent.parent / "scripts"
+def test_the_command_says_one_sentence_and_fails(run, tmp_path):
     asked = subprocess.run(
-        [sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True
+        [sys.executable, "-m", "tigerrec", "recommend", "--run", tmp_path, "--items", "x"],
+        capture_output=True,
+        text=True,
     )
     assert asked.returncode == 1
     assert asked.stdout == ""

@@ -440,7 +440,7 @@ def test_folders_without_a_table_are_refused(tmp_path):
 
 
 def test_the_command_prints_the_file_it_wrote_last(run, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "report.py")]
+    command = [sys.executable, "-m", "tigerrec", "report"]
     out = tmp_path / "run.html"
     done = subprocess.run(
         [*command, "--run", str(run["train"]), "--out", str(out)], capture_output=True, text=True, cwd=ROOT, check=True

@@ -400,13 +400,13 @@ def test_beauty_table_plans_all_its_rows():
 
 def test_the_script_prints_the_folder_last(elsewhere):
     done = subprocess.run(
-        [sys.executable, "scripts/table.py", *elsewhere.options], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tigerrec", "table", *elsewhere.options], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(elsewhere.table / "t5-4-epochs")]
     assert "popularity" in done.stderr
     done = subprocess.run(
-        [sys.executable, "scripts/table.py", *elsewhere.options, "seeds=none"],
+        [sys.executable, "-m", "tigerrec", "table", *elsewhere.options, "seeds=none"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -429,7 +429,7 @@ def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
         [f"paths.runs={tmp_path}/{name}/runs", f"paths.results={tmp_path}/{name}/results"]
         for name in ("stopped", "whole")
     ]
-    table = subprocess.Popen([sys.executable, "scripts/table.py", *options, *folders[0]], stderr=subprocess.PIPE)
+    table = subprocess.Popen([sys.executable, "-m", "tigerrec", "table", *options, *folders[0]], stderr=subprocess.PIPE)
     checkpoints = (
         tmp_path / "stopped" / "runs" / "sample" / "hashed" / "rkmeans-seed0" / "t5-4-epochs-seed0" / "checkpoint"
     )

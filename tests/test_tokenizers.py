@@ -264,19 +264,15 @@ def edit_facts(folder: Path, name: str = "tokenizer.json", **changes: Any) -> No
         ({"hyper_parameters": {"levels": 3, "command": "true"}}, "command is not an option"),
         ({"hyper_parameters": {"levels": "three"}}, "levels='three' has the wrong type"),
         (
-            {"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}},
+            {"hyper_parameters": {"levels": {"family": "rqvae"}}},
             "levels must be a int, not a RQVAE",
         ),
-        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.pipeline.Step"}}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"levels": {"family": "pipeline"}}}, "no plain hyper-parameters"),
         (
-            {
-                "hyper_parameters": {
-                    "levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "hidden": {"_target_": "os.system"}}
-                }
-            },
+            {"hyper_parameters": {"levels": {"family": "rqvae", "hidden": {"family": "os.system"}}}},
             "no plain hyper-parameters",
         ),
-        ({"hyper_parameters": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"family": "rqvae"}}, "no plain hyper-parameters"),
         ({"hyper_parameters": None}, "no plain hyper-parameters"),
     ],
 )

@@ -10,7 +10,9 @@ from typing import Any
 
 from tigerrec import artifacts, markdown
 from tigerrec.folders import embed_folder, upstream_folders
-from tigerrec.generator import ALL_ITEMS, BIDIRECTIONAL, CODES, load_generator
+from tigerrec.models.base import BIDIRECTIONAL
+from tigerrec.models.loading import load_generator
+from tigerrec.models.t5 import ALL_ITEMS, CODES
 from tigerrec.histories import ITEMS, load_histories, read_items, read_stats, training_counts
 from tigerrec.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.semantic_ids import load_semantic_ids
