@@ -17,7 +17,7 @@ from tigerrec.config import Share, options
 from tigerrec.download import download_missing
 from tigerrec.histories import SHORTEST_HISTORY
 from tigerrec.identity import not_identity
-from tigerrec.prepare import ITEM_FIELDS, DatasetError, RawData, RawItem
+from tigerrec.prepare import DatasetError, RawData, RawItem
 from tigerrec.raw import (
     Tally,
     Unreadable,
@@ -167,5 +167,5 @@ class AmazonReviews:
                     if item in by_id:
                         tally.noted["repeated metadata"] += 1
                     elif item in needed:
-                        by_id[item] = make_item(*map(record.get, ITEM_FIELDS), tally)
+                        by_id[item] = make_item(record, tally)
         return by_id

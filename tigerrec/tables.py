@@ -262,9 +262,9 @@ class TablesDataset:
         """The first row of each item."""
         id_column = self.items_item_column or self.item_column
         given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
-        columns = [getattr(self, f"{field}_column") or field for field in ITEM_FIELDS]
+        columns = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         by_id: dict[str, RawItem] = {}
-        for row in self._rows(path, ["items_item_column", *given], columns):
+        for row in self._rows(path, ["items_item_column", *given], list(columns.values())):
             with tally.line("items"):
                 if isinstance(row, Unreadable):
                     raise row
@@ -272,5 +272,6 @@ class TablesDataset:
                 if item in by_id:
                     tally.noted["repeated items"] += 1
                 else:
-                    by_id[item] = make_item(*map(row.get, columns), tally, self.categories_separator)
+                    record = {field: row.get(column) for field, column in columns.items()}
+                    by_id[item] = make_item(record, tally, self.categories_separator)
         return by_id
