@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,43 +52,43 @@ class RawData:
     noted: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-@runtime_checkable
-class Dataset(Protocol):
-    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity)."""
+class Dataset(abc.ABC):
+    """The base of where interactions come from: a frozen dataclass of files (not identity) and filters (identity).
 
-    @property
-    def min_user_interactions(self) -> int: ...
-    @property
-    def min_item_interactions(self) -> int: ...
-    @property
-    def max_dropped(self) -> float:
-        """The largest share of unreadable lines that is put up with."""
-        ...
+    Attributes:
+        max_dropped: the largest share of unreadable lines that is put up with.
+        expected: users, items and interactions of the known release; empty where nothing is known.
+    """
 
-    @property
-    def expected(self) -> tuple[int, ...]:
-        """Users, items and interactions of the known release; empty where nothing is known."""
-        ...
+    family: ClassVar[str]
+    min_user_interactions: int
+    min_item_interactions: int
+    max_dropped: float
+    expected: tuple[int, ...] = ()
+
+    @abc.abstractmethod
+    def files(self) -> dict[str, Path]:
+        """Role → raw file, whether it is there or not."""
 
     def present(self) -> dict[str, Path]:
         """Role → raw file, of those that are there; never downloads."""
-        ...
+        return {role: path for role, path in self.files().items() if path.is_file()}
 
+    @abc.abstractmethod
     def sources(self) -> dict[str, Path]:
-        """Role → existing raw file.
+        """Role → existing raw file, downloaded where that is possible.
 
         Raises:
-            TigerrecError: a file is missing and cannot be downloaded.
+            TigerrecError: a file is missing.
         """
-        ...
 
+    @abc.abstractmethod
     def read(self) -> RawData:
         """The raw files, read to their end.
 
         Raises:
             TigerrecError: a file is missing or damaged.
         """
-        ...
 
 
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tigerrec.config import Share, options
 from tigerrec.identity import not_identity
-from tigerrec.prepare import ITEM_FIELDS, DatasetError, RawData, RawItem
+from tigerrec.prepare import ITEM_FIELDS, Dataset, DatasetError, RawData, RawItem
 from tigerrec.raw import (
     LINE_LIMIT,
     Tally,
@@ -152,7 +152,7 @@ def parse_time(value: Any) -> int:
 
 
 @options
-class TablesDataset:
+class TablesDataset(Dataset):
     """A user's own interactions and, if there are any, items.
 
     Attributes:
@@ -186,19 +186,10 @@ class TablesDataset:
     min_item_interactions: int = Field(default=0, ge=0)
     max_dropped: Share = not_identity(default=0.001)
 
-    @property
-    def expected(self) -> tuple[int, ...]:
-        """Nothing is known of a user's own data."""
-        return ()
-
-    def _files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path]:
         """Role → file, of those that are named."""
         named = {"interactions": self.interactions, "items": self.items}
         return {role: path.expanduser() for role, path in named.items() if path is not None}
-
-    def present(self) -> dict[str, Path]:
-        """Role → file, of those that are named and there."""
-        return {role: path for role, path in self._files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file.
@@ -208,7 +199,7 @@ class TablesDataset:
         """
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
-        files = self._files()
+        files = self.files()
         for role, path in files.items():
             if not path.is_file():
                 raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
