@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from tigerrec import TigerrecError, artifacts, config
-from tigerrec.embed import Embedder, EmbedError, Encode, embed, load_embeddings
+from tigerrec.embed import Embedder, EmbedError, EmbedsTexts, Encode, embed, load_embeddings
 from tigerrec.embed import sentence_transformer as encoder
 from tigerrec.embed.hashed import Hashed
 from tigerrec.embed.precomputed import Precomputed
@@ -45,7 +45,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Spelled:
+class Spelled(EmbedsTexts):
     """Two numbers a text; counts what it encodes and can stop after some shards."""
 
     calls: list[list[str]] = field(default_factory=list, metadata={"identity": False}, repr=False, compare=False)

@@ -35,7 +35,7 @@ def test_tokens_and_codes_are_one_to_one(level_sizes, seed):
 
 
 def test_level_sizes_must_begin_with_code_sizes():
-    with pytest.raises(ValueError, match="must begin with code_sizes"):
+    with pytest.raises(ValueError, match="must be code_sizes"):
         TokenLayout((4, 3), (4, 8))
 
 

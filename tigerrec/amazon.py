@@ -17,7 +17,7 @@ from tigerrec.config import Share, options, shipped_folder
 from tigerrec.download import download_missing
 from tigerrec.histories import SHORTEST_HISTORY
 from tigerrec.identity import not_identity
-from tigerrec.prepare import ITEM_FIELDS, DatasetError, RawData, RawItem
+from tigerrec.prepare import Dataset, DatasetError, RawData, RawItem
 from tigerrec.raw import (
     Tally,
     Unreadable,
@@ -73,7 +73,7 @@ DOWNLOADS = Path("data/raw")
 
 
 @options
-class AmazonReviews:
+class AmazonReviews(Dataset):
     """A category of the 2014 release: interactions and item records.
 
     Attributes:
@@ -106,7 +106,7 @@ class AmazonReviews:
         if not self.interactions.endswith((".json.gz", ".json", ".csv", ".csv.gz")):
             raise ValueError(f"interactions must end in .json.gz (reviews) or .csv (ratings), got {self.interactions}")
 
-    def _files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path]:
         """Role → raw file."""
         folder = self.folder
         return {"interactions": folder / self.interactions, "metadata": folder / self.metadata}
@@ -115,10 +115,6 @@ class AmazonReviews:
     def folder(self) -> Path:
         """The folder of the raw files."""
         return shipped_folder("sample", "data/sample") if self.raw_dir is None else self.raw_dir.expanduser()
-
-    def present(self) -> dict[str, Path]:
-        """Role → raw file, of those that are there."""
-        return {role: path for role, path in self._files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
         """Role → existing raw file, downloaded where it was missing.
@@ -133,7 +129,7 @@ class AmazonReviews:
                 f"{self.metadata}, or leave the option out to download them."
             )
         download_missing(folder, [self.interactions, self.metadata], self.url)
-        return self._files()
+        return self.files()
 
     def read(self) -> RawData:
         """The raw files, read to their end; metadata only of items that a user with enough interactions has.
@@ -172,5 +168,5 @@ class AmazonReviews:
                     if item in by_id:
                         tally.noted["repeated metadata"] += 1
                     elif item in needed:
-                        by_id[item] = make_item(map(record.get, ITEM_FIELDS), tally)
+                        by_id[item] = make_item(record, tally)
         return by_id

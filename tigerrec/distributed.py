@@ -115,7 +115,7 @@ def _together() -> Iterator[Any]:
 
 
 def agreed(function: Callable[[], Result]) -> Result:
-    """What a function gives that the first process calls, once all are here; where it fails, the others end silently."""
+    """What a function gives that the first process calls once all are here; the others end silently where it fails."""
     if world_size() == 1:
         return function()
     with _together() as distributed:

@@ -101,7 +101,10 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
     Raises:
         DatasetError: a file is missing and cannot be downloaded; names the remedies.
     """
-    missing = lambda: [name for name in names if not (folder / name).is_file()]
+
+    def missing() -> list[str]:
+        return [name for name in names if not (folder / name).is_file()]
+
     reason = "has no download address"
     if url and missing():
         try:

@@ -10,10 +10,10 @@ from typing import Any
 
 from tigerrec import artifacts, markdown
 from tigerrec.folders import embed_folder, upstream_folders
+from tigerrec.histories import ITEMS, load_histories, read_items, read_stats, training_counts
 from tigerrec.models.base import BIDIRECTIONAL
 from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import ALL_ITEMS, CODES
-from tigerrec.histories import ITEMS, load_histories, read_items, read_stats, training_counts
 from tigerrec.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.semantic_ids import load_semantic_ids
 from tigerrec.tokenizers import load_tokenizer

@@ -22,8 +22,7 @@ PROBE = ".probe.tmp"
 ASIDE, KEPT, CURRENT = ".new", ".old", ".current"
 ELSEWHERE = (
     "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads "
-    "`dataset.raw_dir=<folder>`, "
-    "for exports and pages `OUT=<path>`"
+    "`dataset.raw_dir=<folder>`, for exports and pages `OUT=<path>`"
 )
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -50,12 +49,10 @@ def sha256_file(path: Path) -> str:
 
 
 def system_code(error: BaseException) -> int | None:
-    """The number of the system's error behind an exception (0 where an OSError has none); None where the system refused
-    nothing.
+    """The number of the system's error behind an exception, 0 where an OSError has none; None where there is none.
 
     Libraries in other languages report it in the text of an exception of their own: those in Rust (safetensors) by
-    number,
-    those in C++ (faiss) in the system's words.
+    number, those in C++ (faiss) in the system's words.
     """
     if isinstance(error, OSError):
         return error.errno or 0
@@ -107,7 +104,7 @@ def wait_for_writer(folder: Path) -> None:
 def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
     _probe(folder)
-    lock = open(folder / LOCK, "a+", encoding="utf-8")
+    lock = (folder / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -209,7 +206,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete the temporary files that a killed process left in a folder, where it is there."""
+    """Delete the temporary files that a killed process left in a folder."""
     for pattern in TEMPORARY:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
@@ -224,14 +221,14 @@ def remove_tree(path: Path) -> None:
 
 
 def _link(path: Path, target: str) -> None:
-    """Let a path become a symbolic link in one step."""
+    """Put a symbolic link in the place of a file in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.symlink_to(target)
     os.replace(temporary, path)
 
 
 def _keep(folder: Path, names: Sequence[str]) -> bool:
-    """Hard links of files in `.old`, and `.current` as a link to it; False where the file system has no links."""
+    """Hard-link files into `.old` and let `.current` lead there; False where the file system has no links."""
     try:
         (folder / KEPT).mkdir()
         for name in names:
@@ -247,12 +244,12 @@ def _keep(folder: Path, names: Sequence[str]) -> bool:
 
 
 def replace_together(folder: Path, names: Sequence[str], older: Sequence[str]) -> None:
-    """Let the files `names` in `folder/.new` take the place of the files `older` of the folder, all at one moment.
+    """Let the files `names` of `folder/.new` take the place of the files `older` of the folder, all at one moment.
 
-    Every name becomes a link through `.current` to the older file in `.old`. Then `.current` is turned to `.new` in one
-    step, and `settle` puts the files in the place of the links. A process may end anywhere: until that step readers
-    find all of the older files, after it all of the new ones. Where nothing stands, or the file system has no links,
-    the last of `names` is missing until the others are there.
+    Every name becomes a symbolic link through `.current` to the older file in `.old`; one renaming turns `.current` to
+    `.new`; then `settle` puts the files in the place of the links. Wherever the process ends, readers find all of the
+    older files until that renaming and all of the newer ones after it. Where nothing stands yet, or the file system has
+    no links, the last of `names` is missing until the others are in their place.
     """
     for name in {*names, *older}:
         if (folder / name).is_dir():
@@ -277,7 +274,10 @@ def replace_together(folder: Path, names: Sequence[str], older: Sequence[str]) -
 
 
 def settle(folder: Path) -> None:
-    """Remove what a process left of writing aside, with the files staying as a reader finds them now."""
+    """Remove what a process left that wrote aside; the files stay those that a reader finds.
+
+    A `replace_together` that was cut short is taken back before its moment, and brought to its end after it.
+    """
     current = folder / CURRENT
     if current.is_symlink():
         remove_temporaries(folder)

@@ -66,7 +66,7 @@ def load_histories(prepared: Path) -> Histories:
     with artifacts.contract(prepared, STATS):
         if [stats[name] for name in ("users", "items", "interactions")] != [len(starts), n_items, len(users)]:
             raise ValueError(
-                f"it does not count {len(starts)} users, {n_items} items and {len(users)} interactions, as the tables do"
+                f"its counts are not the {len(starts)} users, {n_items} items and {len(users)} interactions of the tables"
             )
     return Histories(np.append(starts, len(users)).astype(np.int64), items, n_items)
 

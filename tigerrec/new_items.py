@@ -104,7 +104,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[Any] | None]:
 
 
 def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
-    item_id, item = plain_id(row.get(ID), ID), make_item(map(row.get, ITEM_FIELDS), tally, ">")
+    item_id, item = plain_id(row.get(ID), ID), make_item(row, tally, ">")
     text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
     return {ID: item_id, **vars(item), "text": text}
 

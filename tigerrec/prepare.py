@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,33 +53,32 @@ class RawData:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity)."""
+    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity).
 
-    @property
-    def min_user_interactions(self) -> int: ...
-    @property
-    def min_item_interactions(self) -> int: ...
-    @property
-    def max_dropped(self) -> float:
-        """The largest share of unreadable lines that is put up with."""
-        ...
+    Attributes:
+        max_dropped: the largest share of unreadable lines that is put up with.
+        expected: users, items and interactions of the known release; empty where nothing is known.
+    """
 
-    @property
-    def expected(self) -> tuple[int, ...]:
-        """Users, items and interactions of the known release; empty where nothing is known."""
-        ...
+    family: ClassVar[str]
+    min_user_interactions: int
+    min_item_interactions: int
+    max_dropped: float
+    expected: tuple[int, ...] = ()
+
+    def files(self) -> dict[str, Path]:
+        """Role → raw file, whether it is there or not."""
 
     def present(self) -> dict[str, Path]:
         """Role → raw file, of those that are there; never downloads."""
-        ...
+        return {role: path for role, path in self.files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing raw file.
+        """Role → existing raw file, downloaded where that is possible.
 
         Raises:
-            TigerrecError: a file is missing and cannot be downloaded.
+            TigerrecError: a file is missing.
         """
-        ...
 
     def read(self) -> RawData:
         """The raw files, read to their end.
@@ -87,7 +86,6 @@ class Dataset(Protocol):
         Raises:
             TigerrecError: a file is missing or damaged.
         """
-        ...
 
 
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:

@@ -24,11 +24,13 @@ def _git_commit() -> str | None:
     root = Path(tigerrec.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
+
+    def git(*args: str) -> str:
+        call = ["git", "-C", str(root), *args]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        run = lambda *args: subprocess.run(
-            ["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

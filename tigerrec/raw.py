@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -208,14 +208,12 @@ def first_path(value: Any, separator: str | None) -> list[Any]:
     return []
 
 
-def make_item(fields: Iterable[Any], tally: Tally, separator: str | None = None) -> RawItem:
-    """An item of raw title, brand, categories and price; what is missing or of a wrong type becomes None or empty, the
-    latter noted."""
-    title, brand, categories, price = fields
-    path = [clean(name, "category", tally) for name in first_path(categories, separator)]
+def make_item(record: Mapping[str, Any], tally: Tally, separator: str | None = None) -> RawItem:
+    """An item of a record's title, brand, categories and price; what is missing or of a wrong type is None or empty."""
+    path = [clean(name, "category", tally) for name in first_path(record.get("categories"), separator)]
     return RawItem(
-        clean(title, "title", tally),
-        clean(brand, "brand", tally),
+        clean(record.get("title"), "title", tally),
+        clean(record.get("brand"), "brand", tally),
         [name for name in path if name],
-        parse_price(price, tally),
+        parse_price(record.get("price"), tally),
     )

@@ -34,13 +34,12 @@ class TokenLayout:
     level_sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "code_sizes", tuple(int(size) for size in self.code_sizes))
-        object.__setattr__(self, "level_sizes", tuple(int(size) for size in self.level_sizes))
-        if not self.level_sizes or min(self.level_sizes) < 1:
+        for name in ("code_sizes", "level_sizes"):
+            object.__setattr__(self, name, tuple(int(size) for size in getattr(self, name)))
+        n_codes, n_levels = len(self.code_sizes), len(self.level_sizes)
+        if min(self.level_sizes, default=0) < 1:
             raise ValueError(f"level_sizes must hold at least one positive size, got {self.level_sizes}")
-        if self.level_sizes[: len(self.code_sizes)] != self.code_sizes:
-            raise ValueError(f"level_sizes must begin with code_sizes {self.code_sizes}, got {self.level_sizes}")
-        if not self.code_sizes or len(self.level_sizes) > len(self.code_sizes) + 1:
+        if not self.code_sizes or self.level_sizes[:n_codes] != self.code_sizes or n_levels > n_codes + 1:
             raise ValueError(
                 f"level_sizes must be code_sizes {self.code_sizes} and at most one more size, got {self.level_sizes}"
             )
@@ -161,8 +160,10 @@ def suffix_size(codes: np.ndarray) -> int:
 
 
 def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
-    """The Semantic IDs of TIGER: one more level tells items with equal codes apart (Rajput et al. 2023, arXiv
-    2305.05065, section 3.1)."""
+    """The Semantic IDs of TIGER: one more level tells items with equal codes apart.
+
+    After Rajput et al. 2023 (arXiv 2305.05065), section 3.1.
+    """
     layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
 
@@ -185,7 +186,6 @@ def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
     if len(suffixes) and suffixes.max() >= size:
         raise SemanticIdError(
             f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the "
-            f"suffix level holds {size}; "
-            "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
+            f"suffix level holds {size}; fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
         )
     return suffixes

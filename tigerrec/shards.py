@@ -84,7 +84,8 @@ def _read(path: Path) -> Arrays | None:
 
     try:
         with safe_open(path, "np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            arrays = {name: file.get_tensor(name) for name in names}
             expected = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError, TypeError, ValueError, KeyError):  # damage can also name another type of number
         return None

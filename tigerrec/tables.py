@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tigerrec.config import Share, options
 from tigerrec.identity import not_identity
-from tigerrec.prepare import ITEM_FIELDS, DatasetError, RawData, RawItem
+from tigerrec.prepare import ITEM_FIELDS, Dataset, DatasetError, RawData, RawItem
 from tigerrec.raw import (
     LINE_LIMIT,
     Tally,
@@ -152,7 +152,7 @@ def parse_time(value: Any) -> int:
 
 
 @options
-class TablesDataset:
+class TablesDataset(Dataset):
     """A user's own interactions and, if there are any, items.
 
     Attributes:
@@ -186,19 +186,10 @@ class TablesDataset:
     min_item_interactions: int = Field(default=0, ge=0)
     max_dropped: Share = not_identity(default=0.001)
 
-    @property
-    def expected(self) -> tuple[int, ...]:
-        """Nothing is known of a user's own data."""
-        return ()
-
-    def _files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path]:
         """Role → file, of those that are named."""
         named = {"interactions": self.interactions, "items": self.items}
         return {role: path.expanduser() for role, path in named.items() if path is not None}
-
-    def present(self) -> dict[str, Path]:
-        """Role → file, of those that are named and there."""
-        return {role: path for role, path in self._files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file.
@@ -208,7 +199,7 @@ class TablesDataset:
         """
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
-        files = self._files()
+        files = self.files()
         for role, path in files.items():
             if not path.is_file():
                 raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
@@ -262,9 +253,9 @@ class TablesDataset:
         """The first row of each item."""
         id_column = self.items_item_column or self.item_column
         given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
-        columns = [getattr(self, f"{field}_column") or field for field in ITEM_FIELDS]
+        columns = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         by_id: dict[str, RawItem] = {}
-        for row in self._rows(path, ["items_item_column", *given], columns):
+        for row in self._rows(path, ["items_item_column", *given], list(columns.values())):
             with tally.line("items"):
                 if isinstance(row, Unreadable):
                     raise row
@@ -272,5 +263,6 @@ class TablesDataset:
                 if item in by_id:
                     tally.noted["repeated items"] += 1
                 else:
-                    by_id[item] = make_item(map(row.get, columns), tally, self.categories_separator)
+                    record = {field: row.get(column) for field, column in columns.items()}
+                    by_id[item] = make_item(record, tally, self.categories_separator)
         return by_id

@@ -30,11 +30,13 @@ class EmbedError(TigerrecError):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns items into vectors: a frozen dataclass of settings, which is `EmbedsTexts` or `EmbedsCatalogue` as well."""
+    """What turns items into vectors: a frozen dataclass of settings; one that derives from this reads no files by default."""
+
+    family: ClassVar[str]
 
     def present(self) -> dict[str, Path]:
         """Those of the files of `sources` that are on this machine; never downloads."""
-        ...
+        return {}
 
     def sources(self) -> dict[str, Path]:
         """The existing files, by role, whose sha256 say which vectors come out; cheap.
@@ -42,23 +44,22 @@ class Embedder(Protocol):
         Raises:
             EmbedError: a file is not there, cannot be fetched, or is not the expected one.
         """
-        ...
+        return {}
 
     def environment(self) -> dict[str, str]:
-        """What of this machine decides the last bits of the vectors."""
-        ...
+        """What of this machine, beside its number of threads, decides the last bits of the vectors."""
+        return {}
 
 
 @runtime_checkable
 class EmbedsTexts(Embedder, Protocol):
     """An embedder that turns item ids and texts into vectors, item by item."""
 
-    shard_items: ClassVar[int | None]
+    shard_items: ClassVar[int | None] = None
     """Items encoded between two saves, or None where encoding takes seconds."""
 
     def open(self) -> Encode:
         """A function from (item ids, texts) of n items to their vectors (n, dim), float32, in the order given."""
-        ...
 
 
 @runtime_checkable
@@ -68,7 +69,7 @@ class EmbedsCatalogue(Embedder, Protocol):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the other item vectors that it reads."""
-        ...
+        return ()
 
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors, float32 (items, dim), row = item index.
@@ -77,23 +78,6 @@ class EmbedsCatalogue(Embedder, Protocol):
             prepared: the folder of the prepare stage.
             parts: the vectors that it `needs` by name, each float32 (items, any dim).
         """
-        ...
-
-
-class ReadsNoFiles:
-    """The base of embedders whose vectors follow from their settings and the stages before alone."""
-
-    def present(self) -> dict[str, Path]:
-        """No file."""
-        return {}
-
-    def sources(self) -> dict[str, Path]:
-        """No file."""
-        return {}
-
-    def environment(self) -> dict[str, str]:
-        """Nothing but the number of threads, which every embed stage records."""
-        return {}
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:

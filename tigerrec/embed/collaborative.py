@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.embed import ReadsNoFiles
+from tigerrec.embed import EmbedsCatalogue
 from tigerrec.histories import load_histories, training_part
 from tigerrec.vectors import fixed_signs, unit
 
@@ -23,7 +23,7 @@ SMALLEST = 1e-6
 
 
 @options
-class Collaborative(ReadsNoFiles):
+class Collaborative(EmbedsCatalogue):
     """Factors of the shifted positive PMI of items' co-occurrence in the training histories.
 
     After Levy and Goldberg 2014 (NeurIPS). Validation and test items are never read; an item that does not occur in
@@ -37,7 +37,6 @@ class Collaborative(ReadsNoFiles):
     """
 
     family: ClassVar[str] = "collaborative"
-    needs: ClassVar[tuple[str, ...]] = ()
 
     dim: AtLeastOne = 64
     window: AtLeastOne | None = 5

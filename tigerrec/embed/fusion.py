@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.embed import EmbedError, ReadsNoFiles
+from tigerrec.embed import EmbedError, EmbedsCatalogue
 from tigerrec.vectors import fixed_signs
 
 SMALLEST = 1e-6
@@ -17,7 +17,7 @@ SMALLEST = 1e-6
 
 
 @options
-class Fusion(ReadsNoFiles):
+class Fusion(EmbedsCatalogue):
     """Other item vectors side by side, each standardised and weighted, or the principal components of them all.
 
     Attributes:

@@ -9,19 +9,18 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, options
-from tigerrec.embed import Encode, ReadsNoFiles
+from tigerrec.embed import EmbedsTexts, Encode
 from tigerrec.vectors import unit
 
 
 @options
-class Hashed(ReadsNoFiles):
+class Hashed(EmbedsTexts):
     """Signed feature hashing of words and character n-grams, for tests and offline use.
 
     After Weinberger et al. 2009 (arXiv:0902.2206).
     """
 
     family: ClassVar[str] = "hashed"
-    shard_items: ClassVar[int | None] = None
 
     dim: AtLeastOne = 256
     ngram: AtLeastOne = 4

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import options
-from tigerrec.embed import EmbedError, Encode, few
+from tigerrec.embed import EmbedError, EmbedsTexts, Encode, few
 from tigerrec.identity import not_identity
 from tigerrec.reading import first_line
 
@@ -21,7 +21,7 @@ AS_FLOATS = "write it again as float32 (items, dim)"
 
 
 @options
-class Precomputed:
+class Precomputed(EmbedsTexts):
     """Vectors from a file of the user's, aligned by item id; ids that are no items are ignored.
 
     Attributes:
@@ -32,7 +32,6 @@ class Precomputed:
     """
 
     family: ClassVar[str] = "precomputed"
-    shard_items: ClassVar[int | None] = None
 
     vectors: str | None = not_identity(default=None)
     ids: str | None = not_identity(default=None)
@@ -74,10 +73,6 @@ class Precomputed:
                 "`embedder.ids=<file>`."
             )
         return paths
-
-    def environment(self) -> dict[str, str]:
-        """Nothing: the vectors are the same everywhere."""
-        return {}
 
     def open(self) -> Encode:
         """A function that looks the items up in the file."""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from tigerrec import artifacts
 from tigerrec.config import AtLeastOne, Device, Precision, options
-from tigerrec.embed import EmbedError, Encode, few
+from tigerrec.embed import EmbedError, EmbedsTexts, Encode, few
 from tigerrec.identity import not_identity
 from tigerrec.reading import first_line
 from tigerrec.vectors import unit
@@ -31,7 +31,7 @@ def _sha256(digest: str) -> str:
 
 
 @options
-class SentenceTransformerEmbedder:
+class SentenceTransformerEmbedder(EmbedsTexts):
     """A pretrained sentence encoder: a local folder, or a model of the Hugging Face hub.
 
     Attributes:
