@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from tigerrec.report import report_run, report_table
 from tigerrec.report.charts import Interval, NoMatplotlibError, frequency_chart, interval_chart, line_chart
 from tigerrec.report.users_part import chosen_users
 from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec.table.plot import draw
 from tigerrec.train import TrainConfig, Training, train
 
 ROOT = Path(__file__).parent.parent
@@ -202,7 +204,7 @@ def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
     )
     lists = artifacts.read_table(run["evaluate"], "recommendations.parquet").to_pandas().query("model == 'tiny'")
     shown = [
-        re.fullmatch(r"User ([\d,]+)target (?:at rank (\d+)|not in the list)", summary) for summary in page.summaries
+        re.fullmatch(r"User ([\d,]+)target\s(?:at rank (\d+)|not in the list)", summary) for summary in page.summaries
     ]
     users = [(int(match[1]), int(match[2] or 0)) for match in shown if match]
     assert len(users) == 6
@@ -474,6 +476,7 @@ CHARTS = {
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CHARTS)
 def test_charts_stay_within_their_picture_and_small(name):
     chart = CHARTS[name]()
@@ -486,10 +489,18 @@ def test_charts_stay_within_their_picture_and_small(name):
     Page(chart)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_picture_of_a_table_has_room_for_rows_of_one_run_and_of_several(tmp_path):
+    rows = pyarrow.parquet.read_table(build_table(tmp_path / "table") / "table.parquet").to_pylist()
+    rows[0] |= {"ndcg@10_runs": [0.03], "hr@10_runs": [0.03]}
+    draw(SimpleNamespace(rows=rows), "a $title_$", tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_charts_show_names_as_they_are():
-    chart = interval_chart([Interval("<b>$x_$</b>", 0.3, 0.2, 0.4)], "HR")
-    assert "<b>" not in chart
-    assert Page(chart).text.count("<b>$x_$</b>") == 1
+    chart = interval_chart([Interval('<b id="a_1">$x_$', 0.3, 0.2, 0.4)], "HR")
+    assert "<b" not in chart
+    assert Page(chart).text.count('<b id="a_1">$x_$') == 1
 
 
 def test_a_chart_takes_its_colours_from_the_page():

@@ -66,7 +66,8 @@ def _write(template: str, page: dict[str, Any], out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {shown.__name__: shown for shown in (percent, thousands, interval, duration, cell)}
+    environment.filters |= {shown.__name__: shown for shown in (percent, interval, duration, cell)}
+    environment.filters["thousands"] = "{:,}".format
     html = environment.get_template("page.html.j2").render(page, parts=environment.get_template(template).module)
     with artifacts.atomic(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -77,11 +78,6 @@ def _write(template: str, page: dict[str, Any], out: Path) -> Path:
 def percent(share: float, decimals: int = 1) -> str:
     """A share as per cent, on one line."""
     return f"{100 * share:.{decimals}f}\u00a0%"
-
-
-def thousands(count: int) -> str:
-    """A count with separators."""
-    return f"{count:,}"
 
 
 def interval(row: Mapping[str, float], metric: str) -> str:

@@ -18,13 +18,8 @@ from tigerrec import TigerrecError, artifacts
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 SERIES = (COLOURS[0], COLOURS[5], COLOURS[2])
 GREY, DARK_GREY = "#BBBBBB", "#555555"
-PAGE_COLOURS = {
-    colour.lower(): f"var(--{name})"
-    for colour, name in zip(
-        ("#000000", DARK_GREY, GREY, *SERIES),
-        ("text", "quiet", "rule", "series-0", "series-1", "series-2"),
-        strict=True,
-    )
+PAGE_COLOURS = {COLOURS[7]: "var(--text)", DARK_GREY: "var(--quiet)", GREY.lower(): "var(--rule)"} | {
+    colour.lower(): f"var(--series-{number})" for number, colour in enumerate(SERIES)
 }
 KINDS = ("generator", "baseline")
 DOTS_PER_INCH = 130
@@ -85,10 +80,15 @@ def to_svg(figure: Any, description: str) -> Markup:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
         _save(figure, file, format="svg", metadata=no_metadata)
     source = file.getvalue()
-    source = re.sub(r' id="[\w.]+_\d+"', "", source[source.index("<svg") + len("<svg") :])
-    source = re.sub("font-family: [^;]*", "font-family: inherit", source)
-    source = re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: PAGE_COLOURS.get(colour[0], colour[0]), source)
+    source = re.sub("<[^>]*>", _restyled, source[source.index("<svg") :]).removeprefix("<svg")
     return Markup('<svg role="img" aria-label="{}"{}').format(description, Markup(source))
+
+
+def _restyled(tag: re.Match[str]) -> str:
+    """A tag of matplotlib's SVG with the typeface and the colours of the page, and without ids that charts share."""
+    text = re.sub(r' id="[\w.]+_\d+"', "", tag[0])
+    text = re.sub("font-family: [^;]*", "font-family: inherit", text)
+    return re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: PAGE_COLOURS.get(colour[0], colour[0]), text)
 
 
 def _page_chart(height: float, x_label: str, grid: str, y_label: str = "") -> tuple[Any, Any]:
@@ -131,10 +131,12 @@ def draw_intervals(axes: Any, rows: Sequence[Interval], number: str = ".4f") -> 
     """A line a row, from the top: the interval, a dot at the value, or a stroke among the pale dots of single runs."""
     for place, row in enumerate(rows):
         style = {"color": SERIES[KINDS.index(row.kind)], "clip_on": False}
-        mark = {"marker": "|", "markersize": 12, "markeredgewidth": 1.8} if row.runs else {"marker": "o"}
         axes.plot([row.low, row.high], [place, place], **style)
-        axes.plot(row.runs, [place] * len(row.runs), "o", markersize=5, alpha=0.45, markeredgewidth=0, **style)
-        axes.plot(row.value, place, **mark, **style)
+        if row.runs:
+            axes.plot(row.runs, [place] * len(row.runs), "o", markersize=5, alpha=0.45, markeredgewidth=0, **style)
+            axes.plot(row.value, place, "|", markersize=12, markeredgewidth=1.8, **style)
+        else:
+            axes.plot(row.value, place, "o", **style)
         axes.text(1.03, place, f"{row.value:{number}}", va="center_baseline", transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(rows)), [shorten(row.label, LONGEST_LABEL) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -40,6 +40,8 @@ def code_use(run: EvaluatedRun) -> dict[str, Any]:
         groups.append([f"{rest[0][0]} and more", sum(count for _, count in rest), items])
     most = max(group[-1] for group in groups)
     layout = run.semantic_ids.layout
+    has_diagnostics = "diagnostics.json" in run.manifests["tokenize"].files
+    measured = artifacts.read_json(run.folders["tokenize"], "diagnostics.json", {}) if has_diagnostics else {}
     return {
         "ids": run.semantic_ids,
         "suffixes": run.semantic_ids.codes[:, -1].max() + 1 if layout.n_levels > len(layout.code_sizes) else 0,
@@ -47,27 +49,8 @@ def code_use(run: EvaluatedRun) -> dict[str, Any]:
         "charts": charts,
         "shared": shared,
         "groups": [[*group, group[-1] / most] for group in groups],
-        "fit": fit(run),
+        "measured": measured,
     }
-
-
-def fit(run: EvaluatedRun) -> dict[str, str]:
-    """What the tokenize stage measured of the codes against the vectors, where it did."""
-    if "diagnostics.json" not in run.manifests["tokenize"].files:
-        return {}
-    measured: dict[str, Any] = artifacts.read_json(run.folders["tokenize"], "diagnostics.json", {})
-    resolved = measured.get("collisions", {})
-    error = resolved.get("reconstruction_error", measured.get("reconstruction_error"))
-    agreement = measured.get("neighbour_agreement")
-    shown = {}
-    if resolved.get("items_moved"):
-        shown["Items that got other codes"] = f"{resolved['items_moved']:,}, by the policy {resolved['policy']}"
-    if error is not None:
-        shown["Reconstruction error"] = f"{error:.4f} (0 is perfect, 1 no better than the mean vector)"
-    if isinstance(agreement, list):
-        shares = ", ".join(map(percent, agreement[:DRAWN_LEVELS]))
-        shown["Nearest neighbours with the same prefix"] = f"{shares} for prefixes of 1, 2, … codes"
-    return shown
 
 
 def prefix_tree(run: EvaluatedRun) -> dict[str, Any]:

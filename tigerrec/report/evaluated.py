@@ -63,10 +63,6 @@ class EvaluatedRun:
         """The items' codes without suffix, int32 (items, levels)."""
         return self.semantic_ids.codes[:, : len(self.semantic_ids.layout.code_sizes)]
 
-    def item_id(self, item: int) -> str:
-        """The data set's own id of an item."""
-        return str(self.items[item]["item_id"])
-
     def semantic_id(self, item: int) -> str:
         """The codes of an item, the suffix included, as people read them."""
         return "-".join(map(str, self.semantic_ids.codes[item].tolist()))

@@ -80,12 +80,10 @@ def results_page(results: Results) -> dict[str, Any]:
 def metrics(results: Results) -> dict[str, Any]:
     """Every row's metrics, best first, as charts and as tables."""
     rows = results.ranked("item", "masked")
-    charts = {
-        f"{metric.upper()}, best first": interval_chart(
-            [Interval.of_metric(row, metric) for row in rows], metric.upper()
-        )
-        for metric in ("ndcg@10", "hr@10")
-    }
+    charts = {}
+    for metric in ("ndcg@10", "hr@10"):
+        intervals = [Interval.of_metric(row, metric) for row in rows]
+        charts[f"{metric.upper()}, best first"] = interval_chart(intervals, metric.upper())
     kinds = [f"{kind}s" for kind in KINDS] if {row.get("kind") for row in rows} >= set(KINDS) else []
     tables = [_cells(rows), _cells(results.ranked("item", "kept"))]
     heads = ["row", *map(str.upper, METRICS), "runs", "tokenizer", "vectors"]
@@ -93,15 +91,11 @@ def metrics(results: Results) -> dict[str, Any]:
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[list[Any]]:
-    about = ("runs", "tokenizer", "embedder")
-    return [
-        [
-            row["row"],
-            *((row[metric], _deviation(row.get(f"{metric}_sd"))) for metric in METRICS),
-            *(row.get(name) for name in about),
-        ]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        values = [(row[metric], _deviation(row.get(f"{metric}_sd"))) for metric in METRICS]
+        cells.append([row["row"], *values, row.get("runs"), row.get("tokenizer"), row.get("embedder")])
+    return cells
 
 
 def comparisons(compared: list[dict[str, Any]]) -> dict[str, Any]:
@@ -117,9 +111,8 @@ def comparisons(compared: list[dict[str, Any]]) -> dict[str, Any]:
         cells = []
         for row in rows:
             difference, low, high = (f"{row[name]:+.4f}" for name in ("difference", "low", "high"))
-            cells.append(
-                [row["row"], difference, f"{low} to {high}", *map(_probability, (row.get("p"), row.get("p_holm")))]
-            )
+            p_values = [_probability(row.get(name)) for name in ("p", "p_holm")]
+            cells.append([row["row"], difference, f"{low} to {high}", *p_values])
         shown[group] = interval_chart(intervals, f"difference to {rows[0]['reference']}", differences=True), cells
     return {"groups": shown} if shown else {}
 
@@ -169,15 +162,10 @@ def tuning(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for name, tried in trials.items():
         ordered = sorted(tried, key=lambda trial: -trial["validation_ndcg@10"])
         best = {setting.replace("_", " "): written(value) for setting, value in ordered[0]["settings"].items()}
-        rows = [
-            [
-                trial["validation_ndcg@10"],
-                trial["validation_hr@10"],
-                *map(written, trial["settings"].values()),
-                _minutes(trial["seconds"] / 60),
-            ]
-            for trial in ordered
-        ]
+        rows = []
+        for trial in ordered:
+            validation = [trial["validation_ndcg@10"], trial["validation_hr@10"]]
+            rows.append([*validation, *map(written, trial["settings"].values()), _minutes(trial["seconds"] / 60)])
         chosen = ", ".join(f"{setting} {value}" for setting, value in best.items())
         baselines[f"{name}: {chosen}, of {len(rows)} combinations"] = ["NDCG@10", "HR@10", *best, "minutes"], rows
     return {"baselines": baselines} if baselines else {}

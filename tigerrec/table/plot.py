@@ -24,10 +24,9 @@ def draw(summary: Summary, title: str, path: Path) -> None:
         axes.set_xlabel(f"{metric.upper()} (item level, seen items masked)")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    styles = [(f"{kind}, mean", {"marker": "|", "color": colour}) for kind, colour in zip(KINDS, SERIES, strict=False)]
-    styles += [("a run", {"marker": "o", "color": DARK_GREY, "alpha": 0.45})]
-    for label, style in styles:
-        axes.plot([], [], linestyle="none", label=label, **style)
+    for kind, colour in zip(KINDS, SERIES, strict=False):
+        axes.plot([], [], "|", color=colour, markersize=12, markeredgewidth=1.8, label=kind)
+    axes.plot([], [], "o", color=DARK_GREY, markersize=5, alpha=0.45, markeredgewidth=0, label="a run of several")
     axes.plot([], [], color=DARK_GREY, label="95 % over users")
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
