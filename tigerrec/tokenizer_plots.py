@@ -190,7 +190,9 @@ def _stack(
     bars, there = np.nonzero(parts)
     x, y = np.array([lefts, lefts + widths])[:, bars], np.array([tops - parts, tops])[:, bars, there]
     corners = np.stack([x[[0, 0, 1, 1]], y[[0, 1, 1, 0]]], axis=-1).swapaxes(0, 1)
-    axes.add_collection(PolyCollection(corners, facecolors=colours[order[bars, there]], linewidths=0, alpha=alpha))
+    axes.add_collection(
+        PolyCollection(list(corners), facecolors=colours[order[bars, there]], linewidths=0, alpha=alpha)
+    )
 
 
 def _skyline(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarray) -> None:
@@ -227,11 +229,11 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
     axes.set(xlim=(0, width), ylim=(0 if has_children else 1.1, 2.1), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    below, pale = " and, below each, the second codes of its items", "; pale: second codes of a single item"
-    title = (
-        f"the {len(first_codes)} largest first codes{below * has_children} (width: items; height: shares of categories"
+    below = " and, below each, the second codes of its items" if has_children else ""
+    key = "width: items; height: shares of categories" + (
+        "; pale: second codes of a single item" if has_children else ""
     )
-    axes.set_title(f"{title}{pale * has_children})", fontsize=10, pad=48)
+    axes.set_title(f"the {len(first_codes)} largest first codes{below} ({key})", fontsize=10, pad=48)
 
 
 def _second_codes(axes: Any, left: float, parts: np.ndarray, colours: np.ndarray, smallest: float) -> None:

@@ -21,7 +21,7 @@ GREY, DARK_GREY = "#BBBBBB", "#555555"
 PAGE_COLOURS = {COLOURS[7]: "var(--text)", DARK_GREY: "var(--quiet)", GREY.lower(): "var(--rule)"} | {
     colour.lower(): f"var(--series-{number})" for number, colour in enumerate(SERIES)
 }
-KINDS = ("generator", "baseline")
+KINDS = {"generator": SERIES[0], "baseline": SERIES[1]}  # of rows, with their colours
 DOTS_PER_INCH = 130
 PAGE_WIDTH = 4.7  # inches; a page scales it to the width of its column
 LONGEST_LABEL = 24
@@ -117,20 +117,19 @@ class Interval:
     low: float | None
     high: float | None
     runs: Sequence[float] = ()
-    kind: str = KINDS[0]
+    kind: str = ""
 
     @classmethod
     def of_metric(cls, row: Mapping[str, Any], metric: str) -> Interval:
         """A metric in a row of `table.parquet`, whose columns of intervals and of runs may be missing."""
         low, high, runs = (row.get(f"{metric}_{name}") for name in ("low", "high", "runs"))
-        kind = row.get("kind") if row.get("kind") in KINDS else KINDS[0]
-        return cls(row["row"], row[metric], low, high, runs if len(runs or ()) > 1 else (), kind)
+        return cls(row["row"], row[metric], low, high, runs if runs and len(runs) > 1 else (), row.get("kind") or "")
 
 
 def draw_intervals(axes: Any, rows: Sequence[Interval], number: str = ".4f") -> None:
     """A line a row, from the top: the interval, a dot at the value, or a stroke among the pale dots of single runs."""
     for place, row in enumerate(rows):
-        style = {"color": SERIES[KINDS.index(row.kind)], "clip_on": False}
+        style = {"color": KINDS.get(row.kind, SERIES[0]), "clip_on": False}
         axes.plot([row.low, row.high], [place, place], **style)
         if row.runs:
             axes.plot(row.runs, [place] * len(row.runs), "o", markersize=5, alpha=0.45, markeredgewidth=0, **style)
@@ -160,7 +159,7 @@ def interval_chart(rows: Sequence[Interval], x_label: str, *, differences: bool 
 
 
 def line_chart(
-    lines: Sequence[tuple[Sequence[float], Sequence[float]]],
+    lines: Sequence[tuple[Any, Any]],
     x_label: str,
     y_label: str,
     *,

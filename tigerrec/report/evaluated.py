@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,13 @@ from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
 TITLE_LENGTH = 140
+
+
+class Lists(NamedTuple):
+    """One model's recommendations: items int32 (users, k), -1 where a list is shorter, and scores float32."""
+
+    items: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,30 +82,24 @@ class EvaluatedRun:
         """What a user's list was made from, and the item that it should hold."""
         return split(self.histories[user], self.manifests["evaluate"].config["split"])
 
-    def lists(self, model: str, seen: str) -> tuple[np.ndarray, np.ndarray]:
-        """A model's lists of all users: items int32 (users, k), -1 where a list is shorter, and scores float32."""
-        rows = self._rows("recommendations.parquet", model=model, seen=seen)
-        users, ranks = rows["user"].to_numpy(), rows["rank"].to_numpy()
-        items = np.full((len(self.histories), int(ranks.max(initial=1))), -1, np.int32)
-        scores = np.full(items.shape, np.nan, np.float32)
-        items[users, ranks - 1], scores[users, ranks - 1] = rows["item"].to_numpy(), rows["score"].to_numpy()
-        return items, scores
+    @cached_property
+    def ranks(self) -> dict[tuple[str, str, str], np.ndarray]:
+        """The rank of each user's target by model, kind of hit and treatment of seen items, 0 = not in the list."""
+        rows = artifacts.read_table(self.folders["evaluate"], "ranks.parquet").to_pandas().sort_values("user")
+        return {key: of_key["rank"].to_numpy() for key, of_key in rows.groupby(["model", "hit", "seen"], observed=True)}
 
-    def ranks(self, hit: str, seen: str) -> np.ndarray:
-        """The rank of each user's target in the generator's list, 0 where it is not in it, int16 (users,)."""
-        rows = self._rows("ranks.parquet", model=self.model, hit=hit, seen=seen)
-        ranks = np.zeros(len(self.histories), np.int16)
-        ranks[rows["user"].to_numpy()] = rows["rank"].to_numpy()
-        return ranks
-
-    def _rows(self, name: str, **wanted: str) -> Any:
-        """The rows of a file of the evaluate stage whose columns hold these values."""
-        import pyarrow.compute as pc
-
-        table = artifacts.read_table(self.folders["evaluate"], name)
-        for column, value in wanted.items():
-            table = table.filter(pc.equal(table[column].cast("string"), value))
-        return table
+    @cached_property
+    def lists(self) -> dict[tuple[str, str], Lists]:
+        """All users' lists by model and treatment of seen items."""
+        table = artifacts.read_table(self.folders["evaluate"], "recommendations.parquet").to_pandas()
+        lists = {}
+        for key, rows in table.groupby(["model", "seen"], observed=True):
+            users, places = rows["user"].to_numpy(), rows["rank"].to_numpy() - 1
+            items = np.full((len(self.histories), places.max() + 1), -1, np.int32)
+            scores = np.full(items.shape, np.nan, np.float32)
+            items[users, places], scores[users, places] = rows["item"], rows["score"]
+            lists[key] = Lists(items, scores)
+        return lists
 
 
 def evaluation_of(folder: Path) -> Path:

@@ -37,8 +37,7 @@ def chosen_users(ranks: np.ndarray) -> tuple[list[int], list[int]]:
 
 def users(run: EvaluatedRun) -> dict[str, Any]:
     """Some users: history, target, and their lists with seen items masked and kept."""
-    ranks = [run.ranks(hit, seen) for hit in ("item", "sid") for seen in ("masked", "kept")]
-    lists = {seen: run.lists(run.model, seen) for seen in ("masked", "kept")}
+    ranks = [run.ranks[run.model, hit, seen] for hit in ("item", "sid") for seen in ("masked", "kept")]
     hits, misses = chosen_users(ranks[0])
     config = artifacts.read_json(run.folders["train"], "config.json", {"tigerrec": {"max_items": int}})
     shown = []
@@ -46,8 +45,9 @@ def users(run: EvaluatedRun) -> dict[str, Any]:
         history, target = run.history_and_target(user)
         of_user = {"number": user, "history": history.tolist(), "target": target}
         of_user["ranks"] = [int(rank[user]) for rank in ranks]
-        for seen, (items, scores) in lists.items():
-            ranked = zip(items[user, :CUTOFF].tolist(), scores[user, :CUTOFF].tolist(), strict=True)
+        for seen in ("masked", "kept"):
+            lists = run.lists[run.model, seen]
+            ranked = zip(lists.items[user, :CUTOFF].tolist(), lists.scores[user, :CUTOFF].tolist(), strict=True)
             of_user[seen] = [(item, score) for item, score in ranked if item >= 0]
         shown.append(of_user)
     counted = {"hits": len(hits), "misses": len(misses), "share": np.mean((ranks[0] >= 1) & (ranks[0] <= CUTOFF))}
@@ -59,7 +59,7 @@ def recommended(run: EvaluatedRun) -> dict[str, Any]:
     """How many different items all top 10 lists hold, how much of them the most recommended take, and which these
     are."""
     n_items, n_users = run.histories.n_items, len(run.histories)
-    chosen = {model: run.lists(model, "masked")[0][:, :CUTOFF] for model in (run.model, POPULARITY)}
+    chosen = {model: run.lists[model, "masked"].items[:, :CUTOFF] for model in (run.model, POPULARITY)}
     chosen["the users' targets"] = np.array([run.history_and_target(user)[1] for user in range(n_users)])
     counts = {name: np.bincount(items[items >= 0], minlength=n_items) for name, items in chosen.items()}
     rows, lines = [], []

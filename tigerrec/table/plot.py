@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tigerrec.report.charts import DARK_GREY, KINDS, SERIES, Interval, draw_intervals, new_figure, save_png
+from tigerrec.report.charts import DARK_GREY, KINDS, Interval, draw_intervals, new_figure, save_png
 from tigerrec.table.summary import Summary
 
 SHOWN = ("ndcg@10", "hr@10")
@@ -24,7 +24,7 @@ def draw(summary: Summary, title: str, path: Path) -> None:
         axes.set_xlabel(f"{metric.upper()} (item level, seen items masked)")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    for kind, colour in zip(KINDS, SERIES, strict=False):
+    for kind, colour in KINDS.items():
         axes.plot([], [], "|", color=colour, markersize=12, markeredgewidth=1.8, label=kind)
     axes.plot([], [], "o", color=DARK_GREY, markersize=5, alpha=0.45, markeredgewidth=0, label="a run of several")
     axes.plot([], [], color=DARK_GREY, label="95 % over users")
