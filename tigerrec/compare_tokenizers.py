@@ -13,6 +13,7 @@ from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.fitted_tokenizer import Categories, FittedTokenizer, read_categories, read_fitted
 from tigerrec.markdown import NOTHING
 from tigerrec.processes import in_own_process
+from tigerrec.report.charts import NoMatplotlibError
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def write_comparison(
     pictures: list[tuple[str, Path]] = []
     try:
         pictures = tokenizer_plots.draw(out / "pictures", fitted, categories)
-    except tokenizer_plots.NoMatplotlibError as error:
+    except NoMatplotlibError as error:
         notes.append(str(error))
     parts = [
         "# Tokenizers of " + "/".join(out.parent.parts[-2:]),
