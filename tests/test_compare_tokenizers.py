@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, artifacts, compare_tokenizers
-from tigerrec.compare_tokenizers import Categories, compare, read_categories, read_fitted, table
+from tigerrec import TigerrecError, artifacts, compare_tokenizers, tokenizer_plots
+from tigerrec.compare_tokenizers import compare, comparison_table
 from tigerrec.config import ConfigError
+from tigerrec.fitted_tokenizer import Categories, FittedTokenizer, read_categories, read_fitted
 from tigerrec.tokenizer_plots import by_size, items_by_group_size, main_category
 
 ROOT = Path(__file__).parent.parent
@@ -211,12 +212,13 @@ def test_a_category_is_the_second_element_of_a_path(tmp_path):
 
 
 def test_the_table_shows_what_is_not_measured_as_a_dash():
-    facts = {
-        "code_sizes": [4, 3], "collision_rate": 0.25, "largest_group": 2, "used_codes": [4, 2], "perplexity": [3.6, 1.2], "reconstruction_error": None,
-        "neighbour_agreement": None, "purity": [], "purity_by_chance": [], "seconds": 1.26, "peak_mb": 90,
+    measures = {
+        "code_sizes": [4, 3], "collision_rate": 0.25, "largest_group": 2, "used_codes": [4, 2],
+        "perplexity": [3.6, 1.2], "reconstruction_error": None, "neighbour_agreement": None, "purity": [],
+        "purity_by_chance": [], "seconds": 1.26, "peak_mb": 90,
     }  # fmt: skip
-    row = table(
-        [compare_tokenizers.FittedTokenizer("a", facts, {1: 2, 2: 1}, (4, 3), np.zeros((4, 2), np.int32))]
+    row = comparison_table(
+        [FittedTokenizer("a", measures, {1: 2, 2: 1}, (4, 3), np.zeros((4, 2), np.int32))]
     ).splitlines()[2]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "a",
@@ -251,3 +253,16 @@ def test_the_command_prints_the_folder_last(runs, no_new_process, no_pictures, m
     monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
     compare_tokenizers.command([*OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
     assert capsys.readouterr().out.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    codes = np.array([[0, 1], [0, 2], [1, 0], [1, 0]], np.int32)
+    measured = {
+        "perplexity": [2, 2], "collision_rate": 0.5, "reconstruction_error": None, "neighbour_agreement": None,
+        "purity": [1.0, 1.0], "purity_by_chance": [0.5, 0.5],
+    }  # fmt: skip
+    fitted = FittedTokenizer("$a_$", measured, {1: 2, 2: 1}, (2, 3), codes)
+    categories = Categories(("under $5_$", "other"), np.array([0, 0, 1, -1]))
+    pictures = tokenizer_plots.draw(tmp_path, [fitted], categories)
+    assert len(pictures) == 3
+    assert all(path.stat().st_size > 1000 for _, path in pictures)

@@ -4,24 +4,19 @@ all."""
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tigerrec import TigerrecError, artifacts, files, markdown, pipeline
+from tigerrec import TigerrecError, artifacts, files, markdown, pipeline, tokenizer_plots
 from tigerrec.config import ConfigError, compose, config_folder
-from tigerrec.diagnostics import prefix_purity
+from tigerrec.fitted_tokenizer import Categories, FittedTokenizer, read_categories, read_fitted
 from tigerrec.markdown import NOTHING
 from tigerrec.processes import in_own_process
-from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec.report.charts import NoMatplotlibError
 
 logger = logging.getLogger(__name__)
 
-CATEGORY_DEPTH = 2
 LEGEND = """\
 Lists run over levels, or over prefixes of 1, 2, … codes. Codes are those of the ids: after the collision policy, without suffix.
 
@@ -33,95 +28,7 @@ Lists run over levels, or over prefixes of 1, 2, … codes. Codes are those of t
 - **purity**: share of items in the majority category of their prefix; in parentheses what the same groups reach when categories are dealt out at random.
 - **seconds**, **MB**: time to fit, and largest memory of the process meanwhile, with all that it held before.
 
-Few collisions and even use of codes do not make a good tokenizer: random codes have both. What counts is how well a generator learns the codes."""
-
-
-@dataclass(frozen=True)
-class FittedTokenizer:
-    """A finished tokenize stage as the comparison shows it.
-
-    Attributes:
-        name: its folder's name.
-        facts: one value a column of `comparison.parquet`.
-        group_sizes: the number of groups of items with equal codes, by their size.
-        code_sizes: the number of codes a level.
-        codes: the items' codes without suffix, int32 (I, L).
-    """
-
-    name: str
-    facts: dict[str, Any]
-    group_sizes: dict[int, int]
-    code_sizes: tuple[int, ...]
-    codes: np.ndarray
-
-
-@dataclass(frozen=True)
-class Categories:
-    """The items' categories: the second element of an item's path, or its only one.
-
-    Attributes:
-        names: the categories, the most frequent first.
-        of_items: the index into `names` of each item, int64 (I,); -1 where an item has no category.
-    """
-
-    names: tuple[str, ...]
-    of_items: np.ndarray
-
-
-def read_categories(prepared: Path) -> Categories:
-    """The categories of the items of a finished prepare stage.
-
-    Raises:
-        ArtifactError: no finished stage stands there, or it is damaged.
-    """
-    artifacts.open_stage(prepared, "prepare")
-    paths = artifacts.read_table(prepared, "items.parquet", {"categories": "list<element: string>?"})[
-        "categories"
-    ].to_pylist()
-    found = [path[:CATEGORY_DEPTH][-1] if path else None for path in paths]
-    counts = Counter(name for name in found if name is not None)
-    names = sorted(counts, key=lambda name: (-counts[name], name))
-    index = {name: number for number, name in enumerate(names)}
-    return Categories(tuple(names), np.array([index.get(name, -1) for name in found]))
-
-
-def read_fitted(folder: Path, categories: Categories, seed: int) -> FittedTokenizer:
-    """What a finished tokenize stage left, and the purity of its prefixes.
-
-    Raises:
-        ArtifactError: no finished stage stands there, it is damaged, or it was written before all of this was measured.
-    """
-    ids = load_semantic_ids(folder)
-    family = artifacts.read_json(folder, "tokenizer.json", {"family": str})["family"]
-    found = artifacts.read_json(folder, "diagnostics.json", {})
-    missing = [name for name in ("group_sizes", "peak_mb") if name not in found]
-    if missing:
-        raise artifacts.ArtifactError(
-            f"{folder}/diagnostics.json comes from an older version and lacks {missing[0]}; add `overwrite=tokenize` "
-            "to fit it again."
-        )
-    found |= {name: value for name, value in found["collisions"].items() if name != "seconds"}
-    sizes = ids.layout.code_sizes
-    codes = ids.codes[:, : len(sizes)]
-    levels = {name: [level[name] for level in found["levels"]] for name in ("used_codes", "dead_codes", "perplexity")}
-    whole = (
-        "collision_rate",
-        "unique_ids",
-        "largest_group",
-        "reconstruction_error",
-        "neighbour_agreement",
-        "seconds",
-        "peak_mb",
-    )
-    facts = (
-        {"tokenizer": folder.name, "family": family, "items": len(codes), "code_sizes": list(sizes)}
-        | levels
-        | {name: found[name] for name in whole}
-    )
-    facts |= prefix_purity(codes, categories.of_items, seed)
-    return FittedTokenizer(
-        folder.name, facts, {int(size): count for size, count in found["group_sizes"].items()}, sizes, codes
-    )
+Few collisions and even use of codes do not make a good tokenizer: random codes have both. What counts is how well a generator learns the codes."""  # noqa: E501
 
 
 def chosen(tokenizers: Any) -> list[str]:
@@ -201,26 +108,24 @@ def write_comparison(
     Returns:
         `out`.
     """
-    from tigerrec import tokenizer_plots
-
     files.remove_tree(out / "pictures")
-    try:
-        pictures, without = tokenizer_plots.draw(out / "pictures", fitted, categories), []
-    except tokenizer_plots.NoMatplotlibError as error:
-        pictures, without = [], [str(error)]
-    known = int((categories.of_items >= 0).sum())
-    about = (
+    known, n_items = int((categories.of_items >= 0).sum()), len(categories.of_items)
+    notes = [
         f"Categories are the second elements of the items' category paths: {len(categories.names)} for {known:,} of "
-        f"{len(categories.of_items):,} items."
-    )
-    notes = [f"- {note}" for note in [about, *failures, *without]]
-    shown = [f"## {title}\n\n![{title}]({path.relative_to(out)})" for title, path in pictures]
+        f"{n_items:,} items.",
+        *failures,
+    ]
+    pictures: list[tuple[str, Path]] = []
+    try:
+        pictures = tokenizer_plots.draw(out / "pictures", fitted, categories)
+    except NoMatplotlibError as error:
+        notes.append(str(error))
     parts = [
         "# Tokenizers of " + "/".join(out.parent.parts[-2:]),
-        table(fitted),
+        comparison_table(fitted),
         LEGEND,
-        "Notes:\n\n" + "\n".join(notes),
-        *shown,
+        "Notes:\n\n" + "\n".join(f"- {note}" for note in notes),
+        *(f"## {title}\n\n![{title}]({path.relative_to(out)})" for title, path in pictures),
     ]
     _write_parquet(out / "comparison.parquet", fitted)
     with artifacts.atomic(out / "comparison.md") as temporary:
@@ -229,63 +134,50 @@ def write_comparison(
     return out
 
 
-def _each(values: Sequence[Any] | None, form: Callable[[Any], str]) -> str:
-    return "/".join(map(form, values)) if values else NOTHING
+def _listed(values: Sequence[Any] | None, form: str = "") -> str:
+    return "/".join(f"{value:{form}}" for value in values) if values else NOTHING
 
 
-def table(fitted: Sequence[FittedTokenizer]) -> str:
+def comparison_table(fitted: Sequence[FittedTokenizer]) -> str:
     """Markdown with a row a tokenizer; `LEGEND` says what the columns are."""
-    share = lambda value: f"{value:.2f}"
-    rows = [
-        [
-            "tokenizer",
-            "codes",
-            "sharing",
-            "largest",
-            "used",
-            "perplexity",
-            "error",
-            "neighbours",
-            "purity (by chance)",
-            "seconds",
-            "MB",
-        ]
-    ]
+    rows = []
     for tokenizer in fitted:
-        facts = tokenizer.facts
-        error, purity = facts["reconstruction_error"], _each(facts["purity"], share)
-        rows.append([
-            tokenizer.name, _each(facts["code_sizes"], str), f"{facts['collision_rate']:.1%}", str(facts["largest_group"]), _each(facts["used_codes"], str),
-            _each(facts["perplexity"], lambda value: f"{value:.0f}"), NOTHING if error is None else f"{error:.3f}", _each(facts["neighbour_agreement"], share),
-            f"{purity} ({_each(facts['purity_by_chance'], share)})" if facts["purity"] else NOTHING, f"{facts['seconds']:.1f}", str(facts["peak_mb"]),
-        ])  # fmt: skip
-    return markdown.table(rows)
+        measures = tokenizer.measures
+        error, purity = measures["reconstruction_error"], measures["purity"]
+        by_chance = f" ({_listed(measures['purity_by_chance'], '.2f')})" if purity else ""
+        rows.append(
+            {
+                "tokenizer": tokenizer.name,
+                "codes": _listed(measures["code_sizes"]),
+                "sharing": f"{measures['collision_rate']:.1%}",
+                "largest": f"{measures['largest_group']}",
+                "used": _listed(measures["used_codes"]),
+                "perplexity": _listed(measures["perplexity"], ".0f"),
+                "error": NOTHING if error is None else f"{error:.3f}",
+                "neighbours": _listed(measures["neighbour_agreement"], ".2f"),
+                "purity (by chance)": _listed(purity, ".2f") + by_chance,
+                "seconds": f"{measures['seconds']:.1f}",
+                "MB": f"{measures['peak_mb']}",
+            }
+        )
+    return markdown.table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts, wholes, numbers = (
-        ("tokenizer", "family"),
-        ("items", "unique_ids", "largest_group", "peak_mb"),
-        ("collision_rate", "reconstruction_error", "seconds"),
-    )
-    of_codes, of_shares = (
-        ("code_sizes", "used_codes", "dead_codes"),
-        ("perplexity", "neighbour_agreement", "purity", "purity_by_chance"),
-    )
-    types = [
-        (texts, pa.string()),
-        (wholes, pa.int64()),
-        (numbers, pa.float64()),
-        (of_codes, pa.list_(pa.int64())),
-        (of_shares, pa.list_(pa.float64())),
-    ]
-    kinds = {name: kind for names, kind in types for name in names}
-    schema = pa.schema([(name, kinds[name]) for name in fitted[0].facts])
+    names_by_type = {
+        pa.string(): ("tokenizer", "family"),
+        pa.int64(): ("items", "unique_ids", "largest_group", "peak_mb"),
+        pa.float64(): ("collision_rate", "reconstruction_error", "seconds"),
+        pa.list_(pa.int64()): ("code_sizes", "used_codes", "dead_codes"),
+        pa.list_(pa.float64()): ("perplexity", "neighbour_agreement", "purity", "purity_by_chance"),
+    }
+    types = {name: kind for kind, names in names_by_type.items() for name in names}
+    schema = pa.schema([(name, types[name]) for name in fitted[0].measures])
     with artifacts.atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([tokenizer.facts for tokenizer in fitted], schema), temporary)
+        pq.write_table(pa.Table.from_pylist([tokenizer.measures for tokenizer in fitted], schema), temporary)
 
 
 def command(overrides: Sequence[str]) -> None:

@@ -1,209 +1,204 @@
-"""Small charts as inline SVG; their colours and typeface come from the page."""
+"""Charts by matplotlib: PNG files, and SVG that takes the colours and the typeface of the page around it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from tigerrec.report.markup import Html, element
+from tigerrec import TigerrecError, artifacts
 
-WIDTH = 400
-MOST_POINTS = 400
-CHARACTER = 6.5  # pixels a character of a label takes, at most on average
+# Eight colours that colour-blind people tell apart (Okabe and Ito 2008).
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+SERIES = (COLOURS[0], COLOURS[5], COLOURS[2])
+GREY, DARK_GREY = "#BBBBBB", "#555555"
+PAGE_COLOURS = {COLOURS[7]: "var(--text)", DARK_GREY: "var(--quiet)", GREY.lower(): "var(--rule)"} | {
+    colour.lower(): f"var(--series-{number})" for number, colour in enumerate(SERIES)
+}
+KINDS = {"generator": SERIES[0], "baseline": SERIES[1]}  # of rows, with their colours
+DOTS_PER_INCH = 130
+PAGE_WIDTH = 4.7  # inches; a page scales it to the width of its column
 LONGEST_LABEL = 24
+REFERENCE = {"color": "black", "linewidth": 1, "linestyle": "--"}
+MOST_POINTS = 400
+
+
+def shorten(text: str, length: int) -> str:
+    """A text of at most so many characters, its end left out where it is longer."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+
+
+class NoMatplotlibError(TigerrecError):
+    """Pictures were asked for and matplotlib is not installed."""
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches.
+
+    Raises:
+        NoMatplotlibError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise NoMatplotlibError(
+            "Pictures need the package matplotlib; run `python -m pip install matplotlib` and the same command again."
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, file: Any, **options: Any) -> None:
+    """Save a figure with every text as it stands: matplotlib reads what is between two dollar signs as a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.savefig(file, **options)
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG file."""
+    with artifacts.atomic(path) as temporary:
+        _save(figure, temporary, format="png", dpi=DOTS_PER_INCH)
+
+
+def to_svg(figure: Any, description: str) -> Markup:
+    """A figure as an `<svg>` element, the same bytes for the same figure and description.
+
+    Args:
+        description: what a screen reader says; no other chart of the page has the same.
+    """
+    import matplotlib
+
+    file, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+        _save(figure, file, format="svg", metadata=no_metadata)
+    source = file.getvalue()
+    source = re.sub("<[^>]*>", _restyled, source[source.index("<svg") :]).removeprefix("<svg")
+    return Markup('<svg role="img" aria-label="{}"{}').format(description, Markup(source))
+
+
+def _restyled(tag: re.Match[str]) -> str:
+    """A tag of matplotlib's SVG with the typeface and the colours of the page, and without ids that charts share."""
+    text = re.sub(r' id="[\w.]+_\d+"', "", tag[0])
+    text = re.sub("font-family: [^;]*", "font-family: inherit", text)
+    return re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: PAGE_COLOURS.get(colour[0], colour[0]), text)
+
+
+def _page_chart(height: float, x_label: str, grid: str, y_label: str = "") -> tuple[Any, Any]:
+    """A figure for a page and its axes, without frame."""
+    figure = new_figure(PAGE_WIDTH, height)
+    axes = figure.subplots()
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=DARK_GREY)
+    axes.grid(axis=grid, color=GREY, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_xlabel(x_label, color=DARK_GREY)
+    axes.set_ylabel(y_label, color=DARK_GREY)
+    return figure, axes
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the interval around it and, where there are several, the values it is the mean of."""
+    """A value with the interval around it and, where there are several, the values of the runs it is the mean of."""
 
     label: str
     value: float
-    low: float
-    high: float
-    parts: Sequence[float] = ()
-    series: int = 0
+    low: float | None
+    high: float | None
+    runs: Sequence[float] = ()
+    kind: str = ""
+
+    @classmethod
+    def of_metric(cls, row: Mapping[str, Any], metric: str) -> Interval:
+        """A metric in a row of `table.parquet`, whose columns of intervals and of runs may be missing."""
+        low, high, runs = (row.get(f"{metric}_{name}") for name in ("low", "high", "runs"))
+        return cls(row["row"], row[metric], low, high, runs if runs and len(runs) > 1 else (), row.get("kind") or "")
 
 
-@dataclass(frozen=True)
-class Series:
-    """A line of a chart, or single dots where `dots` is set."""
-
-    x: Sequence[float]
-    y: Sequence[float]
-    dots: bool = False
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values laid out between two places of the picture, in pixels; `log` takes positive values."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """Where a value lies, in pixels."""
-        low, high, value = (math.log(number) if self.log else number for number in (self.low, self.high, value))
-        return round(self.start + (value - low) / ((high - low) or 1) * (self.end - self.start), 2)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        """Round values within the axis, about as many as asked for."""
-        if self.log:
-            return [
-                10.0**power
-                for power in range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            ]
-        rough = ((self.high - self.low) or 1) / count
-        size = 10.0 ** math.floor(math.log10(rough))
-        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
-        first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
-        return [step * number for number in range(first, last + 1)]
+def draw_intervals(axes: Any, rows: Sequence[Interval], number: str = ".4f") -> None:
+    """A line a row, from the top: the interval, a dot at the value, or a stroke among the pale dots of single runs."""
+    for place, row in enumerate(rows):
+        style = {"color": KINDS.get(row.kind, SERIES[0]), "clip_on": False}
+        axes.plot([row.low, row.high], [place, place], **style)
+        if row.runs:
+            axes.plot(row.runs, [place] * len(row.runs), "o", markersize=5, alpha=0.45, markeredgewidth=0, **style)
+            axes.plot(row.value, place, "|", markersize=12, markeredgewidth=1.8, **style)
+        else:
+            axes.plot(row.value, place, "o", **style)
+        axes.text(1.03, place, f"{row.value:{number}}", va="center_baseline", transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(rows)), [shorten(row.label, LONGEST_LABEL) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def tick_label(value: float) -> str:
-    """A tick's value, as short as it can be read."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", class_: str | None = None) -> Html:
-    return element("text", text, x=round(x, 2), y=round(y, 2), text_anchor=anchor, class_=class_)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
-    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
-
-
-def _dot(x: float, y: float, radius: float, class_: str) -> Html:
-    return element("circle", cx=x, cy=y, r=radius, class_=class_)
-
-
-def _svg(height: float, description: str, *parts: Html) -> Html:
-    return element("svg", *parts, viewBox=f"0 0 {WIDTH} {round(height)}", role="img", aria_label=description)
-
-
-def _x_axis(axis: Axis, top: float, bottom: float, label: str) -> list[Html]:
-    parts = []
-    for tick in axis.ticks():
-        place = axis.place(tick)
-        parts += [
-            _line(place, top, place, bottom, "grid"),
-            _text(min(place, WIDTH - 8), bottom + 16, tick_label(tick), "middle"),
-        ]
-    return [*parts, _text((axis.start + axis.end) / 2, bottom + 34, label, "middle")]
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
-
-
-def intervals(rows: Sequence[Interval], label: str, differences: bool = False) -> Html:
-    """A row for each value: a dot, or a stroke among the pale dots that it is the mean of; its interval as a line; and
-    the number itself.
+def interval_chart(rows: Sequence[Interval], x_label: str, *, differences: bool = False) -> Markup:
+    """A chart of values with intervals.
 
     Args:
-        label: of the axis.
         differences: whether values have a sign and zero means none.
     """
-    numbers = [number for row in rows for number in (row.low, row.high, row.value, *row.parts)]
-    low, high = min(0.0, *numbers), max(0.0, *numbers)
-    margin = (high - low) * 0.04 or 1.0
-    gutter = min(max(len(_shortened(row.label)) for row in rows) * CHARACTER + 10, 165)
-    axis = Axis(low - margin if differences else low, high + margin, gutter, WIDTH - 58)
-    spacing, top, shape = 24, 6, "+.4f" if differences else ".4f"
-    bottom = top + spacing * len(rows)
-    parts = _x_axis(axis, top, bottom, label)
+    number = "+.4f" if differences else ".4f"
+    figure, axes = _page_chart(0.6 + 0.28 * len(rows), x_label, "x")
+    draw_intervals(axes, rows, number)
+    axes.tick_params(axis="y", labelcolor="black")
     if differences:
-        parts.append(_line(axis.place(0), top, axis.place(0), bottom, "reference"))
-    for number, row in enumerate(rows):
-        y, series = top + spacing * (number + 0.5), f"series-{row.series}"
-        parts += [
-            _text(0, y + 4, _shortened(row.label), class_="name"),
-            _line(axis.place(row.low), y, axis.place(row.high), y, f"line {series}"),
-        ]
-        parts += [_dot(axis.place(part), y, 3, f"dot run {series}") for part in row.parts]
-        place = axis.place(row.value)
-        parts.append(
-            _line(place, y - 7, place, y + 7, f"line {series}") if row.parts else _dot(place, y, 4.5, f"dot {series}")
-        )
-        parts.append(_text(WIDTH, y + 4, f"{row.value:{shape}}", "end", "name"))
-    described = "; ".join(f"{row.label} {row.value:{shape}} ({row.low:{shape}} to {row.high:{shape}})" for row in rows)
-    return _svg(bottom + 40, f"{label}: {described}", *parts)
+        axes.axvline(0, **REFERENCE)
+    else:
+        axes.set_xlim(left=0)
+    return to_svg(figure, f"{x_label}: {', '.join(f'{row.label} {row.value:{number}}' for row in rows)}")
 
 
-def _thinned(series: Series) -> tuple[Sequence[float], Sequence[float]]:
-    if len(series.x) <= MOST_POINTS:
-        return series.x, series.y
-    kept = np.unique(np.linspace(0, len(series.x) - 1, MOST_POINTS).round().astype(int)).tolist()
-    return [series.x[number] for number in kept], [series.y[number] for number in kept]
-
-
-def lines(
-    drawn: Sequence[Series],
+def line_chart(
+    lines: Sequence[tuple[Any, Any]],
     x_label: str,
     y_label: str,
     *,
     y_from_zero: bool = True,
     log_x: bool = False,
+    dots: bool = False,
     mark: tuple[float, str] | None = None,
-) -> Html:
-    """Lines over a common axis, coloured in their order.
+) -> Markup:
+    """A chart of lines over a common axis.
 
     Args:
+        lines: the values x and y of each.
         mark: a place on the x axis and what is there.
     """
-    x_values, y_values = ([float(value) for series in drawn for value in getattr(series, name)] for name in ("x", "y"))
-    top, bottom = 42 if mark else 26, 190
-    low_y, high_y = (0.0 if y_from_zero else min(y_values)), max(y_values)
-    margin = (high_y - low_y) * 0.06 or 1.0
-    y_axis = Axis(low_y if y_from_zero else low_y - margin, high_y + margin, bottom, top)
-    left = max(len(tick_label(tick)) for tick in y_axis.ticks()) * 7 + 8
-    low_x = min(x_values) if log_x else min(0.0, *x_values)
-    x_axis = Axis(low_x, max(x_values) if max(x_values) > low_x else low_x + 1, left, WIDTH - 14, log_x)
-    parts = _x_axis(x_axis, top, bottom, x_label)
-    for tick in y_axis.ticks():
-        place = y_axis.place(tick)
-        parts += [_line(left, place, WIDTH - 14, place, "grid"), _text(left - 6, place + 4, tick_label(tick), "end")]
-    parts.append(_text(0, 12, y_label))
+    figure, axes = _page_chart(2.7, x_label, "both", y_label)
+    for (x, y), colour in zip(lines, SERIES, strict=False):
+        drawn = np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).round().astype(int)
+        marker = "o" if dots or len(x) == 1 else None
+        axes.plot(np.take(x, drawn), np.take(y, drawn), color=colour, marker=marker, markersize=5, clip_on=False)
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.minorticks_off()
+    else:
+        axes.set_xlim(left=0)
+    if y_from_zero:
+        axes.set_ylim(bottom=0)
     if mark:
-        place = x_axis.place(mark[0])
-        anchor = "start" if place < WIDTH * 0.3 else "end" if place > WIDTH * 0.7 else "middle"
-        parts += [_line(place, top - 4, place, bottom, "reference"), _text(place, top - 10, mark[1], anchor, "name")]
-    for number, series in enumerate(drawn):
-        points = [(x_axis.place(x), y_axis.place(y)) for x, y in zip(*_thinned(series), strict=True)]
-        if len(points) > 1:
-            parts.append(
-                element("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in points), class_=f"line series-{number}")
-            )
-        if series.dots or len(points) == 1:
-            parts += [_dot(x, y, 3.5, f"dot series-{number}") for x, y in points]
-    return _svg(bottom + 40, f"{y_label} over {x_label}", *parts)
+        axes.axvline(mark[0], **REFERENCE)
+        axes.text(mark[0], 1.03, mark[1], ha="center", transform=axes.get_xaxis_transform())
+    return to_svg(figure, f"{y_label} over {x_label}")
 
 
-def sorted_bars(counts: Sequence[int], x_label: str, y_label: str) -> Html:
-    """Counts side by side, largest first, without gaps; the dashed line is their mean."""
-    ordered = sorted((int(count) for count in counts), reverse=True)
-    shown = (
-        ordered
-        if len(ordered) <= MOST_POINTS
-        else [ordered[number * len(ordered) // MOST_POINTS] for number in range(MOST_POINTS)]
-    )
-    top, bottom = 26, 170
-    y_axis = Axis(0, ordered[0] * 1.06 or 1, bottom, top)
-    left = max(len(tick_label(tick)) for tick in y_axis.ticks(4)) * 7 + 8
-    x_axis = Axis(0, len(ordered), left, WIDTH - 14)
-    parts = _x_axis(x_axis, bottom, bottom + 4, x_label)
-    for tick in y_axis.ticks(4):
-        place = y_axis.place(tick)
-        parts += [_line(left, place, WIDTH - 14, place, "grid"), _text(left - 6, place + 4, tick_label(tick), "end")]
-    width = (x_axis.end - x_axis.start) / len(shown)
-    steps = "".join(f"V{y_axis.place(count):g}H{left + width * (number + 1):.1f}" for number, count in enumerate(shown))
-    parts.append(element("path", d=f"M{left},{bottom}{steps}V{bottom}Z", class_="area series-0"))
-    mean = y_axis.place(sum(ordered) / len(ordered))
-    parts += [_line(left, mean, WIDTH - 14, mean, "reference"), _text(0, 12, y_label)]
-    return _svg(bottom + 44, f"{y_label} over {x_label}, from {ordered[0]:,} to {ordered[-1]:,}", *parts)
+def frequency_chart(counts: np.ndarray, x_label: str, y_label: str) -> Markup:
+    """Counts side by side, largest first; the dashed line is their mean."""
+    figure, axes = _page_chart(2.3, x_label, "y", y_label)
+    sizes, repeats = np.unique(counts, return_counts=True)
+    axes.stairs(sizes[::-1], np.append(0, np.cumsum(repeats[::-1])), fill=True, color=SERIES[0], alpha=0.5)
+    axes.axhline(counts.mean(), **REFERENCE)
+    axes.set_xlim(0, len(counts))
+    axes.set_ylim(bottom=0)
+    return to_svg(figure, f"{y_label} over {x_label}, from {counts.max():,} to {counts.min():,}")
