@@ -13,11 +13,11 @@ from tigerrec.table.summary import Summary, spread
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other "
     "items may share, stand apart.",
-    "± is the standard deviation over runs, given from three runs up; below that every run is shown. Brackets are 95 "
-    "% bootstrap intervals over users "
-    "of the mean over runs (10,000 resamples, the same for all rows; those in a cell's `metrics.json` are of that "
-    "run, from 1,000): they say how far other "
-    "users would move a figure, not how far other seeds would.",
+    "± is the standard deviation of a single run with new seeds, given from three runs up; below that every run is "
+    "shown. The runs of a row share tokenizer seeds and generator seeds, so it is estimated from the pairs of runs that "
+    "share neither; with two seeds of each kind it is a rough guess. Brackets are 95 % bootstrap intervals over users "
+    "of the mean over runs (10,000 resamples, the same for all rows; those in a cell's `metrics.json` are of that run, "
+    "from 1,000): they say how far other users would move a figure, not how far other seeds would.",
     "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows "
     "compared (Holm), each metric by itself; "
     "≤ where no resample was there. It knows nothing of seeds: read it beside the spread that seeds cause.",
@@ -153,9 +153,10 @@ def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[
         parts += [f"## Against {summary.comparisons[0].reference} (seen masked)", comparisons_table(summary)]
     if summary.variance:
         words = (
-            "Standard deviations of a run's result by whose seed was varied; the generator's are nested in the "
-            "tokenizer's. "
-            "Those of one or two degrees of freedom, which are told of both, are rough guesses."
+            "Standard deviations of a run's result by whose seed was varied: components of variance of a crossed "
+            "design, in which all tokenizer seeds of a row are run with the same generator seeds. The interaction is "
+            "what a pair of seeds adds to the effects of the two. .0000 also stands where an estimate is negative; "
+            "those of one or two degrees of freedom, which are told of each, are rough guesses."
         )
         parts += ["## What seeds change (seen masked)", variance_table(summary), words]
     if any(result.trials for result in summary.results):

@@ -212,11 +212,11 @@ class Result:
 
     def value(self, metric: str, hit: str = "item", seen: str = "masked") -> float:
         """The mean of a metric over runs."""
-        return float(np.mean(self.values(metric, hit, seen)))
+        return float(np.mean(list(self.values(metric, hit, seen).values())))
 
-    def values(self, metric: str, hit: str = "item", seen: str = "masked") -> list[float]:
-        """A metric of every run."""
-        return [run.metrics[hit, seen][metric] for run in self.runs.values()]
+    def values(self, metric: str, hit: str = "item", seen: str = "masked") -> dict[tuple[int, int], float]:
+        """A metric of every run, by (tokenizer seed, generator seed)."""
+        return {seeds: run.metrics[hit, seen][metric] for seeds, run in self.runs.items()}
 
     def fact(self, name: str) -> float | None:
         """The mean of a fact over runs; None where runs have none."""

@@ -121,7 +121,7 @@ class Summary:
                 line |= {
                     f"{metric}_low": float(low[place]),
                     f"{metric}_high": float(high[place]),
-                    f"{metric}_runs": values,
+                    f"{metric}_runs": list(values.values()),
                 }
             lines.append(line | shared)
         return lines
@@ -154,11 +154,7 @@ class Summary:
         """The spread by kind of seed, over all of the generator's rows and of each."""
         found = []
         for metric in COMPARED:
-            rows = {
-                result.row.name: {seeds: run.metrics[MASKED][metric] for seeds, run in result.runs.items()}
-                for result in self.results
-                if result.row.kind == GENERATOR
-            }
+            rows = {result.row.name: result.values(metric) for result in self.results if result.row.kind == GENERATOR}
             for name, pooled in {
                 POOLED: list(rows.values()),
                 **{name: [values] for name, values in rows.items()},
