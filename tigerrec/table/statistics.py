@@ -1,5 +1,4 @@
-"""What several runs of one row say: bootstrap over users, and how much of the spread between runs comes from which
-seed."""
+"""What several runs of one row say: bootstrap over users, and which seed causes how much of the spread."""
 
 from __future__ import annotations
 
@@ -35,12 +34,9 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarra
     means = np.empty((resamples, values.shape[1]))
     for start in range(0, resamples, CHUNK):
         stop = min(start + CHUNK, resamples)
-        counts = np.stack(
-            [np.bincount(rng.integers(0, n_users, n_users), minlength=n_users) for _ in range(stop - start)]
-        )
-        means[start:stop] = np.round(
-            counts @ values / n_users, 12
-        )  # so that equal rows stay equal, whatever the number of threads
+        draws = (rng.integers(0, n_users, n_users) for _ in range(stop - start))
+        counts = np.stack([np.bincount(draw, minlength=n_users) for draw in draws])
+        means[start:stop] = np.round(counts @ values / n_users, 12)  # equal rows stay equal with any number of threads
     return means
 
 
@@ -50,15 +46,13 @@ def intervals(means: np.ndarray) -> np.ndarray:
 
 
 def two_sided_p(means: np.ndarray) -> np.ndarray:
-    """The share of resampled differences on the other side of zero, doubled, of each column; never below 2 / (resamples
-    + 1), which is `LEAST_P`."""
+    """Twice the share of resampled differences on the other side of zero, of each column; at least `LEAST_P`."""
     beyond = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     return np.minimum(1.0, 2 * (beyond + 1) / (len(means) + 1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P values corrected for their number, in the same order (Holm 1979): the k-th smallest of m times m - k + 1, never
-    below a smaller one's."""
+    """P values corrected for their number, in the same order, by the step-down method of Holm (1979)."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
