@@ -3,6 +3,7 @@ goes on."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -149,15 +150,15 @@ def test_ties_are_counted_as_the_histories_say(run):
     assert [sorted(changed[user]) for user in range(N_USERS)] == [
         sorted(run.histories[user]) for user in range(N_USERS)
     ]
-    generator = [row for row in found.rows if row["what"] == run.evaluation.model]
-    assert generator[0]["hr@10"] == metrics(run.ranks("masked"))["hr@10"]
+    generator = [row for row in found.rows if row["what"] == run.model]
+    assert generator[0]["hr@10"] == metrics(run.ranks[run.model, "item", "masked"])["hr@10"]
     assert generator[2]["hr@10"] == pytest.approx(generator[1]["hr@10"] - generator[0]["hr@10"])
 
 
 def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_for(run):
     cold = cold_start(run)
     histories = load_histories(cold.prepared)
-    cold_ids = {run_id for run_id, out in zip(item_ids(run.prepared), cold.held_out, strict=True) if out}
+    cold_ids = {run_id for run_id, out in zip(item_ids(run.folders["prepare"]), cold.held_out, strict=True) if out}
     assert len(cold_ids) == 2
     assert not cold_ids & set(item_ids(cold.prepared))
     assert histories.n_items == cold.n_warm == N_ITEMS - 2
@@ -165,7 +166,7 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
     assert (cold.targets >= cold.n_warm).all()
     assert set(run.targets[cold.users]) <= set(np.flatnonzero(cold.held_out))
     order = np.argsort(cold.numbers)
-    assert [item_ids(run.prepared)[item] for item in order[: cold.n_warm]] == item_ids(cold.prepared)
+    assert [item_ids(run.folders["prepare"])[item] for item in order[: cold.n_warm]] == item_ids(cold.prepared)
     for user, history in zip(cold.users, cold.histories, strict=True):
         kept = [item for item in run.known[user] if not cold.held_out[item]]
         assert order[history].tolist() == kept
@@ -184,7 +185,8 @@ def test_the_report_agrees_with_the_evaluation(run, audited):
     found = results(audited)
     assert list(found) == CHEAP
     evaluated = {
-        (row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run.evaluated, "metrics.json")
+        (row["model"], row["hit"], row["seen"]): row
+        for row in artifacts.read_json(run.folders["evaluate"], "metrics.json")
     }
     for row in found["seen"]["rows"]:
         if row["seen items"] in ("kept", "masked"):
@@ -200,16 +202,14 @@ def test_the_report_agrees_with_the_evaluation(run, audited):
         assert sum(row["users"] for row in rows) == N_USERS
         mean = sum(row["users"] * row.get("ndcg@10", 0) for row in rows) / N_USERS
         assert mean == pytest.approx(evaluated["t5", "item", "masked"]["ndcg@10"], abs=1e-6)
-    facts = {row["what"]: row["number"] for row in found["facts"]["rows"]}
-    assert (
-        facts["items whose title another item has too"] == 10
-    )  # 35 different titles: items 35 to 39 are called like 0 to 4
-    assert facts["users whose target is in their own history"] == 0
+    numbers = {row["what"]: row["number"] for row in found["facts"]["rows"]}
+    assert numbers["items whose title another item has too"] == 10  # items 35 to 39 are called like 0 to 4
+    assert numbers["users whose target is in their own history"] == 0
 
 
 def test_the_same_history_gives_the_lists_of_the_evaluation(run):
     lists = run.search(run.searcher, run.known, mask_seen=True, progress="", seen=run.known)
-    assert (lists == run.lists("masked")).all()
+    assert (lists == run.lists[run.model, "masked"]).all()
     others = run.search(
         run.searcher, [history[-1:] for history in run.known], mask_seen=True, progress="", seen=run.known
     )
@@ -224,10 +224,9 @@ def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, 
         f"paths.runs={tmp_path}/runs",
     ]
     done: list[str] = []
-    from tigerrec.audit import from_lists
 
     def counting(name, stop_at=None):
-        real = getattr(from_lists, name)
+        real = CHECKS[name].function
 
         def check(run):
             if len(done) == stop_at:
@@ -235,33 +234,31 @@ def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, 
             done.append(name)
             return real(run)
 
-        return check
+        return dataclasses.replace(CHECKS[name], function=check)
 
     with monkeypatch.context() as patch:
-        for name in ("seen", "hits", "by_bucket"):
-            patch.setattr(from_lists, name, counting(name, stop_at=2))
+        for name in ("seen", "hits", "buckets"):
+            patch.setitem(CHECKS, name, counting(name, stop_at=2))
         with pytest.raises(KeyboardInterrupt):
             audit.audit(compose(chosen))
     assert done == ["seen", "hits"]
     assert list(results(tmp_path / "out")) == ["seen", "hits"]
-    for name in ("seen", "hits", "by_bucket"):
-        monkeypatch.setattr(from_lists, name, counting(name))
+    for name in ("seen", "hits", "buckets"):
+        monkeypatch.setitem(CHECKS, name, counting(name))
     audit.audit(compose(chosen))
-    assert done == ["seen", "hits", "by_bucket"]
+    assert done == ["seen", "hits", "buckets"]
     audit.audit(compose(chosen))
-    assert done == ["seen", "hits", "by_bucket"]
+    assert done == ["seen", "hits", "buckets"]
     assert list(results(tmp_path / "out")) == ["seen", "hits", "buckets"]
     audit.audit(compose([*chosen, "overwrite=evaluate", "evaluate.beam_size=30"]))
-    assert done[3:] == ["seen", "hits", "by_bucket"]
+    assert done[3:] == ["seen", "hits", "buckets"]
 
 
 def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monkeypatch):
-    from tigerrec.audit import from_lists
-
     def fails(run):
         raise TigerrecError("The disk is full.")
 
-    monkeypatch.setattr(from_lists, "hits", fails)
+    monkeypatch.setitem(CHECKS, "hits", dataclasses.replace(CHECKS["hits"], function=fails))
     with pytest.raises(
         TigerrecError, match=r"^hits failed: The disk is full\. What is finished stands in .*audit\.md\.$"
     ):
@@ -307,8 +304,9 @@ def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_l
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("audit.checks=[seen,nothing]", r"audit: checks=nothing is no check; allowed: leakage, ties"),
-        ("audit.users=0", "audit.users must be at least 1"),
+        ("audit.checks=[seen,nothing]", r"audit\.checks\.1 must be one of leakage, ties, .*, facts, got 'nothing'\."),
+        ("audit.users=0", r"audit\.users must be at least 1, got 0\."),
+        ("audit.users=many", r"audit\.users='many' has the wrong type"),
         ("+audit.more=1", r"audit\.more is not an option; allowed: checks, folder, users"),
         ("evaluate.split=validation", r"evaluate\.split must be test"),
     ],

@@ -24,7 +24,7 @@ from tigerrec.evaluate import EvaluateConfig, evaluate
 from tigerrec.histories import load_histories, split
 from tigerrec.models.t5 import T5
 from tigerrec.report import report_run, report_table
-from tigerrec.report.charts import Interval, NoMatplotlibError, frequency_chart, interval_chart, line_chart
+from tigerrec.report.charts import Interval, frequency_chart, interval_chart, line_chart
 from tigerrec.report.users_part import chosen_users
 from tigerrec.semantic_ids import load_semantic_ids
 from tigerrec.table.plot import draw
@@ -454,12 +454,6 @@ def test_the_command_prints_the_file_it_wrote_last(run, tmp_path):
     done = subprocess.run([*command, "--run", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {tmp_path} holds no finished stage")
-
-
-def test_a_page_needs_matplotlib_and_says_so(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(NoMatplotlibError, match=r"Pictures need the package matplotlib; run `python -m pip install"):
-        report_run(run["evaluate"])
 
 
 CHARTS = {

@@ -59,7 +59,7 @@ def table_lines(text: str) -> list[str]:
 @pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
 def test_quoted_tables_are_those_of_the_tables(document):
     quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
-    assert ("beauty_table/t5-4-epochs", "masked") in [found[:2] for found in quoted]
+    assert ("beauty_table/t5-4-epochs", "masked") in [(folder, part) for folder, part, _ in quoted]
     for folder, part, lines in quoted:
         made = (ROOT / "results" / folder / "table.md").read_text()
         if part == "made":
@@ -72,12 +72,9 @@ def test_quoted_tables_are_those_of_the_tables(document):
 
 
 def test_the_audit_in_the_docs_is_what_the_checks_left():
-    (found,) = (ROOT / "results" / "audit").rglob("audit.json")
-    assert (
-        page(json.loads(found.read_text()))
-        == (ROOT / "docs" / "audit.md").read_text()
-        == found.with_suffix(".md").read_text()
-    )
+    (path,) = (ROOT / "results" / "audit").rglob("audit.json")
+    document = (ROOT / "docs" / "audit.md").read_text()
+    assert page(json.loads(path.read_text())) == document == path.with_suffix(".md").read_text()
 
 
 def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):
@@ -107,7 +104,7 @@ def test_a_committed_table_follows_from_its_cells_and_these_from_todays_options(
     monkeypatch.setattr(
         table,
         "_run_cells",
-        lambda cells, locks: [
+        lambda cells, results, locks: [
             cell.row for cell in cells if artifacts.read_manifest(cell.folder) and not cell.is_done()
         ],
     )

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import TigerrecError, artifacts, markdown
+from tigerrec.report.charts import new_figure
 
 PICTURES = (".png", ".svg")
+HR, NDCG = "validation_hr@10", "validation_ndcg@10"
 
 
 @dataclass(frozen=True)
@@ -21,39 +23,26 @@ class TrainedRun:
     Attributes:
         name: its folder, below the one that all runs share.
         settings: every option of generator and training, by dotted name.
-        inputs: fingerprints of what it was trained on.
-        log: the lines of `training.jsonl`.
-        selected: validation of the weights kept.
+        histories: the fingerprint of the histories it was trained on.
+        validations: the lines of `training.jsonl` with a validation on the sample of users.
+        validated: the line of the weights kept, on all validation users where there was a choice among them.
         seconds: of training, validation included.
     """
 
     name: str
     settings: dict[str, Any]
-    inputs: dict[str, str]
-    log: list[dict[str, Any]]
-    selected: dict[str, float]
+    histories: str | None
+    validations: list[dict[str, Any]]
+    validated: dict[str, Any]
     seconds: float
-
-    @property
-    def validations(self) -> list[dict[str, Any]]:
-        """The lines of the log that hold a validation on the sample of users."""
-        return [line for line in self.log if "validation_ndcg@10" in line and not line.get("selection")]
-
-    @property
-    def validated(self) -> dict[str, float]:
-        """HR@10 and NDCG@10 of the weights kept, on all validation users where there was a choice among them."""
-        selections = [
-            line for line in self.log if line["step"] == self.selected["step"] and "validation_ndcg@10" in line
-        ]
-        return {name: selections[-1][f"validation_{name.lower()}"] for name in ("HR@10", "NDCG@10")}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, keys joined by dots."""
-    found: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        joined |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return joined
 
 
 def read_run(folder: Path, name: str) -> TrainedRun:
@@ -68,10 +57,14 @@ def read_run(folder: Path, name: str) -> TrainedRun:
         raise artifacts.ArtifactError(
             f"{folder} is not the folder of a finished train stage; give folders that `make train` printed."
         )
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    inputs = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
-    facts = manifest.provenance
-    return TrainedRun(name, flat(manifest.config), inputs, lines, facts["selected"], facts["training_seconds"])
+    lines = [line for line in map(json.loads, log.read_text().splitlines()) if NDCG in line]
+    kept = [line for line in lines if line["step"] == manifest.provenance["selected"]["step"]]
+    histories = manifest.inputs.get("prepare", {}).get("fingerprint")
+    validations, seconds = (
+        [line for line in lines if not line.get("selection")],
+        manifest.provenance["training_seconds"],
+    )
+    return TrainedRun(name, flat(manifest.config), histories, validations, kept[-1], seconds)
 
 
 def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
@@ -85,59 +78,36 @@ def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
     runs = [read_run(folder, str(folder.resolve().relative_to(shared))) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
-        if run.inputs.get("prepare") != runs[0].inputs.get("prepare"):
+        if run.histories != runs[0].histories:
             raise TigerrecError(f"{folder} was trained on other histories than {folders[0]}; compare them apart.")
     return runs
 
 
 def training_table(runs: Sequence[TrainedRun]) -> str:
-    """Runs in Markdown, best first: the options in which they differ, minutes of training, and validation of the
-    weights kept."""
-    names = sorted({name for run in runs for name in run.settings})
-    differing = [
-        name
-        for name in names
-        if not name.endswith("family") and len({repr(run.settings.get(name)) for run in runs}) > 1
-    ]
-    rows = []
-    for run in sorted(runs, key=lambda run: -run.validated["NDCG@10"]):
-        options = [str(run.settings.get(name, "")) for name in differing]
-        rows.append(
-            [
-                run.name,
-                *options,
-                f"{run.seconds / 60:.0f}",
-                *(f"{run.validated[name]:.4f}" for name in ("HR@10", "NDCG@10")),
-            ]
-        )
-    heading = ["run", *(name.split(".")[-1] for name in differing), "minutes", "validation HR@10", "validation NDCG@10"]
-    return markdown.table([heading, *rows])
+    """Runs in Markdown, best first: options in which they differ, minutes of training, metrics of the weights kept."""
+    names = sorted({name for run in runs for name in run.settings if not name.endswith("family")})
+    differing = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    rows = [["run", *(name.split(".")[-1] for name in differing), "minutes", "validation HR@10", "validation NDCG@10"]]
+    for run in sorted(runs, key=lambda run: -run.validated[NDCG]):
+        settings = [str(run.settings.get(name, "")) for name in differing]
+        metrics = [f"{run.validated[name]:.4f}" for name in (HR, NDCG)]
+        rows.append([run.name, *settings, f"{run.seconds / 60:.0f}", *metrics])
+    return markdown.table(rows)
 
 
 def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
     """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names.
 
     Raises:
-        TigerrecError: matplotlib is not installed, or the ending is another.
+        TigerrecError: the ending is another.
     """
     if path.suffix not in PICTURES:
         raise TigerrecError(f"{path} must end in {' or '.join(PICTURES)}.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise TigerrecError(
-            "A picture needs the package matplotlib; run `python -m pip install matplotlib` or leave --plot out."
-        ) from None
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     for run in runs:
-        validations = run.validations
-        axes.plot(
-            [line["seconds"] / 60 for line in validations],
-            [line["validation_ndcg@10"] for line in validations],
-            marker=".",
-            label=run.name,
-        )
+        minutes = [line["seconds"] / 60 for line in run.validations]
+        axes.plot(minutes, [line[NDCG] for line in run.validations], marker=".", label=run.name)
     axes.set_xlabel("minutes of training, validation included")
     axes.set_ylabel("validation NDCG@10 (item level, seen masked)")
     axes.set_ylim(bottom=0)

@@ -13,7 +13,6 @@ from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.fitted_tokenizer import Categories, FittedTokenizer, read_categories, read_fitted
 from tigerrec.markdown import NOTHING
 from tigerrec.processes import in_own_process
-from tigerrec.report.charts import NoMatplotlibError
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +114,7 @@ def write_comparison(
         f"{n_items:,} items.",
         *failures,
     ]
-    pictures: list[tuple[str, Path]] = []
-    try:
-        pictures = tokenizer_plots.draw(out / "pictures", fitted, categories)
-    except NoMatplotlibError as error:
-        notes.append(str(error))
+    pictures = tokenizer_plots.draw(out / "pictures", fitted, categories)
     parts = [
         "# Tokenizers of " + "/".join(out.parent.parts[-2:]),
         comparison_table(fitted),
@@ -178,11 +173,3 @@ def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:
     schema = pa.schema([(name, types[name]) for name in fitted[0].measures])
     with artifacts.atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist([tokenizer.measures for tokenizer in fitted], schema), temporary)
-
-
-def command(overrides: Sequence[str]) -> None:
-    """What the script does: compare, print the folder of the comparison as the last line; end with one sentence on a
-    user's error."""
-    with pipeline.reporting():
-        folder = compare(overrides)
-    print(folder, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tigerrec.fitted_tokenizer import Categories, FittedTokenizer
-from tigerrec.report.charts import COLOURS, GREY, NoMatplotlibError, new_figure, save_png  # noqa: F401
+from tigerrec.report.charts import COLOURS, GREY, new_figure, save_png
 
 BAR_COLOUR = "#888888"
 MOST_BARS = 256
@@ -22,9 +22,6 @@ def draw(folder: Path, fitted: Sequence[FittedTokenizer], categories: Categories
 
     Returns:
         Title and path of each.
-
-    Raises:
-        NoMatplotlibError: matplotlib is not installed; nothing is written.
     """
     pictures = [("All at a glance", "overview", overview(fitted))]
     for tokenizer in fitted:

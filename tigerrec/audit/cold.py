@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 
 from tigerrec import artifacts
-from tigerrec.audit.figures import CUTOFF, HR, chance_of_any, figure, headline, percent
-from tigerrec.audit.run import SEED, AuditedRun, Finding, NotApplicableError, random
+from tigerrec.audit.figures import CUTOFF, HR, chance_of_any, headline
+from tigerrec.audit.run import SEED, AuditedRun, Finding, NotApplicableError, check, seeded_rng
 from tigerrec.audit.trained import train_on
-from tigerrec.audit.variants import read_interactions, without_items, write_variant
+from tigerrec.audit.variants import without_items
+from tigerrec.beam_search import Searcher
 from tigerrec.embed import FILE, EmbedsTexts, embed, load_embeddings
 from tigerrec.histories import load_histories, training_counts
+from tigerrec.markdown import figure, percent
 from tigerrec.metrics import item_ranks, metrics
 from tigerrec.new_items import new_semantic_ids
 from tigerrec.semantic_ids import SemanticIdError, load_semantic_ids
 from tigerrec.tokenizers import tokenize
+from tigerrec.trie import build_trie
 from tigerrec.vectors import unit
 
 SHARE = 0.05
+WITH_NEW, ANY_NEW = "share of places with a new item", "share of top 10s with one"
 
 
 def hold_out(targets: np.ndarray, n_items: int, rng: np.random.Generator) -> np.ndarray:
@@ -44,6 +48,7 @@ class ColdStart:
         users: those whose test target is held out and who have known items, int64 (n,).
         histories: their known items, as numbers of the new catalogue.
         targets: their test targets, likewise.
+        n_warm: how many items training knows.
     """
 
     held_out: np.ndarray
@@ -52,11 +57,7 @@ class ColdStart:
     users: np.ndarray
     histories: list[np.ndarray]
     targets: np.ndarray
-
-    @property
-    def n_warm(self) -> int:
-        """Items that training knows."""
-        return int((~self.held_out).sum())
+    n_warm: int
 
 
 def cold_start(run: AuditedRun) -> ColdStart:
@@ -65,19 +66,17 @@ def cold_start(run: AuditedRun) -> ColdStart:
     Raises:
         NotApplicableError: no user is left to rank for.
     """
-    held_out = hold_out(run.targets, run.histories.n_items, random("cold items"))
-    changed, numbers = without_items(read_interactions(run.prepared), held_out)
+    held_out = hold_out(run.targets, run.histories.n_items, seeded_rng("cold items"))
+    changed, numbers = without_items(run.interactions, held_out)
     config = {"audit": "items held out of all histories", "share": SHARE, "seed": SEED}
-    inputs = {"prepare": run.prepared}
-    prepared = run.stage(
-        "cold", "prepare", config, inputs, lambda out: write_variant(run.prepared, config, changed, ~held_out, out)
-    )
-    numbers = np.where(held_out, int((~held_out).sum()) + np.cumsum(held_out) - 1, numbers)
+    prepared = run.changed_data("cold", config, changed, ~held_out)
+    n_warm = int((~held_out).sum())
+    numbers = np.where(held_out, n_warm + np.cumsum(held_out) - 1, numbers)
     users = [user for user in np.flatnonzero(held_out[run.targets]) if not held_out[run.known[user]].all()]
     if not users:
         raise NotApplicableError("No user with a held-out target has a known item.")
     histories = [numbers[run.known[user][~held_out[run.known[user]]]] for user in users]
-    return ColdStart(held_out, prepared, numbers, np.array(users), histories, numbers[run.targets[users]])
+    return ColdStart(held_out, prepared, numbers, np.array(users), histories, numbers[run.targets[users]], n_warm)
 
 
 def _tokenized(run: AuditedRun, cold: ColdStart) -> Path:
@@ -91,19 +90,15 @@ def _tokenized(run: AuditedRun, cold: ColdStart) -> Path:
     for name, folder in step.inputs.items():
         embedder = next(other for other in run.steps.values() if other.folder == folder).config
         if isinstance(embedder, EmbedsTexts):
-            folders[name] = _rows(run, cold, f"cold-{folder.name}", folder)
+            config: Any = {"audit": "the rows of the items that are left"}
+            inputs, build = {"prepare": cold.prepared, "embed": folder}, partial(_keep_rows, cold, folder, config)
         elif name == "embed" or embedder.needs:
             raise NotApplicableError(
                 f"The vectors of {folder.name} are made of interactions, which a new item has none of."
             )
         else:
-            folders[name] = run.stage(
-                f"cold-{folder.name}",
-                "embed",
-                embedder,
-                {"prepare": cold.prepared},
-                partial(embed, cold.prepared, embedder),
-            )
+            config, inputs, build = embedder, {"prepare": cold.prepared}, partial(embed, cold.prepared, embedder)
+        folders[name] = run.stage(f"cold-{folder.name}", "embed", config, inputs, build)
     further = {name: folder for name, folder in folders.items() if name != "embed"}
     return run.stage(
         "cold-tokenized",
@@ -114,22 +109,15 @@ def _tokenized(run: AuditedRun, cold: ColdStart) -> Path:
     )
 
 
-def _rows(run: AuditedRun, cold: ColdStart, name: str, embedded: Path) -> Path:
-    """The known items' rows of an embed stage, as a stage."""
-    config = {"audit": "the rows of the items that are left"}
-    inputs = {"prepare": cold.prepared, "embed": embedded}
-
-    def build(out: Path) -> Path:
-        with artifacts.writing(out, "embed", config, inputs=inputs) as files:
-            files.arrays(FILE, {"embeddings": load_embeddings(embedded)[~cold.held_out]})
-        return out
-
-    return run.stage(name, "embed", config, inputs, build)
+def _keep_rows(cold: ColdStart, embedded: Path, config: Any, out: Path) -> Path:
+    """Write the known items' rows of an embed stage as a stage."""
+    with artifacts.writing(out, "embed", config, inputs={"prepare": cold.prepared, "embed": embedded}) as files:
+        files.arrays(FILE, {"embeddings": load_embeddings(embedded)[~cold.held_out]})
+    return out
 
 
 def nearest_lists(vectors: np.ndarray, histories: list[np.ndarray], k: int) -> np.ndarray:
-    """The items nearest to each history's last one by the cosine of their vectors (n_items, D), without the history's
-    own: int64 (n, k)."""
+    """The items nearest to each history's last one by cosine, without the history's own, int64 (n, k)."""
     directions = unit(vectors)
     lists = []
     for history in histories:
@@ -139,72 +127,52 @@ def nearest_lists(vectors: np.ndarray, histories: list[np.ndarray], k: int) -> n
     return np.stack(lists)
 
 
-def _row(what: str, ranks: np.ndarray) -> dict[str, Any]:
-    return {"what": what, **headline(ranks), "hr@20": metrics(ranks)["hr@20"]}
-
-
+@check("Does it recommend new items?", trains=True)
 def cold_items(run: AuditedRun) -> Finding:
-    """HR and NDCG on items that neither the tokenizer nor the generator was fitted on, given ids by the frozen
-    tokenizer."""
-    from tigerrec.beam_search import Searcher
-    from tigerrec.trie import build_trie
-
+    """5 % of the items, each the target of some user, are taken out of all histories and of the tokenizer's vectors, as
+    if they had never been there; tokenizer and generator are fitted again with the same seeds and options. Then the
+    frozen tokenizer gives these items ids, they join the trie, and users whose target is one of them are ranked for; of
+    their histories the new items are missing."""
     cold = cold_start(run)
     tokenized = _tokenized(run, cold)
     trained = train_on(run, "cold-trained", cold.prepared, tokenized, run.steps["train"].config)
-    vectors = load_embeddings(run.steps["embed"].folder)
+    vectors = load_embeddings(run.folders["embed"])
+    ids, warm = load_semantic_ids(tokenized), load_histories(cold.prepared)
     try:
-        codes = new_semantic_ids(tokenized, vectors[cold.held_out])
+        tokens = ids.layout.to_tokens(new_semantic_ids(tokenized, vectors[cold.held_out]))
     except SemanticIdError as error:
         raise NotApplicableError(f"The tokenizer has no ids left for the new items: {error}") from None
-    ids, warm = load_semantic_ids(tokenized), load_histories(cold.prepared)
-    n_cold, n_items = len(codes), run.histories.n_items
-    searcher = run.open_searcher(trained, ids, training_counts(warm)).with_items(ids.layout.to_tokens(codes))
+    n_cold, n_items = len(tokens), run.histories.n_items
+    searcher = run.open_searcher(trained, ids, training_counts(warm)).with_items(tokens)
     lists = run.search(searcher, cold.histories, mask_seen=True, progress="all items")
-    trie = build_trie(ids.layout.to_tokens(codes), np.zeros(n_cold, np.int64)).to(searcher.model.device)
-    alone = run.search(
-        Searcher(searcher.model, trie, searcher.precision), cold.histories, mask_seen=False, progress="new items alone"
-    )
-    known_of = float(np.mean([len(history) for history in cold.histories]))
-    in_order = np.empty_like(vectors)
-    in_order[cold.numbers] = vectors
-    top = lists[:, :CUTOFF]
-    places, with_any = float((top >= cold.n_warm).mean()), float((top >= cold.n_warm).any(1).mean())
-    chance: dict[str, Any] = {
-        "what": "ten items at random",
-        HR: CUTOFF / (n_items - known_of),
-        "hr@20": 2 * CUTOFF / (n_items - known_of),
-    }
-    random_lists = {
-        "share of places with a new item": n_cold / n_items,
-        "share of top 10s with one": chance_of_any(n_cold, n_items, CUTOFF),
-    }
-    ranks = item_ranks(lists, cold.targets)
+    trie = build_trie(tokens, np.zeros(n_cold, np.int64)).to(searcher.model.device)
+    among_new = Searcher(searcher.model, trie, searcher.precision)
+    alone = run.search(among_new, cold.histories, mask_seen=False, progress="new items alone")
+    nearest = nearest_lists(vectors[np.argsort(cold.numbers)], cold.histories, run.evaluation.k)
+    is_new = lists[:, :CUTOFF] >= cold.n_warm
+    n_unknown = n_items - float(np.mean([len(history) for history in cold.histories]))
+    ranks, informed = item_ranks(lists, cold.targets), run.ranks[run.model, "item", "masked"][cold.users]
     rows: list[dict[str, Any]] = [
-        _row("trained without the new items, all items ranked", ranks)
-        | {"share of places with a new item": places, "share of top 10s with one": with_any},
-        chance | random_lists,
-        _row(
-            "nearest vectors to the last item, all items ranked",
-            item_ranks(nearest_lists(in_order, cold.histories, run.evaluation.k), cold.targets),
-        ),
-        _row("the audited run on the same users, whose targets it knows", run.ranks("masked")[cold.users]),
-        _row("trained without the new items, new items alone ranked", item_ranks(alone, cold.targets - cold.n_warm)),
-        {
-            "what": "ten of the new items at random",
-            HR: min(1.0, CUTOFF / n_cold),
-            "hr@20": min(1.0, 2 * CUTOFF / n_cold),
-        },
+        {"what": what, **headline(of_users), "hr@20": metrics(of_users)["hr@20"]}
+        for what, of_users in (
+            ("trained without the new items, all items ranked", ranks),
+            ("nearest vectors to the last item, all items ranked", item_ranks(nearest, cold.targets)),
+            ("the audited run on the same users, whose targets it knows", informed),
+            ("trained without the new items, new items alone ranked", item_ranks(alone, cold.targets - cold.n_warm)),
+        )
     ]
-    found = int(((ranks > 0) & (ranks <= CUTOFF)).sum())
+    rows[0] |= {WITH_NEW: float(is_new.mean()), ANY_NEW: float(is_new.any(1).mean())}
+    chance: dict[str, Any] = {"what": "ten items at random", HR: CUTOFF / n_unknown, "hr@20": 2 * CUTOFF / n_unknown}
+    chance |= {WITH_NEW: n_cold / n_items, ANY_NEW: chance_of_any(n_cold, n_items, CUTOFF)}
+    chance_alone: dict[str, Any] = {"what": "ten of the new items at random"}
+    chance_alone |= {HR: min(1.0, CUTOFF / n_cold), "hr@20": min(1.0, 2 * CUTOFF / n_cold)}
+    own, by_vectors, known, own_alone = rows
     return Finding(
         f"{n_cold:,} items were held out of training and of the tokenizer's fit; {len(ranks):,} users have one as "
-        "their target. The generator puts it in the "
-        f"top 10 of {found:,} of them (HR@10 {figure(rows[0][HR])}; ten items at random {figure(chance[HR])}; nearest "
-        f"vectors {figure(rows[2][HR])}; the run "
-        f"that knows the items {figure(rows[3][HR])}). {percent(with_any)} of the top 10s hold a new item; at random "
-        "it would be "
-        f"{percent(random_lists['share of top 10s with one'])}. Among the new items alone HR@10 is "
-        f"{figure(rows[4][HR])}, at random {figure(rows[5][HR])}.",
-        rows,
+        f"their target. The generator puts it in the top 10 of {((ranks > 0) & (ranks <= CUTOFF)).sum():,} of them "
+        f"(HR@10 {figure(own[HR])}; ten items at random {figure(chance[HR])}; nearest vectors "
+        f"{figure(by_vectors[HR])}; the run that knows the items {figure(known[HR])}). {percent(own[ANY_NEW])} of the "
+        f"top 10s hold a new item; at random it would be {percent(chance[ANY_NEW])}. Among the new items alone HR@10 "
+        f"is {figure(own_alone[HR])}, at random {figure(chance_alone[HR])}.",
+        [own, chance, by_vectors, known, own_alone, chance_alone],
     )

@@ -1,12 +1,13 @@
-"""What the checks compute of arrays: differences between two rankings of the same users, buckets, and how exposure is
-spread over items."""
+"""What the checks compute of arrays: differences between rankings, buckets, and the exposure of items."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
+from tigerrec.markdown import figure
 from tigerrec.metrics import LARGEST_CUTOFF, gains, means_with_intervals, metrics
 
 CUTOFF = 10
@@ -19,10 +20,8 @@ def headline(ranks: np.ndarray) -> dict[str, float]:
     Args:
         ranks: one rank a user, 0 = not in the list, (n,).
     """
-    row: dict[str, float] = {"users": len(ranks)}
-    if len(ranks):
-        row |= {name: value for name, value in metrics(ranks).items() if name.split("_")[0] in (HR, NDCG)}
-    return row
+    of_ranks = metrics(ranks) if len(ranks) else {}
+    return {"users": len(ranks)} | {name: of_ranks[name] for name in of_ranks if name.split("_")[0] in (HR, NDCG)}
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -41,33 +40,29 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]
     counts = np.bincount(first.astype(np.int64) * side + second, minlength=side * side)
     present = np.flatnonzero(counts)
     of_rank = gains(side - 1)
-    return means_with_intervals(
-        {name: of_rank[name][present % side] - of_rank[name][present // side] for name in (HR, NDCG)}, counts[present]
-    )
+    changes = {name: of_rank[name][present % side] - of_rank[name][present // side] for name in (HR, NDCG)}
+    return means_with_intervals(changes, counts[present])
 
 
 def buckets(values: np.ndarray, edges: Sequence[int]) -> list[tuple[str, np.ndarray]]:
-    """Values by range: the label and the members, bool (n,), of `edges[0]` to below `edges[1]`, …, and of the last edge
-    or more.
+    """The label and the members, bool (n,), of each range of values; the last one has no upper end.
 
     Args:
         values: int (n,), none below the first edge.
         edges: ascending.
     """
-    found = []
-    for low, end in zip(edges, [*edges[1:], None], strict=True):
-        label = f"{low}+" if end is None else str(low) if end == low + 1 else f"{low}–{end - 1}"
-        found.append((label, (values >= low) & (True if end is None else values < end)))
-    return found
+    ranges = [
+        (str(low) if end == low + 1 else f"{low}–{end - 1}", (values >= low) & (values < end))
+        for low, end in pairwise(edges)
+    ]
+    return [*ranges, (f"{edges[-1]}+", values >= edges[-1])]
 
 
 def gini(counts: np.ndarray) -> float:
-    """The Gini index of counts (n,): 0 where all are equal, towards 1 where one has everything; 0 where all are
-    zero."""
-    total = float(counts.sum())
+    """The Gini index of counts (n,): 0 where all are equal or zero, towards 1 where one has everything."""
+    total, n = float(counts.sum()), len(counts)
     if not total:
         return 0.0
-    n = len(counts)
     return float(2 * (np.arange(1, n + 1) * np.sort(counts)).sum() / (n * total) - (n + 1) / n)
 
 
@@ -114,18 +109,7 @@ def chance_of_any(special: int, total: int, drawn: int) -> float:
     return float(1 - np.prod(np.maximum(total - special - places, 0) / (total - places)))
 
 
-def percent(share: float) -> str:
-    """A share as a percentage to read."""
-    return f"{100 * share:.1f} %"
-
-
-def figure(value: float, signed: bool = False) -> str:
-    """A metric to read: `.0605`, or `+.0044` where it is a difference."""
-    text = f"{value:+.4f}" if signed else f"{value:.4f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
-
-
 def difference_in_words(row: Mapping[str, float], name: str = NDCG) -> str:
     """A paired difference to read: `+.0044 (+.0031 to +.0058)`."""
-    value, low, high = (figure(row[key], signed=True) for key in (name, f"{name}_low", f"{name}_high"))
+    value, low, high = (figure(row[key], "+.4f") for key in (name, f"{name}_low", f"{name}_high"))
     return f"{value} ({low} to {high})"

@@ -1,5 +1,4 @@
-"""A trie in which every token may follow every prefix: what the beam search gives when nothing keeps it to the
-catalogue."""
+"""A trie in which every token may follow every prefix, for a beam search that nothing keeps to the catalogue."""
 
 from __future__ import annotations
 
@@ -49,29 +48,23 @@ class OpenTrie:
         self.first = torch.from_numpy(layout.offsets).to(device)
         self.sizes = torch.tensor(layout.level_sizes, device=device)
         self.powers = self.vocab_size ** torch.arange(self.n_levels - 1, -1, -1, device=device)
-        self.token = tuple(LastTokens(self.vocab_size) for _ in range(self.n_levels))
-        self.leaves = torch.unique(
-            (tokens.to(device) * self.powers).sum(1)
-        )  # the leaves of the trie are in this order too
+        self.token = (LastTokens(self.vocab_size),) * self.n_levels
+        self.leaves = torch.unique((tokens.to(device) * self.powers).sum(1))  # in the order of the trie's leaves
         self.leaf_item = torch.cat([trie.leaf_item, torch.tensor([UNASSIGNED, MALFORMED], device=device)])
 
     def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Trie.children`: every token may follow, and the children of a whole sequence are its items, or what it is
-        instead."""
+        """As `Trie.children`: every token may follow; below a whole sequence are its items, or what it is instead."""
         if depth == self.n_levels:
             return self._items(nodes)
-        found = nodes.unsqueeze(-1) * self.vocab_size + torch.arange(self.vocab_size, device=nodes.device)
-        return found, torch.ones_like(found, dtype=torch.bool)
+        children = nodes.unsqueeze(-1) * self.vocab_size + torch.arange(self.vocab_size, device=nodes.device)
+        return children, torch.ones_like(children, dtype=torch.bool)
 
     def _items(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         place = torch.searchsorted(self.leaves, nodes).clamp(max=len(self.leaves) - 1)
-        known = self.leaves[place] == nodes
-        items, exists = self.trie.children(self.n_levels, torch.where(known, place, 0))
+        known = (self.leaves[place] == nodes).unsqueeze(-1)
+        items, exists = self.trie.children(self.n_levels, torch.where(known[..., 0], place, 0))
         codes = nodes.unsqueeze(-1) // self.powers % self.vocab_size - self.first
-        well_formed = ((codes >= 0) & (codes < self.sizes)).all(-1)
-        n_items = len(self.trie.leaf_item)
-        instead = torch.where(well_formed, n_items, n_items + 1)
+        well_formed = ((codes >= 0) & (codes < self.sizes)).all(-1, keepdim=True)
+        instead = len(self.trie.leaf_item) + (~well_formed).long()
         first = torch.arange(items.shape[-1], device=nodes.device) == 0
-        return torch.where(first & ~known.unsqueeze(-1), instead.unsqueeze(-1), items), torch.where(
-            known.unsqueeze(-1), exists, first
-        )
+        return torch.where(first & ~known, instead, items), torch.where(known, exists, first)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tigerrec import TigerrecError, artifacts
+from tigerrec.audit.variants import read_interactions, write_variant
+from tigerrec.beam_search import Searcher
 from tigerrec.evaluate import EvaluateConfig
 from tigerrec.files import remove_tree, sha256_text
 from tigerrec.histories import Histories, load_histories, split, training_counts
+from tigerrec.lists import read_lists, read_ranks
+from tigerrec.models.loading import load_generator
 from tigerrec.pipeline import Step
+from tigerrec.precision import resolve_device
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
 if TYPE_CHECKING:
-    from tigerrec.beam_search import Searcher
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 SEED = 0
@@ -43,155 +48,112 @@ class Finding:
     rows: list[dict[str, Any]]
 
 
-def random(*purpose: object) -> np.random.Generator:
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        title: what it is called in the report.
+        method: what is done, in plain words.
+        function: what it finds in an audited run.
+        samples: whether it reads a sample of users.
+        trains: whether it trains again; such checks run last.
+    """
+
+    title: str
+    method: str
+    function: Callable[[AuditedRun], Finding]
+    samples: bool
+    trains: bool
+
+    def __call__(self, run: AuditedRun) -> Finding:
+        return self.function(run)
+
+
+def check(
+    title: str, samples: bool = False, trains: bool = False
+) -> Callable[[Callable[[AuditedRun], Finding]], Check]:
+    """Make a function a check; its docstring is the method that the report tells."""
+    return lambda function: Check(title, " ".join((function.__doc__ or "").split()), function, samples, trains)
+
+
+def seeded_rng(*purpose: object) -> np.random.Generator:
     """The random numbers of one purpose of an audit."""
     return np.random.default_rng(derived_seed(SEED, "audit", *purpose))
 
 
-@dataclass(frozen=True)
+def identities(folders: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Fingerprint and content of finished stages, by name."""
+    records = artifacts.input_records(folders)
+    return {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
+
+
+def known_and_targets(histories: Histories) -> tuple[list[np.ndarray], np.ndarray]:
+    """What the test input of each user is, and the test target of each, int64 (n_users,)."""
+    cases = [split(histories[user], "test") for user in range(len(histories))]
+    return [known for known, _ in cases], np.array([target for _, target in cases])
+
+
 class AuditedRun:
     """A finished run.
 
     Attributes:
         steps: its plan, by key.
+        folders: of its stages, by key.
         work: where checks build stages of their own.
         users: how many users the checks search for that search anew.
+        evaluation: how it was evaluated.
+        model: what the generator is called in the results.
+        histories: of all users.
+        interactions: the same with their times.
+        semantic_ids: of all items.
+        known: what the test input of each user is.
+        targets: the test target of each user, int64 (n_users,).
+        popularity: how often training holds each item, int64 (n_items,).
+        ranks: the rank of each user's target by (model, hit, seen), int16 (n_users,); 0 = not in the list.
+        lists: the list of each user by (model, seen), int32 (n_users, k); -1 where it is shorter.
     """
 
-    steps: Mapping[str, Step]
-    work: Path
-    users: int
-
-    @property
-    def prepared(self) -> Path:
-        """The folder of its prepare stage."""
-        return self.steps["prepare"].folder
-
-    @property
-    def tokenized(self) -> Path:
-        """The folder of its tokenize stage."""
-        return self.steps["tokenize"].folder
-
-    @property
-    def trained(self) -> Path:
-        """The folder of its train stage."""
-        return self.steps["train"].folder
-
-    @property
-    def evaluated(self) -> Path:
-        """The folder of its evaluate stage."""
-        return self.steps["evaluate"].folder
-
-    @property
-    def evaluation(self) -> EvaluateConfig:
-        """How it was evaluated."""
-        config: EvaluateConfig = self.steps["evaluate"].config
-        return config
-
-    @cached_property
-    def histories(self) -> Histories:
-        """Of all users."""
-        return load_histories(self.prepared)
-
-    @cached_property
-    def semantic_ids(self) -> SemanticIds:
-        """Of all items."""
-        return load_semantic_ids(self.tokenized)
-
-    @cached_property
-    def known(self) -> list[np.ndarray]:
-        """What the test input of each user is."""
-        return [split(self.histories[user], "test")[0] for user in range(len(self.histories))]
-
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """The test target of each user, int64 (n_users,)."""
-        return np.array([split(self.histories[user], "test")[1] for user in range(len(self.histories))])
-
-    @cached_property
-    def popularity(self) -> np.ndarray:
-        """How often training holds each item, int64 (n_items,)."""
-        return training_counts(self.histories)
-
-    @cached_property
-    def _ranks(self) -> Any:
-        return artifacts.read_table(self.evaluated, "ranks.parquet").to_pandas()
-
-    @cached_property
-    def _recommendations(self) -> Any:
-        return artifacts.read_table(self.evaluated, "recommendations.parquet").to_pandas()
-
-    def ranks(self, seen: str, hit: str = "item", model: str | None = None) -> np.ndarray:
-        """The rank of each user's target by the generator or another model, int16 (n_users,), 0 = not in the list."""
-        table = self._ranks
-        chosen = table[
-            (table["model"] == (model or self.evaluation.model)) & (table["hit"] == hit) & (table["seen"] == seen)
-        ]
-        ranks: np.ndarray = chosen.sort_values("user")["rank"].to_numpy()
-        return ranks
-
-    def lists(self, seen: str, model: str | None = None) -> np.ndarray:
-        """The list of each user by the generator or another model, int32 (n_users, k), -1 where it is shorter."""
-        table = self._recommendations
-        chosen = table[(table["model"] == (model or self.evaluation.model)) & (table["seen"] == seen)]
-        items = np.full((len(self.histories), self.evaluation.k), -1, np.int32)
-        items[chosen["user"].to_numpy(), chosen["rank"].to_numpy() - 1] = chosen["item"].to_numpy()
-        return items
+    def __init__(self, steps: Mapping[str, Step], work: Path, users: int) -> None:
+        self.steps, self.work, self.users = steps, work, users
+        self.folders = {key: step.folder for key, step in steps.items()}
+        self.evaluation: EvaluateConfig = steps["evaluate"].config
+        self.model = self.evaluation.model
+        self.histories = load_histories(self.folders["prepare"])
+        self.interactions = read_interactions(self.folders["prepare"])
+        self.semantic_ids = load_semantic_ids(self.folders["tokenize"])
+        self.known, self.targets = known_and_targets(self.histories)
+        self.popularity = training_counts(self.histories)
+        self.ranks, _ = read_ranks(self.folders["evaluate"])
+        lists = read_lists(self.folders["evaluate"], len(self.histories))
+        self.lists = {key: of_model.items for key, of_model in lists.items()}
 
     @cached_property
     def searcher(self) -> Searcher:
         """Its generator with the catalogue."""
-        return self.open_searcher(self.trained, self.semantic_ids, self.popularity)
+        return self.open_searcher(self.folders["train"], self.semantic_ids, self.popularity)
 
     def open_searcher(self, trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray) -> Searcher:
-        """The generator of a train stage with a catalogue, on the device and in the precision of the run's
-        evaluation."""
-        from tigerrec.beam_search import Searcher
-        from tigerrec.models.loading import load_generator
-        from tigerrec.precision import resolve_device
-
+        """The generator of a train stage with a catalogue, on the device and in the precision of the evaluation."""
         model = load_generator(trained, semantic_ids).to(resolve_device(self.evaluation.device))
         return Searcher.of(model, self.evaluation.precision, popularity)
 
-    def search(
-        self,
-        searcher: Searcher,
-        histories: list[np.ndarray],
-        mask_seen: bool,
-        progress: str,
-        seen: list[np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """The lists of some histories, int32 (n, k), with the beam of the run's evaluation; see `Searcher.rank`."""
-        config = self.evaluation
-        items, _ = searcher.rank(
-            histories,
-            k=config.k,
-            beam_size=config.beam_size,
-            mask_seen=mask_seen,
-            batch_tokens=config.batch_tokens,
-            progress=progress,
-            seen=seen,
-        )
-        return items
+    def search(self, searcher: Searcher, histories: list[np.ndarray], **how: Any) -> np.ndarray:
+        """The lists of some histories, int32 (n, k), with the beam of the evaluation; `how` as in `Searcher.rank`."""
+        sizes = {name: getattr(self.evaluation, name) for name in ("k", "beam_size", "batch_tokens")}
+        return searcher.rank(histories, **sizes, **how)[0]
 
     def sample(self, purpose: str) -> np.ndarray:
         """A seeded sample of `users` users in ascending order; all of them where there are no more."""
         n = len(self.histories)
-        return (
-            np.arange(n) if n <= self.users else np.sort(random("users", purpose).choice(n, self.users, replace=False))
-        )
+        rng = seeded_rng("users", purpose)
+        return np.arange(n) if n <= self.users else np.sort(rng.choice(n, self.users, replace=False))
 
     def stage(
         self, name: str, stage: str, config: Any, inputs: Mapping[str, Path], build: Callable[[Path], Path]
     ) -> Path:
-        """The folder of a stage that a check needs, built unless it is there; what it is made of is part of its
-        folder's name."""
-        records = {role: artifacts.input_record(folder) for role, folder in inputs.items()}
-        made_of = [
-            stage,
-            artifacts.describe(config),
-            {role: [record["fingerprint"], record["content"]] for role, record in records.items()},
-        ]
+        """The folder of a stage that a check needs, built unless it is there; its name says what it is made of."""
+        made_of = [stage, artifacts.describe(config), identities(inputs)]
         folder = self.work / f"{name}-{sha256_text(artifacts.canonical_json(made_of))[:8]}"
         try:
             if artifacts.read_manifest(folder) is not None:
@@ -203,3 +165,12 @@ class AuditedRun:
             remove_tree(folder)
         logger.info("%s: %s", name, folder)
         return build(folder)
+
+    def changed_data(
+        self, name: str, config: dict[str, Any], interactions: pd.DataFrame, kept_items: np.ndarray | None = None
+    ) -> Path:
+        """The prepared data with other interactions, as a stage; see `write_variant`."""
+        prepared = self.folders["prepare"]
+        kept = np.ones(self.histories.n_items, bool) if kept_items is None else kept_items
+        build = partial(write_variant, prepared, config, interactions, kept)
+        return self.stage(name, "prepare", config, {"prepare": prepared}, build)

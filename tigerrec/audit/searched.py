@@ -7,20 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from tigerrec.audit.figures import (
-    CUTOFF,
-    HR,
-    NDCG,
-    difference_in_words,
-    figure,
-    headline,
-    listed_in,
-    paired_difference,
-    percent,
-    without,
-)
+from tigerrec.audit.figures import CUTOFF, NDCG, difference_in_words, headline, listed_in, paired_difference, without
 from tigerrec.audit.open_trie import MALFORMED, OpenTrie
-from tigerrec.audit.run import AuditedRun, Finding, random
+from tigerrec.audit.run import AuditedRun, Finding, check, seeded_rng
+from tigerrec.markdown import figure, percent
 from tigerrec.metrics import item_ranks
 from tigerrec.trie import Trie
 
@@ -28,48 +18,48 @@ TRUNCATED = (1, 2, 5)
 
 
 def unconstrained_lists(run: AuditedRun, histories: list[np.ndarray]) -> np.ndarray:
-    """Lists of a beam search over the whole vocabulary, int32 (n, k): items, or `UNASSIGNED`, or `MALFORMED`; seen
-    items kept."""
-    searcher = run.searcher
-    open_trie = OpenTrie(searcher.trie, searcher.model.tokens, run.semantic_ids.layout)
-    return run.search(
-        replace(searcher, trie=cast(Trie, open_trie)), histories, mask_seen=False, progress="without the trie"
-    )
+    """Lists of a beam search without a trie, int32 (n, k): items, `UNASSIGNED` or `MALFORMED`; seen items kept."""
+    open_trie = cast(Trie, OpenTrie(run.searcher.trie, run.searcher.model.tokens, run.semantic_ids.layout))
+    searcher = replace(run.searcher, trie=open_trie)
+    return run.search(searcher, histories, mask_seen=False, progress="without the trie")
 
 
+@check("What does the trie do?", samples=True)
 def unconstrained(run: AuditedRun) -> Finding:
-    """How often an unconstrained beam search gives ids that no item has, and what is left when these are dropped."""
+    """The same beam search without the trie: any token of the vocabulary may follow. Ids that no item has are counted,
+    then dropped."""
     users = run.sample("unconstrained")
     known, targets = [run.known[user] for user in users], run.targets[users]
     lists = unconstrained_lists(run, known)
     invalid = lists < 0
-    kept = item_ranks(without(lists, invalid), targets)
-    masked = item_ranks(without(lists, invalid | listed_in(lists, known)), targets)
-    rows: list[dict[str, Any]] = []
-    for name, depth in (("first place", 1), ("top 10", CUTOFF), (f"top {lists.shape[1]}", lists.shape[1])):
-        part = invalid[:, :depth]
-        malformed = float((lists[:, :depth] == MALFORMED).mean())
-        shares = {
-            "share of invalid ids": float(part.mean()),
-            "share with tokens of a wrong level": malformed,
-            "users with any": float(part.any(1).mean()),
+    rows: list[dict[str, Any]] = [
+        {
+            "what": f"without the trie, {name}",
+            "users": len(users),
+            "share of invalid ids": float(invalid[:, :depth].mean()),
+            "share with tokens of a wrong level": float((lists[:, :depth] == MALFORMED).mean()),
+            "users with any": float(invalid[:, :depth].any(1).mean()),
         }
-        rows.append({"what": f"without the trie, {name}", "users": len(users), **shares})
-    constrained = {seen: run.ranks(seen)[users] for seen in ("kept", "masked")}
-    rows += [
-        {"what": "with the trie, seen kept", **headline(constrained["kept"])},
-        {"what": "without it, invalid ids dropped, seen kept", **headline(kept)},
-        {"what": "difference, seen kept", "users": len(users), **paired_difference(constrained["kept"], kept)},
-        {"what": "with the trie, seen masked inside the search", **headline(constrained["masked"])},
-        {"what": "without it, invalid ids and seen items dropped afterwards", **headline(masked)},
-        {"what": "difference, seen masked", "users": len(users), **paired_difference(constrained["masked"], masked)},
+        for name, depth in (("first place", 1), ("top 10", CUTOFF), (f"top {lists.shape[1]}", lists.shape[1]))
     ]
+    for seen, dropped, with_trie, without_trie in (
+        ("kept", invalid, "with the trie, seen kept", "without it, invalid ids dropped, seen kept"),
+        (
+            "masked",
+            invalid | listed_in(lists, known),
+            "with the trie, seen masked inside the search",
+            "without it, invalid ids and seen items dropped afterwards",
+        ),
+    ):
+        constrained, ranks = run.ranks[run.model, "item", seen][users], item_ranks(without(lists, dropped), targets)
+        difference = {"what": f"difference, seen {seen}", "users": len(users)}
+        rows += [{"what": with_trie, **headline(constrained)}, {"what": without_trie, **headline(ranks)}]
+        rows.append(difference | paired_difference(constrained, ranks))
+    first, top = (percent(row["share of invalid ids"]) for row in rows[:2])
     return Finding(
-        f"Without the trie {percent(rows[0]['share of invalid ids'])} of the first places and "
-        f"{percent(rows[1]['share of invalid ids'])} of the top 10 are ids "
-        f"that no item has. Dropping them changes NDCG@10 by {difference_in_words(rows[5])} with seen items kept, and "
-        f"by {difference_in_words(rows[8])} "
-        "where seen items are dropped afterwards too instead of inside the search.",
+        f"Without the trie {first} of the first places and {top} of the top 10 are ids that no item has. Dropping them "
+        f"changes NDCG@10 by {difference_in_words(rows[5])} with seen items kept, and by "
+        f"{difference_in_words(rows[8])} where seen items are dropped afterwards too instead of inside the search.",
         rows,
     )
 
@@ -85,7 +75,7 @@ def changed_histories(
         users: which of these the sample is, (n,).
         max_items: how many items the generator reads.
     """
-    rng = random("changed histories")
+    rng = seeded_rng("changed histories")
     read = [history[-max_items:] for history in known]
     others = (users + rng.integers(1, len(everyone), len(users))) % len(everyone) if len(everyone) > 1 else users
     return {
@@ -96,48 +86,26 @@ def changed_histories(
     }
 
 
+@check("Does the generator read the history?", samples=True)
 def reads_input(run: AuditedRun) -> Finding:
-    """What becomes of the lists when the generator is given other histories; what is masked stays the user's own
-    history."""
+    """The same generator is given other histories for the same users; masked is always the user's own. Of another user:
+    of one drawn at random, which is chance level."""
     users = run.sample("changed histories")
     known, targets = [run.known[user] for user in users], run.targets[users]
-    own = run.ranks("masked")[users]
-    rows: list[dict[str, Any]] = [{"history": "as it is", **headline(own)}]
-    top = run.lists("masked")[users, :CUTOFF]
+    own, top = run.ranks[run.model, "item", "masked"][users], run.lists[run.model, "masked"][users, :CUTOFF]
+    rows: dict[str, dict[str, Any]] = {"as it is": headline(own)}
     for name, histories in changed_histories(known, run.known, users, run.searcher.model.facts["max_items"]).items():
         lists = run.search(run.searcher, histories, mask_seen=True, progress=name, seen=known)
         ranks = item_ranks(lists, targets)
-        difference = paired_difference(own, ranks)
-        same = float(
-            np.mean(
-                [
-                    len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(1, (a >= 0).sum())
-                    for a, b in zip(top, lists[:, :CUTOFF], strict=True)
-                ]
-            )
-        )
-        row = {"history": name, **headline(ranks), "share of the top 10 that stays": same}
-        rows.append(
-            row
-            | {
-                key.replace(metric, f"change of {metric}"): value
-                for metric in (HR, NDCG)
-                for key, value in difference.items()
-                if metric in key
-            }
-        )
-    chance, shuffled, last = rows[-1], rows[1], rows[3]
-    kept = {row["history"]: left_of(row, rows[0]) for row in (chance, shuffled, last)}
+        pairs = [(a[a >= 0], b[b >= 0]) for a, b in zip(top, lists[:, :CUTOFF], strict=True)]
+        stays = float(np.mean([len(np.intersect1d(before, after)) / max(1, len(before)) for before, after in pairs]))
+        difference = {f"change of {key}": value for key, value in paired_difference(own, ranks).items()}
+        rows[name] = headline(ranks) | {"share of the top 10 that stays": stays} | difference
+    whole, chance = rows["as it is"][NDCG], rows["of another user"]
+    left = {name: percent(row[NDCG] / whole) if whole else "nothing" for name, row in rows.items()}
     return Finding(
-        f"NDCG@10 is {figure(rows[0][NDCG])} with the user's history and {figure(chance[NDCG])} with another user's: "
-        "the input is "
-        f"{'read' if chance[f'change of {NDCG}_high'] < 0 else 'not shown to be read'}. {kept['last item alone']} of "
-        "it is left with the last item alone, "
-        f"{kept['shuffled']} with the items shuffled.",
-        rows,
+        f"NDCG@10 is {figure(whole)} with the user's history and {figure(chance[NDCG])} with another user's: the input "
+        f"is {'read' if chance[f'change of {NDCG}_high'] < 0 else 'not shown to be read'}. {left['last item alone']} "
+        f"of it is left with the last item alone, {left['shuffled']} with the items shuffled.",
+        [{"history": name, **row} for name, row in rows.items()],
     )
-
-
-def left_of(row: dict[str, Any], whole: dict[str, Any]) -> str:
-    """How much of the NDCG@10 of a row another row has, to read."""
-    return percent(row[NDCG] / whole[NDCG]) if whole[NDCG] else "nothing"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from tigerrec import TigerrecError, artifacts
+from tigerrec import artifacts
 
 # Eight colours that colour-blind people tell apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -34,22 +34,10 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
 
 
-class NoMatplotlibError(TigerrecError):
-    """Pictures were asked for and matplotlib is not installed."""
-
-
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches.
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        NoMatplotlibError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise NoMatplotlibError(
-            "Pictures need the package matplotlib; run `python -m pip install matplotlib` and the same command again."
-        ) from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

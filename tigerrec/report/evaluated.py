@@ -5,25 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tigerrec import artifacts
 from tigerrec.folders import upstream_folders
 from tigerrec.histories import Histories, load_histories, read_items, split
+from tigerrec.lists import Lists, read_lists, read_ranks
 from tigerrec.report.charts import shorten
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
 TITLE_LENGTH = 140
-
-
-class Lists(NamedTuple):
-    """One model's recommendations: items int32 (users, k), -1 where a list is shorter, and scores float32."""
-
-    items: np.ndarray
-    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,21 +79,12 @@ class EvaluatedRun:
     @cached_property
     def ranks(self) -> dict[tuple[str, str, str], np.ndarray]:
         """The rank of each user's target by model, kind of hit and treatment of seen items, 0 = not in the list."""
-        rows = artifacts.read_table(self.folders["evaluate"], "ranks.parquet").to_pandas().sort_values("user")
-        return {key: of_key["rank"].to_numpy() for key, of_key in rows.groupby(["model", "hit", "seen"], observed=True)}
+        return read_ranks(self.folders["evaluate"])[0]
 
     @cached_property
     def lists(self) -> dict[tuple[str, str], Lists]:
         """All users' lists by model and treatment of seen items."""
-        table = artifacts.read_table(self.folders["evaluate"], "recommendations.parquet").to_pandas()
-        lists = {}
-        for key, rows in table.groupby(["model", "seen"], observed=True):
-            users, places = rows["user"].to_numpy(), rows["rank"].to_numpy() - 1
-            items = np.full((len(self.histories), places.max() + 1), -1, np.int32)
-            scores = np.full(items.shape, np.nan, np.float32)
-            items[users, places], scores[users, places] = rows["item"], rows["score"]
-            lists[key] = Lists(items, scores)
-        return lists
+        return read_lists(self.folders["evaluate"], len(self.histories))
 
 
 def evaluation_of(folder: Path) -> Path:

@@ -1,5 +1,4 @@
-"""The benchmark table: tokenizers, tokenizer seeds and generator seeds beside baselines; each run is a cell that
-resumes and stays."""
+"""The benchmark table: tokenizers and seeds beside baselines; each run is a cell that resumes and stays."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tigerrec import TigerrecError, artifacts, files, pipeline
 from tigerrec.config import ConfigError, compose
 from tigerrec.provenance import short_commit
 from tigerrec.table.cells import Cell
-from tigerrec.table.rows import Row, plan_rows, result_of
+from tigerrec.table.rows import Row, plan_rows, results_of
 from tigerrec.table.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -32,47 +31,40 @@ def _folder(cfg: DictConfig) -> Path:
     return Path(cfg.paths.results) / cfg.table
 
 
-def _run_cells(cells: Sequence[Cell], locks: Path) -> list[str]:
+def _run_cells(cells: Sequence[Cell], results: Path, locks: Path) -> list[str]:
     """Run the cells that are not done; those that another process runs are left to it and looked at again in the end.
+
+    Args:
+        results: the folder above all cells.
+        locks: the folder of their locks.
 
     Returns:
         What failed, a sentence a cell.
     """
     failures: list[str] = []
-    busy = []
-    for cell in [cell for cell in cells if not cell.is_done()]:
-        try:
-            with files.locked(_lock(cell, locks)):
-                _run_one(cell, failures)
-        except files.BusyError:
-            busy.append(cell)
-    for cell in busy:
-        with files.locked(_lock(cell, locks), wait=True, announce=logger.info):
-            _run_one(cell, failures)
+    remaining = [cell for cell in cells if not cell.is_done()]
+    for wait in (False, True):
+        waiting, remaining = remaining, []
+        for cell in waiting:
+            try:
+                with files.locked(locks / cell.folder.relative_to(results), wait=wait, announce=logger.info):
+                    if not cell.is_done():
+                        logger.info("table: %s → %s", cell.row, cell.folder)
+                        cell.run()
+            except files.BusyError:
+                remaining.append(cell)
+            except TigerrecError as error:
+                failures.append(f"{cell.folder.name} failed: {error}")
+                logger.warning("%s", failures[-1])
     return failures
-
-
-def _lock(cell: Cell, locks: Path) -> Path:
-    return locks / cell.folder.parent.name / cell.folder.name
-
-
-def _run_one(cell: Cell, failures: list[str]) -> None:
-    try:
-        if cell.is_done():
-            return
-        logger.info("table: %s → %s", cell.row, cell.folder)
-        cell.run()
-    except TigerrecError as error:
-        logger.warning("%s failed: %s", cell.folder.name, error)
-        failures.append(f"{cell.folder.name} failed: {error}")
 
 
 def make_table(overrides: Sequence[str]) -> Path:
     """Run the cells that are not done and write `table.md`, `table.parquet`, `table.json` and `table.png` of all.
 
     A cell that fails while it is run is told of in the table and does not stop the others; results that are damaged or
-    of other settings stop the
-    table before anything is run. Several processes may make one table: each cell is run by one of them.
+    of other settings stop the table before anything is run. Several processes may make one table: each cell is run by
+    one of them.
 
     Args:
         overrides: Hydra overrides; `experiment=…` names a table.
@@ -92,11 +84,9 @@ def make_table(overrides: Sequence[str]) -> Path:
     cfg = compose(list(overrides))
     folder = _folder(cfg)
     rows = plan_rows(overrides, cfg, folder)
-    every_row_once_first = sorted(
-        ((seeds, cell) for row in rows for seeds, cell in row.cells.items()), key=lambda pair: pair[0]
-    )
+    by_seeds = sorted(((seeds, cell) for row in rows for seeds, cell in row.cells.items()), key=lambda pair: pair[0])
     locks = Path(cfg.paths.runs) / ".table" / cfg.table
-    failures = _run_cells([cell for _, cell in every_row_once_first], locks)
+    failures = _run_cells([cell for _, cell in by_seeds], folder, locks)  # every row once before any has a second run
     with files.locked(locks / "table", wait=True):
         return write_table(rows, cfg, overrides, folder / f"{cfg.generator.name}-{cfg.train.name}", failures)
 
@@ -115,10 +105,10 @@ def write_table(
     from tigerrec import tokenizer_plots
     from tigerrec.table import markdown, plot
 
-    found = [result for row in rows if (result := result_of(row))]
-    if not found:
+    results = [result for row in rows if (result := results_of(row))]
+    if not results:
         raise TigerrecError(f"No cell of the table could be run; {failures[0]}")
-    summary = Summary(found, cfg.reference)
+    summary = Summary(results, cfg.reference)
     title = f"{cfg.dataset.name}: tokenizers for {cfg.generator.name} ({cfg.train.name}) and baselines"
     notes = budgets(summary, cfg)
     if not summary.comparisons:
@@ -126,28 +116,17 @@ def write_table(
             f"Nothing is compared: reference={cfg.reference} is not a row with others beside it; give "
             "`reference=<row>`."
         )
-    picture = out / "table.png"
-    picture.unlink(missing_ok=True)
-    try:
-        plot.draw(summary, title, picture)
-    except tokenizer_plots.NoMatplotlibError as error:
-        notes.append(str(error))
-    facts = facts_of(summary, cfg, overrides) | {"picture": picture.exists(), "notes": notes}
+    plot.draw(summary, title, out / "table.png")
+    made = how_it_was_made(summary, cfg, overrides) | {"picture": True, "notes": notes}
     with artifacts.atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(summary.rows), temporary)
-    told = {
-        "name": title,
-        **facts,
-        "variance": summary.variance,
-        "comparisons": [vars(comparison) for comparison in summary.comparisons],
-        "trials": {result.row.name: result.trials for result in found if result.trials},
-    }
-    files.write_json(out / "table.json", told)
+    trials = {result.row.name: result.trials for result in results if result.trials}
+    said = {"variance": summary.variance, "comparisons": summary.comparisons, "trials": trials}
+    files.write_json(out / "table.json", {"name": title, **made, **said})
     with artifacts.atomic(out / "table.md") as temporary:
-        temporary.write_text(markdown.page(title, summary, facts, failures), encoding="utf-8")
-    logger.info(
-        "wrote the table of %d rows to %s\n%s", len(found), out / "table.md", markdown.metrics_table(summary, "masked")
-    )
+        temporary.write_text(markdown.page(title, summary, made, failures), encoding="utf-8")
+    shown = markdown.metrics_table(summary, "masked")
+    logger.info("wrote the table of %d rows to %s\n%s", len(results), out / "table.md", shown)
     return out
 
 
@@ -157,46 +136,32 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
         f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row and ranks in "
         f"{cfg.evaluate.precision}."
     ]
-    tuned = []
-    for result in summary.results:
-        cell = next(iter(result.row.cells.values()))
-        if "tune" in cell.steps:
-            tuned.append(f"{result.row.name} ({len(cell.steps['tune'].config.trials)})")
+    steps = {result.row.name: next(iter(result.row.cells.values())).steps for result in summary.results}
+    tuned = sorted(f"{name} ({len(steps[name]['tune'].config.trials)})" for name in steps if "tune" in steps[name])
     if tuned:
         notes.append(
-            f"The baselines {', '.join(sorted(tuned))} were tuned on validation, in parentheses over how many "
-            "settings; the generator was not tuned for this "
-            "table. So where they differ, budgets and tuning differ too."
+            f"The baselines {', '.join(tuned)} were tuned on validation, in parentheses over how many settings; the "
+            "generator was not tuned for this table. So where they differ, budgets and tuning differ too."
         )
     return notes
 
 
-def facts_of(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def how_it_was_made(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Data, commands, commits and machines behind a table."""
     runs = [run for result in summary.results for run in result.runs.values()]
     stages = [
         stage
         for run in runs
-        for name, stage in run.provenance["stages"].items()
+        for name, stage in run.stages.items()
         if name.partition(":")[0] not in ("prepare", "embed")
     ]
     machines = sorted({f"{stage['machine']}, {stage['cores']} cores" for stage in stages})
     threads = sorted({str(stage["threads"]) for stage in stages if "threads" in stage})
+    sizes = {name: runs[0].details[name] for name in ("users", "items", "interactions")}
     return {
-        "dataset": {
-            "name": cfg.dataset.name,
-            **{name: runs[0].facts[name] for name in ("users", "items", "interactions")},
-        },
+        "dataset": {"name": cfg.dataset.name, **sizes},
         "split": cfg.evaluate.split,
         "commands": [pipeline.told_command("table", overrides)],
         "commits": sorted({short_commit(stage["git"]) for stage in stages if stage.get("git")}),
         "machine": f"{' and '.join(machines)}, {'/'.join(threads)} thread{'s' if threads != ['1'] else ''} a run",
     }
-
-
-def command(overrides: Sequence[str]) -> None:
-    """What the script does: bring a table up to date, print its folder as the last line; end with one sentence on a
-    user's error."""
-    with pipeline.reporting():
-        folder = make_table(overrides)
-    print(folder, flush=True)

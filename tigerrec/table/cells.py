@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tigerrec import artifacts, pipeline
 from tigerrec.config import compose
 from tigerrec.histories import read_stats
 from tigerrec.identity import canonical_json, changed_keys, describe
+from tigerrec.lists import RANKS, read_lists
 from tigerrec.processes import in_own_process
 
 logger = logging.getLogger(__name__)
@@ -47,8 +50,7 @@ class Cell:
 
     @functools.cached_property
     def chain(self) -> dict[str, Any]:
-        """What every stage of the cell is made of: its configuration and the stages it reads; known before any of them
-        ran."""
+        """The configuration of every stage of the cell and the stages it reads; known before any of them ran."""
         keys = {step.folder: key for key, step in self.steps.items()}
         stages = {
             key: {
@@ -59,12 +61,6 @@ class Cell:
             for key, step in self.steps.items()
         }
         return {"model": self.model, **stages}
-
-    def sources(self) -> dict[str, str]:
-        """The sha256 of the outside files that the stages read, by stage and role, as far as they are there."""
-        return {
-            f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()
-        }
 
     def is_done(self) -> bool:
         """Whether the results of exactly this cell are there, undamaged; the folders of its stages are not needed.
@@ -81,7 +77,11 @@ class Cell:
             fault = str(error).partition(";")[0]
             raise artifacts.DamagedError(f"{fault}; delete {self.folder} and run the same command again.") from None
         recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
-        differences = changed_keys(manifest.config | recorded, canonical(self.chain) | recorded | self.sources())
+        there = {
+            f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()
+        }
+        chain = json.loads(canonical_json(self.chain))
+        differences = changed_keys(manifest.config | recorded, chain | recorded | there)
         if differences:
             raise artifacts.StaleError(
                 f"{self.folder} holds results of other settings ({'; '.join(differences)}); "
@@ -95,14 +95,7 @@ class Cell:
         collect(self)
 
 
-def canonical(value: Any) -> Any:
-    """A configuration as a manifest gives it back."""
-    return json.loads(canonical_json(value))
-
-
-@functools.cache
-def _sha256(path: Path) -> str:
-    return artifacts.sha256_file(path)
+_sha256 = functools.cache(artifacts.sha256_file)
 
 
 def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
@@ -135,48 +128,35 @@ def collect(cell: Cell) -> None:
         for role, record in manifests[key].inputs.items()
         if role not in step.inputs
     }
-    metrics = [
-        row for row in artifacts.read_json(ranked, "metrics.json", [{"model": str}]) if row["model"] == cell.model
-    ]
+    metrics = artifacts.read_json(ranked, "metrics.json", [{"model": str}])
     with artifacts.writing(cell.folder, CELL, cell.chain, sources=sources) as files:
-        files.provenance |= {
-            "facts": _facts(cell),
-            "stages": {
-                key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()
-            },
+        files.provenance["facts"] = _details(cell)
+        files.provenance["stages"] = {
+            key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()
         }
-        files.json("metrics.json", metrics)
-        with files.create("ranks.parquet") as path:
-            write_ranks(artifacts.read_table(ranked, "ranks.parquet"), cell.model, path)
+        files.json("metrics.json", [row for row in metrics if row["model"] == cell.model])
+        with files.create(RANKS) as path:
+            write_ranks(artifacts.read_table(ranked, RANKS), cell.model, path)
     logger.info("wrote the results of %s to %s", cell.row, cell.folder)
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
-    """What a table shows beside metrics: sizes of the data, how the ids collide, how many different items are
-    recommended, and how a baseline was tuned."""
-    import pyarrow.compute as pc
-
+def _details(cell: Cell) -> dict[str, Any]:
+    """Sizes of the data, collisions of the ids, number of different items recommended, trials of a tuned baseline."""
     stats = read_stats(cell.steps["prepare"].folder)
-    lists = artifacts.read_table(cell.last.folder, "recommendations.parquet")
-    top = lists.filter(
-        (pc.field("model") == cell.model) & (pc.field("seen") == "masked") & (pc.field("rank") <= LISTED)
-    )
-    facts = {name: stats[name] for name in ("users", "items", "interactions")} | {
-        "distinct_items": len(top["item"].unique())
-    }
+    listed = read_lists(cell.last.folder, stats["users"])[cell.model, "masked"].items[:, :LISTED]
+    details = {name: stats[name] for name in ("users", "items", "interactions")}
+    details["distinct_items"] = len(np.unique(listed[listed >= 0]))
     if "tokenize" in cell.steps:
-        found = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})[
-            "collisions"
-        ]
-        facts |= {name: found[name] for name in ("collision_rate", "unique_ids", "largest_group")}
+        diagnostics = artifacts.read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})
+        names = ("collision_rate", "unique_ids", "largest_group")
+        details |= {name: diagnostics["collisions"][name] for name in names}
     if "tune" in cell.steps:
-        facts["trials"] = artifacts.read_json(cell.steps["tune"].folder, "trials.json")
-    return facts
+        details["trials"] = artifacts.read_json(cell.steps["tune"].folder, "trials.json")
+    return details
 
 
 def write_ranks(ranks: Any, model: str, path: Path) -> None:
     """One model's ranks in the columns of `ranks.parquet`, ordered by user and packed tightly."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -185,11 +165,7 @@ def write_ranks(ranks: Any, model: str, path: Path) -> None:
     ordered = own.take(np.argsort(own["user"].to_numpy(), kind="stable"))
     ordered = ordered.set_column(ordered.schema.get_field_index("rank"), "rank", ordered["rank"].cast(pa.int16()))
     encodings = {"user": "DELTA_BINARY_PACKED", "target": "BYTE_STREAM_SPLIT", "rank": "BYTE_STREAM_SPLIT"}
+    labels = ["model", "hit", "seen"]
     pq.write_table(
-        ordered,
-        path,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=["model", "hit", "seen"],
-        column_encoding=encodings,
+        ordered, path, compression="zstd", compression_level=19, use_dictionary=labels, column_encoding=encodings
     )

@@ -1,52 +1,46 @@
-"""A table in Markdown: what was measured, row by row, and what may be read from it."""
+"""A benchmark table in Markdown: what was measured, row by row, and what may be read from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from tigerrec.markdown import NOTHING, table, written
-from tigerrec.table.rows import GENERATOR, METRICS, WORK, Result
+from tigerrec.markdown import figure, table, written
+from tigerrec.table.rows import GENERATOR, METRICS, WORK, RowResults
 from tigerrec.table.statistics import LEAST_P, LEAST_RUNS_FOR_SD
 from tigerrec.table.summary import Summary, spread
 
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other "
     "items may share, stand apart.",
-    "± is the standard deviation over runs, given from three runs up; below that every run is shown. Brackets are 95 "
-    "% bootstrap intervals over users "
-    "of the mean over runs (10,000 resamples, the same for all rows; those in a cell's `metrics.json` are of that "
-    "run, from 1,000): they say how far other "
-    "users would move a figure, not how far other seeds would.",
+    "± is the standard deviation of a single run with new seeds, given from three runs up; below that every run is "
+    "shown. The runs of a row share tokenizer seeds and generator seeds, so it is estimated from the pairs of runs "
+    "that share neither; with two seeds of each kind it is a rough guess. Brackets are 95 % bootstrap intervals over "
+    "users of the mean over runs (10,000 resamples, the same for all rows; those in a cell's `metrics.json` are of "
+    "that run, from 1,000): they say how far other users would move a figure, not how far other seeds would.",
     "p is the share of those resamples on the other side of zero, doubled, and corrected for the number of rows "
-    "compared (Holm), each metric by itself; "
-    "≤ where no resample was there. It knows nothing of seeds: read it beside the spread that seeds cause.",
+    "compared (Holm), each metric by itself; ≤ where no resample was there. It knows nothing of seeds: read it beside "
+    "the spread that seeds cause.",
     "Minutes are those of the run that took the fewest, by a clock on the wall, whatever else the machine did "
-    "meanwhile: they do not rank methods. "
-    "Ranking is for seen items masked and kept; item vectors, made once for all rows, are not counted.",
+    "meanwhile: they do not rank methods. Ranking is for seen items masked and kept; item vectors, made once for all "
+    "rows, are not counted.",
 )
-
-
-def _figure(value: float | None, form: str = ".4f") -> str:
-    return NOTHING if value is None else f"{value:{form}}".removeprefix("0") if form == ".4f" else f"{value:{form}}"
+VARIANCE = (
+    "Standard deviations of a run's result by whose seed was varied: components of variance of a crossed design, in "
+    "which all tokenizer seeds of a row are run with the same generator seeds. The interaction is what a pair of seeds "
+    "adds to the effects of the two. .0000 also stands where an estimate is negative; those of one or two degrees of "
+    "freedom, which are told of each, are rough guesses."
+)
 
 
 def _with_spread(line: dict[str, Any], metric: str) -> str:
     if line["runs"] >= LEAST_RUNS_FOR_SD:
-        return f"{_figure(line[metric])} ± {_figure(line[f'{metric}_sd'])}"
-    return " · ".join(_figure(value) for value in line[f"{metric}_runs"])
+        return f"{figure(line[metric])} ± {figure(line[f'{metric}_sd'])}"
+    return " · ".join(figure(value) for value in line[f"{metric}_runs"])
 
 
-def _name(result: Result) -> str:
+def _name(result: RowResults) -> str:
     return result.row.name if result.row.kind == GENERATOR else f"*{result.row.name}*"
-
-
-def _runs(result: Result) -> str:
-    return (
-        str(len(result.runs))
-        if len(result.runs) == len(result.row.cells)
-        else f"{len(result.runs)} of {len(result.row.cells)}"
-    )
 
 
 def metrics_table(summary: Summary, seen: str) -> str:
@@ -54,61 +48,48 @@ def metrics_table(summary: Summary, seen: str) -> str:
     lines = {line["row"]: line for line in summary.rows if (line["hit"], line["seen"]) == ("item", seen)}
     rows = [["row", "runs", *(metric.upper() for metric in METRICS), "95 % of NDCG@10"]]
     for result in summary.results:
-        line = lines[result.row.name]
-        interval = f"[{_figure(line['ndcg@10_low'])}, {_figure(line['ndcg@10_high'])}]"
-        rows.append([_name(result), _runs(result), *(_with_spread(line, metric) for metric in METRICS), interval])
+        line, done, planned = lines[result.row.name], len(result.runs), len(result.row.cells)
+        runs = str(done) if done == planned else f"{done} of {planned}"
+        interval = f"[{figure(line['ndcg@10_low'])}, {figure(line['ndcg@10_high'])}]"
+        rows.append([_name(result), runs, *(_with_spread(line, metric) for metric in METRICS), interval])
     return table(rows)
 
 
 def ids_table(summary: Summary) -> str:
     """What counting hits on codes without suffix would say, how many items share their codes, and what a row costs."""
     first, *others = WORK.values()
-    rows = [
-        [
-            "row",
-            "items sharing codes",
-            "HR@10 of items",
-            "HR@10 of codes",
-            "inflation",
-            "different items in top 10s",
-            f"minutes: {first}",
-            *others,
-        ]
+    heads = [
+        "row",
+        "items sharing codes",
+        "HR@10 of items",
+        "HR@10 of codes",
+        "inflation",
+        "different items in top 10s",
     ]
+    rows = [[*heads, f"minutes: {first}", *others]]
     for result in summary.results:
-        item, sid = (
-            result.value("hr@10"),
-            result.value("hr@10", "sid") if ("sid", "masked") in result.user_gains else None,
-        )
+        item = result.mean("hr@10")
+        sid = result.mean("hr@10", "sid") if ("sid", "masked") in result.user_gains else None
         inflation = None if sid is None or not item else sid / item - 1
-        shared = result.fact("collision_rate")
-        rows.append([
-            _name(result), _figure(shared, ".1%"), _figure(item), _figure(sid), _figure(inflation, "+.1%"), _figure(result.fact("distinct_items"), ",.0f"),
-            *(_figure(result.minutes(name), ".1f") for name in WORK),
-        ])  # fmt: skip
+        cells = [
+            figure(result.mean_detail("collision_rate"), ".1%"),
+            figure(item),
+            figure(sid),
+            figure(inflation, "+.1%"),
+        ]
+        minutes = [figure(result.minutes(name), ".1f") for name in WORK]
+        rows.append([_name(result), *cells, figure(result.mean_detail("distinct_items"), ",.0f"), *minutes])
     return table(rows)
 
 
 def comparisons_table(summary: Summary) -> str:
     """The differences to the reference row."""
     rows = [["row", "metric", "difference", "95 %", "p (Holm)"]]
-    for found in summary.comparisons:
-        interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
-        rows.append(
-            [
-                found.row,
-                found.metric.upper(),
-                f"{found.difference:+.4f}",
-                interval,
-                f"{'≤ ' if found.p <= LEAST_P else ''}{found.p_holm:.4f}",
-            ]
-        )
+    for row in summary.comparisons:
+        interval = f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+        p = f"{'≤ ' if row['p'] <= LEAST_P else ''}{row['p_holm']:.4f}"
+        rows.append([row["row"], row["metric"].upper(), f"{row['difference']:+.4f}", interval, p])
     return table(rows)
-
-
-def variance_table(summary: Summary) -> str:
-    """The spread that each kind of seed causes."""
-    return table(spread(summary.variance, _figure))
 
 
 def tuning_table(summary: Summary) -> str:
@@ -116,52 +97,45 @@ def tuning_table(summary: Summary) -> str:
     rows = [["baseline", "combinations tried", "longest, minutes", "NDCG@10 on validation, worst to best", "chosen"]]
     for result in summary.results:
         if result.trials:
-            found = [trial["validation_ndcg@10"] for trial in result.trials]
-            chosen = result.trials[found.index(max(found))]["settings"]
+            by_ndcg = sorted(result.trials, key=lambda trial: trial["validation_ndcg@10"])
+            worst, best = (trial["validation_ndcg@10"] for trial in (by_ndcg[0], by_ndcg[-1]))
             longest = max(trial["seconds"] for trial in result.trials) / 60
-            told = ", ".join(f"{name} {written(value)}" for name, value in chosen.items())
-            rows.append(
-                [
-                    _name(result),
-                    str(len(found)),
-                    _figure(longest, ".1f"),
-                    f"{_figure(min(found))} to {_figure(max(found))}",
-                    told,
-                ]
-            )
+            chosen = next(trial for trial in result.trials if trial["validation_ndcg@10"] == best)["settings"]
+            settings = ", ".join(f"{name} {written(value)}" for name, value in chosen.items())
+            figures = [f"{longest:.1f}", f"{figure(worst)} to {figure(best)}"]
+            rows.append([_name(result), str(len(result.trials)), *figures, settings])
     return table(rows)
 
 
-def page(title: str, summary: Summary, facts: dict[str, Any], missing: Sequence[str]) -> str:
-    """The whole of `table.md`."""
-    dataset = facts["dataset"]
-    about = (
-        f"{dataset['users']:,} users, {dataset['items']:,} items, {dataset['interactions']:,} interactions; split: "
-        f"{facts['split']}."
-    )
-    made = [f"`{command}`" for command in facts["commands"]]
-    parts = [
-        f"# {title}", about,
-        f"Made by {' and '.join(made)} at commit {', '.join(facts['commits'])}, on {facts['machine']}. Baselines are "
-        "in *italics*.",
-        f"With a higher mean NDCG@10 than every row of the generator: {', '.join(summary.above_all_generators)}." if summary.above_all_generators else "",
-        "## Seen items masked", metrics_table(summary, "masked"), "![NDCG@10 and HR@10 of all rows](table.png)" if facts["picture"] else "",
-        "## Seen items kept", metrics_table(summary, "kept"),
-        "## Ids, diversity and cost (seen masked)", ids_table(summary),
-    ]  # fmt: skip
-    if summary.comparisons:
-        parts += [f"## Against {summary.comparisons[0].reference} (seen masked)", comparisons_table(summary)]
-    if summary.variance:
-        words = (
-            "Standard deviations of a run's result by whose seed was varied; the generator's are nested in the "
-            "tokenizer's. "
-            "Those of one or two degrees of freedom, which are told of both, are rough guesses."
-        )
-        parts += ["## What seeds change (seen masked)", variance_table(summary), words]
-    if any(result.trials for result in summary.results):
-        parts += ["## How the baselines were tuned", tuning_table(summary)]
-    parts += [
-        "## How to read it",
-        "\n".join(f"- {note}" for note in (*NOTES, *facts["notes"], *(f"Missing: {name}" for name in missing))),
+def page(title: str, summary: Summary, made: dict[str, Any], missing: Sequence[str]) -> str:
+    """The whole of `table.md`.
+
+    Args:
+        made: how the table was made, as `table.json` says it.
+        missing: what could not be run.
+    """
+    data, above = made["dataset"], ", ".join(summary.above_all_generators)
+    blocks = [
+        f"# {title}",
+        f"{data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; split: "
+        f"{made['split']}.",
+        f"Made by {' and '.join(f'`{command}`' for command in made['commands'])} at commit "
+        f"{', '.join(made['commits'])}, on {made['machine']}. Baselines are in *italics*.",
+        f"With a higher mean NDCG@10 than every row of the generator: {above}." if above else "",
+        "## Seen items masked",
+        metrics_table(summary, "masked"),
+        "![NDCG@10 and HR@10 of all rows](table.png)" if made["picture"] else "",
+        "## Seen items kept",
+        metrics_table(summary, "kept"),
+        "## Ids, diversity and cost (seen masked)",
+        ids_table(summary),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    if summary.comparisons:
+        blocks += [f"## Against {summary.comparisons[0]['reference']} (seen masked)", comparisons_table(summary)]
+    if summary.variance:
+        blocks += ["## What seeds change (seen masked)", table(spread(summary.variance, figure)), VARIANCE]
+    if any(result.trials for result in summary.results):
+        blocks += ["## How the baselines were tuned", tuning_table(summary)]
+    notes = (*NOTES, *made["notes"], *(f"Missing: {name}" for name in missing))
+    blocks += ["## How to read it", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(block for block in blocks if block) + "\n"

@@ -11,11 +11,7 @@ SHOWN = ("ndcg@10", "hr@10")
 
 
 def draw(summary: Summary, title: str, path: Path) -> None:
-    """Draw the item-level metrics of all rows, seen items masked, as a PNG file.
-
-    Raises:
-        NoMatplotlibError: matplotlib is not installed; nothing is written.
-    """
+    """Draw the item-level metrics of all rows, seen items masked, as a PNG file."""
     rows = [row for row in summary.rows if (row["hit"], row["seen"]) == ("item", "masked")]
     figure = new_figure(10, 1.4 + 0.36 * len(rows))
     for axes, metric in zip(figure.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):

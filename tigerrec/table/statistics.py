@@ -1,10 +1,10 @@
-"""What several runs of one row say: bootstrap over users, and how much of the spread between runs comes from which
-seed."""
+"""What several runs of one row say: bootstrap over users, and which seed causes how much of the spread."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -14,6 +14,11 @@ RESAMPLES = 10_000
 CHUNK = 250
 LEAST_P = 2 / (RESAMPLES + 1)
 LEAST_RUNS_FOR_SD = 3
+NEITHER, SAME_TOKENIZER, SAME_GENERATOR = (False, False), (True, False), (False, True)  # seeds that two runs share
+COMPONENTS = ("tokenizer seed", "generator seed", "interaction")
+
+Runs = Mapping[tuple[int, int], float]
+"""A metric of each run of a row, by (tokenizer seed, generator seed)."""
 
 
 def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
@@ -29,12 +34,9 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarra
     means = np.empty((resamples, values.shape[1]))
     for start in range(0, resamples, CHUNK):
         stop = min(start + CHUNK, resamples)
-        counts = np.stack(
-            [np.bincount(rng.integers(0, n_users, n_users), minlength=n_users) for _ in range(stop - start)]
-        )
-        means[start:stop] = np.round(
-            counts @ values / n_users, 12
-        )  # so that equal rows stay equal, whatever the number of threads
+        draws = (rng.integers(0, n_users, n_users) for _ in range(stop - start))
+        counts = np.stack([np.bincount(draw, minlength=n_users) for draw in draws])
+        means[start:stop] = np.round(counts @ values / n_users, 12)  # equal rows stay equal with any number of threads
     return means
 
 
@@ -44,15 +46,13 @@ def intervals(means: np.ndarray) -> np.ndarray:
 
 
 def two_sided_p(means: np.ndarray) -> np.ndarray:
-    """The share of resampled differences on the other side of zero, doubled, of each column; never below 2 / (resamples
-    + 1), which is `LEAST_P`."""
+    """Twice the share of resampled differences on the other side of zero, of each column; at least `LEAST_P`."""
     beyond = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     return np.minimum(1.0, 2 * (beyond + 1) / (len(means) + 1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P values corrected for their number, in the same order (Holm 1979): the k-th smallest of m times m - k + 1, never
-    below a smaller one's."""
+    """P values corrected for their number, in the same order, by the step-down method of Holm (1979)."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -61,19 +61,14 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def standard_deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None below three values."""
-    return float(np.std(values, ddof=1)) if len(values) >= LEAST_RUNS_FOR_SD else None
-
-
 @dataclass(frozen=True)
 class Component:
-    """The spread that one kind of seed causes.
+    """The spread of runs that one kind of seed causes, or that two kinds cause together.
 
     Attributes:
-        name: `tokenizer seed` or `generator seed`.
+        name: `tokenizer seed`, `generator seed` or `interaction`.
         sd: the square root of the variance component, in the metric's unit; 0 where the estimate is negative.
-        degrees_of_freedom: that its mean square rests on, over all rows.
+        degrees_of_freedom: that the estimate rests on, over all rows.
     """
 
     name: str
@@ -81,44 +76,59 @@ class Component:
     degrees_of_freedom: int
 
 
-def variance_components(rows: Sequence[Mapping[tuple[int, int], float]]) -> list[Component]:
-    """How much runs of one row spread because of the generator's seed and because of the tokenizer's, pooled over rows.
+def _variances_of_pairs(runs: Runs) -> dict[tuple[bool, bool], float]:
+    """Half the mean squared difference of two runs, by whether they share the tokenizer seed and the generator seed."""
+    halves: dict[tuple[bool, bool], list[float]] = {}
+    for ((tokenizer, generator), first), ((tokenizer2, generator2), second) in combinations(runs.items(), 2):
+        halves.setdefault((tokenizer == tokenizer2, generator == generator2), []).append((first - second) ** 2 / 2)
+    return {shared: float(np.mean(values)) for shared, values in halves.items()}
 
-    Generator seeds are nested in tokenizer seeds: analysis of variance with random effects (Searle, Casella and
-    McCulloch 1992, chapter 3).
-    With y(r, t, g) of row r, the mean square within is the sum of (y(r, t, g) - mean(r, t))² over its degrees of
-    freedom, over all tokenizer
-    seeds with two runs or more. The mean square between is n times the sum of (mean(r, t) - mean(r))² over its own,
-    over the rows in which all
-    tokenizer seeds have n runs, n being the largest number in the table; the tokenizer's component is (between -
-    within) / n.
 
-    Args:
-        rows: of each row, the metric of every run by (tokenizer seed, generator seed).
+def standard_deviation(runs: Runs) -> float | None:
+    """The standard deviation of a run whose tokenizer seed and generator seed are both new; None below three runs.
+
+    Two runs that share neither seed are independent, so half their squared difference has the variance of such a run
+    as its expectation. The mean over all these pairs is the sum of the components of `variance_components` before
+    negative ones are set to 0. Where only one kind of seed was varied this is the usual sample standard deviation.
+    """
+    if len(runs) < LEAST_RUNS_FOR_SD:
+        return None
+    variances = _variances_of_pairs(runs)
+    return variances.get(NEITHER, next(iter(variances.values()))) ** 0.5
+
+
+def variance_components(rows: Sequence[Runs]) -> list[Component]:
+    """How much the tokenizer seed, the generator seed and their interaction spread the runs of a row, over some rows.
+
+    Within a row every tokenizer seed is run with the same generator seeds: y(t, g) = mean + a(t) + b(g) + c(t, g), a
+    two-way crossed classification with random effects (Searle, Casella and McCulloch 1992, chapter 4). Half the
+    squared difference of two runs has the expectation var b + var c where they share t, var a + var c where they share
+    g, and var a + var b + var c where they share neither; solved for the three variances, the means over pairs are the
+    estimates of the analysis of variance. Rows are averaged; those that lack a run of their seeds are left out.
 
     Returns:
-        The components that the runs can tell apart: none for one generator seed a row.
+        The three components; where no row has several seeds of both kinds, the component of the kind that was varied,
+        which holds the interaction too.
     """
-    groups = [_by_tokenizer_seed(row) for row in rows]
-    within_freedom = sum(len(values) - 1 for row in groups for values in row)
-    if not within_freedom:
-        return []
-    within = sum(float(np.square(values - values.mean()).sum()) for row in groups for values in row) / within_freedom
-    n_runs = max(len(values) for row in groups for values in row)
-    means = [
-        np.array([values.mean() for values in row]) for row in groups if all(len(values) == n_runs for values in row)
-    ]
-    between_freedom = sum(len(row) - 1 for row in means)
-    components = [Component("generator seed", within**0.5, within_freedom)]
-    if between_freedom:
-        between = n_runs * sum(float(np.square(row - row.mean()).sum()) for row in means) / between_freedom
-        components.insert(0, Component("tokenizer seed", max(0.0, (between - within) / n_runs) ** 0.5, between_freedom))
+    by_row = [(runs, _variances_of_pairs(runs)) for runs in rows]
+    crossed = []
+    for runs, variances in by_row:
+        n_tokenizer, n_generator = (len({seeds[place] for seeds in runs}) for place in range(2))
+        if len(variances) == 3 and len(runs) == n_tokenizer * n_generator:
+            freedom = (n_tokenizer - 1, n_generator - 1, (n_tokenizer - 1) * (n_generator - 1))
+            crossed.append((*(variances[shared] for shared in (NEITHER, SAME_TOKENIZER, SAME_GENERATOR)), *freedom))
+    if crossed:
+        neither, same_tokenizer, same_generator = np.mean(crossed, axis=0)[:3]
+        estimates = (neither - same_tokenizer, neither - same_generator, same_tokenizer + same_generator - neither)
+        return [
+            Component(name, max(0.0, float(estimate)) ** 0.5, int(count))
+            for name, estimate, count in zip(COMPONENTS, estimates, np.sum(crossed, axis=0)[3:], strict=True)
+        ]
+    components = []
+    for name, shared in zip(COMPONENTS, (SAME_GENERATOR, SAME_TOKENIZER), strict=False):
+        alone = [(variances[shared], len(runs) - 1) for runs, variances in by_row if list(variances) == [shared]]
+        if alone:
+            estimates, freedom = zip(*alone, strict=True)
+            pooled = float(np.average(estimates, weights=freedom))
+            components.append(Component(name, pooled**0.5, sum(freedom)))
     return components
-
-
-def _by_tokenizer_seed(row: Mapping[tuple[int, int], float]) -> list[np.ndarray]:
-    """The runs of each tokenizer seed of a row."""
-    found: dict[int, list[float]] = {}
-    for (tokenizer_seed, _), value in row.items():
-        found.setdefault(tokenizer_seed, []).append(value)
-    return [np.array(values) for values in found.values()]

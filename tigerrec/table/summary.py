@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tigerrec import TigerrecError
 from tigerrec.markdown import NOTHING
-from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, WORK, Result
+from tigerrec.table.rows import BASELINE, GENERATOR, METRICS, WORK, RowResults
 from tigerrec.table.statistics import (
     holm,
     intervals,
@@ -32,59 +31,42 @@ def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) 
         variance: as `Summary.variance`.
         written: a standard deviation as text.
     """
-    metrics = list(dict.fromkeys(line["metric"] for line in variance))
-    seeds = list(dict.fromkeys(line["component"] for line in variance))
-    lines = [
-        [
-            "row",
-            *(f"{metric.upper()}, {seed.removesuffix(' seed')}" for metric in metrics for seed in seeds),
-            "degrees of freedom",
+    metrics, components, rows = (
+        list(dict.fromkeys(line[key] for line in variance)) for key in ("metric", "component", "row")
+    )
+    heads = [f"{metric.upper()}, {name.removesuffix(' seed')}" for metric in metrics for name in components]
+    lines = [["row", *heads, "degrees of freedom"]]
+    for row in rows:
+        own = {(line["metric"], line["component"]): line for line in variance if line["row"] == row}
+        sds = [
+            written(own[metric, name]["sd"]) if (metric, name) in own else NOTHING
+            for metric in metrics
+            for name in components
         ]
-    ]
-    for row in dict.fromkeys(line["row"] for line in variance):
-        own = [line for line in variance if line["row"] == row]
-        deviations = {(line["metric"], line["component"]): written(line["sd"]) for line in own}
-        freedom = {line["component"]: str(line["degrees_of_freedom"]) for line in own}
-        cells = [deviations.get((metric, seed), NOTHING) for metric in metrics for seed in seeds]
-        lines.append([row, *cells, ", ".join(freedom.get(seed, NOTHING) for seed in seeds)])
+        freedom = {name: str(line["degrees_of_freedom"]) for (_, name), line in own.items()}
+        lines.append([row, *sds, ", ".join(freedom.get(name, NOTHING) for name in components)])
     return lines
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A row against another one: the difference of a metric's means, with its 95 % paired bootstrap interval over
-    users.
-
-    Attributes:
-        p: two-sided, of that bootstrap.
-        p_holm: corrected for the number of rows compared.
-    """
-
-    row: str
-    reference: str
-    metric: str
-    seen: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-
-
 class Summary:
-    """The rows of a table, best NDCG@10 first (item level, seen masked), and what the bootstrap over users says of
-    them.
+    """The rows of a table, best NDCG@10 first (item level, seen masked), and what the bootstrap over users says.
 
     Args:
         results: of the same users.
         reference: the row that others are compared with; None = no comparison.
 
+    Attributes:
+        rows: of `table.parquet`: one for each row, kind of hit and treatment of seen items.
+        comparisons: the difference of a row's mean to that of the reference, with its 95 % paired bootstrap interval
+            over users, the two-sided p of that bootstrap, and p corrected for the number of rows compared.
+        variance: the standard deviations that `variance_components` estimates, over all generator rows and of each.
+
     Raises:
         TigerrecError: rows have other users or targets.
     """
 
-    def __init__(self, results: Sequence[Result], reference: str | None) -> None:
-        self.results = sorted(results, key=lambda result: -result.value("ndcg@10"))
+    def __init__(self, results: Sequence[RowResults], reference: str | None) -> None:
+        self.results = sorted(results, key=lambda result: -result.mean("ndcg@10"))
         first = next(iter(self.results[0].runs.values()))
         for result in self.results:
             if any(not np.array_equal(run.targets, first.targets) for run in result.runs.values()):
@@ -93,84 +75,61 @@ class Summary:
                     "older cells and run them again."
                 )
         keys = [(result.row.name, *key) for result in self.results for key in result.user_gains]
-        columns = np.concatenate([gains for result in self.results for gains in result.user_gains.values()], axis=1)
-        means = resampled_means(columns)
-        self._resampled = {
-            key: means[:, place * len(METRICS) : (place + 1) * len(METRICS)] for place, key in enumerate(keys)
-        }
+        means = resampled_means(
+            np.concatenate([gains for result in self.results for gains in result.user_gains.values()], axis=1)
+        )
+        self._resampled = dict(zip(keys, np.split(means, len(keys), axis=1), strict=True))
         self.rows = [line for result in self.results for line in self._lines(result)]
         self.comparisons = self._compare(reference)
         self.variance = self._components()
 
-    def _lines(self, result: Result) -> list[dict[str, Any]]:
-        """Flat rows of `table.parquet`, one for each kind of hit and treatment of seen items."""
+    def _lines(self, result: RowResults) -> list[dict[str, Any]]:
         row, lines = result.row, []
-        shared = {
-            "collision_rate": result.fact("collision_rate"), "distinct_items": result.fact("distinct_items"),
-            **{name: result.minutes(name) for name in WORK},
-        }  # fmt: skip
         for hit, seen in result.user_gains:
-            low, high = intervals(self._resampled[row.name, hit, seen])
-            line: dict[str, Any] = {
-                "row": row.name, "kind": row.kind, "model": result.model, "embedder": row.embedder, "tokenizer": row.tokenizer,
-                "hit": hit, "seen": seen, "runs": len(result.runs),
-            }  # fmt: skip
-            for place, metric in enumerate(METRICS):
+            line: dict[str, Any] = {"row": row.name, "kind": row.kind, "model": result.model}
+            line |= {"embedder": row.embedder, "tokenizer": row.tokenizer}
+            line |= {"hit": hit, "seen": seen, "runs": len(result.runs)}
+            for metric, low, high in zip(METRICS, *intervals(self._resampled[row.name, hit, seen]), strict=True):
                 values = result.values(metric, hit, seen)
-                line |= {metric: result.value(metric, hit, seen), f"{metric}_sd": standard_deviation(values)}
+                line |= {metric: result.mean(metric, hit, seen), f"{metric}_sd": standard_deviation(values)}
                 line |= {
-                    f"{metric}_low": float(low[place]),
-                    f"{metric}_high": float(high[place]),
-                    f"{metric}_runs": values,
+                    f"{metric}_low": float(low),
+                    f"{metric}_high": float(high),
+                    f"{metric}_runs": list(values.values()),
                 }
-            lines.append(line | shared)
+            details = {name: result.mean_detail(name) for name in ("collision_rate", "distinct_items")}
+            lines.append(line | details | {name: result.minutes(name) for name in WORK})
         return lines
 
-    def _compare(self, reference: str | None) -> list[Comparison]:
-        by_name = {result.row.name: result for result in self.results}
-        if reference not in by_name:
+    def _compare(self, reference: str | None) -> list[dict[str, Any]]:
+        others = [result for result in self.results if result.row.name != reference]
+        base = next((result for result in self.results if result.row.name == reference), None)
+        if base is None or not others:
             return []
-        found = []
+        comparisons = []
         for metric in COMPARED:
             place = METRICS.index(metric)
-            base, others = (
-                self._resampled[(reference, *MASKED)][:, place],
-                [name for name in by_name if name != reference],
-            )
-            if not others:
-                return []
-            differences = np.stack([self._resampled[(name, *MASKED)][:, place] - base for name in others], axis=1)
-            (lows, highs), p_values = intervals(differences), two_sided_p(differences)
-            for name, low, high, p, p_holm in zip(others, lows, highs, p_values, holm(list(p_values)), strict=True):
-                difference = by_name[name].value(metric) - by_name[reference].value(metric)
-                found.append(
-                    Comparison(
-                        name, reference, metric, "masked", difference, float(low), float(high), float(p), float(p_holm)
-                    )
-                )
-        return found
+            means = {
+                name: self._resampled[(name, *MASKED)][:, place]
+                for name in (result.row.name for result in self.results)
+            }
+            differences = np.stack([means[other.row.name] - means[base.row.name] for other in others], axis=1)
+            p_values = two_sided_p(differences)
+            for other, *figures in zip(others, *intervals(differences), p_values, holm(list(p_values)), strict=True):
+                row = {"row": other.row.name, "reference": base.row.name, "metric": metric, "seen": "masked"}
+                row["difference"] = other.mean(metric) - base.mean(metric)
+                comparisons.append(row | dict(zip(("low", "high", "p", "p_holm"), map(float, figures), strict=True)))
+        return comparisons
 
     def _components(self) -> list[dict[str, Any]]:
-        """The spread by kind of seed, over all of the generator's rows and of each."""
-        found = []
+        lines = []
         for metric in COMPARED:
-            rows = {
-                result.row.name: {seeds: run.metrics[MASKED][metric] for seeds, run in result.runs.items()}
-                for result in self.results
-                if result.row.kind == GENERATOR
-            }
-            for name, pooled in {
-                POOLED: list(rows.values()),
-                **{name: [values] for name, values in rows.items()},
-            }.items():
-                for component in variance_components(pooled):
-                    of_seed = {
-                        "component": component.name,
-                        "sd": component.sd,
-                        "degrees_of_freedom": component.degrees_of_freedom,
-                    }
-                    found.append({"metric": metric, "seen": "masked", "row": name, **of_seed})
-        return found
+            rows = {result.row.name: [result.values(metric)] for result in self.results if result.row.kind == GENERATOR}
+            for name, runs in {POOLED: [of_row for (of_row,) in rows.values()], **rows}.items():
+                for component in variance_components(runs):
+                    line = {"metric": metric, "seen": "masked", "row": name, "component": component.name}
+                    lines.append(line | {"sd": component.sd, "degrees_of_freedom": component.degrees_of_freedom})
+        return lines
 
     @property
     def above_all_generators(self) -> list[str]:
