@@ -304,7 +304,7 @@ def batch_of(**changes: Any) -> Quantized:
     torch.manual_seed(0)
     values: dict[str, Any] = {
         "items": torch.arange(6), "vectors": torch.randn(6, 5), "latents": torch.randn(6, 4), "reconstructed": torch.randn(6, 5),
-        "codes": [torch.arange(6)], "codebooks": [torch.randn(6, 4)],
+        "codes": [torch.arange(6)], "codebooks": [torch.randn(6, 4)], "quantization": torch.tensor(0.0),
     }  # fmt: skip
     return Quantized(**(values | changes))
 
@@ -372,6 +372,35 @@ def test_the_alignment_of_letter_by_hand():
     expected = np.mean([np.log(np.exp(row).sum()) - row[place] for place, row in enumerate(scores)])
     batch = batch_of(items=torch.tensor([2, 1]), latents=torch.tensor(latents, dtype=torch.float32))
     assert running.alignment(batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_terms_of_letter_weigh_what_its_authors_gave_them():
+    """Means over dimensions and levels, summed with the default weights as in github.com/HonghuiBao2000/LETTER."""
+    torch.manual_seed(0)
+    vectors, reconstructed, latents = torch.randn(6, 5), torch.randn(6, 5), torch.randn(6, 4)
+    words, collaborative = [torch.randn(20, 4) for _ in range(3)], make_vectors(6)
+    quantized, codes, quantization = quantizer_with(words).quantize(latents, progress())
+    running = Letter().start({"collaborative": collaborative}, 4, seed=0)
+    running.begin_epoch(words, progress())
+    batch = Quantized(torch.arange(6), vectors, quantized, reconstructed, codes, words, quantization)
+    expected, rest = torch.nn.functional.mse_loss(reconstructed, vectors) + 0.02 * running.alignment(batch), latents
+    drawing = progress()
+    for level, (book, used) in enumerate(zip(words, codes, strict=True)):
+        error = torch.nn.functional.mse_loss(book[used], rest)
+        diversity = diversity_loss(book, used, running.groups[level], drawing)
+        expected = expected + (error + 0.25 * error + 0.0001 * diversity) / 3
+        rest = rest - book[used]
+    assert running.loss(batch, progress()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_letter_agrees_more_with_collaborative_vectors_than_rqvae():
+    vectors, collaborative = make_vectors(300, dim=100), make_vectors(300, seed=7)
+    alignments = {}
+    for objective in (Reconstruction(), Letter()):
+        tokenizer = small(codebook_size=16, objective=objective, epochs=60)
+        fits = [tokenizer.fit(vectors, seed=seed, extra={"collaborative": collaborative})[0] for seed in range(3)]
+        alignments[objective] = [term(state, tokenizer, vectors, collaborative)[0] for state in fits]
+    assert max(alignments[Letter()]) < min(alignments[Reconstruction()]) - 1
 
 
 def test_letter_groups_codewords_evenly():

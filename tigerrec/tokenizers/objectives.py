@@ -1,4 +1,4 @@
-"""What an RQ-VAE's latent space is trained for, beside the quantisation loss."""
+"""What an RQ-VAE is trained for: the quantisation loss, what an objective adds to it, and the weights of both."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Quantized:
         reconstructed: (n, D).
         codes: one int64 (n,) a level.
         codebooks: one (k, latent) a level, with gradient where they learn by it.
+        quantization: the quantisation loss of an item, summed over dimensions and levels, mean over items.
     """
 
     items: torch.Tensor
@@ -40,6 +41,7 @@ class Quantized:
     reconstructed: torch.Tensor
     codes: Sequence[torch.Tensor]
     codebooks: Sequence[torch.Tensor]
+    quantization: torch.Tensor
 
 
 class RunningObjective(Protocol):
@@ -50,7 +52,7 @@ class RunningObjective(Protocol):
         ...
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """The mean over a batch's items."""
+        """The whole loss, quantisation included: the mean over a batch's items."""
         ...
 
 
@@ -91,8 +93,8 @@ class Reconstruction:
         """Does nothing."""
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """The squared error."""
-        return reconstruction_loss(batch)
+        """The quantisation loss plus the squared error, both sums over dimensions."""
+        return batch.quantization + reconstruction_loss(batch)
 
 
 @options
@@ -120,16 +122,20 @@ class Contrast:
         """Does nothing."""
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """Cross-entropy of the own vector among the batch's, by cosine."""
+        """The quantisation loss plus the cross-entropy of the own vector among the batch's, by cosine."""
         from torch.nn.functional import normalize
 
-        return own_row_loss(normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature)
+        return batch.quantization + own_row_loss(
+            normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature
+        )
 
 
 @options
 class Letter:
     """Reconstruction, latents that agree with collaborative vectors, and diverse codewords (LETTER: Wang et al. 2024,
     arXiv 2405.07314, section 3.2).
+
+    The weights go with the losses of its authors' code, which are means over dimensions and levels, not sums.
 
     Args:
         alignment: weight of the agreement with the collaborative vectors.
@@ -178,11 +184,15 @@ class LetterTraining:
             )
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """Squared error, plus the weighted terms."""
-        loss = reconstruction_loss(batch) + self.objective.alignment * self.alignment(batch)
-        for words, codes, groups in zip(batch.codebooks, batch.codes, self.groups, strict=True):
-            loss = loss + self.objective.diversity * diversity_loss(words, codes, groups, progress)
-        return loss
+        """Squared errors per dimension, of the quantisation also per level, plus the weighted terms."""
+        levels = list(zip(batch.codebooks, batch.codes, self.groups, strict=True))
+        diversity = sum(diversity_loss(words, codes, groups, progress) for words, codes, groups in levels) / len(levels)
+        return (
+            reconstruction_loss(batch) / batch.vectors.shape[1]
+            + batch.quantization / (batch.latents.shape[1] * len(levels))
+            + self.objective.alignment * self.alignment(batch)
+            + self.objective.diversity * diversity
+        )
 
     def alignment(self, batch: Quantized) -> torch.Tensor:
         """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent

@@ -157,8 +157,9 @@ def train(tokenizer: RQVAE, rows: np.ndarray, extra: Mapping[str, np.ndarray], s
     def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
         vectors = data[items]
         words = quantizer.words()
-        latents, codes, loss = quantizer.quantize(encoder(vectors), progress)
-        return loss + objective.loss(Quantized(items, vectors, latents, decoder(latents), codes, words), progress)
+        latents, codes, quantization = quantizer.quantize(encoder(vectors), progress)
+        batch = Quantized(items, vectors, latents, decoder(latents), codes, words, quantization)
+        return objective.loss(batch, progress)
 
     @torch.no_grad()
     def end_epoch(progress: Progress) -> None:
