@@ -295,6 +295,19 @@ def test_sinkhorn_keeps_the_nearest_where_that_is_even():
     assert Sinkhorn(levels=(0,)).assign(0, distances).tolist() == [0, 1, 2, 0, 1, 2]
 
 
+@pytest.mark.parametrize("n", [10, 69])
+def test_sinkhorn_gives_fewer_residuals_than_codes_near_ones_and_not_by_rounding(n):
+    generator = torch.Generator().manual_seed(n)
+    residuals, words = torch.randn(n, 32, generator=generator), torch.randn(256, 32, generator=generator)
+    distances, sinkhorn = torch.cdist(residuals, words).square(), Sinkhorn(levels=(0,))
+    codes = sinkhorn.assign(0, distances)
+    assert len(codes.unique()) == n
+    assert distances.gather(1, codes[:, None]).mean() < 1.1 * distances.min(dim=1).values.mean()
+    for _ in range(5):
+        rounded = distances * (1 + 1e-6 * torch.randn(distances.shape, generator=generator))
+        assert torch.equal(sinkhorn.assign(0, rounded), codes)
+
+
 def test_sinkhorn_refuses_a_level_that_is_not_there():
     with pytest.raises(ValueError, match=r"assignment.levels must name levels from 0 to 2, got \(3,\)"):
         small(assignment=Sinkhorn(levels=(3,)))
@@ -434,6 +447,14 @@ def test_cost_lowers_its_own_term():
         batch = batch_of(vectors=torch.from_numpy(rows), reconstructed=torch.from_numpy(decoded.astype(np.float32)))
         losses[objective] = Contrast().loss(batch, progress()).item()
     assert losses[Contrast()] < losses[Reconstruction()] - 0.1
+
+
+def test_letter_refuses_a_diversity_without_a_gradient():
+    with pytest.raises(
+        ValueError, match=r"objective\.diversity must be 0 with MovingAverage codebooks, whose codewords have no"
+    ):
+        small(codebooks=MovingAverage(), objective=Letter())
+    assert small(codebooks=MovingAverage(), objective=Letter(diversity=0.0)).needs == ("collaborative",)
 
 
 def test_main_components_are_white_and_padded():

@@ -61,6 +61,22 @@ def test_dead_codewords_move_to_directions_of_what_the_levels_before_leave_over(
     assert not residuals.equal(torch.zeros(2, 3))
 
 
+def test_no_codeword_moves_to_where_nothing_is_left_over():
+    residuals = torch.tensor([[0.0, 0.0, 0.0], [1e-8, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    codebook = torch.full((3, 3), 5.0)
+    restart(residuals, [codebook], [torch.tensor([0, 0, 1])], torch.Generator().manual_seed(0))
+    assert codebook.tolist() == [[0.0, 0.0, 1.0], [5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]
+
+
+@pytest.mark.parametrize("vectors", [make_vectors(1), make_vectors(5), np.eye(6, dtype=np.float32), -np.ones((9, 4))])
+@pytest.mark.parametrize("init", ["kmeans++", "random"])
+def test_all_codewords_have_length_one_also_where_levels_leave_nothing_over(vectors, init):
+    rows = np.concatenate([vectors, np.zeros_like(vectors[:1])]).astype(np.float32)
+    state, _ = R3VAE(codebook_size=4, epochs=3, init=init).fit(rows, seed=0, extra={})
+    for level in range(3):
+        np.testing.assert_allclose(np.linalg.norm(state[f"codebook_{level}"], axis=1), 1, rtol=1e-6)
+
+
 def test_vectors_of_any_length_become_directions():
     lengths = np.array([[1e-30], [1.0], [3e19]])
     assert np.allclose(unit(lengths * np.full((3, 4), 1.0)), 0.5)

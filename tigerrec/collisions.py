@@ -21,7 +21,7 @@ from tigerrec.semantic_ids import (
     next_suffixes,
     with_suffix,
 )
-from tigerrec.sinkhorn import even_plan
+from tigerrec.sinkhorn import balanced_codes
 
 if TYPE_CHECKING:
     from tigerrec.tokenizers import Codes, State
@@ -75,22 +75,6 @@ def _with_next_suffixes(known: SemanticIds, items: CodedItems) -> np.ndarray:
     return np.column_stack([items.codes, next_suffixes(known, items.codes)]).astype(np.int32)
 
 
-def balanced_codes(distances: np.ndarray) -> np.ndarray:
-    """A code for each row of distances (n, m), finite, int64 (n,): the nearest of the codes that the plan gives mostly
-    to the row.
-
-    A row without such a code gets the one that the plan gives it most of. Plans at a small epsilon give an item many
-    codes in equal shares,
-    so that the largest share alone, which LC-Rec takes, would be a choice by rounding.
-    """
-    import torch
-
-    plan = even_plan(torch.from_numpy(distances), SINKHORN_EPSILON, SINKHORN_ITERATIONS).numpy()
-    is_mine = plan.argmax(axis=0) == np.arange(len(plan))[:, None]
-    nearest = np.where(is_mine, distances, np.inf).argmin(axis=1)
-    return np.where(is_mine.any(axis=1), nearest, plan.argmax(axis=1))
-
-
 def _with_sinkhorn(items: CodedItems) -> SemanticIds:
     """Items that share all codes are spread evenly over the last level, and a suffix tells apart what still shares all
     codes, as equal vectors do.
@@ -113,7 +97,8 @@ def _with_sinkhorn(items: CodedItems) -> SemanticIds:
         taken[prefixes[alone], codes[alone, -1]] = True
         for members in _groups_of(prefixes[rows]):
             free = np.flatnonzero(np.isfinite(distances[members[0]]) & ~taken[prefixes[rows[members[0]]]])
-            codes[rows[members], -1] = free[balanced_codes(distances[np.ix_(members, free)])]
+            chosen = balanced_codes(distances[np.ix_(members, free)], SINKHORN_EPSILON, SINKHORN_ITERATIONS)
+            codes[rows[members], -1] = free[chosen]
     return with_suffix(codes[inverse.reshape(-1)], items.tokenizer.code_sizes)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tigerrec.config import options
 from tigerrec.ranges import at_least_one
-from tigerrec.sinkhorn import LEAST_EPSILON, even_plan
+from tigerrec.sinkhorn import LEAST_EPSILON, balanced_codes
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,9 @@ class Sinkhorn:
         at_least_one(self, "iterations")
 
     def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
-        """The largest entry of each row of the even plan."""
-        return (even_plan(distances, self.epsilon, self.iterations) if level in self.levels else -distances).argmax(
-            dim=1
-        )
+        """The balanced codes of the batch on the levels named, the nearest on others."""
+        import torch
+
+        if level not in self.levels:
+            return distances.argmin(dim=1)
+        return torch.from_numpy(balanced_codes(distances.numpy(), self.epsilon, self.iterations))

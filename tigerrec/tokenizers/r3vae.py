@@ -173,7 +173,7 @@ def restart(
     generator: torch.Generator,
 ) -> None:
     """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over
-    of random items.
+    of random items, where something is left over.
 
     Args:
         residuals: of all items before the first level, (I, D).
@@ -182,23 +182,25 @@ def restart(
     from torch.nn.functional import normalize
 
     for codebook, count in zip(codebooks, counts, strict=True):
-        dead = torch.nonzero(count == 0)[:, 0][: len(residuals)]
-        codebook[dead] = normalize(residuals[torch.randperm(len(residuals), generator=generator)[: len(dead)]])
+        directed = residuals[residuals.norm(dim=1) > ROUNDING]
+        dead = torch.nonzero(count == 0)[:, 0][: len(directed)]
+        codebook[dead] = normalize(directed[torch.randperm(len(directed), generator=generator)[: len(dead)]])
         residuals = residuals - projected(residuals, codebook)[0]
+
+
+def directions(rows: np.ndarray) -> np.ndarray:
+    """The rows (n, D) that are not almost 0, at length 1; the first axis where all are."""
+    directed = rows[np.linalg.norm(rows, axis=1) > ROUNDING]
+    return unit(directed) if len(directed) else np.eye(1, rows.shape[1], dtype=rows.dtype)
 
 
 def initial_codebooks(tokenizer: R3VAE, residuals: np.ndarray, seed: int) -> list[np.ndarray]:
     """One codebook a level, each fitted to the directions of what the levels before left over of rows (n, D)."""
     codebooks = []
     for level in range(tokenizer.levels):
-        words = unit(
-            fit_codebook(
-                unit(residuals),
-                tokenizer.codebook_size,
-                INIT_ITERATIONS,
-                derived_seed(seed, "codebook", level),
-                tokenizer.init,
-            )
+        level_seed = derived_seed(seed, "codebook", level)
+        words = directions(
+            fit_codebook(directions(residuals), tokenizer.codebook_size, INIT_ITERATIONS, level_seed, tokenizer.init)
         )
         residuals = without(residuals, words[angular_distances(residuals, words).argmin(axis=1)])
         codebooks.append(words)

@@ -28,8 +28,8 @@ from tigerrec.tokenizers.autoencoder import (
 )
 from tigerrec.tokenizers.codebooks import INITS, decode_residuals, encode_residuals, in_blocks, residual_distances
 from tigerrec.tokenizers.estimators import Estimator, StraightThrough
-from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient
-from tigerrec.tokenizers.objectives import Objective, Quantized, Reconstruction
+from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient, MovingAverage
+from tigerrec.tokenizers.objectives import Letter, Objective, Quantized, Reconstruction
 from tigerrec.tokenizers.residual import ResidualQuantizer, check_learning
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ class RQVAE:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         check_learning(self, INITS)
+        if (
+            isinstance(self.codebooks, MovingAverage)
+            and isinstance(self.objective, Letter)
+            and self.objective.diversity
+        ):
+            raise ValueError(
+                "objective.diversity must be 0 with MovingAverage codebooks, whose codewords have no gradient, got "
+                f"{self.objective.diversity}"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
