@@ -14,8 +14,10 @@ from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, rest
 def parts(n: int = 50, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Vectors of length 1, a reference and three codebooks, all random."""
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
-    return normalize(draw(n, dim)), draw(dim), [draw(9, dim) for _ in range(3)]
+    vectors, reference, *codebooks = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(n, dim), (dim,), *[(9, dim)] * 3]
+    )
+    return normalize(vectors), reference, codebooks
 
 
 def test_each_level_takes_out_the_projection_on_the_codeword_of_the_smallest_angle():

@@ -265,7 +265,7 @@ def edit_facts(folder: Path, name: str = "tokenizer.json", **changes: Any) -> No
         ({"hyper_parameters": {"levels": "three"}}, "levels='three' has the wrong type"),
         (
             {"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}},
-            "levels must be a int, not a RQVAE",
+            r"levels=RQVAE\(.*\) has the wrong type",
         ),
         ({"hyper_parameters": {"levels": {"_target_": "tigerrec.pipeline.Step"}}}, "no plain hyper-parameters"),
         (

@@ -7,26 +7,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tigerrec import diagnostics
-from tigerrec.semantic_ids import (
-    KEEP,
-    SemanticIdError,
-    SemanticIds,
-    TokenLayout,
-    group_codes,
-    next_suffixes,
-    with_suffix,
-)
+from tigerrec.semantic_ids import SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
 from tigerrec.sinkhorn import balanced_codes
 
 if TYPE_CHECKING:
     from tigerrec.tokenizers import Codes, State
 
 logger = logging.getLogger(__name__)
+Policy = Literal["suffix", "sinkhorn", "nearest_free", "keep"]
 SINKHORN_EPSILON = 0.003
 SINKHORN_ITERATIONS = 50
 SINKHORN_ROUNDS = 20
@@ -235,15 +228,15 @@ def _shared(items: CodedItems) -> SemanticIds:
     return SemanticIds(items.codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share=True)
 
 
-COLLISION_POLICIES: dict[str, CollisionPolicy] = {
+COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
     "suffix": CollisionPolicy(lambda items: with_suffix(items.codes, items.tokenizer.code_sizes), _with_next_suffixes),
     "sinkhorn": CollisionPolicy(_with_sinkhorn, _with_next_suffixes, needs_distances=True),
     "nearest_free": CollisionPolicy(_with_nearest_free, _next_nearest_free, needs_distances=True),
-    KEEP: CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
+    "keep": CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
 }
 
 
-def resolve(items: CodedItems, policy: str) -> tuple[SemanticIds, dict[str, Any]]:
+def resolve(items: CodedItems, policy: Policy) -> tuple[SemanticIds, dict[str, Any]]:
     """The Semantic IDs of coded items by one of `COLLISION_POLICIES`.
 
     Returns:

@@ -1,5 +1,4 @@
-"""What tokenizers with an autoencoder share: standardised vectors, MLPs that a state can hold, and how they are
-trained."""
+"""What tokenizers trained by gradient share: standardised vectors, MLPs that a state can hold, and the training."""
 
 from __future__ import annotations
 
@@ -7,16 +6,36 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
+from tigerrec.config import AtLeastOne, Positive, options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import State, TokenizeError
 
 if TYPE_CHECKING:
     import torch
+
+Widths = Annotated[tuple[AtLeastOne, ...], Field(min_length=1)]
+
+
+@options
+class GradientTraining:
+    """A tokenizer trained by gradient.
+
+    Args:
+        epochs: passes over all items.
+        batch_size: items a step.
+        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
+    """
+
+    family: ClassVar[str]
+    epochs: AtLeastOne = 200
+    batch_size: AtLeastOne = 256
+    learning_rate: Positive = 3e-3
 
 
 def standardisation(vectors: np.ndarray) -> State:
@@ -90,7 +109,7 @@ class Progress:
 
 
 def optimise(
-    tokenizer: Any,
+    tokenizer: GradientTraining,
     groups: list[dict[str, Any]],
     n_items: int,
     seed: int,
@@ -99,10 +118,9 @@ def optimise(
     before_epoch: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train by AdamW with a learning rate that falls to zero as a cosine, in shuffled batches.
+    """Train by AdamW in shuffled batches; the learning rate falls from epoch to epoch.
 
     Args:
-        tokenizer: has `family`, `epochs`, `batch_size` and `learning_rate`.
         groups: the parameter groups of the optimizer; their weights decay only where they say so.
         step: the loss of some items, given their numbers, int64 (n,).
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.tokenizers import Codes, State, check_least
+from tigerrec.config import AtLeastOne, NotNegative, Positive, options
+from tigerrec.tokenizers import Codes, State
 from tigerrec.tokenizers.autoencoder import (
+    GradientTraining,
     Progress,
+    Widths,
     build_networks,
     networks_state,
     optimise,
@@ -21,7 +23,7 @@ from tigerrec.tokenizers.autoencoder import (
     standardisation,
     standardised,
 )
-from tigerrec.tokenizers.codebooks import in_blocks
+from tigerrec.tokenizers.codebooks import AtLeastTwo, EqualLevels, in_blocks
 from tigerrec.tokenizers.estimators import with_value
 
 if TYPE_CHECKING:
@@ -31,42 +33,21 @@ MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
 
 @options
-class FSQ:
+class FSQ(GradientTraining, EqualLevels):
     """An autoencoder with a bounded latent dimension a level, rounded to one of `codebook_size` grid points; there is
     no codebook to learn.
 
     Args:
-        levels: the number of codes an item, which is the number of latent dimensions.
-        codebook_size: the number of grid points a dimension.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
-        epochs: passes over all items.
-        batch_size: items a step.
-        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
         weight_decay: decay of the weights.
     """
 
     family: ClassVar[str] = "fsq"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 4
-    codebook_size: int = 32
-    hidden: tuple[int, ...] = (512, 256, 128)
-    epochs: int = 200
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2, epochs=1, batch_size=1, weight_decay=0)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of grid points a dimension."""
-        return (self.codebook_size,) * self.levels
+    levels: AtLeastOne = 4
+    codebook_size: AtLeastTwo = 32
+    hidden: Widths = (512, 256, 128)
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Train the autoencoder.
@@ -85,9 +66,8 @@ class FSQ:
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), that the decoder makes of the grid points."""
-        return restored(
-            state, run_mlp(state, "decoder", scaled(grid_points(codes, self.codebook_size), self.codebook_size))
-        )
+        points = scaled(grid_points(codes, self.codebook_size), self.codebook_size)
+        return restored(state, run_mlp(state, "decoder", points))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, `codebook_size`), to the grid points of the next dimension."""
@@ -95,10 +75,9 @@ class FSQ:
         return np.abs(self._bounded(state, vectors)[:, codes.shape[1], None] - points)
 
     def _bounded(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        return in_blocks(
-            lambda block: bounded(run_mlp(state, "encoder", standardised(state, block)), self.codebook_size, np.tanh),
-            vectors,
-        )
+        """The latent vectors, float64 (n, L), that are rounded."""
+        latents = in_blocks(lambda block: run_mlp(state, "encoder", standardised(state, block)), vectors)
+        return bounded(latents, self.codebook_size, np.tanh)
 
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import Field
 
-from tigerrec.config import options
+from tigerrec.config import NotNegative, Positive, options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers.rkmeans_balanced import fit_balanced
 
@@ -60,6 +61,7 @@ class RunningObjective(Protocol):
 class Objective(Protocol):
     """A training objective: a frozen dataclass of settings."""
 
+    family: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     """Names of further item-aligned matrices that it reads."""
 
@@ -83,14 +85,14 @@ def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
 class Reconstruction:
     """The decoder shall give the vectors back (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
 
+    family: ClassVar[str] = "reconstruction"
     needs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Needs nothing."""
         return self
 
     def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Does nothing."""
+        pass
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
         """The quantisation loss plus the squared error, both sums over dimensions."""
@@ -98,7 +100,7 @@ class Reconstruction:
 
 
 @options
-class Contrast:
+class Contrast(Reconstruction):
     """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu
     et al. 2024, arXiv 2404.14774).
 
@@ -106,28 +108,15 @@ class Contrast:
         temperature: of the cosines.
     """
 
-    temperature: float = 0.1
-
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Needs nothing."""
-        return self
-
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Does nothing."""
+    family: ClassVar[str] = "contrast"
+    temperature: Positive = 0.1
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
         """The quantisation loss plus the cross-entropy of the own vector among the batch's, by cosine."""
         from torch.nn.functional import normalize
 
-        return batch.quantization + own_row_loss(
-            normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature
-        )
+        scores = normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature
+        return batch.quantization + own_row_loss(scores)
 
 
 @options
@@ -143,20 +132,13 @@ class Letter:
         clusters: groups of a level's codewords, of equal size; those of one group may be alike.
     """
 
-    alignment: float = 0.02
-    diversity: float = 0.0001
-    clusters: int = 10
-
+    family: ClassVar[str] = "letter"
     needs: ClassVar[tuple[str, ...]] = (COLLABORATIVE,)
-
-    def __post_init__(self) -> None:
-        if min(self.alignment, self.diversity) < 0:
-            raise ValueError(f"alignment and diversity must be at least 0, got {self.alignment} and {self.diversity}")
-        if self.clusters < 2:
-            raise ValueError(f"clusters must be at least 2, got {self.clusters}")
+    alignment: NotNegative = 0.02
+    diversity: NotNegative = 0.0001
+    clusters: Annotated[int, Field(ge=2)] = 10
 
     def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Reads the collaborative vectors."""
         return LetterTraining(self, main_components(extra[COLLABORATIVE], latent_dim), seed)
 
 
@@ -177,11 +159,8 @@ class LetterTraining:
         self.groups = []
         for level, words in enumerate(codebooks):
             seed = derived_seed(self.seed, "clusters", level, progress.epoch)
-            self.groups.append(
-                torch.from_numpy(
-                    fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
-                )
-            )
+            groups = fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
+            self.groups.append(torch.from_numpy(groups))
 
     def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
         """Squared errors per dimension, of the quantisation also per level, plus the weighted terms."""
@@ -223,14 +202,10 @@ def diversity_loss(words: torch.Tensor, codes: torch.Tensor, groups: torch.Tenso
 
 def main_components(vectors: np.ndarray, dim: int) -> np.ndarray:
     """The principal components of vectors (I, any), each of variance 1, float32 (I, dim), with zeros where there are
-    fewer.
-
-    So their inner products with latent vectors are of one scale, whatever made them.
-    """
+    fewer; so their inner products with latent vectors are of one scale, whatever made them."""
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    there = int((values > values.max(initial=0) * 1e-6).sum()) if values.any() else 0
-    width = min(dim, there)
+    rank = int((values > values.max(initial=0) * 1e-6).sum())
     components = np.zeros((len(vectors), dim), np.float32)
-    components[:, :width] = left[:, :width] * np.sqrt(len(vectors))
+    components[:, : min(dim, rank)] = left[:, : min(dim, rank)] * np.sqrt(len(vectors))
     return components

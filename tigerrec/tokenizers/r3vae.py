@@ -8,74 +8,44 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
+from tigerrec.config import AtLeastOne, NotNegative, Positive, options
+from tigerrec.embed import unit
 from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.autoencoder import Progress, build_mlp, optimise
-from tigerrec.tokenizers.codebooks import INITS, fit_codebook, in_blocks
-from tigerrec.tokenizers.residual import INIT_ITERATIONS, check_codebooks
+from tigerrec.tokenizers import Codes, State
+from tigerrec.tokenizers.autoencoder import Progress, Widths, build_mlp, optimise
+from tigerrec.tokenizers.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
+from tigerrec.tokenizers.residual import INIT_ITERATIONS, LearnedCodebooks
 
 if TYPE_CHECKING:
     import torch
-
 
 ROUNDING = 1e-6
 """What is left over of a vector of length 1 and shorter than this has no direction of its own."""
 
 
 @options
-class R3VAE:
+class R3VAE(LearnedCodebooks):
     """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of
     length 1, then one codeword a level.
 
     The codeword at the smallest angle to the residual is taken, and what is subtracted is the residual's projection on
-    it, the codeword times its rating.
-    Ratings have gradients, so nothing is passed straight through. A decoder of the sum helps training and is not kept.
+    it, the codeword times its rating. Ratings have gradients, so nothing is passed straight through. A decoder of the
+    sum helps training and is not kept.
 
     Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codewords a level.
         hidden: widths of the decoder's hidden layers.
         cohesion: weight of the cosine distance between vectors and the sums after each level.
         discrimination: weight of how alike the codewords of a level are.
         temperature: how much more it counts that codewords are alike than that they are far apart.
-        init: where codewords begin, as in `fit_codebook`.
-        epochs: passes over all items.
-        batch_size: items a step.
-        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
-        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to
-            random residuals.
     """
 
     family: ClassVar[str] = "r3vae"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 3
-    codebook_size: int = 256
-    hidden: tuple[int, ...] = (512,)
-    cohesion: float = 0.1
-    discrimination: float = 0.05
-    temperature: float = 2.0
-    init: str = "kmeans++"
-    epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    restart_share: float = 0.7
-
-    def __post_init__(self) -> None:
-        check_least(
-            self, levels=1, codebook_size=2, cohesion=0, discrimination=0, temperature=0, epochs=1, batch_size=1
-        )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        check_codebooks(self, INITS)
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
+    hidden: Widths = (512,)
+    cohesion: NotNegative = 0.1
+    discrimination: NotNegative = 0.05
+    temperature: NotNegative = 2.0
+    epochs: AtLeastOne = 100
+    learning_rate: Positive = 1e-3
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes,
@@ -88,7 +58,7 @@ class R3VAE:
 
         def encode_block(block: np.ndarray) -> np.ndarray:
             residuals, codes = without(unit(block), state["reference"]), []
-            for words in self._codebooks(state):
+            for words in codebooks_of(state, self.levels):
                 codes.append(angular_distances(residuals, words).argmin(axis=1))
                 residuals = without(residuals, words[codes[-1]])
             return np.stack(codes, axis=1).astype(np.int32)
@@ -96,24 +66,13 @@ class R3VAE:
         return in_blocks(encode_block, vectors)
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """One less the cosines, float64 (n, `codebook_size`), of what the codes before leave over and the next level's
-        codewords; inf where there is none."""
+        """One less the cosines, float64 (n, `codebook_size`), between what codes (n, l) leave over and the codewords of
+        level l; inf for codes without one."""
+        codebooks = codebooks_of(state, self.levels)
         residuals = without(unit(vectors.astype(np.float64)), state["reference"])
-        codebooks = self._codebooks(state)
         for words, used in zip(codebooks, codes.T, strict=False):
             residuals = without(residuals, words[used])
-        words = codebooks[codes.shape[1]]
-        found = in_blocks(lambda block: angular_distances(block, words), residuals)
-        return np.pad(found, ((0, 0), (0, self.codebook_size - len(words))), constant_values=np.inf)
-
-    def _codebooks(self, state: State) -> list[np.ndarray]:
-        return [state[f"codebook_{level}"] for level in range(self.levels)]
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows (n, D) at length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size, angular_distances)
 
 
 def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -220,7 +179,7 @@ def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
     reference = torch.from_numpy(mean).requires_grad_()
     codebooks = [
         torch.from_numpy(words).requires_grad_()
-        for words in initial_codebooks(tokenizer, without(rows, unit(mean)), seed)
+        for words in initial_codebooks(tokenizer, without(rows, unit(mean[None])), seed)
     ]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed, "decoder weights"))
@@ -243,10 +202,10 @@ def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
 
     @torch.no_grad()
     def end_epoch(progress: Progress) -> None:
-        if progress.epoch < tokenizer.restart_share * tokenizer.epochs:
+        if tokenizer.restarts(progress):
             restart(data - projected(data, reference[None])[0], codebooks, counts, progress.generator)
 
     groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
     optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
-    learned = {"reference": reference, **{f"codebook_{level}": words for level, words in enumerate(codebooks)}}
-    return {name: unit(value.detach().numpy()) for name, value in learned.items()}
+    learned = {f"codebook_{level}": unit(words.detach().numpy()) for level, words in enumerate(codebooks)}
+    return {"reference": unit(reference[None].detach().numpy())[0], **learned}
