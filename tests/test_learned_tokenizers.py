@@ -52,9 +52,10 @@ def quantizer_with(words: list[torch.Tensor], beta: float = 0.25, **parts: Any) 
     """A quantiser with these codewords."""
     options = {name: parts.pop(name) for name in ("epochs", "restart_share") if name in parts}
     settings = RVQ(levels=len(words), **options)
-    quantizer = ResidualQuantizer(settings, np.zeros((1, words[0].shape[1]), np.float32), 0, beta=beta, **parts)
-    quantizer.codebooks = parts.get("codebooks", Gradient()).start(words)
-    quantizer.begin_epoch()
+    parts = {"estimator": StraightThrough(), "codebooks": Gradient(), "assignment": Nearest()} | parts
+    quantizer = ResidualQuantizer(settings, np.zeros((1, words[0].shape[1]), np.float32), 0, beta, **parts)
+    quantizer.codebooks = parts["codebooks"].start(words)
+    quantizer.counts = quantizer.no_counts()
     return quantizer
 
 
@@ -361,11 +362,10 @@ def term(
     books = [torch.from_numpy(state[f"codebook_{level}"]) for level in range(3)]
     latents = sum(book[level] for book, level in zip(books, torch.from_numpy(codes.T).long(), strict=True))
     running = Letter(clusters=4).start({"collaborative": collaborative}, 4, seed=0)
-    running.begin_epoch(books, progress())
     batch = batch_of(items=torch.arange(len(vectors)), latents=latents)
     spread = sum(
         diversity_loss(book, torch.from_numpy(codes[:, level]).long(), group, progress())
-        for level, (book, group) in enumerate(zip(books, running.groups, strict=True))
+        for level, (book, group) in enumerate(zip(books, running.grouped(books, 0), strict=True))
     )
     return running.alignment(batch).item(), float(spread)
 
@@ -400,16 +400,16 @@ def test_the_terms_of_letter_weigh_what_its_authors_gave_them():
     words, collaborative = [torch.randn(20, 4) for _ in range(3)], make_vectors(6)
     quantized, codes, quantization = quantizer_with(words).quantize(latents, progress())
     running = Letter().start({"collaborative": collaborative}, 4, seed=0)
-    running.begin_epoch(words, progress())
+    groups = running.grouped(words, 0)
     batch = Quantized(torch.arange(6), vectors, quantized, reconstructed, codes, words, quantization)
     expected, rest = torch.nn.functional.mse_loss(reconstructed, vectors) + 0.02 * running.alignment(batch), latents
     drawing = progress()
     for level, (book, used) in enumerate(zip(words, codes, strict=True)):
         error = torch.nn.functional.mse_loss(book[used], rest)
-        diversity = diversity_loss(book, used, running.groups[level], drawing)
+        diversity = diversity_loss(book, used, groups[level], drawing)
         expected = expected + (error + 0.25 * error + 0.0001 * diversity) / 3
         rest = rest - book[used]
-    assert running.loss(batch, progress()).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert running(batch, progress()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_letter_agrees_more_with_collaborative_vectors_than_rqvae():
@@ -425,8 +425,7 @@ def test_letter_agrees_more_with_collaborative_vectors_than_rqvae():
 def test_letter_groups_codewords_evenly():
     running = Letter(clusters=4).start({"collaborative": make_vectors(30)}, 4, seed=0)
     words = torch.cat([0.01 * torch.randn(25, 4), 10 + torch.randn(5, 4)])
-    running.begin_epoch([words], progress())
-    assert running.groups[0].bincount(minlength=4).max() <= 8
+    assert running.grouped([words], 0)[0].bincount(minlength=4).max() <= 8
 
 
 def test_letter_lowers_its_own_terms():

@@ -15,14 +15,14 @@ def parts(n: int = 50, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, list[t
     """Vectors of length 1, a reference and three codebooks, all random."""
     generator = torch.Generator().manual_seed(0)
     vectors, reference, *codebooks = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(n, dim), (dim,), *[(9, dim)] * 3]
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(n, dim), (1, dim), *[(9, dim)] * 3]
     )
     return normalize(vectors), reference, codebooks
 
 
 def test_each_level_takes_out_the_projection_on_the_codeword_of_the_smallest_angle():
     vectors, reference, codebooks = parts()
-    before = vectors - (vectors @ normalize(reference, dim=0))[:, None] * normalize(reference, dim=0)
+    before = vectors - vectors @ normalize(reference).T * normalize(reference)
     for (summed, left, codes), words in zip(quantize(vectors, reference, codebooks), codebooks, strict=True):
         cosines = normalize(before) @ normalize(words).T
         assert torch.equal(codes, cosines.argmax(dim=1))
@@ -107,7 +107,7 @@ def test_its_terms_are_lowered_by_their_weights():
         tokenizer = R3VAE(codebook_size=16, epochs=60, cohesion=weights[0], discrimination=weights[1], init="normal")
         state, _ = tokenizer.fit(vectors, seed=0, extra={})
         learned = [torch.from_numpy(state[f"codebook_{level}"]) for level in range(3)]
-        sums = [summed for summed, _, _ in quantize(unit, torch.from_numpy(state["reference"]), learned)]
+        sums = [summed for summed, _, _ in quantize(unit, torch.from_numpy(state["reference"])[None], learned)]
         distance = sum(1 - torch.cosine_similarity(summed, unit).mean().item() for summed in sums)
         found[name] = distance, sum(discrimination_loss(words, 2.0).item() for words in learned)
     assert found["cohesion"][0] < found["neither"][0] - 0.05

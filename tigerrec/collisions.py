@@ -64,13 +64,7 @@ class CollisionPolicy:
     needs_distances: bool = False
 
 
-def _with_suffix(items: CodedItems) -> SemanticIds:
-    """A suffix tells items with equal codes apart."""
-    return with_suffix(items.codes, items.tokenizer.code_sizes)
-
-
 def _with_next_suffixes(known: SemanticIds, items: CodedItems) -> np.ndarray:
-    """New items get the next suffixes after their codes."""
     return np.column_stack([items.codes, next_suffixes(known, items.codes)]).astype(np.int32)
 
 
@@ -219,7 +213,7 @@ def _shared(items: CodedItems) -> SemanticIds:
 
 
 COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
-    "suffix": CollisionPolicy(_with_suffix, _with_next_suffixes),
+    "suffix": CollisionPolicy(lambda items: with_suffix(items.codes, items.tokenizer.code_sizes), _with_next_suffixes),
     "sinkhorn": CollisionPolicy(_with_sinkhorn, _with_next_suffixes, needs_distances=True),
     "nearest_free": CollisionPolicy(_with_nearest_free, _next_nearest_free, needs_distances=True),
     "keep": CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),

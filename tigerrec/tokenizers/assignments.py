@@ -10,7 +10,7 @@ from tigerrec.config import AtLeastOne, options
 from tigerrec.sinkhorn import LEAST_EPSILON, balanced_codes
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 @runtime_checkable
@@ -19,7 +19,7 @@ class Assignment(Protocol):
 
     family: ClassVar[str]
 
-    def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
+    def assign(self, level: int, distances: Tensor) -> Tensor:
         """The code of each residual, int64 (n,), from squared distances (n, k) to the codewords of a level."""
         ...
 
@@ -30,7 +30,7 @@ class Nearest:
 
     family: ClassVar[str] = "nearest"
 
-    def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
+    def assign(self, level: int, distances: Tensor) -> Tensor:
         return distances.argmin(dim=1)
 
 
@@ -51,7 +51,7 @@ class Sinkhorn:
     epsilon: Annotated[float, Field(ge=LEAST_EPSILON)] = 0.003
     iterations: AtLeastOne = 50
 
-    def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
+    def assign(self, level: int, distances: Tensor) -> Tensor:
         import torch
 
         if level not in self.levels:

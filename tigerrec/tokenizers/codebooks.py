@@ -96,10 +96,8 @@ def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) ->
     between two codewords.
     """
     results = []
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start : start + BLOCK]
-        block = np.zeros((BLOCK, rows.shape[1]))
-        block[: len(part)] = part
+    for part in np.split(rows, range(BLOCK, len(rows), BLOCK)):
+        block = np.pad(part.astype(np.float64), ((0, BLOCK - len(part)), (0, 0)))
         results.append(function(block)[: len(part)])
     return np.concatenate(results)
 
@@ -121,10 +119,7 @@ def nearest(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 def code_distances(
-    rows: np.ndarray,
-    codebook: np.ndarray,
-    size: int,
-    distances: Callable[[np.ndarray, np.ndarray], np.ndarray] = word_distances,
+    rows: np.ndarray, codebook: np.ndarray, size: int, distances: Callable[..., np.ndarray] = word_distances
 ) -> np.ndarray:
     """Distances, float64 (n, `size`), of rows (n, D) to a codebook (k, D), k ≤ `size`; inf for codes without a
     codeword."""
@@ -153,16 +148,9 @@ def fit_codebook(rows: np.ndarray, size: int, iterations: int, seed: int, init: 
         return distinct
     if init == "random":
         return np.random.default_rng(seed).permutation(distinct)[:size]
-    far_apart, anywhere = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, faiss.ClusteringInitMethod_RANDOM
-    kmeans = faiss.Kmeans(
-        rows.shape[1],
-        size,
-        niter=iterations,
-        seed=seed,
-        init_method=far_apart if init == "kmeans++" else anywhere,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(rows),
-    )
+    starts = {"kmeans": faiss.ClusteringInitMethod_RANDOM, "kmeans++": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS}
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
+    kmeans = faiss.Kmeans(rows.shape[1], size, niter=iterations, seed=seed, init_method=starts[init], **limits)
     kmeans.train(rows)
     return np.asarray(kmeans.centroids)
 

@@ -13,7 +13,7 @@ from tigerrec.config import Positive, options
 from tigerrec.tokenizers.codebooks import squared_distances
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from tigerrec.tokenizers.autoencoder import Progress
 
@@ -31,9 +31,7 @@ class Estimator(Protocol):
     follows_codes: ClassVar[bool]
     """Whether the value is the codeword of the code that was chosen."""
 
-    def quantize(
-        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
-    ) -> torch.Tensor:
+    def quantize(self, residuals: Tensor, codebook: Tensor, codes: Tensor, progress: Progress) -> Tensor:
         """The quantised residuals (n, latent), with their gradient, of residuals (n, latent), a codebook (k, latent)
         and the chosen codes (n,)."""
         ...
@@ -47,9 +45,7 @@ class StraightThrough:
     family: ClassVar[str] = "straight_through"
     follows_codes: ClassVar[bool] = True
 
-    def quantize(
-        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
-    ) -> torch.Tensor:
+    def quantize(self, residuals: Tensor, codebook: Tensor, codes: Tensor, progress: Progress) -> Tensor:
         return with_value(codebook[codes], residuals)
 
 
@@ -61,9 +57,7 @@ class Rotation:
     family: ClassVar[str] = "rotation"
     follows_codes: ClassVar[bool] = True
 
-    def quantize(
-        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
-    ) -> torch.Tensor:
+    def quantize(self, residuals: Tensor, codebook: Tensor, codes: Tensor, progress: Progress) -> Tensor:
         words = codebook[codes].detach()
         start, end = unit(residuals.detach()), unit(words)
         between = unit(start + end)
@@ -79,9 +73,7 @@ class Reflection:
     family: ClassVar[str] = "reflection"
     follows_codes: ClassVar[bool] = True
 
-    def quantize(
-        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
-    ) -> torch.Tensor:
+    def quantize(self, residuals: Tensor, codebook: Tensor, codes: Tensor, progress: Progress) -> Tensor:
         words = codebook[codes].detach()
         across = unit(unit(residuals.detach()) - unit(words))
         mirrored = residuals - 2 * dot(residuals, across) * across
@@ -118,9 +110,7 @@ class Gumbel:
         """The temperature after a share of training."""
         return float(self.start_temperature * (self.end_temperature / self.start_temperature) ** share)
 
-    def quantize(
-        self, residuals: torch.Tensor, codebook: torch.Tensor, codes: torch.Tensor, progress: Progress
-    ) -> torch.Tensor:
+    def quantize(self, residuals: Tensor, codebook: Tensor, codes: Tensor, progress: Progress) -> Tensor:
         import torch
 
         distances = squared_distances(residuals, codebook)
@@ -129,27 +119,27 @@ class Gumbel:
         temperature = self.temperature(progress.share)
         scale = temperature * distances.detach().mean().clamp(min=SMALLEST_DISTANCE)
         relaxation = max(temperature / self.start_temperature, LEAST_RELAXATION)
-        weights: torch.Tensor = ((noise - distances / scale) / relaxation).softmax(dim=1)
+        weights: Tensor = ((noise - distances / scale) / relaxation).softmax(dim=1)
         return weights @ codebook
 
 
-def with_value(value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def with_value(value: Tensor, gradient: Tensor) -> Tensor:
     """A tensor with the value of one and the gradient of another of the same shape."""
     return gradient + (value - gradient).detach()
 
 
-def unit(rows: torch.Tensor) -> torch.Tensor:
+def unit(rows: Tensor) -> Tensor:
     """Rows (n, latent) at length 1; rows of almost no length become 0."""
     lengths = rows.norm(dim=1, keepdim=True)
     return (rows / lengths.clamp(min=NO_DIRECTION)) * (lengths > NO_DIRECTION)
 
 
-def dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def dot(one: Tensor, other: Tensor) -> Tensor:
     """Products of rows (n, latent), (n, 1)."""
     return (one * other).sum(dim=1, keepdim=True)
 
 
-def stretch(residuals: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+def stretch(residuals: Tensor, words: Tensor) -> Tensor:
     """The lengths of codewords over those of residuals, a constant (n, 1); 1 where a residual has almost no length."""
     import torch
 

@@ -15,7 +15,7 @@ from tigerrec.tokenizers.autoencoder import (
     GradientTraining,
     Progress,
     Widths,
-    build_networks,
+    build_autoencoder,
     networks_state,
     optimise,
     restored,
@@ -27,7 +27,7 @@ from tigerrec.tokenizers.codebooks import AtLeastTwo, EqualLevels, in_blocks
 from tigerrec.tokenizers.estimators import with_value
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
@@ -50,14 +50,30 @@ class FSQ(GradientTraining, EqualLevels):
     weight_decay: NotNegative = 0.0
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder.
+        """Train the autoencoder with straight-through gradients.
 
         Returns:
             `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes,
             int32 (I, L), under the final weights.
+
+        Raises:
+            TokenizeError: the loss is no longer finite.
         """
-        scale = standardisation(vectors)
-        state = {**scale, **train(self, standardised(scale, vectors), seed)}
+        import torch
+
+        scale, size = standardisation(vectors), self.codebook_size
+        data = torch.from_numpy(standardised(scale, vectors))
+        encoder, decoder = build_autoencoder((vectors.shape[1], *self.hidden, self.levels), seed)
+
+        def step(items: Tensor, progress: Progress) -> Tensor:
+            latents = bounded(encoder(data[items]), size, torch.tanh)
+            reconstructed = decoder(scaled(with_value(latents.round(), latents), size))
+            loss: Tensor = (reconstructed - data[items]).square().sum(dim=1).mean()
+            return loss
+
+        weights = [*encoder.parameters(), *decoder.parameters()]
+        optimise(self, [{"params": weights, "weight_decay": self.weight_decay}], len(data), seed, step)
+        state = scale | networks_state(encoder=encoder, decoder=decoder)
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -76,8 +92,11 @@ class FSQ(GradientTraining, EqualLevels):
 
     def _bounded(self, state: State, vectors: np.ndarray) -> np.ndarray:
         """The latent vectors, float64 (n, L), that are rounded."""
-        latents = in_blocks(lambda block: run_mlp(state, "encoder", standardised(state, block)), vectors)
-        return bounded(latents, self.codebook_size, np.tanh)
+
+        def latents(block: np.ndarray) -> np.ndarray:
+            return run_mlp(state, "encoder", standardised(state, block))
+
+        return in_blocks(lambda block: bounded(latents(block), self.codebook_size, np.tanh), vectors)
 
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:
@@ -106,26 +125,3 @@ def grid_points(codes: np.ndarray, size: int) -> np.ndarray:
 def scaled(points: Any, size: int) -> Any:
     """Grid points as the decoder reads them, between -1 and 1."""
     return points / (size // 2)
-
-
-def train(tokenizer: FSQ, rows: np.ndarray, seed: int) -> State:
-    """The weights learned from standardised rows, float32 (I, D), with straight-through gradients.
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
-    import torch
-
-    data, size = torch.from_numpy(rows), tokenizer.codebook_size
-    networks = build_networks((rows.shape[1], *tokenizer.hidden, tokenizer.levels), seed)
-    encoder, decoder = networks.values()
-
-    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
-        latents = bounded(encoder(data[items]), size, torch.tanh)
-        reconstructed = decoder(scaled(with_value(latents.round(), latents), size))
-        loss: torch.Tensor = (reconstructed - data[items]).square().sum(dim=1).mean()
-        return loss
-
-    weights = [weight for network in networks.values() for weight in network.parameters()]
-    optimise(tokenizer, [{"params": weights, "weight_decay": tokenizer.weight_decay}], len(data), seed, step)
-    return networks_state(networks)

@@ -9,7 +9,7 @@ from tigerrec.config import BelowOne, options
 from tigerrec.tokenizers import State
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 LEAST_COUNT = 1e-12
 
@@ -17,18 +17,18 @@ LEAST_COUNT = 1e-12
 class RunningCodebooks:
     """The codebooks of all levels while they learn."""
 
-    def words(self, level: int) -> torch.Tensor:
+    def words(self, level: int) -> Tensor:
         """The codewords of a level, (k, latent), with a gradient where they learn by it."""
         raise NotImplementedError
 
-    def parameters(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[Tensor]:
         """What the optimizer moves."""
         return []
 
-    def observe(self, level: int, residuals: torch.Tensor, codes: torch.Tensor) -> None:
+    def observe(self, level: int, residuals: Tensor, codes: Tensor) -> None:
         """See which residuals (n, latent) chose which codes (n,)."""
 
-    def restart(self, level: int, codes: torch.Tensor, residuals: torch.Tensor) -> None:
+    def restart(self, level: int, codes: Tensor, residuals: Tensor) -> None:
         """Move some codes (m,) to residuals (m, latent)."""
         raise NotImplementedError
 
@@ -45,7 +45,7 @@ class Codebooks(Protocol):
     can_restart: ClassVar[bool]
     """Whether single codes can be moved."""
 
-    def start(self, initial: Sequence[torch.Tensor]) -> RunningCodebooks:
+    def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
         """Begin from codewords (k, latent), one matrix a level."""
         ...
 
@@ -57,7 +57,7 @@ class Gradient:
     family: ClassVar[str] = "gradient"
     can_restart: ClassVar[bool] = True
 
-    def start(self, initial: Sequence[torch.Tensor]) -> RunningCodebooks:
+    def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
         """The codewords as weights."""
         return GradientCodebooks(initial)
 
@@ -65,16 +65,16 @@ class Gradient:
 class GradientCodebooks(RunningCodebooks):
     """A matrix of weights a level."""
 
-    def __init__(self, initial: Sequence[torch.Tensor]) -> None:
+    def __init__(self, initial: Sequence[Tensor]) -> None:
         self.weights = [words.clone().requires_grad_() for words in initial]
 
-    def words(self, level: int) -> torch.Tensor:
+    def words(self, level: int) -> Tensor:
         return self.weights[level]
 
-    def parameters(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[Tensor]:
         return self.weights
 
-    def restart(self, level: int, codes: torch.Tensor, residuals: torch.Tensor) -> None:
+    def restart(self, level: int, codes: Tensor, residuals: Tensor) -> None:
         self.weights[level].data[codes] = residuals
 
 
@@ -91,7 +91,7 @@ class MovingAverage:
     can_restart: ClassVar[bool] = True
     decay: BelowOne = 0.99
 
-    def start(self, initial: Sequence[torch.Tensor]) -> RunningCodebooks:
+    def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
         """Averages that begin as if each codeword had been chosen once."""
         return MovingAverageCodebooks(initial, self.decay)
 
@@ -99,23 +99,23 @@ class MovingAverage:
 class MovingAverageCodebooks(RunningCodebooks):
     """Sums of residuals over counts of choices, both decaying; a code that is no longer chosen stays where it is."""
 
-    def __init__(self, initial: Sequence[torch.Tensor], decay: float) -> None:
+    def __init__(self, initial: Sequence[Tensor], decay: float) -> None:
         self.decay = decay
         self.sums = [words.clone() for words in initial]
         self.counts = [words.new_ones(len(words)) for words in initial]
         self.averages = [words.clone() for words in initial]
 
-    def words(self, level: int) -> torch.Tensor:
+    def words(self, level: int) -> Tensor:
         return self.averages[level]
 
-    def observe(self, level: int, residuals: torch.Tensor, codes: torch.Tensor) -> None:
+    def observe(self, level: int, residuals: Tensor, codes: Tensor) -> None:
         sums, counts = self.sums[level], self.counts[level]
         sums.mul_(self.decay).add_(sums.new_zeros(sums.shape).index_add_(0, codes, residuals), alpha=1 - self.decay)
         counts.mul_(self.decay).add_(codes.bincount(minlength=len(counts)), alpha=1 - self.decay)
         chosen = (counts > LEAST_COUNT)[:, None]
         self.averages[level] = (sums / counts[:, None]).where(chosen, self.averages[level])
 
-    def restart(self, level: int, codes: torch.Tensor, residuals: torch.Tensor) -> None:
+    def restart(self, level: int, codes: Tensor, residuals: Tensor) -> None:
         self.sums[level][codes] = self.averages[level][codes] = residuals
         self.counts[level][codes] = 1.0
 
@@ -128,7 +128,7 @@ class SimVQ:
     family: ClassVar[str] = "simvq"
     can_restart: ClassVar[bool] = False
 
-    def start(self, initial: Sequence[torch.Tensor]) -> RunningCodebooks:
+    def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
         """The frozen matrices, and maps that begin as the identity."""
         return SimVQCodebooks(initial)
 
@@ -136,16 +136,16 @@ class SimVQ:
 class SimVQCodebooks(RunningCodebooks):
     """A frozen matrix and a learned map a level."""
 
-    def __init__(self, initial: Sequence[torch.Tensor]) -> None:
+    def __init__(self, initial: Sequence[Tensor]) -> None:
         import torch
 
         self.frozen = [words.clone() for words in initial]
         self.maps = [torch.eye(words.shape[1], requires_grad=True) for words in initial]
 
-    def words(self, level: int) -> torch.Tensor:
+    def words(self, level: int) -> Tensor:
         return self.frozen[level] @ self.maps[level].T
 
-    def parameters(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[Tensor]:
         return self.maps
 
     def state(self, levels: int) -> State:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers.rkmeans_balanced import fit_balanced
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from tigerrec.tokenizers.autoencoder import Progress
 
@@ -36,25 +36,17 @@ class Quantized:
         quantization: the quantisation loss of an item, summed over dimensions and levels, mean over items.
     """
 
-    items: torch.Tensor
-    vectors: torch.Tensor
-    latents: torch.Tensor
-    reconstructed: torch.Tensor
-    codes: Sequence[torch.Tensor]
-    codebooks: Sequence[torch.Tensor]
-    quantization: torch.Tensor
+    items: Tensor
+    vectors: Tensor
+    latents: Tensor
+    reconstructed: Tensor
+    codes: Sequence[Tensor]
+    codebooks: Sequence[Tensor]
+    quantization: Tensor
 
 
-class RunningObjective(Protocol):
-    """An objective with what it needs of one training."""
-
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Look at the codebooks (k, latent) as an epoch begins."""
-        ...
-
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """The whole loss, quantisation included: the mean over a batch's items."""
-        ...
+Loss = Callable[[Quantized, "Progress"], "Tensor"]
+"""The whole loss of a batch, quantisation included: the mean over its items."""
 
 
 @runtime_checkable
@@ -65,17 +57,17 @@ class Objective(Protocol):
     needs: ClassVar[tuple[str, ...]]
     """Names of further item-aligned matrices that it reads."""
 
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Begin a training, given the matrices it needs, float32 (I, any)."""
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
+        """The loss of one training, given the matrices it needs, float32 (I, any)."""
         ...
 
 
-def reconstruction_loss(batch: Quantized) -> torch.Tensor:
+def reconstruction_loss(batch: Quantized) -> Tensor:
     """Squared error of an item's reconstruction, summed over dimensions, mean over items."""
     return (batch.reconstructed - batch.vectors).square().sum(dim=1).mean()
 
 
-def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
+def own_row_loss(scores: Tensor) -> Tensor:
     """Cross-entropy of each row's own column among all columns (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748),
     mean over rows, of scores (n, n)."""
     return (scores.logsumexp(dim=1) - scores.diagonal()).mean()
@@ -88,13 +80,10 @@ class Reconstruction:
     family: ClassVar[str] = "reconstruction"
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        return self
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
+        return self.loss
 
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        pass
-
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
+    def loss(self, batch: Quantized, progress: Progress) -> Tensor:
         """The quantisation loss plus the squared error, both sums over dimensions."""
         return batch.quantization + reconstruction_loss(batch)
 
@@ -111,7 +100,7 @@ class Contrast(Reconstruction):
     family: ClassVar[str] = "contrast"
     temperature: Positive = 0.1
 
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
+    def loss(self, batch: Quantized, progress: Progress) -> Tensor:
         """The quantisation loss plus the cross-entropy of the own vector among the batch's, by cosine."""
         from torch.nn.functional import normalize
 
@@ -138,11 +127,11 @@ class Letter:
     diversity: NotNegative = 0.0001
     clusters: Annotated[int, Field(ge=2)] = 10
 
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        return LetterTraining(self, main_components(extra[COLLABORATIVE], latent_dim), seed)
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
+        return LetterLoss(self, main_components(extra[COLLABORATIVE], latent_dim), seed)
 
 
-class LetterTraining:
+class LetterLoss:
     """The loss of LETTER in one training."""
 
     def __init__(self, objective: Letter, collaborative: np.ndarray, seed: int) -> None:
@@ -150,20 +139,25 @@ class LetterTraining:
 
         self.objective, self.seed = objective, seed
         self.collaborative = torch.from_numpy(collaborative)
-        self.groups: list[torch.Tensor] = []
+        self.epoch = -1
+        self.groups: list[Tensor] = []
 
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Group the codewords of each level by balanced k-means."""
+    def grouped(self, codebooks: Sequence[Tensor], epoch: int) -> list[Tensor]:
+        """The group of each codeword, int64 (k,), by balanced k-means on each level."""
         import torch
 
-        self.groups = []
+        groups = []
         for level, words in enumerate(codebooks):
-            seed = derived_seed(self.seed, "clusters", level, progress.epoch)
-            groups = fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
-            self.groups.append(torch.from_numpy(groups))
+            seed = derived_seed(self.seed, "clusters", level, epoch)
+            codes = fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
+            groups.append(torch.from_numpy(codes))
+        return groups
 
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """Squared errors per dimension, of the quantisation also per level, plus the weighted terms."""
+    def __call__(self, batch: Quantized, progress: Progress) -> Tensor:
+        """Squared errors per dimension, of the quantisation also per level, plus the weighted terms; codewords are
+        grouped as an epoch begins."""
+        if progress.epoch != self.epoch:
+            self.epoch, self.groups = progress.epoch, self.grouped(batch.codebooks, progress.epoch)
         levels = list(zip(batch.codebooks, batch.codes, self.groups, strict=True))
         diversity = sum(diversity_loss(words, codes, groups, progress) for words, codes, groups in levels) / len(levels)
         return (
@@ -173,13 +167,13 @@ class LetterTraining:
             + self.objective.diversity * diversity
         )
 
-    def alignment(self, batch: Quantized) -> torch.Tensor:
+    def alignment(self, batch: Quantized) -> Tensor:
         """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent
         vector."""
         return own_row_loss(batch.latents @ self.collaborative[batch.items].T)
 
 
-def diversity_loss(words: torch.Tensor, codes: torch.Tensor, groups: torch.Tensor, progress: Progress) -> torch.Tensor:
+def diversity_loss(words: Tensor, codes: Tensor, groups: Tensor, progress: Progress) -> Tensor:
     """Cross-entropy by which a chosen codeword picks a random other one of its group among all others, mean over items.
 
     Args:

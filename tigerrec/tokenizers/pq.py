@@ -42,7 +42,8 @@ class ProductQuantizer(EqualLevels):
         if self.rotate:
             rotation_seed = derived_seed(seed, "rotation")
             state["rotation"] = fit_rotation(self._padded(vectors), self.levels, self.codebook_size, rotation_seed)
-        for level, part in enumerate(self._slices(in_blocks(lambda block: self._rotated(state, block), vectors))):
+        rotated = in_blocks(lambda block: self._rotated(state, block), vectors)
+        for level, part in enumerate(np.split(rotated, self.levels, axis=1)):
             level_seed = derived_seed(seed, "codebook", level)
             state[f"codebook_{level}"] = fit_codebook(part, self.codebook_size, self.iterations, level_seed)
         return state, self.encode(state, vectors)
@@ -52,7 +53,7 @@ class ProductQuantizer(EqualLevels):
         codebooks = codebooks_of(state, self.levels)
 
         def encode_block(block: np.ndarray) -> np.ndarray:
-            slices = self._slices(self._rotated(state, block))
+            slices = np.split(self._rotated(state, block), self.levels, axis=1)
             codes = [nearest(part, codebook) for part, codebook in zip(slices, codebooks, strict=True)]
             return np.stack(codes, axis=1).astype(np.int32)
 
@@ -69,7 +70,8 @@ class ProductQuantizer(EqualLevels):
         """Squared distances, float64 (n, `codebook_size`), of slice l of vectors (n, D) to its codewords, whatever the
         codes (n, l) of the slices before; inf for codes without a codeword."""
         level = codes.shape[1]
-        part = self._slices(in_blocks(lambda block: self._rotated(state, block), vectors))[level]
+        rotated = in_blocks(lambda block: self._rotated(state, block), vectors)
+        part = np.split(rotated, self.levels, axis=1)[level]
         return code_distances(part, state[f"codebook_{level}"], self.codebook_size)
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
@@ -79,9 +81,6 @@ class ProductQuantizer(EqualLevels):
         """The slices, side by side (n, L · W), of a float64 block (n, D)."""
         padded = self._padded(block)
         return padded @ state["rotation"].T.astype(np.float64) if self.rotate else padded
-
-    def _slices(self, rotated: np.ndarray) -> list[np.ndarray]:
-        return np.split(rotated, self.levels, axis=1)
 
 
 def fit_rotation(rows: np.ndarray, slices: int, size: int, seed: int) -> np.ndarray:

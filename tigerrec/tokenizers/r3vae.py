@@ -12,12 +12,12 @@ from tigerrec.config import AtLeastOne, NotNegative, Positive, options
 from tigerrec.embed import unit
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.autoencoder import Progress, Widths, build_mlp, optimise
+from tigerrec.tokenizers.autoencoder import Progress, Widths, build_mlps, optimise
 from tigerrec.tokenizers.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
 from tigerrec.tokenizers.residual import INIT_ITERATIONS, LearnedCodebooks
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Generator, Tensor
 
 ROUNDING = 1e-6
 """What is left over of a vector of length 1 and shorter than this has no direction of its own."""
@@ -48,9 +48,44 @@ class R3VAE(LearnedCodebooks):
     learning_rate: Positive = 1e-3
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes,
-        int32 (I, L), under them."""
-        state = train(self, unit(vectors.astype(np.float64)).astype(np.float32), seed)
+        """Learn `reference` (D,), which begins at the mean of all vectors of length 1, and `codebook_<level>` (k, D), k
+        ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them.
+
+        Raises:
+            TokenizeError: the loss is no longer finite.
+        """
+        import torch
+        from torch.nn.functional import cosine_similarity
+
+        rows = unit(vectors.astype(np.float64)).astype(np.float32)
+        data, mean, dim = torch.from_numpy(rows), rows.mean(axis=0, keepdims=True), rows.shape[1]
+        initial = initial_codebooks(self, without(rows, unit(mean)), seed)
+        reference, *codebooks = (torch.from_numpy(words).requires_grad_() for words in (mean, *initial))
+        (decoder,) = build_mlps(derived_seed(seed, "decoder weights"), (dim, *self.hidden, dim))
+        counts = [torch.zeros(len(words), dtype=torch.int64) for words in codebooks]
+
+        def step(items: Tensor, progress: Progress) -> Tensor:
+            vectors, cohesion, alike = data[items], data.new_zeros(()), data.new_zeros(())
+            summed = vectors
+            for level, (summed, _, codes) in enumerate(quantize(vectors, reference, codebooks)):
+                counts[level] += codes.bincount(minlength=len(codebooks[level]))
+                cohesion = cohesion + (1 - cosine_similarity(summed, vectors).mean()) / self.levels
+                alike = alike + discrimination_loss(codebooks[level], self.temperature) / self.levels
+            reconstruction = 1 - cosine_similarity(decoder(summed), vectors).mean()
+            loss: Tensor = reconstruction + self.cohesion * cohesion + self.discrimination * alike
+            return loss
+
+        @torch.no_grad()
+        def end_epoch(progress: Progress) -> None:
+            if self.restarts(progress):
+                restart(data - projected(data, reference)[0], codebooks, counts, progress.generator)
+            for count in counts:
+                count.zero_()
+
+        groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
+        optimise(self, groups, len(data), seed, step, end_epoch)
+        state = {f"codebook_{level}": unit(words.detach().numpy()) for level, words in enumerate(codebooks)}
+        state["reference"] = unit(reference.detach().numpy())[0]
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -88,7 +123,7 @@ def angular_distances(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
     return np.maximum(1 - unit(np.where(lengths > ROUNDING, rows, 0)) @ words.T.astype(np.float64), 0)
 
 
-def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def projected(residuals: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The projections (n, D) of residuals (n, D) on their codewords at the smallest angle, and the codes, int64 (n,);
     codewords (k, D) of any length."""
     from torch.nn.functional import normalize
@@ -100,23 +135,23 @@ def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Te
 
 
 def quantize(
-    vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    vectors: Tensor, reference: Tensor, codebooks: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,).
 
     Args:
         vectors: (n, D), of length 1.
-        reference: (D,), of any length.
+        reference: (1, D), of any length.
         codebooks: (k, D) a level, of any length.
     """
-    summed, _ = projected(vectors, reference[None])
+    summed, _ = projected(vectors, reference)
     for codebook in codebooks:
         part, codes = projected(vectors - summed, codebook)
         summed = summed + part
         yield summed, vectors - summed, codes
 
 
-def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Tensor:
+def discrimination_loss(codebook: Tensor, temperature: float) -> Tensor:
     """How alike codewords (k, D) are: the logarithm of the mean of exp(-temperature (1 - cosine)) over all pairs."""
     from torch.nn.functional import normalize
 
@@ -125,12 +160,7 @@ def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Ten
     return (temperature * (cosines - 1)).exp().mean().log() if len(cosines) else codebook.new_zeros(())
 
 
-def restart(
-    residuals: torch.Tensor,
-    codebooks: Sequence[torch.Tensor],
-    counts: Sequence[torch.Tensor],
-    generator: torch.Generator,
-) -> None:
+def restart(residuals: Tensor, codebooks: Sequence[Tensor], counts: Sequence[Tensor], generator: Generator) -> None:
     """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over
     of random items, where something is left over.
 
@@ -164,48 +194,3 @@ def initial_codebooks(tokenizer: R3VAE, residuals: np.ndarray, seed: int) -> lis
         residuals = without(residuals, words[angular_distances(residuals, words).argmin(axis=1)])
         codebooks.append(words)
     return codebooks
-
-
-def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
-    """The reference, which begins at the mean of all vectors, and the codebooks, from rows of length 1, float32 (I, D).
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
-    import torch
-    from torch.nn.functional import cosine_similarity
-
-    data, mean = torch.from_numpy(rows), rows.mean(axis=0)
-    reference = torch.from_numpy(mean).requires_grad_()
-    codebooks = [
-        torch.from_numpy(words).requires_grad_()
-        for words in initial_codebooks(tokenizer, without(rows, unit(mean[None])), seed)
-    ]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(seed, "decoder weights"))
-        decoder = build_mlp((rows.shape[1], *tokenizer.hidden, rows.shape[1]))
-    counts: list[torch.Tensor] = []
-
-    def begin_epoch(progress: Progress) -> None:
-        counts[:] = [torch.zeros(len(words), dtype=torch.int64) for words in codebooks]
-
-    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
-        vectors, cohesion, alike = data[items], data.new_zeros(()), data.new_zeros(())
-        summed = vectors
-        for level, (summed, _, codes) in enumerate(quantize(vectors, reference, codebooks)):
-            counts[level] += codes.bincount(minlength=len(codebooks[level]))
-            cohesion = cohesion + (1 - cosine_similarity(summed, vectors).mean()) / tokenizer.levels
-            alike = alike + discrimination_loss(codebooks[level], tokenizer.temperature) / tokenizer.levels
-        reconstruction = 1 - cosine_similarity(decoder(summed), vectors).mean()
-        loss: torch.Tensor = reconstruction + tokenizer.cohesion * cohesion + tokenizer.discrimination * alike
-        return loss
-
-    @torch.no_grad()
-    def end_epoch(progress: Progress) -> None:
-        if tokenizer.restarts(progress):
-            restart(data - projected(data, reference[None])[0], codebooks, counts, progress.generator)
-
-    groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
-    optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
-    learned = {f"codebook_{level}": unit(words.detach().numpy()) for level, words in enumerate(codebooks)}
-    return {"reference": unit(reference[None].detach().numpy())[0], **learned}

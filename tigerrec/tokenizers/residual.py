@@ -10,14 +10,14 @@ from pydantic import Field
 
 from tigerrec.config import options
 from tigerrec.tokenizers import State
-from tigerrec.tokenizers.assignments import Assignment, Nearest
+from tigerrec.tokenizers.assignments import Assignment
 from tigerrec.tokenizers.autoencoder import GradientTraining, Progress
 from tigerrec.tokenizers.codebooks import EqualLevels, Init, fit_residual_codebooks, squared_distances
-from tigerrec.tokenizers.estimators import Estimator, StraightThrough
-from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient
+from tigerrec.tokenizers.estimators import Estimator
+from tigerrec.tokenizers.learned_codebooks import Codebooks
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 INIT_ITERATIONS = 20
 
@@ -57,35 +57,31 @@ class ResidualQuantizer:
         settings: LearnedCodebooks,
         latents: np.ndarray,
         seed: int,
-        *,
-        beta: float = 0.0,
-        estimator: Estimator | None = None,
-        codebooks: Codebooks | None = None,
-        assignment: Assignment | None = None,
+        beta: float,
+        estimator: Estimator,
+        codebooks: Codebooks,
+        assignment: Assignment,
     ) -> None:
         import torch
 
-        self.settings, self.beta = settings, beta
-        self.estimator, self.assignment = estimator or StraightThrough(), assignment or Nearest()
+        self.settings, self.beta, self.estimator, self.assignment = settings, beta, estimator, assignment
         initial = fit_residual_codebooks(
             latents, settings.levels, settings.codebook_size, INIT_ITERATIONS, seed, settings.init
         )
-        self.codebooks = (codebooks or Gradient()).start([torch.from_numpy(codebook) for codebook in initial])
-        self.counts: list[torch.Tensor] = []
+        self.codebooks = codebooks.start([torch.from_numpy(codebook) for codebook in initial])
+        self.counts = self.no_counts()
 
-    def words(self) -> list[torch.Tensor]:
+    def words(self) -> list[Tensor]:
         """The codewords of each level, (k, latent)."""
         return [self.codebooks.words(level) for level in range(self.settings.levels)]
 
-    def begin_epoch(self) -> None:
-        """Count the use of codes anew."""
+    def no_counts(self) -> list[Tensor]:
+        """How often each code was used before an epoch: never, int64 (k,) a level."""
         import torch
 
-        self.counts = [torch.zeros(len(words), dtype=torch.int64) for words in self.words()]
+        return [torch.zeros(len(words), dtype=torch.int64) for words in self.words()]
 
-    def quantize(
-        self, latents: torch.Tensor, progress: Progress
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    def quantize(self, latents: Tensor, progress: Progress) -> tuple[Tensor, list[Tensor], Tensor]:
         """Quantise latents (n, latent).
 
         Returns:
@@ -109,7 +105,7 @@ class ResidualQuantizer:
             residuals = residuals - words.detach()
         return quantized, codes, loss
 
-    def end_epoch(self, latents: Callable[[], torch.Tensor], progress: Progress) -> None:
+    def end_epoch(self, latents: Callable[[], Tensor], progress: Progress) -> None:
         """While restarts last, move each code that no item of the epoch used to the residual of a random item, each to
         another's.
 
@@ -118,10 +114,11 @@ class ResidualQuantizer:
         """
         import torch
 
-        if not self.settings.restarts(progress) or all((count > 0).all() for count in self.counts):
+        counts, self.counts = self.counts, self.no_counts()
+        if not self.settings.restarts(progress) or all((count > 0).all() for count in counts):
             return
         residuals = latents()
-        for level, count in enumerate(self.counts):
+        for level, count in enumerate(counts):
             unused = torch.nonzero(count == 0)[:, 0][: len(residuals)]
             if len(unused):
                 chosen = torch.randperm(len(residuals), generator=progress.generator)[: len(unused)]

@@ -19,7 +19,7 @@ from tigerrec.tokenizers.assignments import Assignment, Nearest, Sinkhorn
 from tigerrec.tokenizers.autoencoder import (
     Progress,
     Widths,
-    build_networks,
+    build_autoencoder,
     networks_state,
     optimise,
     restored,
@@ -30,11 +30,11 @@ from tigerrec.tokenizers.autoencoder import (
 from tigerrec.tokenizers.codebooks import ResidualCodes
 from tigerrec.tokenizers.estimators import Estimator, StraightThrough
 from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient, MovingAverage
-from tigerrec.tokenizers.objectives import Letter, Objective, Quantized, Reconstruction
+from tigerrec.tokenizers.objectives import Objective, Quantized, Reconstruction
 from tigerrec.tokenizers.residual import LearnedCodebooks, ResidualQuantizer
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 @options
@@ -65,10 +65,7 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
     def __post_init__(self) -> None:
         codebooks = type(self.codebooks).__name__
         if self.restart_share and not self.codebooks.can_restart:
-            raise ValueError(
-                f"restart_share must be 0 with {codebooks} codebooks, whose codes do not move one by one, got "
-                f"{self.restart_share}"
-            )
+            raise ValueError(f"restart_share must be 0 with {codebooks} codebooks, whose codes do not move one by one")
         if isinstance(self.assignment, Sinkhorn):
             levels = self.assignment.levels
             if max(levels) >= self.levels:
@@ -78,14 +75,9 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
                     f"assignment must be Nearest with the estimator {type(self.estimator).__name__}, which mixes "
                     "codewords itself"
                 )
-        if (
-            isinstance(self.codebooks, MovingAverage)
-            and isinstance(self.objective, Letter)
-            and self.objective.diversity
-        ):
+        if isinstance(self.codebooks, MovingAverage) and getattr(self.objective, "diversity", 0):
             raise ValueError(
-                f"objective.diversity must be 0 with {codebooks} codebooks, whose codewords have no gradient, got "
-                f"{self.objective.diversity}"
+                f"objective.diversity must be 0 with {codebooks} codebooks, whose codewords have no gradient"
             )
 
     @property
@@ -100,9 +92,36 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
             `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>`
             (k, latent), k ≤ `codebook_size`, and what the codebooks are made of; and the codes, int32 (I, L), under the
             final weights.
+
+        Raises:
+            TokenizeError: the loss is no longer finite.
         """
+        import torch
+
         scale = standardisation(vectors)
-        state = {**scale, **train(self, standardised(scale, vectors), extra, seed)}
+        data = torch.from_numpy(standardised(scale, vectors))
+        encoder, decoder = build_autoencoder((vectors.shape[1], *self.hidden, self.latent_dim), seed)
+        with torch.no_grad():
+            latents = encoder(data).numpy()
+        quantizer = ResidualQuantizer(self, latents, seed, self.beta, self.estimator, self.codebooks, self.assignment)
+        objective = self.objective.start(extra, self.latent_dim, seed)
+
+        def step(items: Tensor, progress: Progress) -> Tensor:
+            words = quantizer.words()
+            latents, codes, quantization = quantizer.quantize(encoder(data[items]), progress)
+            batch = Quantized(items, data[items], latents, decoder(latents), codes, words, quantization)
+            return objective(batch, progress)
+
+        @torch.no_grad()
+        def end_epoch(progress: Progress) -> None:
+            quantizer.end_epoch(lambda: encoder(data), progress)
+
+        groups: list[dict[str, Any]] = [
+            {"params": [*encoder.parameters(), *decoder.parameters()], "weight_decay": self.weight_decay},
+            {"params": quantizer.codebooks.parameters()},
+        ]
+        optimise(self, groups, len(data), seed, step, end_epoch)
+        state = scale | networks_state(encoder=encoder, decoder=decoder) | quantizer.state()
         return state, self.encode(state, vectors)
 
     def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
@@ -110,51 +129,3 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
         return restored(state, run_mlp(state, "decoder", latents))
-
-
-def train(tokenizer: RQVAE, rows: np.ndarray, extra: Mapping[str, np.ndarray], seed: int) -> State:
-    """The weights and codebooks learned from standardised rows, float32 (I, D).
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
-    import torch
-
-    data = torch.from_numpy(rows)
-    networks = build_networks((rows.shape[1], *tokenizer.hidden, tokenizer.latent_dim), seed)
-    encoder, decoder = networks.values()
-    with torch.no_grad():
-        latents = encoder(data).numpy()
-    quantizer = ResidualQuantizer(
-        tokenizer,
-        latents,
-        seed,
-        beta=tokenizer.beta,
-        estimator=tokenizer.estimator,
-        codebooks=tokenizer.codebooks,
-        assignment=tokenizer.assignment,
-    )
-    objective = tokenizer.objective.start(extra, tokenizer.latent_dim, seed)
-    weights = [weight for network in networks.values() for weight in network.parameters()]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": tokenizer.weight_decay},
-        {"params": quantizer.codebooks.parameters()},
-    ]
-
-    def begin_epoch(progress: Progress) -> None:
-        quantizer.begin_epoch()
-        objective.begin_epoch(quantizer.words(), progress)
-
-    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
-        vectors = data[items]
-        words = quantizer.words()
-        latents, codes, quantization = quantizer.quantize(encoder(vectors), progress)
-        batch = Quantized(items, vectors, latents, decoder(latents), codes, words, quantization)
-        return objective.loss(batch, progress)
-
-    @torch.no_grad()
-    def end_epoch(progress: Progress) -> None:
-        quantizer.end_epoch(lambda: encoder(data), progress)
-
-    optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
-    return networks_state(networks) | quantizer.state()

@@ -9,12 +9,15 @@ import numpy as np
 
 from tigerrec.config import AtLeastOne, options
 from tigerrec.tokenizers import Codes, State
+from tigerrec.tokenizers.assignments import Nearest
 from tigerrec.tokenizers.autoencoder import Progress, optimise, restored, standardisation, standardised
 from tigerrec.tokenizers.codebooks import ResidualCodes
+from tigerrec.tokenizers.estimators import StraightThrough
+from tigerrec.tokenizers.learned_codebooks import Gradient
 from tigerrec.tokenizers.residual import LearnedCodebooks, ResidualQuantizer
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 @options
@@ -26,9 +29,26 @@ class RVQ(ResidualCodes, LearnedCodebooks):
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn `codebook_<level>` (k, D), k ≤ `codebook_size`, for vectors less `mean` over `std` (D,); and the codes,
-        int32 (I, L), under them."""
+        int32 (I, L), under them.
+
+        Raises:
+            TokenizeError: the loss is no longer finite.
+        """
+        import torch
+
         scale = standardisation(vectors)
-        state = {**scale, **train(self, standardised(scale, vectors), seed)}
+        rows = standardised(scale, vectors)
+        data = torch.from_numpy(rows)
+        quantizer = ResidualQuantizer(self, rows, seed, 0.0, StraightThrough(), Gradient(), Nearest())
+
+        def step(items: Tensor, progress: Progress) -> Tensor:
+            return quantizer.quantize(data[items], progress)[2]
+
+        def end_epoch(progress: Progress) -> None:
+            quantizer.end_epoch(lambda: data, progress)
+
+        optimise(self, [{"params": quantizer.codebooks.parameters()}], len(data), seed, step, end_epoch)
+        state = scale | quantizer.state()
         return state, self.encode(state, vectors)
 
     def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
@@ -36,29 +56,3 @@ class RVQ(ResidualCodes, LearnedCodebooks):
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
         return restored(state, latents)
-
-
-def train(tokenizer: RVQ, rows: np.ndarray, seed: int) -> State:
-    """The codebooks learned from standardised rows, float32 (I, D).
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
-    import torch
-
-    data = torch.from_numpy(rows)
-    quantizer = ResidualQuantizer(tokenizer, rows, seed)
-
-    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
-        return quantizer.quantize(data[items], progress)[2]
-
-    optimise(
-        tokenizer,
-        [{"params": quantizer.codebooks.parameters()}],
-        len(data),
-        seed,
-        step,
-        before_epoch=lambda progress: quantizer.begin_epoch(),
-        after_epoch=lambda progress: quantizer.end_epoch(lambda: data, progress),
-    )
-    return quantizer.state()
