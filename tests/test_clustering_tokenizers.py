@@ -47,7 +47,7 @@ def test_a_codebook_of_items_holds_different_rows_as_they_are():
 
 
 def test_residual_kmeans_refuses_a_start_that_it_does_not_know():
-    with pytest.raises(ValueError, match=r"init must be one of kmeans, kmeans\+\+, got 'random'"):
+    with pytest.raises(ValueError, match=r"init must be 'kmeans' or 'kmeans\+\+', got 'random'"):
         ResidualKMeans(init="random")
 
 

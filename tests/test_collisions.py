@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.tiny_run import build_embedded_run
 from tigerrec import artifacts
-from tigerrec.collisions import COLLISION_POLICIES, CodedItems, balanced_codes, resolve
+from tigerrec.collisions import COLLISION_POLICIES, CodedItems, resolve
 from tigerrec.config import ConfigError, compose
 from tigerrec.diagnostics import level_usage
 from tigerrec.evaluate import EvaluateConfig, evaluate
@@ -152,11 +152,6 @@ def test_sinkhorn_moves_only_what_collides_and_keeps_equal_vectors_together(seed
     assert np.array_equal(codes[:, 0], items.codes[:, 0])
     by_vector, by_codes = group_codes(items.vectors)[0], group_codes(codes)[0]
     assert len(set(zip(by_vector, by_codes, strict=True))) == len(set(by_vector)) == len(set(by_codes))
-
-
-def test_balanced_codes_are_the_nearest_of_the_codes_an_item_holds():
-    assert balanced_codes(np.array([[1.0, 2.0, 9.0, 9.0], [1.1, 9.0, 5.0, 4.0]])).tolist() == [0, 3]
-    assert set(balanced_codes(np.ones((3, 2))).tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("policy", ["sinkhorn", "nearest_free"])

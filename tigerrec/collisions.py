@@ -7,26 +7,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tigerrec import diagnostics
-from tigerrec.semantic_ids import (
-    KEEP,
-    SemanticIdError,
-    SemanticIds,
-    TokenLayout,
-    group_codes,
-    next_suffixes,
-    with_suffix,
-)
-from tigerrec.sinkhorn import even_plan
+from tigerrec.semantic_ids import SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
+from tigerrec.sinkhorn import balanced_codes
 
 if TYPE_CHECKING:
     from tigerrec.tokenizers import Codes, State
 
 logger = logging.getLogger(__name__)
+Policy = Literal["suffix", "sinkhorn", "nearest_free", "keep"]
 SINKHORN_EPSILON = 0.003
 SINKHORN_ITERATIONS = 50
 SINKHORN_ROUNDS = 20
@@ -49,10 +42,10 @@ class CodedItems:
     codes: Codes
 
     def distances(self, rows: np.ndarray, prefixes: Codes) -> np.ndarray:
-        """Distances of some items, int (m,), to all codes of level l given prefixes, int (m, l): float64 (m, codes),
+        """Distances, float64 (m, codes), of some items, int (m,), to all codes of level l given prefixes, int (m, l);
         inf where a code does not exist."""
-        found: np.ndarray = self.tokenizer.distances(self.state, self.vectors[rows], prefixes)
-        return found
+        distances: np.ndarray = self.tokenizer.distances(self.state, self.vectors[rows], prefixes)
+        return distances
 
 
 @dataclass(frozen=True)
@@ -75,29 +68,12 @@ def _with_next_suffixes(known: SemanticIds, items: CodedItems) -> np.ndarray:
     return np.column_stack([items.codes, next_suffixes(known, items.codes)]).astype(np.int32)
 
 
-def balanced_codes(distances: np.ndarray) -> np.ndarray:
-    """A code for each row of distances (n, m), finite, int64 (n,): the nearest of the codes that the plan gives mostly
-    to the row.
-
-    A row without such a code gets the one that the plan gives it most of. Plans at a small epsilon give an item many
-    codes in equal shares,
-    so that the largest share alone, which LC-Rec takes, would be a choice by rounding.
-    """
-    import torch
-
-    plan = even_plan(torch.from_numpy(distances), SINKHORN_EPSILON, SINKHORN_ITERATIONS).numpy()
-    is_mine = plan.argmax(axis=0) == np.arange(len(plan))[:, None]
-    nearest = np.where(is_mine, distances, np.inf).argmin(axis=1)
-    return np.where(is_mine.any(axis=1), nearest, plan.argmax(axis=1))
-
-
 def _with_sinkhorn(items: CodedItems) -> SemanticIds:
-    """Items that share all codes are spread evenly over the last level, and a suffix tells apart what still shares all
-    codes, as equal vectors do.
+    """Items that share all codes are spread evenly over the last level; a suffix tells apart what still shares them.
 
     After LC-Rec (Zheng et al. 2023, arXiv 2311.09049): the items of one prefix that collide share out the codes that no
-    other item there has, and
-    again what still collides. Items that do not collide stay where they are; equal vectors stay together.
+    other item there has, and again what still collides. Items that do not collide stay where they are; equal vectors
+    stay together.
     """
     _, first, inverse = np.unique(
         np.column_stack([items.vectors, items.codes]), axis=0, return_index=True, return_inverse=True
@@ -113,7 +89,8 @@ def _with_sinkhorn(items: CodedItems) -> SemanticIds:
         taken[prefixes[alone], codes[alone, -1]] = True
         for members in _groups_of(prefixes[rows]):
             free = np.flatnonzero(np.isfinite(distances[members[0]]) & ~taken[prefixes[rows[members[0]]]])
-            codes[rows[members], -1] = free[balanced_codes(distances[np.ix_(members, free)])]
+            chosen = balanced_codes(distances[np.ix_(members, free)], SINKHORN_EPSILON, SINKHORN_ITERATIONS)
+            codes[rows[members], -1] = free[chosen]
     return with_suffix(codes[inverse.reshape(-1)], items.tokenizer.code_sizes)
 
 
@@ -129,33 +106,23 @@ def _groups_of(labels: np.ndarray) -> Iterator[np.ndarray]:
     yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
-def nearest_codes(distances: np.ndarray) -> np.ndarray:
-    """A code of its own for each row so that the sum of distances (n, m) is smallest, int64 (n,); n at most the finite
-    columns.
-
-    The linear assignment problem, solved as scipy does (Crouse 2016).
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    chosen: np.ndarray = linear_sum_assignment(distances)[1]
-    return chosen
-
-
 def _with_nearest_free(items: CodedItems) -> SemanticIds:
     """Unique ids without a suffix: where items collide, all items with the same codes but the last share out the codes
     of the last level.
 
-    The sum of their distances is as small as it can be, so an item that does not collide moves only where the sum is
-    smaller for it.
-    Items beyond the codes that exist have moved to another code of the level before.
+    The sum of their distances is as small as it can be (the linear assignment problem: Crouse 2016), so an item that
+    does not collide moves only where the sum is smaller for it. Items beyond the codes that exist have moved to another
+    code of the level before.
     """
+    from scipy.optimize import linear_sum_assignment
+
     codes = _spilled(items)
     prefixes, _ = group_codes(codes[:, :-1])
     rows = np.flatnonzero(np.isin(prefixes, prefixes[_colliding(codes)]))
     if len(rows):
         distances = items.distances(rows, codes[rows, :-1])
         for members in _groups_of(prefixes[rows]):
-            codes[rows[members], -1] = nearest_codes(distances[members])
+            codes[rows[members], -1] = linear_sum_assignment(distances[members])[1]
     return SemanticIds(codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes))
 
 
@@ -168,8 +135,7 @@ def _spilled(items: CodedItems) -> Codes:
     """The codes (n, L) of which no more items share all but the last than the last level has codes.
 
     From a group that is too large the items farthest from its code of the level before move to the nearest code of that
-    level with room, and
-    take the nearest code of the last level there.
+    level with room, and take the nearest code of the last level there.
 
     Raises:
         SemanticIdError: there is no room.
@@ -177,8 +143,10 @@ def _spilled(items: CodedItems) -> Codes:
     codes = items.codes.copy()
     prefixes, _ = group_codes(codes[:, :-1])
     clashing = np.unique(prefixes[_colliding(codes)])
+    if not len(clashing):
+        return codes
     _, first, sizes = np.unique(prefixes, return_index=True, return_counts=True)
-    too_many = sizes[clashing] - _existing_codes(items, codes[first[clashing], :-1]) if len(clashing) else clashing
+    too_many = sizes[clashing] - _existing_codes(items, codes[first[clashing], :-1])
     moved = [
         _spill(items, codes, np.flatnonzero(prefixes == group), excess)
         for group, excess in zip(clashing, too_many, strict=True)
@@ -213,12 +181,10 @@ def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: in
 
 
 def _no_room(parent: list[int], n_items: int, n_ids: int) -> SemanticIdError:
-    what = (
-        f"{n_items} items begin with the codes {'-'.join(map(str, parent))}" if parent else f"There are {n_items} items"
-    )
+    beginning = f"{n_items} items begin with the codes {'-'.join(map(str, parent))}"
     return SemanticIdError(
-        f"{what}, and there are only {n_ids} ids for them; use larger codebooks or more levels, or "
-        "`tokenizer.collisions=suffix`, which adds a level."
+        f"{beginning if parent else f'There are {n_items} items'}, and there are only {n_ids} ids for them; use larger "
+        "codebooks or more levels, or `tokenizer.collisions=suffix`, which adds a level."
     )
 
 
@@ -229,16 +195,12 @@ def _next_nearest_free(known: SemanticIds, items: CodedItems) -> np.ndarray:
     taken = {tuple(row) for row in known.codes.tolist()}
     for number, (row, to_codes) in enumerate(zip(codes, distances, strict=True)):
         prefix = tuple(row[:-1].tolist())
-        free = [
-            code
-            for code in np.argsort(to_codes, kind="stable").tolist()
-            if np.isfinite(to_codes[code]) and (*prefix, code) not in taken
-        ]
+        existing = np.argsort(to_codes, kind="stable")[: np.isfinite(to_codes).sum()].tolist()
+        free = [code for code in existing if (*prefix, code) not in taken]
         if not free:
             raise SemanticIdError(
                 f"New item {number} has the codes {'-'.join(map(str, row))}, and every last code after the same ones "
-                "before is taken; "
-                "fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
+                "before is taken; fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
             )
         row[-1] = free[0]
         taken.add((*prefix, free[0]))
@@ -246,24 +208,24 @@ def _next_nearest_free(known: SemanticIds, items: CodedItems) -> np.ndarray:
 
 
 def _shared(items: CodedItems) -> SemanticIds:
-    """The codes as they are: items with equal codes share an id."""
+    """Items with equal codes share an id."""
     return SemanticIds(items.codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share=True)
 
 
-COLLISION_POLICIES: dict[str, CollisionPolicy] = {
+COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
     "suffix": CollisionPolicy(lambda items: with_suffix(items.codes, items.tokenizer.code_sizes), _with_next_suffixes),
     "sinkhorn": CollisionPolicy(_with_sinkhorn, _with_next_suffixes, needs_distances=True),
     "nearest_free": CollisionPolicy(_with_nearest_free, _next_nearest_free, needs_distances=True),
-    KEEP: CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
+    "keep": CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
 }
 
 
-def resolve(items: CodedItems, policy: str) -> tuple[SemanticIds, dict[str, Any]]:
+def resolve(items: CodedItems, policy: Policy) -> tuple[SemanticIds, dict[str, Any]]:
     """The Semantic IDs of coded items by one of `COLLISION_POLICIES`.
 
     Returns:
         The ids, and a report: how many items got other codes, and how often items share all codes after that, the
-            suffix left out.
+        suffix left out.
 
     Raises:
         SemanticIdError: there are not enough ids.

@@ -9,6 +9,7 @@ import numpy as np
 
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import group_codes
+from tigerrec.vectors import unit
 
 NEIGHBOURS = 10
 SAMPLE = 2000
@@ -16,11 +17,8 @@ PERMUTATIONS = 10
 
 
 def collisions(codes: np.ndarray) -> dict[str, Any]:
-    """How often items share their codes (I, L, without suffix).
-
-    `collision_rate` is the share of items whose codes another item has too, `group_sizes` the number of groups of items
-    with equal codes by their size.
-    """
+    """How often items share their codes (I, L, without suffix): `collision_rate` is the share of items whose codes
+    another item has too, `group_sizes` the number of groups of items with equal codes by their size."""
     groups, sizes = group_codes(codes)
     distinct, counts = np.unique(sizes, return_counts=True)
     return {
@@ -54,24 +52,16 @@ def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray) -> floa
 
 
 def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray, seed: int) -> list[float] | None:
-    """Share of items' ten nearest neighbours (cosine) that begin with the item's codes, by prefix length 1 … L; None
-    for a single item.
-
-    Over at most 2,000 sampled items.
-
-    Args:
-        vectors: float (I, D).
-        codes: int (I, L).
-    """
+    """Share of the ten nearest neighbours by cosine, among vectors (I, D), that begin with an item's codes (I, L), by
+    prefix length 1 … L, over at most 2,000 sampled items; None for a single item."""
     count = min(NEIGHBOURS, len(vectors) - 1)
     if count < 1:
         return None
     generator = np.random.default_rng(derived_seed(seed, "neighbour agreement"))
     sample = np.sort(generator.permutation(len(vectors))[:SAMPLE])
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    agreements = []
+    directions, agreements = unit(vectors), []
     for block in np.array_split(sample, -(-len(sample) // 256)):
-        similarity = unit[block] @ unit.T
+        similarity = directions[block] @ directions.T
         similarity[np.arange(len(block)), block] = -np.inf
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         agreements.append(np.logical_and.accumulate(codes[nearest] == codes[block, None], axis=2))
@@ -79,6 +69,7 @@ def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray, seed: int) -> li
 
 
 def _majority_share(groups: np.ndarray, categories: np.ndarray) -> float:
+    """The share of items in the majority category of their group."""
     pairs, counts = np.unique(np.column_stack([groups, categories]), axis=0, return_counts=True)
     largest = np.zeros(groups.max() + 1, dtype=np.int64)
     np.maximum.at(largest, pairs[:, 0], counts)
@@ -86,17 +77,11 @@ def _majority_share(groups: np.ndarray, categories: np.ndarray) -> float:
 
 
 def prefix_purity(codes: np.ndarray, categories: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """How far prefixes tell categories apart: the share of items in the majority category of their prefix, by prefix
-    length 1 … L.
+    """How far prefixes of codes (I, L) tell categories (I,) apart: the share of items in the majority category of their
+    prefix, by prefix length 1 … L; items with a negative category are left out.
 
     Small groups look pure whatever is in them, so `purity_by_chance` says what the same groups reach, on average, when
-    the categories are dealt out
-    to the items at random.
-
-    Args:
-        codes: int (I, L).
-        categories: int (I,); items with a negative one are left out.
-        seed: of the dealing.
+    the categories are dealt out to the items at random.
     """
     codes, categories = codes[categories >= 0], categories[categories >= 0]
     generator = np.random.default_rng(derived_seed(seed, "prefix purity"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,3 +34,18 @@ def even_plan(distances: torch.Tensor, epsilon: float, iterations: int) -> torch
         columns = len(kernel) / kernel.shape[1] / (rows @ kernel)
         rows = 1 / (kernel @ columns)
     return exponents + rows.log()[:, None] + columns.log()
+
+
+def balanced_codes(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
+    """A code for each row of finite distances (n, k), int64 (n,): of the codes that the plan gives mostly to the row
+    the nearest, and where there is none the one of which it gives the row most.
+
+    Where codes outnumber rows, a row has many codes in about equal shares, so the largest share alone, which LC-Rec
+    takes, would be a choice by rounding.
+    """
+    import torch
+
+    plan = even_plan(torch.from_numpy(distances), epsilon, iterations).numpy()
+    is_mine = plan.argmax(axis=0) == np.arange(len(plan))[:, None]
+    nearest = np.where(is_mine, distances, np.inf).argmin(axis=1)
+    return np.where(is_mine.any(axis=1), nearest, plan.argmax(axis=1))

@@ -102,7 +102,6 @@ def write_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tigerrec import tokenizer_plots
     from tigerrec.table import markdown, plot
 
     results = [result for row in rows if (result := results_of(row))]

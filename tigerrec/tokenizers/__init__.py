@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import Field
 
 from tigerrec import TigerrecError, artifacts, diagnostics
-from tigerrec.collisions import COLLISION_POLICIES, CodedItems, resolve
-from tigerrec.config import FAMILY, ConfigError, build, options
+from tigerrec.collisions import COLLISION_POLICIES, CodedItems, Policy, resolve
+from tigerrec.config import FAMILY, ConfigError, Share, build, options
 from tigerrec.identity import with_families
 from tigerrec.memory import with_peak_mb
 from tigerrec.semantic_ids import MAX_TOKENS, SEMANTIC_IDS, TOKENIZER, SemanticIds
@@ -77,17 +78,6 @@ class MeasuresDistances(Protocol):
         """
 
 
-def check_least(tokenizer: Tokenizer, **least: float) -> None:
-    """Check that fields are not below their smallest value.
-
-    Raises:
-        ValueError: names the field.
-    """
-    for name, smallest in least.items():
-        if not getattr(tokenizer, name) >= smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {getattr(tokenizer, name)}")
-
-
 @options
 class TokenizeConfig:
     """What the tokenize stage does.
@@ -95,27 +85,21 @@ class TokenizeConfig:
     Args:
         tokenizer: the tokenizer to fit.
         seed: seed of everything random in it.
-        collisions: the policy for items with equal codes, one of `COLLISION_POLICIES`.
+        collisions: the policy for items with equal codes.
         max_collision: the share of items with codes that another item has too, above which the stage fails.
     """
 
     tokenizer: Tokenizer
-    seed: int = 0
-    collisions: str = "suffix"
-    max_collision: float = 1.0
+    seed: int = Field(default=0, ge=0)
+    collisions: Policy = "suffix"
+    max_collision: Share = 1.0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if self.collisions not in COLLISION_POLICIES:
-            raise ValueError(f"collisions must be one of {', '.join(COLLISION_POLICIES)}, got {self.collisions!r}")
         if COLLISION_POLICIES[self.collisions].needs_distances and not isinstance(self.tokenizer, MeasuresDistances):
             raise ValueError(
                 f"collisions={self.collisions} needs distances to codes, which {self.tokenizer.family} does not "
                 "measure; use collisions=suffix"
             )
-        if not 0 <= self.max_collision <= 1:
-            raise ValueError(f"max_collision must be between 0 and 1, got {self.max_collision}")
 
 
 @dataclass(frozen=True)

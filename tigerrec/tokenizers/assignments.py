@@ -2,65 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, runtime_checkable
 
-from tigerrec.config import options
-from tigerrec.ranges import at_least_one
-from tigerrec.sinkhorn import LEAST_EPSILON, even_plan
+from pydantic import Field
+
+from tigerrec.config import AtLeastOne, options
+from tigerrec.sinkhorn import LEAST_EPSILON, balanced_codes
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 @runtime_checkable
 class Assignment(Protocol):
     """Chooses codes in training: a frozen dataclass of settings."""
 
-    def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
+    family: ClassVar[str]
+
+    def assign(self, level: int, distances: Tensor) -> Tensor:
         """The code of each residual, int64 (n,), from squared distances (n, k) to the codewords of a level."""
         ...
 
 
 @options
 class Nearest:
-    """The nearest codeword."""
+    """The nearest codeword, the first of equals."""
 
     family: ClassVar[str] = "nearest"
 
-    def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
-        """The first of the nearest codewords."""
+    def assign(self, level: int, distances: Tensor) -> Tensor:
         return distances.argmin(dim=1)
 
 
 @options
 class Sinkhorn:
     """On some levels the codes of a batch are used evenly, as in LC-Rec (Zheng et al. 2023, arXiv 2311.09049, section
-    3.1.2); the nearest elsewhere.
+    3.1.2), but see `balanced_codes`; the nearest elsewhere.
 
     Args:
         levels: where, from 0.
-        epsilon: weight of the entropy against distances scaled to [-1, 1], at least 0.003; the smaller, the nearer to
-            the cheapest even assignment.
+        epsilon: weight of the entropy against distances scaled to [-1, 1]; the smaller, the nearer to the cheapest even
+            assignment, and below 0.003 exponentials overflow.
         iterations: of Sinkhorn's algorithm.
     """
 
     family: ClassVar[str] = "sinkhorn"
+    levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (2,)
+    epsilon: Annotated[float, Field(ge=LEAST_EPSILON)] = 0.003
+    iterations: AtLeastOne = 50
 
-    levels: tuple[int, ...] = (2,)
-    epsilon: float = 0.003
-    iterations: int = 50
+    def assign(self, level: int, distances: Tensor) -> Tensor:
+        import torch
 
-    def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 0:
-            raise ValueError(f"levels must name levels from 0 up, got {self.levels}")
-        if not self.epsilon >= LEAST_EPSILON:
-            raise ValueError(
-                f"epsilon must be at least {LEAST_EPSILON}, below which exponentials overflow, got {self.epsilon}"
-            )
-        at_least_one(self, "iterations")
-
-    def assign(self, level: int, distances: torch.Tensor) -> torch.Tensor:
-        """The largest entry of each row of the even plan."""
-        return (even_plan(distances, self.epsilon, self.iterations) if level in self.levels else -distances).argmax(
-            dim=1
-        )
+        if level not in self.levels:
+            return distances.argmin(dim=1)
+        return torch.from_numpy(balanced_codes(distances.numpy(), self.epsilon, self.iterations))

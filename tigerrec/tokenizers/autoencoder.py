@@ -1,22 +1,41 @@
-"""What tokenizers with an autoencoder share: standardised vectors, MLPs that a state can hold, and how they are
-trained."""
+"""What tokenizers trained by gradient share: standardised vectors, MLPs that a state can hold, and the training."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
+from tigerrec.config import AtLeastOne, Positive, options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import State, TokenizeError
 
 if TYPE_CHECKING:
     import torch
+
+Widths = Annotated[tuple[AtLeastOne, ...], Field(min_length=1)]
+
+
+@options
+class GradientTraining:
+    """A tokenizer trained by gradient.
+
+    Args:
+        epochs: passes over all items.
+        batch_size: items a step.
+        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
+    """
+
+    family: ClassVar[str]
+    epochs: AtLeastOne = 200
+    batch_size: AtLeastOne = 256
+    learning_rate: Positive = 3e-3
 
 
 def standardisation(vectors: np.ndarray) -> State:
@@ -38,30 +57,34 @@ def restored(state: State, rows: np.ndarray) -> np.ndarray:
     return rows * state["std"] + state["mean"]
 
 
-def build_mlp(sizes: Sequence[int]) -> torch.nn.Sequential:
-    """Linear layers of these sizes with ReLU between them."""
+def build_mlps(seed: int, *sizes: Sequence[int]) -> list[torch.nn.Sequential]:
+    """Networks of linear layers of these sizes with ReLU between them; the global generator is left alone."""
+    import torch
     from torch import nn
 
-    layers = [layer for before, after in itertools.pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
-def build_networks(sizes: Sequence[int], seed: int) -> dict[str, torch.nn.Sequential]:
-    """An `encoder` of these sizes and the `decoder` that mirrors it; the global generator is left alone."""
-    import torch
-
+    networks = []
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(seed, "autoencoder weights"))
-        return {"encoder": build_mlp(sizes), "decoder": build_mlp(sizes[::-1])}
+        torch.default_generator.manual_seed(seed)
+        for widths in sizes:
+            layers = [(nn.Linear(before, after), nn.ReLU()) for before, after in itertools.pairwise(widths)]
+            networks.append(nn.Sequential(*list(itertools.chain(*layers))[:-1]))
+    return networks
 
 
-def networks_state(networks: Mapping[str, torch.nn.Sequential]) -> State:
+def build_autoencoder(sizes: Sequence[int], seed: int) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
+    """An encoder of these sizes and the decoder that mirrors it."""
+    encoder, decoder = build_mlps(derived_seed(seed, "autoencoder weights"), sizes, sizes[::-1])
+    return encoder, decoder
+
+
+def networks_state(**networks: torch.nn.Sequential) -> State:
     """Networks as named arrays, `<network>.<layer>.weight|bias`."""
-    state: State = {}
-    for name, network in networks.items():
-        for layer, linear in enumerate(list(network)[::2]):
-            state |= {f"{name}.{layer}.{part}": value.numpy() for part, value in linear.state_dict().items()}
-    return state
+    return {
+        f"{name}.{layer}.{part}": value.numpy()
+        for name, network in networks.items()
+        for layer, linear in enumerate(list(network)[::2])
+        for part, value in linear.state_dict().items()
+    }
 
 
 def run_mlp(state: State, name: str, rows: np.ndarray) -> np.ndarray:
@@ -76,13 +99,8 @@ def run_mlp(state: State, name: str, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands.
-
-    Attributes:
-        epoch: from 0.
-        share: of all epochs, from 0 to below 1.
-        generator: of everything random in a step.
-    """
+    """Where training stands: the epoch from 0, the share of all epochs before it, and the generator of everything
+    random in a step."""
 
     epoch: int
     share: float
@@ -90,19 +108,16 @@ class Progress:
 
 
 def optimise(
-    tokenizer: Any,
+    tokenizer: GradientTraining,
     groups: list[dict[str, Any]],
     n_items: int,
     seed: int,
     step: Callable[[torch.Tensor, Progress], torch.Tensor],
-    *,
-    before_epoch: Callable[[Progress], None] = lambda progress: None,
-    after_epoch: Callable[[Progress], None] = lambda progress: None,
+    end_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train by AdamW with a learning rate that falls to zero as a cosine, in shuffled batches.
+    """Train by AdamW in shuffled batches; the learning rate falls from epoch to epoch.
 
     Args:
-        tokenizer: has `family`, `epochs`, `batch_size` and `learning_rate`.
         groups: the parameter groups of the optimizer; their weights decay only where they say so.
         step: the loss of some items, given their numbers, int64 (n,).
 
@@ -115,7 +130,6 @@ def optimise(
     generator = torch.Generator().manual_seed(derived_seed(seed, "tokenizer training"))
     for epoch in tqdm(range(tokenizer.epochs), desc=tokenizer.family, unit="epoch", disable=None):
         progress = Progress(epoch, epoch / tokenizer.epochs, generator)
-        before_epoch(progress)
         rate = tokenizer.learning_rate * (1 + math.cos(math.pi * progress.share)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -129,4 +143,4 @@ def optimise(
                 f"The loss of {tokenizer.family} became {loss.item()} in epoch {epoch + 1} at learning rate "
                 f"{rate:.3g}; lower tokenizer.learning_rate."
             )
-        after_epoch(progress)
+        end_epoch(progress)

@@ -1,19 +1,20 @@
-"""What an RQ-VAE's latent space is trained for, beside the quantisation loss."""
+"""What an RQ-VAE is trained for: the quantisation loss, what an objective adds to it, and the weights of both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import Field
 
-from tigerrec.config import options
+from tigerrec.config import NotNegative, Positive, options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers.rkmeans_balanced import fit_balanced
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from tigerrec.tokenizers.autoencoder import Progress
 
@@ -32,46 +33,41 @@ class Quantized:
         reconstructed: (n, D).
         codes: one int64 (n,) a level.
         codebooks: one (k, latent) a level, with gradient where they learn by it.
+        quantization: the quantisation loss of an item, summed over dimensions and levels, mean over items.
     """
 
-    items: torch.Tensor
-    vectors: torch.Tensor
-    latents: torch.Tensor
-    reconstructed: torch.Tensor
-    codes: Sequence[torch.Tensor]
-    codebooks: Sequence[torch.Tensor]
+    items: Tensor
+    vectors: Tensor
+    latents: Tensor
+    reconstructed: Tensor
+    codes: Sequence[Tensor]
+    codebooks: Sequence[Tensor]
+    quantization: Tensor
 
 
-class RunningObjective(Protocol):
-    """An objective with what it needs of one training."""
-
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Look at the codebooks (k, latent) as an epoch begins."""
-        ...
-
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """The mean over a batch's items."""
-        ...
+Loss = Callable[[Quantized, "Progress"], "Tensor"]
+"""The whole loss of a batch, quantisation included: the mean over its items."""
 
 
 @runtime_checkable
 class Objective(Protocol):
     """A training objective: a frozen dataclass of settings."""
 
+    family: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     """Names of further item-aligned matrices that it reads."""
 
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Begin a training, given the matrices it needs, float32 (I, any)."""
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
+        """The loss of one training, given the matrices it needs, float32 (I, any)."""
         ...
 
 
-def reconstruction_loss(batch: Quantized) -> torch.Tensor:
+def reconstruction_loss(batch: Quantized) -> Tensor:
     """Squared error of an item's reconstruction, summed over dimensions, mean over items."""
     return (batch.reconstructed - batch.vectors).square().sum(dim=1).mean()
 
 
-def own_row_loss(scores: torch.Tensor) -> torch.Tensor:
+def own_row_loss(scores: Tensor) -> Tensor:
     """Cross-entropy of each row's own column among all columns (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748),
     mean over rows, of scores (n, n)."""
     return (scores.logsumexp(dim=1) - scores.diagonal()).mean()
@@ -82,23 +78,18 @@ class Reconstruction:
     """The decoder shall give the vectors back (Rajput et al. 2023, arXiv 2305.05065, section 3.1)."""
 
     family: ClassVar[str] = "reconstruction"
-
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Needs nothing."""
-        return self
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
+        return self.loss
 
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Does nothing."""
-
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """The squared error."""
-        return reconstruction_loss(batch)
+    def loss(self, batch: Quantized, progress: Progress) -> Tensor:
+        """The quantisation loss plus the squared error, both sums over dimensions."""
+        return batch.quantization + reconstruction_loss(batch)
 
 
 @options
-class Contrast:
+class Contrast(Reconstruction):
     """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu
     et al. 2024, arXiv 2404.14774).
 
@@ -107,33 +98,22 @@ class Contrast:
     """
 
     family: ClassVar[str] = "contrast"
+    temperature: Positive = 0.1
 
-    temperature: float = 0.1
-
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Needs nothing."""
-        return self
-
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Does nothing."""
-
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """Cross-entropy of the own vector among the batch's, by cosine."""
+    def loss(self, batch: Quantized, progress: Progress) -> Tensor:
+        """The quantisation loss plus the cross-entropy of the own vector among the batch's, by cosine."""
         from torch.nn.functional import normalize
 
-        return own_row_loss(normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature)
+        scores = normalize(batch.reconstructed) @ normalize(batch.vectors).T / self.temperature
+        return batch.quantization + own_row_loss(scores)
 
 
 @options
 class Letter:
     """Reconstruction, latents that agree with collaborative vectors, and diverse codewords (LETTER: Wang et al. 2024,
     arXiv 2405.07314, section 3.2).
+
+    The weights go with the losses of its authors' code, which are means over dimensions and levels, not sums.
 
     Args:
         alignment: weight of the agreement with the collaborative vectors.
@@ -142,25 +122,16 @@ class Letter:
     """
 
     family: ClassVar[str] = "letter"
-
-    alignment: float = 0.02
-    diversity: float = 0.0001
-    clusters: int = 10
-
     needs: ClassVar[tuple[str, ...]] = (COLLABORATIVE,)
+    alignment: NotNegative = 0.02
+    diversity: NotNegative = 0.0001
+    clusters: Annotated[int, Field(ge=2)] = 10
 
-    def __post_init__(self) -> None:
-        if min(self.alignment, self.diversity) < 0:
-            raise ValueError(f"alignment and diversity must be at least 0, got {self.alignment} and {self.diversity}")
-        if self.clusters < 2:
-            raise ValueError(f"clusters must be at least 2, got {self.clusters}")
-
-    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> RunningObjective:
-        """Reads the collaborative vectors."""
-        return LetterTraining(self, main_components(extra[COLLABORATIVE], latent_dim), seed)
+    def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
+        return LetterLoss(self, main_components(extra[COLLABORATIVE], latent_dim), seed)
 
 
-class LetterTraining:
+class LetterLoss:
     """The loss of LETTER in one training."""
 
     def __init__(self, objective: Letter, collaborative: np.ndarray, seed: int) -> None:
@@ -168,35 +139,41 @@ class LetterTraining:
 
         self.objective, self.seed = objective, seed
         self.collaborative = torch.from_numpy(collaborative)
-        self.groups: list[torch.Tensor] = []
+        self.epoch = -1
+        self.groups: list[Tensor] = []
 
-    def begin_epoch(self, codebooks: Sequence[torch.Tensor], progress: Progress) -> None:
-        """Group the codewords of each level by balanced k-means."""
+    def grouped(self, codebooks: Sequence[Tensor], epoch: int) -> list[Tensor]:
+        """The group of each codeword, int64 (k,), by balanced k-means on each level."""
         import torch
 
-        self.groups = []
+        groups = []
         for level, words in enumerate(codebooks):
-            seed = derived_seed(self.seed, "clusters", level, progress.epoch)
-            self.groups.append(
-                torch.from_numpy(
-                    fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
-                )
-            )
+            seed = derived_seed(self.seed, "clusters", level, epoch)
+            codes = fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
+            groups.append(torch.from_numpy(codes))
+        return groups
 
-    def loss(self, batch: Quantized, progress: Progress) -> torch.Tensor:
-        """Squared error, plus the weighted terms."""
-        loss = reconstruction_loss(batch) + self.objective.alignment * self.alignment(batch)
-        for words, codes, groups in zip(batch.codebooks, batch.codes, self.groups, strict=True):
-            loss = loss + self.objective.diversity * diversity_loss(words, codes, groups, progress)
-        return loss
+    def __call__(self, batch: Quantized, progress: Progress) -> Tensor:
+        """Squared errors per dimension, of the quantisation also per level, plus the weighted terms; codewords are
+        grouped as an epoch begins."""
+        if progress.epoch != self.epoch:
+            self.epoch, self.groups = progress.epoch, self.grouped(batch.codebooks, progress.epoch)
+        levels = list(zip(batch.codebooks, batch.codes, self.groups, strict=True))
+        diversity = sum(diversity_loss(words, codes, groups, progress) for words, codes, groups in levels) / len(levels)
+        return (
+            reconstruction_loss(batch) / batch.vectors.shape[1]
+            + batch.quantization / (batch.latents.shape[1] * len(levels))
+            + self.objective.alignment * self.alignment(batch)
+            + self.objective.diversity * diversity
+        )
 
-    def alignment(self, batch: Quantized) -> torch.Tensor:
+    def alignment(self, batch: Quantized) -> Tensor:
         """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent
         vector."""
         return own_row_loss(batch.latents @ self.collaborative[batch.items].T)
 
 
-def diversity_loss(words: torch.Tensor, codes: torch.Tensor, groups: torch.Tensor, progress: Progress) -> torch.Tensor:
+def diversity_loss(words: Tensor, codes: Tensor, groups: Tensor, progress: Progress) -> Tensor:
     """Cross-entropy by which a chosen codeword picks a random other one of its group among all others, mean over items.
 
     Args:
@@ -219,14 +196,10 @@ def diversity_loss(words: torch.Tensor, codes: torch.Tensor, groups: torch.Tenso
 
 def main_components(vectors: np.ndarray, dim: int) -> np.ndarray:
     """The principal components of vectors (I, any), each of variance 1, float32 (I, dim), with zeros where there are
-    fewer.
-
-    So their inner products with latent vectors are of one scale, whatever made them.
-    """
+    fewer; so their inner products with latent vectors are of one scale, whatever made them."""
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    there = int((values > values.max(initial=0) * 1e-6).sum()) if values.any() else 0
-    width = min(dim, there)
+    rank = int((values > values.max(initial=0) * 1e-6).sum())
     components = np.zeros((len(vectors), dim), np.float32)
-    components[:, :width] = left[:, :width] * np.sqrt(len(vectors))
+    components[:, : min(dim, rank)] = left[:, : min(dim, rank)] * np.sqrt(len(vectors))
     return components

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
+from tigerrec.config import AtLeastOne, options
 from tigerrec.seeds import derived_seed
 from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import KMEANS_PLUS_PLUS, code_distances, fit_codebook
+from tigerrec.tokenizers.codebooks import KMeansInit, code_distances, fit_codebook
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 
 
@@ -19,8 +19,7 @@ def assign_balanced(distances: np.ndarray) -> np.ndarray:
     (n, k).
 
     Each row goes to the nearest codeword that does not refuse it; a codeword keeps the ceil(n / k) nearest of the rows
-    that come and refuses the others.
-    So no row and codeword would both gain by leaving what they have for each other.
+    that come and refuses the others. So no row and codeword would both gain by leaving what they have for each other.
     """
     n, k = distances.shape
     capacity = -(-n // k)
@@ -37,7 +36,7 @@ def assign_balanced(distances: np.ndarray) -> np.ndarray:
 
 
 def fit_balanced(
-    rows: np.ndarray, size: int, iterations: int, seed: int, init: str = KMEANS_PLUS_PLUS
+    rows: np.ndarray, size: int, iterations: int, seed: int, init: KMeansInit = "kmeans++"
 ) -> tuple[np.ndarray, np.ndarray]:
     """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n /
     k) of them.
@@ -80,7 +79,7 @@ class BalancedResidualKMeans(ResidualKMeans):
 
     family: ClassVar[str] = "rkmeans_balanced"
     assigns_jointly: ClassVar[bool] = True
-    iterations: int = 10
+    iterations: AtLeastOne = 10
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items
@@ -88,9 +87,8 @@ class BalancedResidualKMeans(ResidualKMeans):
         distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
         residuals, codes, state = distinct.astype(np.float64), [], {}
         for level in range(self.levels):
-            codebook, chosen = fit_balanced(
-                residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level), self.init
-            )
+            level_seed = derived_seed(seed, "codebook", level)
+            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, level_seed, self.init)
             residuals = residuals - codebook[chosen]
             state[f"codebook_{level}"] = codebook
             codes.append(chosen)
