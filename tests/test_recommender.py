@@ -77,7 +77,7 @@ def test_requests_without_an_answer(recommender, history, k, message):
 
 
 def test_a_folder_that_is_no_run(run, tmp_path):
-    with pytest.raises(RecommendError, match="holds no finished stage; give the folder that `make train` printed"):
+    with pytest.raises(RecommendError, match="holds no finished stage; give the folder that `tigerrec train` printed"):
         Recommender.from_pretrained(tmp_path)
     with pytest.raises(RecommendError, match="does not exist; give the folder"):
         Recommender.from_pretrained(tmp_path / "nowhere")

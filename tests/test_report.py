@@ -260,7 +260,9 @@ def test_a_train_folder_will_do_and_the_stage_stays_valid(run):
 
 
 def test_folders_that_are_no_evaluated_run_are_refused(run, tmp_path):
-    with pytest.raises(TigerrecError, match="does not exist; give the folder that `make eval` or `make train` printed"):
+    with pytest.raises(
+        TigerrecError, match="does not exist; give the folder that `tigerrec evaluate` or `tigerrec train` printed"
+    ):
         report_run(tmp_path / "nothing")
     with pytest.raises(TigerrecError, match="holds no finished stage"):
         report_run(tmp_path)
@@ -277,7 +279,7 @@ def test_folders_that_are_no_evaluated_run_are_refused(run, tmp_path):
     assert report_run(trained / "eval-again").exists()
     for name in ("eval-again", "eval-full"):
         shutil.rmtree(trained / name)
-    with pytest.raises(TigerrecError, match="has not been evaluated; run `make eval`"):
+    with pytest.raises(TigerrecError, match="has not been evaluated; run `tigerrec evaluate`"):
         report_run(trained)
 
 
@@ -426,12 +428,12 @@ def test_a_table_without_the_optional_parts_has_a_page_too(tmp_path):
 
 
 def test_folders_without_a_table_are_refused(tmp_path):
-    with pytest.raises(TigerrecError, match=r"holds no table\.parquet; give the folder that `make table` printed"):
+    with pytest.raises(TigerrecError, match=r"holds no table\.parquet; give the folder that `tigerrec table` printed"):
         report_table(tmp_path)
     folder = build_table(tmp_path / "table")
     table = pyarrow.parquet.read_table(folder / "table.parquet")
     pyarrow.parquet.write_table(table.drop_columns(["ndcg@5"]), folder / "table.parquet")
-    with pytest.raises(TigerrecError, match=r"has no column 'ndcg@5'; run `make table` again"):
+    with pytest.raises(TigerrecError, match=r"has no column 'ndcg@5'; run `tigerrec table` again"):
         report_table(folder)
     pyarrow.parquet.write_table(table.slice(0, 0), folder / "table.parquet")
     with pytest.raises(TigerrecError, match="has no row of hits on items"):

@@ -148,7 +148,7 @@ class AmazonReviews(Dataset):
 
     def _lines(self, name: str) -> Iterator[bytes | None]:
         replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"
-        lines = read_lines(self.folder / name, f"delete it and {replace}, or try `DATASET=sample`")
+        lines = read_lines(self.folder / name, f"delete it and {replace}, or try `dataset=sample`")
         yield from tqdm(lines, desc=name, unit=" lines", disable=None, leave=False)
 
     def _read_metadata(self, needed: set[str], tally: Tally) -> dict[str, RawItem]:

@@ -72,9 +72,7 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise MissingError(
-            f"No finished '{stage}' stage in {folder}; run `python scripts/pipeline.py until={stage}` with the same options."
-        )
+        raise MissingError(f"No finished '{stage}' stage in {folder}; run `tigerrec {stage}` with the same options.")
     if manifest.stage not in (stage, *or_stages):
         raise MissingError(
             f"{folder} holds the stage '{manifest.stage}', not '{stage}'; give the folder of a '{stage}' stage."

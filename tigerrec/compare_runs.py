@@ -55,7 +55,7 @@ def read_run(folder: Path, name: str) -> TrainedRun:
     log = folder / "training.jsonl"
     if manifest is None or manifest.stage != "train" or not log.is_file():
         raise artifacts.ArtifactError(
-            f"{folder} is not the folder of a finished train stage; give folders that `make train` printed."
+            f"{folder} is not the folder of a finished train stage; give folders that `tigerrec train` printed."
         )
     lines = [line for line in map(json.loads, log.read_text().splitlines()) if NDCG in line]
     kept = [line for line in lines if line["step"] == manifest.provenance["selected"]["step"]]

@@ -121,5 +121,5 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
         raise DatasetError(
             f"Missing in {folder}: {' and '.join(missing())}, which {reason}; put the files there (data/README.md "
             "names their sources), or give their folder by `dataset.raw_dir=<folder>`, or use the bundled data with "
-            "`DATASET=sample`."
+            "`dataset=sample`."
         )

@@ -123,7 +123,7 @@ def check_free(out: Path) -> None:
     manifest = artifacts.read_manifest(out)
     if manifest is None or manifest.stage != EXPORT:
         raise artifacts.ArtifactError(
-            f"{out} is not empty and is no earlier export; give a new folder with `OUT=<folder>`."
+            f"{out} is not empty and is no earlier export; give a new folder with `--out <folder>`."
         )
 
 

@@ -22,7 +22,7 @@ PROBE = ".probe.tmp"
 ASIDE, KEPT, CURRENT = ".new", ".old", ".current"
 ELSEWHERE = (
     "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads "
-    "`dataset.raw_dir=<folder>`, for exports and pages `OUT=<path>`"
+    "`dataset.raw_dir=<folder>`, for exports and pages `--out <path>`"
 )
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)

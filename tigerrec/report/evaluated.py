@@ -99,14 +99,14 @@ def evaluation_of(folder: Path) -> Path:
     if manifest is None or manifest.stage != "train":
         fault = f"holds the stage '{manifest.stage}'" if manifest else "holds no finished stage"
         raise artifacts.ArtifactError(
-            f"{folder} {fault if folder.is_dir() else 'does not exist'}; give the folder that `make eval` or "
-            "`make train` printed as `RUN=<folder>`."
+            f"{folder} {fault if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec evaluate` or "
+            "`tigerrec train` printed as `--run <folder>`."
         )
     manifests = {child: artifacts.read_manifest(child) for child in sorted(folder.iterdir()) if child.is_dir()}
     evaluations = [child for child, record in manifests.items() if record and record.stage == "evaluate"]
     if not evaluations:
         raise artifacts.MissingError(
-            f"{folder} has not been evaluated; run `make eval` with the options of its training."
+            f"{folder} has not been evaluated; run `tigerrec evaluate` with the options of its training."
         )
     if len(evaluations) > 1:
         names = ", ".join(child.name for child in evaluations)

@@ -43,19 +43,19 @@ def read_results(folder: Path) -> Results:
     for name in ("table.parquet", "table.json"):
         if not (folder / name).is_file():
             raise artifacts.MissingError(
-                f"{folder} holds no {name}; give the folder that `make table` printed as `TABLE=<folder>`."
+                f"{folder} holds no {name}; give the folder that `tigerrec table` printed as `--table <folder>`."
             )
     try:
         rows = pyarrow.parquet.read_table(folder / "table.parquet").to_pylist()
         about = artifacts.read_json(folder, "table.json")
     except (OSError, ValueError) as error:
         raise artifacts.DamagedError(
-            f"The table in {folder} cannot be read ({str(error).splitlines()[0]}); run `make table` again."
+            f"The table in {folder} cannot be read ({str(error).splitlines()[0]}); run `tigerrec table` again."
         ) from None
     lacking = [name for name in NEEDED if rows and name not in rows[0]]
     if lacking or not any((row["hit"], row["seen"]) == ("item", "masked") for row in rows):
         fault = f"has no column '{lacking[0]}'" if lacking else "has no row of hits on items with seen items masked"
-        raise TigerrecError(f"{folder / 'table.parquet'} {fault}; run `make table` again.")
+        raise TigerrecError(f"{folder / 'table.parquet'} {fault}; run `tigerrec table` again.")
     return Results(rows, about)
 
 

@@ -120,15 +120,14 @@ def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or not vectors.size:
         raise TokenizeError(
-            f"{where} must be a matrix with a row an item, got shape {vectors.shape}; run `make embed "
-            "ARGS=overwrite=embed`."
+            f"{where} must be a matrix with a row an item, got shape {vectors.shape}; add `overwrite=embed`."
         )
     faulty = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(faulty):
         shown = ", ".join(map(str, faulty[:10])) + (", …" if len(faulty) > 10 else "")
         raise TokenizeError(
-            f"{where} hold NaN or infinity in {len(faulty)} rows (items {shown}); correct them and run `make embed "
-            "ARGS=overwrite=embed`."
+            f"{where} hold NaN or infinity in {len(faulty)} rows (items {shown}); correct them and add "
+            "`overwrite=embed`."
         )
     return vectors
 
