@@ -244,7 +244,7 @@ def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders:
     code, _, err = ended(process)
     assert code != 0
     assert "going on from step" in err
-    assert err.count("Stopped by SIGTERM") == err.count("go on with: make train") == 1
+    assert err.count("Stopped by SIGTERM") == err.count("go on with: tigerrec train") == 1
 
 
 def alive(process: int) -> bool:

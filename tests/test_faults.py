@@ -309,8 +309,8 @@ def test_03_a_signal_ends_training_after_a_checkpoint(
     assert command(until_tokenize, orders, name="train") == code
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(
-        f"Stopped by {signal.Signals(number).name}; a checkpoint is in {until_tokenize / TRAINED}; go on with: make "
-        "train DATASET=tables "
+        f"Stopped by {signal.Signals(number).name}; a checkpoint is in {until_tokenize / TRAINED}; go on with: "
+        "tigerrec train dataset=tables "
     )
     assert (until_tokenize / TRAINED / "checkpoint" / "step-5.json").exists()
     at_step(None, killed)
