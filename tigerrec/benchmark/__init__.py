@@ -171,11 +171,3 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
     files.write_json(path, results)
     logger.info("%s", report(results))
     return path
-
-
-def command(cfg: DictConfig, effort: Effort | None = None) -> None:
-    """What the script does: measure, print the path of the results as the last line; end with one sentence on a user's
-    error."""
-    with pipeline.reporting():
-        path = benchmark(cfg, effort or Effort())
-    print(path, flush=True)
