@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,15 +15,8 @@ NO_ITEM = -1
 
 
 def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Rows grouped so that a batch, padded to its longest row, holds at most `token_budget` tokens (or one row), in
-    order of length.
-
-    Args:
-        lengths: int64 (n,): tokens of each row.
-
-    Returns:
-        Arrays of row numbers; each row is in exactly one.
-    """
+    """Rows of some lengths in tokens, int64 (n,), in order of length, grouped so that a batch, padded to its longest
+    row, holds at most `token_budget` tokens or one row."""
     if not len(lengths):
         return []
     order = np.argsort(lengths, kind="stable")
@@ -68,11 +60,13 @@ class Batch:
 class Examples:
     """Pieces of training histories: the encoder reads a piece, each target is given the items of the piece before it.
 
-    Args:
+    Attributes:
         items: int32 (n,): all training parts one after the other.
         start: int64 (m,): where in `items` a piece begins.
         first: int64 (m,): where its first target stands; all items from there on are targets.
         stop: int64 (m,): where its last target stands, which the encoder does not read.
+        lengths: int64 (m,): items that the encoder reads.
+        n_targets: int64 (m,).
         device: where batches are made.
     """
 
@@ -85,6 +79,7 @@ class Examples:
         device: torch.device | str = "cpu",
     ) -> None:
         self.items, self.start, self.first, self.stop = items, start, first, stop
+        self.lengths, self.n_targets = stop - start, stop - first + 1
         self.device = torch.device(device)
         self._items = torch.from_numpy(items.astype(np.int64)).to(device)
         self._bounds = torch.from_numpy(np.stack([start, first, stop])).to(device)
@@ -117,16 +112,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.start)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Items that the encoder reads of each piece, int64 (m,)."""
-        return self.stop - self.start
-
-    @cached_property
-    def n_targets(self) -> np.ndarray:
-        """Targets of each piece, int64 (m,)."""
-        return self.stop - self.first + 1
 
     def shuffled_batches(self, batch_targets: int, rng: np.random.Generator) -> list[np.ndarray]:
         """All pieces in batches of similar length and of nearly equal numbers of targets, at most about

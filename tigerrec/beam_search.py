@@ -104,7 +104,7 @@ class Searcher:
         progress: str = "",
         seen: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items for each history of item indices (oldest first; none may be empty).
+        """The k best items for each history, as in `baselines.Rank`, scored by their log-probabilities.
 
         The last items that the model reads are read; with `mask_seen` no item of the whole history is recommended.
 
@@ -112,10 +112,6 @@ class Searcher:
             batch_tokens: positions of histories and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
             seen: the items of each user that `mask_seen` masks; those of the history by default.
-
-        Returns:
-            Items, int32 (n, k), `NO_ITEM` where a list is shorter; scores (log-probabilities), float32 (n, k), -inf
-            there.
 
         Raises:
             ValueError: k is larger than the beam, or a history is empty.

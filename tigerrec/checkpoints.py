@@ -48,11 +48,6 @@ class RunState:
     environments: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _digest(record: dict[str, Any]) -> str:
-    """The sha256 of what a record says."""
-    return sha256_text(artifacts.canonical_json(record))
-
-
 def _weights(model: HistoryModel, prefix: str = "") -> dict[str, torch.Tensor]:
     """All weights by name, as safetensors takes them."""
     return {prefix + name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
@@ -85,10 +80,8 @@ class Checkpoints:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise TigerrecError(
-                    "train.tensorboard=true needs the package tensorboard; run `pip install tensorboard` or leave the "
-                    "option out."
-                ) from None
+                message = "train.tensorboard=true needs a package: `pip install tensorboard`, or leave the option out."
+                raise TigerrecError(message) from None
             self.writer = SummaryWriter(str(folder.parent / "tensorboard"))
 
     def _records(self) -> list[Path]:
@@ -103,11 +96,19 @@ class Checkpoints:
             StaleError: the checkpoint belongs to another configuration or other inputs.
         """
         state = distributed.agreed(self._newest_whole)
-        if state is not None:
-            self._load(self.folder / f"step-{state.step}.safetensors", model, optimizer)
-            self.state = state
-            logger.info("going on from step %d", state.step)
-        return self.state
+        if state is None:
+            return self.state
+        self.state, moments = state, {}
+        tensors = load_file(self.folder / f"step-{state.step}.safetensors")
+        _load_weights(model, tensors, "model.")
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, key = rest.split(".")
+                moments.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        logger.info("going on from step %d", state.step)
+        return state
 
     def _newest_whole(self) -> RunState | None:
         """What the newest whole checkpoint says; torn ones are warned of and forgotten."""
@@ -144,7 +145,7 @@ class Checkpoints:
     def _read(self, record: Path) -> tuple[RunState, dict[str, Any]]:
         """The state and the identity of the run that a checkpoint holds, once all its files are known to be whole."""
         saved = json.loads(record.read_bytes())
-        if saved.pop("digest") != _digest(saved):
+        if saved.pop("digest") != sha256_text(artifacts.canonical_json(saved)):
             raise ValueError("its record is not the one that was saved")
         if artifacts.sha256_file(record.with_suffix(".safetensors")) != saved["sha256"]:
             raise ValueError("its tensors are not the ones that were saved")
@@ -155,17 +156,6 @@ class Checkpoints:
             if artifacts.sha256_file(self.folder / candidate["file"]) != candidate["sha256"]:
                 raise ValueError(f"{candidate['file']} is damaged")
         return state, saved["identity"]
-
-    def _load(self, path: Path, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
-        tensors = load_file(path)
-        _load_weights(model, tensors, "model.")
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, key = rest.split(".")
-                moments.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
     def save(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint and forget all but the last two; all processes go on once it is there."""
@@ -179,7 +169,8 @@ class Checkpoints:
         with artifacts.atomic(path) as temporary:
             save_file(tensors, temporary)
         record = {"sha256": artifacts.sha256_file(path), "state": asdict(self.state), "identity": self.identity}
-        artifacts.write_json(path.with_suffix(".json"), {"digest": _digest(record)} | record)
+        digest = sha256_text(artifacts.canonical_json(record))
+        artifacts.write_json(path.with_suffix(".json"), {"digest": digest} | record)
         for old in self._records()[KEPT_CHECKPOINTS:]:
             old.unlink()
         needed = set()

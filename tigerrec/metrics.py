@@ -31,8 +31,7 @@ def semantic_id_ranks(items: np.ndarray, targets: np.ndarray, groups: np.ndarray
     """The place of the target's codes among the distinct codes of the list, int16 (n,); 0 = not in the list.
 
     Args:
-        items: recommended items, best first, (n, k); -1 where a list is shorter.
-        targets: item index of the one relevant item, (n,).
+        items, targets: as in `item_ranks`.
         groups: a number for each distinct row of codes without suffix, (n_items,): `semantic_ids.group_codes`.
     """
     listed = np.where(items >= 0, groups[items], -1)
@@ -57,12 +56,8 @@ def gains(largest_rank: int) -> dict[str, np.ndarray]:
 
 
 def means(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
-    """The mean of each gain over users, rounded to eight decimals.
-
-    Args:
-        gain_by_name: what a user of each kind adds, each (kinds,).
-        counts: users of each kind, (kinds,).
-    """
+    """The mean of each gain over users, to eight decimals, given what a user of each kind adds, each (kinds,), and how
+    many users there are of each kind, (kinds,)."""
     n_users = counts.sum()
     return {name: round(float((counts * gain).sum() / n_users), DECIMALS) for name, gain in gain_by_name.items()}
 
@@ -70,8 +65,7 @@ def means(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[st
 def means_with_intervals(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
     """`means`, each with its 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
 
-    A resample of the users is a multinomial draw over kinds of users, so that it costs the same for any number of
-    users.
+    A resample of the users is a multinomial draw over their kinds, so that it costs the same for any number of users.
     """
     n_users = counts.sum()
     resamples = np.random.default_rng(BOOTSTRAP_SEED).multinomial(n_users, counts / n_users, size=RESAMPLES)
@@ -84,10 +78,7 @@ def means_with_intervals(gain_by_name: Mapping[str, np.ndarray], counts: np.ndar
 
 
 def metrics(ranks: np.ndarray, intervals: bool = True) -> dict[str, float]:
-    """Every metric, with its interval where asked for; see `means_with_intervals`.
-
-    Args:
-        ranks: one rank a user, 0 = not in the list, (n,).
+    """Every metric of one rank a user, 0 = not in the list, (n,), with its interval where asked for.
 
     Raises:
         ValueError: there are no ranks.

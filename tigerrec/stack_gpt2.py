@@ -28,13 +28,6 @@ def affine(states: Tensor, layer: Any, scale: float = 1.0, bias_scale: float = 1
     return functional.linear(states, weight.to(states.dtype).t(), bias.to(states.dtype))
 
 
-def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Layer norm of float32 states, as type `dtype`."""
-    return functional.layer_norm(
-        states, layer_norm.normalized_shape, layer_norm.weight, layer_norm.bias, layer_norm.eps
-    ).to(dtype)
-
-
 def pass_blocks(gpt2: Any, states: Tensor, attend: Attend, dtype: torch.dtype, dropout: Dropout) -> Tensor:
     """The states after all blocks, not yet normalised, float32 (B, n, d).
 
@@ -45,12 +38,10 @@ def pass_blocks(gpt2: Any, states: Tensor, attend: Attend, dtype: torch.dtype, d
     """
     for index, block in enumerate(gpt2.transformer.h):
         attention = block.attn
-        queries, keys, values = heads(
-            affine(normalise(block.ln_1, states, dtype), attention.c_attn), 3, attention.num_heads
-        )
+        queries, keys, values = heads(affine(block.ln_1(states).to(dtype), attention.c_attn), 3, attention.num_heads)
         attended = attend(index, queries * attention.scaling, keys, values).transpose(1, 2).flatten(2)
         states = states + dropout(affine(attended, attention.c_proj, dropout.scale**2, dropout.scale))
-        hidden = functional.gelu(affine(normalise(block.ln_2, states, dtype), block.mlp.c_fc), approximate="tanh")
+        hidden = functional.gelu(affine(block.ln_2(states).to(dtype), block.mlp.c_fc), approximate="tanh")
         states = states + dropout(affine(hidden, block.mlp.c_proj, dropout.scale, dropout.scale))
     return states
 
@@ -85,7 +76,7 @@ def read_sequence(
 
 def next_token_logits(gpt2: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
     """The logits of the next token after states (..., d), of type `dtype`."""
-    return functional.linear(normalise(gpt2.transformer.ln_f, states, dtype), gpt2.lm_head.weight.to(dtype))
+    return functional.linear(gpt2.transformer.ln_f(states).to(dtype), gpt2.lm_head.weight.to(dtype))
 
 
 class GPT2Decoder:

@@ -27,63 +27,45 @@ def linear(states: Tensor, *layers: Any, scale: float = 1.0) -> Tensor:
 
 def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
     """T5's layer norm: scaled by the root mean square (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-    return functional.rms_norm(states, layer_norm.weight.shape, layer_norm.weight, layer_norm.variance_epsilon).to(
-        dtype
-    )
-
-
-def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
-    """The weights of attention without scaling, as in T5, (B, H, Q, K): softmax in float32, products in the type of the
-    queries.
-
-    Args:
-        queries: (B, H, Q, width).
-        keys: (B, H, K, width).
-        bias: float32, broadcasts to (B, H, Q, K), or None.
-        visible: bool, likewise; each query sees a key.
-    """
-    scores = torch.matmul(queries, keys.mT).float()
-    if bias is not None:
-        scores += bias
-    if visible is not None:
-        scores.masked_fill_(~visible, -torch.inf)
-    return scores.softmax(-1).to(queries.dtype)
+    weight, epsilon = layer_norm.weight, layer_norm.variance_epsilon
+    return functional.rms_norm(states, weight.shape, weight, epsilon).to(dtype)
 
 
 class Attention(torch.autograd.Function):
-    """Attention with dropout of its weights, and its gradients."""
+    """Attention without scaling, as in T5, with dropout of its weights, whose scale is left to the caller, (B, H, Q,
+    width): softmax in float32, products in the type of the queries.
+
+    Args:
+        queries: (B, H, Q, width).
+        keys, values: (B, H, K, width).
+        bias: float32, (1, H, Q or 1, K), or None.
+        visible: bool, broadcasts to (B, H, Q, K), or None; each query sees a key.
+    """
 
     @staticmethod
     def forward(ctx, queries, keys, values, bias, visible, dropout):  # type: ignore[no-untyped-def]
-        """Attended values, (B, H, Q, width); arguments as in `attention_weights`, `bias` (1, H, Q, K) or None.
-
-        The scale of the dropout is left to the caller.
-        """
-        weights = attention_weights(queries, keys, bias, visible)
+        scores = torch.matmul(queries, keys.mT).float()
+        if bias is not None:
+            scores += bias
+        if visible is not None:
+            scores.masked_fill_(~visible, -torch.inf)
+        weights = scores.softmax(-1).to(queries.dtype)
         mask = dropout.mask(weights)
         ctx.save_for_backward(queries, keys, values, weights, mask)
-        ctx.has_bias = bias is not None
         return torch.matmul(keep(weights, mask), values)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """The gradients of queries, keys, values and bias."""
         queries, keys, values, weights, mask = ctx.saved_tensors
         values_gradient = torch.matmul(keep(weights, mask).mT, gradient)
         weights_gradient = keep(torch.matmul(gradient, values.mT), mask)
         weights = weights.float()
         scores_gradient = weights_gradient.float().mul_(weights)  # of the softmax: w (g - Σ w g)
         scores_gradient.addcmul_(weights, scores_gradient.sum(-1, keepdim=True), value=-1)
-        bias_gradient = scores_gradient.sum(0, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[3] else None
+        bias_gradient = scores_gradient.sum(0, keepdim=True) if ctx.needs_input_grad[3] else None
         scores_gradient = scores_gradient.to(queries.dtype)
-        return (
-            torch.matmul(scores_gradient, keys),
-            torch.matmul(scores_gradient.mT, queries),
-            values_gradient,
-            bias_gradient,
-            None,
-            None,
-        )
+        queries_gradient, keys_gradient = scores_gradient @ keys, scores_gradient.mT @ queries
+        return queries_gradient, keys_gradient, values_gradient, bias_gradient, None, None
 
 
 class DroppedRelu(torch.autograd.Function):
@@ -91,50 +73,44 @@ class DroppedRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values, mask):  # type: ignore[no-untyped-def]
-        """The kept positive values, zero elsewhere."""
         kept = keep(values.relu(), mask)
         ctx.save_for_backward(kept)
         return kept
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """The gradient where the result is positive."""
         (kept,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradient, kept, 0), None
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over rows, whose gradient is made with the loss: one pass over the logits instead of
-    three."""
+    """Cross-entropy summed over rows, in nats, float32; its gradient, probability less label, is made with the loss:
+    one pass over the logits instead of three.
+
+    Args:
+        logits: (n, classes).
+        labels: int64 (n,); rows with the label `IGNORED` count nothing.
+        label_smoothing: share of the target's probability spread over all classes.
+    """
 
     @staticmethod
     def forward(ctx, logits, labels, label_smoothing):  # type: ignore[no-untyped-def]
-        """The sum in nats, float32.
-
-        Args:
-            logits: (n, classes).
-            labels: int64 (n,); rows with the label `IGNORED` count nothing.
-            label_smoothing: share of the target's probability spread over all classes.
-        """
-        n_classes = logits.shape[1]
-        there = (labels >= 0).float()
+        counts = (labels >= 0).float()
         labels = labels.clamp(min=0)[:, None]
         scores = logits.float()
-        largest = scores.amax(1)
-        target_scores = scores.gather(1, labels).squeeze(1)
-        mean_scores = scores.mean(1) if label_smoothing else 0.0
         probabilities = scores.softmax(1)
-        log_normaliser = largest - probabilities.amax(1).log()
+        log_normaliser = scores.amax(1) - probabilities.amax(1).log()
+        mean_scores = scores.mean(1) if label_smoothing else 0.0
+        target_scores = scores.gather(1, labels).squeeze(1)
         losses = log_normaliser - (1 - label_smoothing) * target_scores - label_smoothing * mean_scores
         if label_smoothing:
-            probabilities -= label_smoothing / n_classes
+            probabilities -= label_smoothing / logits.shape[1]
         probabilities.scatter_add_(1, labels, torch.full_like(labels, label_smoothing - 1, dtype=torch.float32))
-        ctx.save_for_backward((probabilities.mul_(there[:, None])).to(logits.dtype))
-        return (losses * there).sum()
+        ctx.save_for_backward((probabilities.mul_(counts[:, None])).to(logits.dtype))
+        return (losses * counts).sum()
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """Probability less label, for each class."""
         (difference,) = ctx.saved_tensors
         return (difference * gradient).to(difference.dtype), None, None
 
@@ -231,8 +207,7 @@ def pass_decoder(
         states: float32 (N, n, d): N is B, or a multiple where several rows in turn share a history.
         history: from `read_history`, of B users.
         history_visible: bool, broadcasts to (B, 1, N / B * n, S): which encoder positions a token sees; None = all.
-        bias: of self-attention, (1, H, n or 1, keys).
-        visible: bool, broadcasts to (N, 1, n, keys): which tokens a token sees.
+        bias, visible: of self-attention, as in `Attention`.
         cache: of the tokens before, which these tokens join.
     """
     for number, (self_layer, cross_layer, feed_forward_layer) in enumerate(block.layer for block in t5.decoder.block):

@@ -30,13 +30,12 @@ ENCODER_MASK = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
 
 @options
 class Training:
-    """How a generator learns to continue training histories: every item but a history's first is a target once an
-    epoch.
+    """How a generator learns to continue histories; every item but a history's first is a target once an epoch.
 
     Attributes:
         examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before
-            it, and all targets of the window pass the decoder together; or `prefix`: each target has a pass of its own
-            and the encoder no mask, as in the paper of TIGER.
+            it, and all its targets pass the decoder together; or `prefix`: each target has a pass of its own and the
+            encoder no mask, as in the paper of TIGER.
         stride: items between the windows of long histories; None with prefix.
         epochs: passes over all targets.
         batch_targets: targets a step, of examples of similar length.
@@ -165,15 +164,15 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         "examples": len(trainer.examples),
         "targets": trainer.n_targets,
     }
-    logger.info(
-        "training on %s targets in %s examples, %s steps, %.1f M parameters, %s, %s", f"{counts['targets']:,}",
-        f"{counts['examples']:,}", f"{trainer.total_steps:,}", counts["parameters"] / 1e6, device, runs_under["precision"],
-    )  # fmt: skip
+    sizes = (
+        f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, "
+        f"{counts['parameters'] / 1e6:.1f} M parameters"
+    )
+    logger.info("training on %s, %s, %s", sizes, device, runs_under["precision"])
     inputs = {"prepare": prepared, "tokenize": tokenized}
     identity = {"config": artifacts.describe(config), "inputs": artifacts.input_records(inputs)}
-    checkpoints = Checkpoints(
-        out / "checkpoint", json.loads(artifacts.canonical_json(identity)), runs_under, tensorboard=training.tensorboard
-    )
+    plain_identity = json.loads(artifacts.canonical_json(identity))
+    checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, training.tensorboard)
     fit(trainer, checkpoints, histories)
     selected = select(trainer, checkpoints, histories)
     state = checkpoints.state
@@ -186,12 +185,8 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
                 files.adopt(path, path.name)
             with files.create("training.jsonl", measured=True) as path:
                 path.write_text("".join(json.dumps(line) + "\n" for line in state.log))
-            files.provenance = (
-                runs_under
-                | counts
-                | {"steps": state.step, "training_seconds": state.seconds}
-                | {"selected": selected, "environments": state.environments}
-            )
+            run = {"steps": state.step, "training_seconds": state.seconds, "environments": state.environments}
+            files.provenance = runs_under | counts | run | {"selected": selected}
         artifacts.remove_tree(out / "checkpoint")
 
     distributed.agreed(write)

@@ -148,15 +148,9 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
     ]
     matrices = [parameter for parameter in others if parameter.ndim > 1]
     vectors = [parameter for parameter in others if parameter.ndim == 1]
-    groups = [
-        {"params": parameters, "rate": rate, "weight_decay": decay / rate}
-        for parameters, rate, decay in (
-            (tokens, training.embedding_rate, training.weight_decay),
-            (items, training.item_embedding_rate, training.weight_decay),
-            (matrices, 1.0, training.weight_decay),
-            (vectors, 1.0, 0.0),
-        )
-    ]
+    rates = (tokens, training.embedding_rate), (items, training.item_embedding_rate), (matrices, 1.0)
+    groups = [{"params": group, "rate": rate, "weight_decay": training.weight_decay / rate} for group, rate in rates]
+    groups.append({"params": vectors, "rate": 1.0, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 

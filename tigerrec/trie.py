@@ -44,14 +44,8 @@ class Trie:
         return tuple(int(first.diff().max()) for first in self.first_child)
 
     def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """The children of nodes of one depth, padded to the largest family of that depth.
-
-        Args:
-            nodes: int64 (...).
-
-        Returns:
-            Node numbers at depth + 1, int64 (..., max_children), and which of them exist, bool of the same shape.
-        """
+        """The children of nodes of one depth, int64 (...): their numbers at depth + 1, padded to the largest family of
+        that depth, int64 (..., max_children), and which of them exist, bool of the same shape."""
         first = self.first_child[depth][nodes].unsqueeze(-1)
         end = self.first_child[depth][nodes + 1].unsqueeze(-1)
         candidates = first + torch.arange(self.max_children[depth], device=nodes.device)
@@ -59,14 +53,11 @@ class Trie:
         return torch.where(exists, candidates, 0), exists
 
     def closed(self, rows: Tensor, items: Tensor) -> list[Tensor]:
-        """The nodes below which a row's forbidden items are all there is.
+        """The nodes below which a row's forbidden items are all there is: for each depth 1..T + 1 their sorted keys
+        `row * nodes + node`.
 
         Args:
-            rows: int64 (n,): who forbids.
-            items: int64 (n,): what is forbidden; a pair may occur more than once.
-
-        Returns:
-            For each depth 1..T + 1 the sorted keys `row * nodes + node` of the closed nodes.
+            rows, items: int64 (n,): who forbids what; a pair may occur more than once.
         """
         n_items = len(self.leaf_item)
         pairs = torch.unique(rows * n_items + items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -27,17 +29,16 @@ def plan(cfg: DictConfig) -> dict[str, pipeline.Step]:
     name, seed = pipeline.folder_name(keys, "baseline"), pipeline.checked_seed(keys, "baseline")
     folder, steps = prepare.folder / "baselines", {"prepare": prepare}
     inputs, tuned = {"prepare": prepare.folder}, None
+
+    def step(stage: str, out: Path, config: Any, run: Callable[[Path], Path]) -> None:
+        steps[stage] = pipeline.Step(stage, stage, out, config, dict(inputs), dict, "baseline.name", run)
+
     if len(trials) > 1:
-        tuning = TuneConfig(baseline, trials)
-        tuned = inputs["tune"] = folder / f"{name}-tuning"
-        steps["tune"] = pipeline.Step(
-            "tune", "tune", tuned, tuning, {"prepare": prepare.folder}, dict, "baseline.name", lambda out: tune(prepare.folder, tuning, out)
-        )  # fmt: skip
+        tuning, tuned = TuneConfig(baseline, trials), folder / f"{name}-tuning"
+        step("tune", tuned, tuning, lambda out: tune(prepare.folder, tuning, out))
+        inputs["tune"] = tuned
     config = BaselineConfig(baseline, name, evaluation.split, evaluation.k, seed)
-    steps["baseline"] = pipeline.Step(
-        "baseline", "baseline", folder / f"{name}-seed{seed}", config, inputs, dict, "baseline.name",
-        lambda out: measure(prepare.folder, tuned, config, out),
-    )  # fmt: skip
+    step("baseline", folder / f"{name}-seed{seed}", config, lambda out: measure(prepare.folder, tuned, config, out))
     return steps
 
 
@@ -50,21 +51,17 @@ def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], 
     """
     values = plain(node, "baseline")
     lists = {
-        name: found for name, found in values.items() if isinstance(found, list) and name not in (NAME, TARGET, *KEYS)
+        name: value for name, value in values.items() if isinstance(value, list) and name not in (NAME, TARGET, *KEYS)
     }
-    for name, found in lists.items():
-        if not found:
+    for name, choices in lists.items():
+        if not choices:
             raise ConfigError(
                 f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: "
                 f"`baseline.{name}=[<value>,…]`."
             )
     built = [build_choice(values | trial, "baseline", KEYS) for trial in combinations(lists)]
-    baseline, keys = built[0]
-    return (
-        baseline,
-        keys,
-        tuple({name: getattr(trial, name) for name, found in lists.items() if len(found) > 1} for trial, _ in built),
-    )
+    tuned = [name for name, choices in lists.items() if len(choices) > 1]
+    return (*built[0], tuple({name: getattr(trial, name) for name in tuned} for trial, _ in built))
 
 
 def command(cfg: DictConfig) -> None:

@@ -22,8 +22,7 @@ class ItemKNN:
     Karypis 2004).
 
     Items i and j with c common buyers of n_i and n_j are c / (n_i^normalisation n_j^(1 - normalisation) + shrinkage)
-    similar,
-    where i is the item of the history. Items that none of its neighbours reaches follow by popularity.
+    similar, where i is the item of the history. Items that none of its neighbours reaches follow by popularity.
 
     Args:
         neighbours: most similar items kept of each item.
@@ -53,9 +52,8 @@ class ItemKNN:
         def score(histories: Sequence[np.ndarray]) -> np.ndarray:
             ages = np.concatenate([np.arange(len(history))[::-1] for history in histories])
             offsets = np.cumsum([0, *(len(history) for history in histories)])
-            weights = sparse.csr_array(
-                (np.power(self.recency, ages), np.concatenate(histories), offsets), shape=(len(histories), n_items)
-            )
+            entries = np.power(self.recency, ages), np.concatenate(histories), offsets
+            weights = sparse.csr_array(entries, shape=(len(histories), n_items))
             return (weights @ similarities).toarray().astype(np.float32) + popularity
 
         return Fitted(ranks_by(score))
@@ -71,10 +69,9 @@ class ItemKNN:
         buyers = bought.sum(0)
         common = (bought.T @ bought).tocoo()
         other = common.row != common.col
-        rows, columns, values = common.row[other], common.col[other], common.data[other]
-        values = values / (
-            buyers[rows] ** self.normalisation * buyers[columns] ** (1 - self.normalisation) + self.shrinkage
-        )
+        rows, columns = common.row[other], common.col[other]
+        expected = buyers[rows] ** self.normalisation * buyers[columns] ** (1 - self.normalisation)
+        values = common.data[other] / (expected + self.shrinkage)
         order = np.lexsort((columns, -values, rows))
         rows, columns, values = rows[order], columns[order], values[order]
         kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < self.neighbours

@@ -69,19 +69,18 @@ def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over all classes of linear scores, summed over rows, whose gradient is made with the loss, in the
-    place of the scores."""
+    """Cross-entropy over all classes of linear scores, summed over rows, in nats; its gradient is made with the loss,
+    in the place of the scores.
+
+    Args:
+        states: (n, dim), whose type is that of the products.
+        classes: float32 (n_classes, dim).
+        bias: float32 (n_classes,), or None.
+        targets: int64 (n,).
+    """
 
     @staticmethod
     def forward(ctx, states, classes, bias, targets):  # type: ignore[no-untyped-def]
-        """The sum in nats, float32; products in the type of the states.
-
-        Args:
-            states: (n, dim).
-            classes: float32 (n_classes, dim).
-            bias: float32 (n_classes,), or None.
-            targets: int64 (n,).
-        """
         weight = classes.to(states.dtype)
         scores = functional.linear(states, weight, None if bias is None else bias.to(states.dtype))
         loss = torch.zeros(())
@@ -91,31 +90,19 @@ class LinearCrossEntropy(torch.autograd.Function):
             loss -= likelihoods.clamp_(min=torch.finfo(torch.float32).tiny).log().sum()
             rows.copy_(probabilities.scatter_(1, labels, likelihoods - 1))
         ctx.save_for_backward(scores, states, weight)
-        ctx.has_bias = bias is not None
         return loss
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """Probability less label, through the linear scores."""
-        difference, states, weight = ctx.saved_tensors
-        bias_gradient = difference.sum(0, dtype=torch.float32) * gradient if ctx.has_bias else None
-        return (
-            ((difference @ weight) * gradient).to(states.dtype),
-            (difference.mT @ states).float() * gradient,
-            bias_gradient,
-            None,
-        )
+        difference, states, weight = ctx.saved_tensors  # the first: probability less label
+        bias_gradient = difference.sum(0, dtype=torch.float32) * gradient if ctx.needs_input_grad[2] else None
+        states_gradient = ((difference @ weight) * gradient).to(states.dtype)
+        return states_gradient, (difference.mT @ states).float() * gradient, bias_gradient, None
 
 
 def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """The loss of Kang and McAuley 2018 (arXiv 1808.09781, equation 6), summed over targets: the target against one
-    other item.
-
-    Args:
-        states: (n, dim).
-        targets: int64 (n,).
-        negatives: int64 (n,).
-    """
+    """The loss of Kang and McAuley 2018 (arXiv 1808.09781, equation 6), summed over targets (n,): each against one
+    other item (n,), after states (n, dim)."""
     states = states.float()
     positive = (states * functional.embedding(targets, model.classes)).sum(-1)
     negative = (states * functional.embedding(negatives, model.classes)).sum(-1)
@@ -149,58 +136,6 @@ class Negatives:
         return torch.from_numpy(number + n_seen_before)
 
 
-class Learner:
-    """A model, its examples and its optimizer; a step depends on the seed and the step's number only."""
-
-    def __init__(
-        self, model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, loss: str
-    ) -> None:
-        self.model, self.learning, self.seed = model, learning, seed
-        self.examples = pieces(training, model.max_items)
-        if not len(self.examples):
-            raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
-        self.negatives = Negatives(training, len(model.classes)) if loss == BINARY else None
-        self.users = np.searchsorted(np.cumsum([len(history) for history in training]), self.examples.start, "right")
-        self.n_targets = int(self.examples.n_targets.sum())
-        self.dtype = product_type(torch.device("cpu"), learning.precision)
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": learning.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning.learning_rate, betas=(0.9, 0.98), fused=True)
-        self.total_steps = learning.epochs * len(self._batches(0))
-        self.number = 0
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng(derived_seed(self.seed, "batches", epoch))
-        return self.examples.shuffled_batches(self.learning.batch_targets, rng)
-
-    def epoch(self, number: int) -> float:
-        """Pass once over all targets; the mean loss in nats."""
-        losses = [self._step(rows) for rows in self._batches(number)]
-        release_freed_memory()
-        return float(torch.stack(losses).sum()) / self.n_targets
-
-    def _step(self, rows: np.ndarray) -> Tensor:
-        rate = warmup_cosine(self.learning.learning_rate, self.number, self.total_steps, WARMUP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch = self.examples.batch(rows)
-        is_target = batch.targets != NO_ITEM
-        dropout = Dropout(self.learning.dropout, derived_seed(self.seed, "dropout", self.number))
-        states, targets = self.model.states(batch.items, self.dtype, dropout)[is_target], batch.targets[is_target]
-        if self.negatives is None:
-            loss = LinearCrossEntropy.apply(states, self.model.classes, self.model.bias, targets)
-        else:
-            users = np.repeat(self.users[rows], self.examples.n_targets[rows])
-            rng = np.random.default_rng(derived_seed(self.seed, "negatives", self.number))
-            loss = binary_cross_entropy(self.model, states, targets, self.negatives.sample(users, rng))
-        (loss / len(targets)).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.number += 1
-        return loss.detach()
-
-
 def learn(
     model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate, loss: str
 ) -> Fitted:
@@ -212,11 +147,47 @@ def learn(
     Raises:
         TigerrecError: no history is long enough, or the loss is not finite.
     """
-    learner = Learner(model, training, learning, seed, loss)
-    best_weights: dict[str, Tensor] = {}
-    best_epoch, best_score = 0, -math.inf
+    examples = pieces(training, model.max_items)
+    if not len(examples):
+        raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
+    negatives = Negatives(training, len(model.classes)) if loss == BINARY else None
+    users = np.searchsorted(np.cumsum([len(history) for history in training]), examples.start, side="right")
+    dtype = product_type(torch.device("cpu"), learning.precision)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": learning.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning.learning_rate, betas=(0.9, 0.98), fused=True)
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(derived_seed(seed, "batches", epoch))
+        return examples.shuffled_batches(learning.batch_targets, rng)
+
+    def step(number: int, rows: np.ndarray) -> Tensor:
+        """The summed loss of a step, which depends on the seed and its number only."""
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(learning.learning_rate, number, total_steps, WARMUP)
+        batch = examples.batch(rows)
+        is_target = batch.targets != NO_ITEM
+        dropout = Dropout(learning.dropout, derived_seed(seed, "dropout", number))
+        states, targets = model.states(batch.items, dtype, dropout)[is_target], batch.targets[is_target]
+        if negatives is None:
+            total = LinearCrossEntropy.apply(states, model.classes, model.bias, targets)
+        else:
+            rng = np.random.default_rng(derived_seed(seed, "negatives", number))
+            drawn = negatives.sample(np.repeat(users[rows], examples.n_targets[rows]), rng)
+            total = binary_cross_entropy(model, states, targets, drawn)
+        (total / len(targets)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    n_targets, steps_per_epoch = int(examples.n_targets.sum()), len(batches(0))
+    total_steps = learning.epochs * steps_per_epoch
+    best_epoch, best_score, best_weights = 0, -math.inf, {}
     for epoch in tqdm(range(1, learning.epochs + 1), desc="train", unit="epoch", disable=None):
-        mean_loss = learner.epoch(epoch - 1)
+        losses = [step((epoch - 1) * steps_per_epoch + place, rows) for place, rows in enumerate(batches(epoch - 1))]
+        mean_loss = float(torch.stack(losses).sum()) / n_targets
+        release_freed_memory()
         if not math.isfinite(mean_loss):
             raise TigerrecError(
                 f"The loss is {mean_loss} in epoch {epoch} at learning rate {learning.learning_rate}; "
@@ -230,6 +201,4 @@ def learn(
                 best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best_weights)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Fitted(
-        ranks_by(model.scores), {"best_epoch": best_epoch, "parameters": parameters, "targets": learner.n_targets}
-    )
+    return Fitted(ranks_by(model.scores), {"best_epoch": best_epoch, "parameters": parameters, "targets": n_targets})

@@ -26,7 +26,6 @@ class SASRec(Learning):
             is not in the user's training history.
         dim: width of the states.
         layers: transformer blocks.
-        heads: of attention.
         expansion: the feed-forward layers are this many times as wide as the states.
         max_items: latest items of a history that are read.
 
@@ -54,7 +53,6 @@ class SASRec(Learning):
         from tigerrec.baselines.next_item import learn
         from tigerrec.baselines.transformer import Transformer
 
-        model = Transformer(
-            n_items, self.dim, self.layers, self.heads, self.expansion * self.dim, self.max_items, derived_seed(seed, "weights")
-        )  # fmt: skip
+        hidden, weights_seed = self.expansion * self.dim, derived_seed(seed, "weights")
+        model = Transformer(n_items, self.dim, self.layers, self.heads, hidden, self.max_items, weights_seed)
         return learn(model, training, self, seed, validate, self.loss)

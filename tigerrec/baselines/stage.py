@@ -21,21 +21,14 @@ from tigerrec.histories import Histories, load_histories, training_part, validat
 from tigerrec.metrics import VALIDATION_K, format_metrics, item_ranks, validation_metrics
 
 logger = logging.getLogger(__name__)
-
 EPOCH_USERS = 5000
-TRIALS = "trials"
-CHOSEN = "chosen.json"
+TRIALS, CHOSEN = "trials", "chosen.json"
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Settings of a baseline to compare.
-
-    Args:
-        baseline: with the first value of each setting that trials change.
-        trials: what each trial changes.
-        seed: of all trials.
-    """
+    """Settings of a baseline to compare: it has the first value of each setting that the trials change, and the seed is
+    that of all trials."""
 
     baseline: Baseline
     trials: tuple[Mapping[str, Any], ...]
@@ -44,15 +37,7 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """A baseline to measure.
-
-    Args:
-        baseline: with the first value of each setting that tuning chooses.
-        model: its name in the result rows.
-        split: `test` or `validation`.
-        k: length of the recommendation lists.
-        seed: of its fitting.
-    """
+    """A baseline to measure, `model` in the result rows; it has the first value of each setting that tuning chooses."""
 
     baseline: Baseline
     model: str
@@ -77,7 +62,10 @@ def fit(histories: Histories, baseline: Baseline, seed: int) -> Fitted:
     """A baseline fitted to all training parts, validated on a fixed, seeded sample of users on the way."""
     training = [training_part(histories[user]) for user in range(len(histories))]
     users = validation_sample(histories, EPOCH_USERS, seed)
-    ndcg = lambda rank: validate(rank, histories, users)["validation_ndcg@10"]  # noqa: E731
+
+    def ndcg(rank: Rank) -> float:
+        return validate(rank, histories, users)["validation_ndcg@10"]
+
     return baseline.fit(training, histories.n_items, seed=seed, validate=ndcg)
 
 
@@ -103,8 +91,7 @@ def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
     are never looked at.
 
     Returns:
-        `out`, with `trials.json` (settings, metrics and seconds of each trial) and `chosen.json` (the settings of the
-        best, the first of equals).
+        `out`, with `trials.json` (settings, metrics, seconds) and `chosen.json` (the best settings, first of equals).
 
     Raises:
         ArtifactError: no finished prepare stage stands in `prepared`.

@@ -34,29 +34,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """How much is measured."""
 
-    Attributes:
-        warmup_steps: training steps before the clock starts.
-        stock_steps: training steps of the stock side that are timed.
-        stock_users: users whom the stock side searches for.
-        beam_size: of the search.
-        matrix_size: of the products that give the machine's rate.
-        catalogues: numbers of made-up items.
-        beams: beam sizes on the made-up catalogues.
-        history_lengths: items of made-up histories.
-        growth_users: made-up histories.
-    """
-
-    warmup_steps: int = 2
-    stock_steps: int = 30
-    stock_users: int = 256
-    beam_size: int = 20
-    matrix_size: int = 2048
-    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    beams: tuple[int, ...] = (20, 50)
-    history_lengths: tuple[int, ...] = (5, 20, 50)
-    growth_users: int = 256
+    warmup_steps: int = 2  # training steps before the clock starts
+    stock_steps: int = 30  # training steps of the stock side that are timed
+    stock_users: int = 256  # whom the stock side searches for
+    beam_size: int = 20  # of the search
+    matrix_size: int = 2048  # of the products that give the machine's rate
+    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # numbers of made-up items
+    beams: tuple[int, ...] = (20, 50)  # beam sizes on the made-up catalogues
+    history_lengths: tuple[int, ...] = (5, 20, 50)  # items of made-up histories
+    growth_users: int = 256  # made-up histories
 
 
 def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
@@ -135,7 +123,8 @@ histories over {growth["catalogue"][0]["items"]:,} items:
 {as_table(growth["history"])}
 
 {machine["cpu"]}, {machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, transformers \
-{machine["transformers"]}, {machine["precision"]}, {machine["operations_per_second"] / 1e9:,.0f} billion operations a second"""
+{machine["transformers"]}, {machine["precision"]}, {machine["operations_per_second"] / 1e9:,.0f} billion operations a \
+second"""
 
 
 def benchmark(cfg: DictConfig, effort: Effort) -> Path:

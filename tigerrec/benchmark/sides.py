@@ -41,11 +41,7 @@ def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) -> HistoryT5:
-    """The configured generator with random weights, on its device.
-
-    Args:
-        changes: fields of the generator to replace.
-    """
+    """The configured generator, some fields of it replaced, with random weights on its device."""
     configured: Any = config.generator
     mask, seed = ENCODER_MASK[config.training.examples], derived_seed(config.seed, "weights")
     model = dataclasses.replace(configured, **changes).new(semantic_ids, mask, seed)
@@ -73,18 +69,12 @@ def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
 
 
 def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
-    """Histories as a stock model reads them: tokens padded on the right to the longest history possible, and the mask
-    of what is there.
-
-    Args:
-        items: int64 (B, n), n at most `max_items`, padded with `NO_ITEM`.
-    """
+    """Histories (B, n) as a stock model reads them: tokens padded on the right to the longest history possible, and the
+    mask of what is there."""
     items = functional.pad(items, (0, model.facts["max_items"] - items.shape[1]), value=NO_ITEM)
     mask = model.attention_mask(items)
-    return {
-        "input_ids": model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD),
-        "attention_mask": mask,
-    }
+    tokens = model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD)
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
 def stock_loss(model: HistoryT5, batch: Batch) -> Tensor:
@@ -139,21 +129,14 @@ def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
 def stock_generate(
     model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int
 ) -> Tensor:
-    """What `generate` finds along the tokens allowed, int64 (B * beam_size, 1 + T), the first of each row being the
-    decoder's start.
-
-    Args:
-        items: int64 (B, n), padded with `NO_ITEM`.
-    """
-    n_levels = model.tokens.shape[1]
+    """What `generate` finds for histories (B, n) along the tokens allowed, int64 (B * beam_size, 1 + T), the first of
+    each row being the decoder's start; the model's own `generation_config` says the rest."""
     sequences: Tensor = model.t5.generate(
         **stock_inputs(model, items),
         # beams of score -inf have left the catalogue
         prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [PAD]),
         num_beams=beam_size,
         num_return_sequences=beam_size,
-        max_new_tokens=n_levels,
-        min_new_tokens=n_levels,
     )
     return sequences
 
