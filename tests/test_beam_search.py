@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from tests.oracles import score_catalogue
 from tigerrec.batches import NO_ITEM, padded
-from tigerrec.beam_search import Searcher, beam_search, score_catalogue
+from tigerrec.beam_search import Searcher, beam_search
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
 from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, add_suffix

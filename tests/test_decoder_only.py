@@ -13,12 +13,13 @@ import torch
 from torch.nn import functional
 from transformers import GPT2LMHeadModel
 
+from tests.oracles import score_catalogue
 from tests.test_beam_search import catalogue, random_histories
 from tests.test_train import STRIDE, TRAINING, made_of, weights
 from tests.tiny_run import build_run
 from tigerrec import artifacts, stack_gpt2
 from tigerrec.batches import NO_ITEM, Batch, padded
-from tigerrec.beam_search import Searcher, score_catalogue
+from tigerrec.beam_search import Searcher
 from tigerrec.benchmark.sides import allowed_next
 from tigerrec.config import ConfigError, compose
 from tigerrec.dropout import Dropout
@@ -303,7 +304,7 @@ def test_a_gpt2_that_is_not_ours_is_refused(tmp_path):
     [
         (["generator.d_model=30"], "d_model must be a multiple of num_heads=4, got 30"),
         (["generator.d_kv=8"], "d_kv must be d_model / num_heads, 16, or null, got 8"),
-        (["generator.dropout_rate=1.5"], "dropout_rate must be at most 0.99"),
+        (["generator.dropout_rate=1.5"], "dropout_rate must be at most 0.99, got 1.5"),
         (["generator.num_layers=0"], "num_layers must be at least 1"),
         (["generator.max_items=5"], "stride must be at most the generator's max_items=5, got 10"),
     ],

@@ -7,6 +7,7 @@ from tests.tiny_run import N_USERS, build_run
 from tigerrec import artifacts
 from tigerrec import evaluate as stage
 from tigerrec.baselines.popularity import Popularity
+from tigerrec.beam_search import Searcher
 from tigerrec.evaluate import EvaluateConfig, Ranking, check_lists, evaluate
 from tigerrec.histories import load_histories, split
 from tigerrec.metrics import item_ranks, metrics
@@ -82,22 +83,16 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, evaluated, tmp_path, m
     monkeypatch.setattr(stage, "SHARD_USERS", 20)
     folders = [run[name] for name in ("prepare", "tokenize", "train")]
     whole = evaluate(*folders, CONFIG, tmp_path / "whole")
-    ranked = []
-    real = stage._generator
+    ranked, real = [], Searcher.rank
 
-    def dying(*args):
-        rank, facts = real(*args)
-
-        def counted(histories, mask_seen, progress):
-            if len(ranked) == 4:
-                raise KeyboardInterrupt
-            ranked.append(mask_seen)
-            return rank(histories, mask_seen, progress)
-
-        return counted, facts
+    def dying(self, histories, *, mask_seen, **options):
+        if len(ranked) == 4:
+            raise KeyboardInterrupt
+        ranked.append(mask_seen)
+        return real(self, histories, mask_seen=mask_seen, **options)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(stage, "_generator", dying)
+    monkeypatch.setattr(Searcher, "rank", dying)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*folders, CONFIG, out)
     assert artifacts.read_manifest(out) is None
@@ -121,8 +116,8 @@ def test_a_generator_of_other_semantic_ids_is_refused(run, tmp_path):
     ("values", "message"),
     [
         ({"beam_size": 10}, "beam_size must be at least k=20, got 10"),
-        ({"k": 10}, "k must be at least the largest cut-off, 20, got 10"),
-        ({"split": "train"}, "split must be"),
+        ({"k": 10}, "k must be at least 20, got 10"),
+        ({"split": "train"}, "split must be 'validation' or 'test', got 'train'"),
         ({"model": "popularity"}, "model must be"),
     ],
 )

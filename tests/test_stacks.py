@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -182,3 +185,10 @@ def test_a_training_step_reads_nothing_back_from_its_device(decoder_reads):
     )
     sum(losses).backward()
     assert model.t5.shared.weight.grad.device.type == model.inputs.item_embeddings.weight.grad.device.type == "meta"
+
+
+def test_no_private_function_of_torch_is_called():
+    sources = {path: path.read_text() for path in Path(stacks.__file__).parent.rglob("*.py")}
+    assert {
+        path.name: found for path, text in sources.items() if (found := re.findall(r"torch(?:\.\w+)*\._[a-z]\w*", text))
+    } == {}

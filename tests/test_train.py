@@ -22,6 +22,7 @@ from tigerrec.dropout import Dropout
 from tigerrec.histories import Histories, load_histories, training_part
 from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import T5
+from tigerrec.schedules import warmup_cosine
 from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.train import TrainConfig, Training, train
 from tigerrec.trainer import Trainer
@@ -260,13 +261,36 @@ def test_embeddings_learn_at_a_rate_of_their_own(folders):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, histories, TrainConfig(generator, training))
     trainer.step(0)
-    rate = training.learning_rate_at(0, trainer.total_steps)
+    rate = trainer.learning_rate(0)
     moved = {
         name: (parameter.detach() - before[name]).abs().max().item() for name, parameter in model.named_parameters()
     }
     rates = {"t5.shared.weight": 4, "inputs.item_embeddings.weight": 7}
     for name, distance in moved.items():
         assert distance == pytest.approx(rate * rates.get(name, 1), rel=0.01), name
+
+
+def test_weights_decay_alike_whatever_the_multiple_of_their_learning_rate(folders):
+    """A weight without a gradient shrinks by decay alone: an item row that few targets reach as much as a matrix."""
+    ids = load_semantic_ids(folders["tokenize"])
+    generator = dataclasses.replace(MODEL, history="items", decoder_reads="all_items")
+    training = dataclasses.replace(TRAINING, embedding_rate=15.0, item_embedding_rate=50.0, weight_decay=0.1)
+    model = generator.new(ids, "item_causal", 0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(model, load_histories(folders["prepare"]), TrainConfig(generator, training))
+    before["inputs.item_embeddings.weight"] = model.inputs.item_embeddings.weight.detach().clone()
+    rates = [0.01, 0.02]
+    for rate in rates:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.optimizer.step()
+    kept = np.prod([1 - rate * 0.1 for rate in rates])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach(), before[name] * (kept if parameter.ndim > 1 else 1), rtol=1e-5, atol=0, msg=name
+        )
 
 
 def test_patience_stops_early(folders):
@@ -282,12 +306,14 @@ def test_patience_stops_early(folders):
 
 
 def test_schedule_rises_linearly_and_ends_at_zero():
-    training = Training(learning_rate=1.0, warmup=0.1)
-    rates = [training.learning_rate_at(step, 100) for step in range(101)]
+    rates = [warmup_cosine(1.0, step, 100, warmup=0.1) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert max(rates) == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0)
+    assert warmup_cosine(1.0, 0, 3, warmup=0.1) == warmup_cosine(1.0, 0, 3) == 1.0
+    assert [warmup_cosine(1.0, step, 3) for step in (1, 2)] == pytest.approx([0.75, 0.25])
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_checkpoint_before(folders, monkeypatch):
@@ -368,5 +394,5 @@ def test_what_the_decoder_reads_follows_the_mask_unless_told(folders, mask, read
 
 
 def test_an_unknown_reading_of_the_decoder_is_refused():
-    with pytest.raises(ValueError, match="decoder_reads must be .all_items. or .last_item."):
+    with pytest.raises(ValueError, match="decoder_reads must be 'all_items' or 'last_item', got 'first_item'"):
         dataclasses.replace(MODEL, decoder_reads="first_item")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,15 +15,8 @@ NO_ITEM = -1
 
 
 def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Rows grouped so that a batch, padded to its longest row, holds at most `token_budget` tokens (or one row), in
-    order of length.
-
-    Args:
-        lengths: int64 (n,): tokens of each row.
-
-    Returns:
-        Arrays of row numbers; each row is in exactly one.
-    """
+    """Rows of some lengths in tokens, int64 (n,), in order of length, grouped so that a batch, padded to its longest
+    row, holds at most `token_budget` tokens or one row."""
     if not len(lengths):
         return []
     order = np.argsort(lengths, kind="stable")
@@ -38,11 +30,16 @@ def length_sorted_batches(lengths: np.ndarray, token_budget: int) -> list[np.nda
 
 def padded(histories: Sequence[np.ndarray]) -> Tensor:
     """Histories of item indices as rows, int64 (n, longest), padded on the right with `NO_ITEM`."""
-    lengths = np.array([len(history) for history in histories])
-    there = np.arange(lengths.max()) < lengths[:, None]
-    items = np.full(there.shape, NO_ITEM, np.int64)
-    items[there] = np.concatenate(histories)
+    rows, places = rows_and_places(np.array([len(history) for history in histories], np.int64))
+    items = np.full((len(histories), places.max() + 1), NO_ITEM, np.int64)
+    items[rows, places] = np.concatenate(histories)
     return torch.from_numpy(items)
+
+
+def rows_and_places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each element of ragged rows, one after the other, its row and its place in the row, int64 (n,)."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,13 @@ class Batch:
 class Examples:
     """Pieces of training histories: the encoder reads a piece, each target is given the items of the piece before it.
 
-    Args:
+    Attributes:
         items: int32 (n,): all training parts one after the other.
         start: int64 (m,): where in `items` a piece begins.
         first: int64 (m,): where its first target stands; all items from there on are targets.
         stop: int64 (m,): where its last target stands, which the encoder does not read.
+        lengths: int64 (m,): items that the encoder reads.
+        n_targets: int64 (m,).
         device: where batches are made.
     """
 
@@ -80,53 +79,39 @@ class Examples:
         device: torch.device | str = "cpu",
     ) -> None:
         self.items, self.start, self.first, self.stop = items, start, first, stop
+        self.lengths, self.n_targets = stop - start, stop - first + 1
         self.device = torch.device(device)
         self._items = torch.from_numpy(items.astype(np.int64)).to(device)
-        self._places = torch.from_numpy(np.stack([start, first, stop])).to(device)
+        self._bounds = torch.from_numpy(np.stack([start, first, stop])).to(device)
 
     @staticmethod
     def prefixes(histories: Histories, max_items: int, device: torch.device | str = "cpu") -> Examples:
         """Every item but a history's first as the only target of a piece, which is the at most `max_items` items before
         it."""
-        items, position = _training_items(histories)
-        target = np.flatnonzero(position > 0)
-        start = target - np.minimum(position[target], max_items)
+        items, lengths = _training_items(histories)
+        _, places = rows_and_places(lengths)
+        target = np.flatnonzero(places > 0)
+        start = target - np.minimum(places[target], max_items)
         return Examples(items, start, target, target, device)
 
     @staticmethod
     def windows(histories: Histories, window: int, stride: int, device: torch.device | str = "cpu") -> Examples:
-        """Windows of at most `window` items, one every `stride` items; a target belongs to the first window that holds
-        it.
+        """Windows of at most `window` items, one every `stride` items, which are fewer; a target belongs to the first
+        window that holds it.
 
         So a target is given all its earlier items up to `window - stride`, and between that many and `window - 1`
         beyond.
         """
-        items, position = _training_items(histories)
-        ends = np.append(np.flatnonzero(position == 0)[1:], len(items))
-        start, first, stop = [], [], []
-        for begin, end in zip(np.flatnonzero(position == 0), ends, strict=True):
-            done = begin + 1
-            for window_start in range(begin, end, stride):
-                window_end = min(window_start + window, end)
-                if window_end > done:
-                    start.append(window_start)
-                    first.append(done)
-                    stop.append(window_end - 1)
-                    done = window_end
-        return Examples(items, np.array(start, np.int64), np.array(first, np.int64), np.array(stop, np.int64), device)
+        items, lengths = _training_items(histories)
+        n_windows = np.where(lengths > 1, 1 + -(-np.maximum(lengths - window, 0) // stride), 0)
+        rows, numbers = rows_and_places(n_windows)
+        ends = np.cumsum(lengths)[rows]
+        start = ends - lengths[rows] + numbers * stride
+        first = np.where(numbers == 0, start + 1, start + window - stride)
+        return Examples(items, start, first, np.minimum(start + window, ends) - 1, device)
 
     def __len__(self) -> int:
         return len(self.start)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Items that the encoder reads of each piece, int64 (m,)."""
-        return self.stop - self.start
-
-    @cached_property
-    def n_targets(self) -> np.ndarray:
-        """Targets of each piece, int64 (m,)."""
-        return self.stop - self.first + 1
 
     def shuffled_batches(self, batch_targets: int, rng: np.random.Generator) -> list[np.ndarray]:
         """All pieces in batches of similar length and of nearly equal numbers of targets, at most about
@@ -141,25 +126,22 @@ class Examples:
     def batch(self, rows: np.ndarray) -> Batch:
         """Some examples as rows of tensors on the device."""
         width, height = int(self.lengths[rows].max()), int(self.n_targets[rows].max())
-        start, first, stop = self._places[:, torch.from_numpy(rows).to(self.device, non_blocking=True)].unsqueeze(-1)
+        start, first, stop = self._bounds[:, torch.from_numpy(rows).to(self.device, non_blocking=True)].unsqueeze(-1)
         read = start + torch.arange(width, device=self.device)
-        asked = first + torch.arange(height, device=self.device)
-        n_visible = asked - start
+        target = first + torch.arange(height, device=self.device)
+        n_visible = target - start
         alike = len(np.unique(self.first[rows] - self.start[rows])) == 1
         return Batch(
             self._items_at(read, read < stop),
-            self._items_at(asked, asked <= stop),
+            self._items_at(target, target <= stop),
             n_visible[:1] if alike else n_visible,
         )
 
-    def _items_at(self, places: Tensor, there: Tensor) -> Tensor:
-        """The items at some places, `NO_ITEM` where there is none."""
-        return torch.where(there, self._items[places.clamp(max=len(self._items) - 1)], NO_ITEM)
+    def _items_at(self, places: Tensor, exists: Tensor) -> Tensor:
+        return torch.where(exists, self._items[places.clamp(max=len(self._items) - 1)], NO_ITEM)
 
 
 def _training_items(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-    """All training parts one after the other, and the position of each item in its part."""
+    """All training parts one after the other, and the length of each."""
     parts = [training_part(histories[user]) for user in range(len(histories))]
-    lengths = np.array([len(part) for part in parts], np.int64)
-    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32), position
+    return np.concatenate([np.empty(0, np.int32), *parts]), np.array([len(part) for part in parts], np.int64)

@@ -1,8 +1,7 @@
-"""Trie-constrained beam search for many users at once, and the exact scores of a whole catalogue."""
+"""Trie-constrained beam search for many users at once."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from tigerrec.models.base import Decoder, HistoryModel
 from tigerrec.precision import product_type
 from tigerrec.semantic_ids import PAD
 from tigerrec.trie import Trie, build_trie
-
-logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -37,8 +34,7 @@ def beam_search(
 
     Returns:
         Items, int64 (B, K) best first, K at most `beam_size`, `NO_ITEM` where nothing is left; scores, float32 (B, K),
-        -inf there.
-        Items that share an id have its score and come in the order of the trie.
+        -inf there. Items that share an id have its score and come in the order of the trie.
     """
     users = torch.arange(n_users, device=trie.leaf_item.device)[:, None]
     nodes = torch.zeros_like(users)
@@ -69,29 +65,6 @@ def beam_search(
     return trie.leaf_item[items].flatten(1).gather(1, listed).masked_fill(scores == -torch.inf, NO_ITEM), scores
 
 
-@torch.inference_mode()
-def score_catalogue(model: HistoryModel, items: Tensor, chunk: int = 4096) -> Tensor:
-    """The log-probability of every item for every user, one user at a time through the stock model: the search's
-    oracle.
-
-    Args:
-        items: int64 (B, n), histories of item indices, padded on the right with `NO_ITEM`.
-        chunk: items scored at once.
-
-    Returns:
-        float32 (B, I).
-    """
-    rows = []
-    for history in items:
-        parts = [(model.stock_logits(history[history >= 0], targets), targets) for targets in model.tokens.split(chunk)]
-        rows.append(
-            torch.cat(
-                [logits.float().log_softmax(-1).gather(2, targets[:, :, None]).sum((1, 2)) for logits, targets in parts]
-            )
-        )
-    return torch.stack(rows)
-
-
 @dataclass(frozen=True)
 class Searcher:
     """A generator with its catalogue, ready to rank items for histories.
@@ -100,8 +73,8 @@ class Searcher:
         model: reads histories.
         trie: of the catalogue's tokens.
         precision: `auto`, `fp32` or `bf16`.
-        popularity: int (I,), how often training histories hold each item; it orders items that share an id; None: none
-            may.
+        popularity: int (I,), how often training histories hold each item, which orders items that share an id; without
+            it none may.
     """
 
     model: HistoryModel
@@ -112,17 +85,12 @@ class Searcher:
     @staticmethod
     def of(model: HistoryModel, precision: str = "auto", popularity: np.ndarray | None = None) -> Searcher:
         """A searcher over all items of a model, on its device."""
-        return Searcher(
-            model, build_trie(model.tokens.cpu().numpy(), popularity).to(model.device), precision, popularity
-        )
+        trie = build_trie(model.tokens.cpu().numpy(), popularity).to(model.device)
+        return Searcher(model, trie, precision, popularity)
 
     def with_items(self, tokens: np.ndarray) -> Searcher:
         """A searcher over these and further items, of tokens int64 (n, T), that training never saw."""
-        popularity = (
-            None
-            if self.popularity is None
-            else np.append(self.popularity, np.zeros(len(tokens), self.popularity.dtype))
-        )
+        popularity = None if self.popularity is None else np.pad(self.popularity, (0, len(tokens)))
         return Searcher.of(self.model.with_items(tokens), self.precision, popularity)
 
     def rank(
@@ -136,7 +104,7 @@ class Searcher:
         progress: str = "",
         seen: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items for each history of item indices (oldest first; none may be empty).
+        """The k best items for each history, as in `baselines.Rank`, scored by their log-probabilities.
 
         The last items that the model reads are read; with `mask_seen` no item of the whole history is recommended.
 
@@ -144,10 +112,6 @@ class Searcher:
             batch_tokens: positions of histories and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
             seen: the items of each user that `mask_seen` masks; those of the history by default.
-
-        Returns:
-            Items, int32 (n, k), `NO_ITEM` where a list is shorter; scores (log-probabilities), float32 (n, k), -inf
-            there.
 
         Raises:
             ValueError: k is larger than the beam, or a history is empty.
@@ -165,9 +129,9 @@ class Searcher:
         ) as bar:
             for batch in length_sorted_batches(lengths * self.model.positions_per_item + beam_size, batch_tokens):
                 masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
-                found, found_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)
-                width = min(k, found.shape[1])
-                items[batch, :width], scores[batch, :width] = found[:, :width], found_scores[:, :width]
+                listed, listed_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)
+                width = min(k, listed.shape[1])
+                items[batch, :width], scores[batch, :width] = listed[:, :width], listed_scores[:, :width]
                 bar.update(len(batch))
         return items, scores
 
@@ -178,11 +142,10 @@ class Searcher:
         recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
         closed = None
         if masked is not None:
-            rows = torch.from_numpy(np.repeat(np.arange(len(masked)), [len(items) for items in masked])).to(device)
-            closed = self.trie.closed(rows, torch.from_numpy(np.concatenate(masked).astype(np.int64)).to(device))
-        dtype = product_type(device, self.precision)
+            rows = np.repeat(np.arange(len(masked)), [len(items) for items in masked])
+            items = np.concatenate(masked).astype(np.int64)
+            closed = self.trie.closed(torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device))
         with torch.inference_mode():
-            items, scores = beam_search(
-                self.model.decoder(recent, dtype), self.trie, len(histories), beam_size=beam_size, closed=closed
-            )
-        return items.cpu().numpy(), scores.cpu().numpy()
+            decoder = self.model.decoder(recent, product_type(device, self.precision))
+            listed, scores = beam_search(decoder, self.trie, len(histories), beam_size=beam_size, closed=closed)
+        return listed.cpu().numpy(), scores.cpu().numpy()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file, save_file
 
 from tigerrec import TigerrecError, artifacts, distributed
 from tigerrec.files import not_writable, remove_temporaries, sha256_text, write_failure
+from tigerrec.identity import with_families
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,10 +24,10 @@ if TYPE_CHECKING:
     from tigerrec.models.base import HistoryModel
 
 logger = logging.getLogger(__name__)
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS, KEPT_CANDIDATES = 2, 3
 
 
-@dataclass
+@dataclass(config=ConfigDict(strict=True, extra="forbid"))
 class RunState:
     """Where a run stands; plain values only.
 
@@ -44,25 +48,16 @@ class RunState:
     log: list[dict[str, Any]] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        for name, kind in {
-            "step": int,
-            "seconds": (int, float),
-            "finished": bool,
-            "validations_since_best": int,
-        }.items():
-            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
-                raise TypeError(f"{name} is {getattr(self, name)!r}")
-        for name in ("candidates", "log", "environments"):
-            if not isinstance(getattr(self, name), list) or not all(
-                isinstance(entry, dict) for entry in getattr(self, name)
-            ):
-                raise TypeError(f"{name} is no list of records")
+
+def _weights(model: HistoryModel, prefix: str = "") -> dict[str, torch.Tensor]:
+    """All weights by name, as safetensors takes them."""
+    return {prefix + name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
 
 
-def _digest(record: dict[str, Any]) -> str:
-    """The sha256 of what a record says."""
-    return sha256_text(artifacts.canonical_json(record))
+def _load_weights(model: HistoryModel, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[prefix + name])
 
 
 class Checkpoints:
@@ -86,10 +81,8 @@ class Checkpoints:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise TigerrecError(
-                    "train.tensorboard=true needs the package tensorboard; run `pip install tensorboard` or leave the "
-                    "option out."
-                ) from None
+                message = "train.tensorboard=true needs a package: `pip install tensorboard`, or leave the option out."
+                raise TigerrecError(message) from None
             self.writer = SummaryWriter(str(folder.parent / "tensorboard"))
 
     def _records(self) -> list[Path]:
@@ -104,11 +97,20 @@ class Checkpoints:
             StaleError: the checkpoint belongs to another configuration or other inputs.
         """
         state = distributed.agreed(self._newest_whole)
-        if state is not None:
-            self._load(self.folder / f"step-{state.step}.safetensors", model, optimizer)
-            self.state = state
-            logger.info("going on from step %d", state.step)
-        return self.state
+        if state is None:
+            return self.state
+        self.state = state
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        tensors = load_file(self.folder / f"step-{state.step}.safetensors")
+        _load_weights(model, tensors, "model.")
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, key = rest.split(".")
+                moments.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        logger.info("going on from step %d", state.step)
+        return state
 
     def _newest_whole(self) -> RunState | None:
         """What the newest whole checkpoint says; torn ones are warned of and forgotten."""
@@ -120,33 +122,21 @@ class Checkpoints:
         records = self._records()
         for record in records:
             try:
-                saved = json.loads(record.read_bytes())
-                if saved.pop("digest") != _digest(saved):
-                    raise ValueError("its record is not the one that was saved")
-                if artifacts.sha256_file(record.with_suffix(".safetensors")) != saved["sha256"]:
-                    raise ValueError("its tensors are not the ones that were saved")
-                state, identity = RunState(**saved["state"]), saved["identity"]
-                if record.name != f"step-{state.step}.json":
-                    raise ValueError(f"it is of step {state.step}")
-                self._check_candidates(state)
+                state, identity = self._read(record)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 logger.warning("checkpoint %s cannot be used (%s); trying the one before", record.stem, error)
                 record.unlink(missing_ok=True)
                 continue
-            differences = artifacts.changed_keys(identity, self.identity)
-            if differences:
+            if differences := artifacts.changed_keys(identity, self.identity):
                 raise artifacts.StaleError(
                     f"{self.folder} belongs to a run with other settings ({'; '.join(differences)}); "
                     "give `train.name=<another>` to keep it, or add `overwrite=train` to start again."
                 )
-            before = (
-                {key: value for key, value in state.environments[-1].items() if key != "step"}
-                if state.environments
-                else None
-            )
-            if changed := artifacts.changed_keys(before, self.environment):
+            before = state.environments[-1].copy() if state.environments else {}
+            before.pop("step", None)
+            if changes := artifacts.changed_keys(before, self.environment):
                 logger.warning(
-                    "going on under another environment (%s): the result will not be bit-identical", "; ".join(changed)
+                    "going on under another environment (%s): the result will not be bit-identical", "; ".join(changes)
                 )
                 state.environments.append({"step": state.step, **self.environment})
             return state
@@ -154,56 +144,48 @@ class Checkpoints:
             logger.warning("no checkpoint in %s can be used; starting over", self.folder)
         return None
 
-    def _check_candidates(self, state: RunState) -> None:
+    def _read(self, record: Path) -> tuple[RunState, dict[str, Any]]:
+        """The state and the identity of the run that a checkpoint holds, once all its files are known to be whole."""
+        saved = json.loads(record.read_bytes())
+        if saved.pop("digest") != sha256_text(artifacts.canonical_json(saved)):
+            raise ValueError("its record is not the one that was saved")
+        if artifacts.sha256_file(record.with_suffix(".safetensors")) != saved["sha256"]:
+            raise ValueError("its tensors are not the ones that were saved")
+        state = RunState(**saved["state"])
+        if record.name != f"step-{state.step}.json":
+            raise ValueError(f"it is of step {state.step}")
         for candidate in state.candidates:
             if artifacts.sha256_file(self.folder / candidate["file"]) != candidate["sha256"]:
                 raise ValueError(f"{candidate['file']} is damaged")
+        return state, with_families(saved["identity"])
 
-    def _load(self, path: Path, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
-        tensors = load_file(path)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        state = optimizer.state_dict()
-        state["state"] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, key = rest.split(".")
-                state["state"].setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict(state)
-
-    def save(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint and forget all but the last two; all processes go on once it is there."""
-        self.state = state
-        distributed.agreed(lambda: self._write(state, model, optimizer))
+        distributed.agreed(lambda: self._write(model, optimizer))
 
-    def _write(self, state: RunState, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
-        tensors = {
-            f"model.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()
-        }
-        for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in values.items()}
-        path = self.folder / f"step-{state.step}.safetensors"
+    def _write(self, model: HistoryModel, optimizer: torch.optim.Optimizer) -> None:
+        tensors = _weights(model, "model.")
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value.cpu().contiguous() for key, value in moments.items()}
+        path = self.folder / f"step-{self.state.step}.safetensors"
         with artifacts.atomic(path) as temporary:
             save_file(tensors, temporary)
-        record = {"sha256": artifacts.sha256_file(path), "state": asdict(state), "identity": self.identity}
-        artifacts.write_json(path.with_suffix(".json"), {"digest": _digest(record)} | record)
+        record = {"sha256": artifacts.sha256_file(path), "state": asdict(self.state), "identity": self.identity}
+        digest = sha256_text(artifacts.canonical_json(record))
+        artifacts.write_json(path.with_suffix(".json"), {"digest": digest} | record)
         for old in self._records()[KEPT_CHECKPOINTS:]:
             old.unlink()
-        needed = {
-            candidate["file"]
-            for record in self._records()
-            for candidate in json.loads(record.read_bytes())["state"]["candidates"]
-        }
-        needed |= {record.with_suffix(".safetensors").name for record in self._records()}
+        needed = set()
+        for kept in self._records():
+            candidates = json.loads(kept.read_bytes())["state"]["candidates"]
+            needed |= {kept.with_suffix(".safetensors").name, *(candidate["file"] for candidate in candidates)}
         for tensors_file in self.folder.glob("*.safetensors"):
             if tensors_file.name not in needed:
                 tensors_file.unlink()
 
-    def log(self, state: RunState, line: dict[str, Any]) -> None:
+    def log(self, line: dict[str, Any]) -> None:
         """Add a line of `training.jsonl`."""
-        state.log.append(line)
+        self.state.log.append(line)
         if self.writer is not None:
             try:
                 for name, value in line.items():
@@ -213,30 +195,24 @@ class Checkpoints:
             except OSError as error:
                 raise write_failure(Path(self.writer.log_dir), error) from error
 
-    def consider(self, state: RunState, model: HistoryModel, score: float, keep: int) -> None:
+    def consider(self, model: HistoryModel, score: float) -> None:
         """Keep the weights as a candidate if they are among the best so far; of equal scores the earlier is better."""
+        state = self.state
         best = max((candidate["score"] for candidate in state.candidates), default=-1.0)
         state.validations_since_best = 0 if score > best else state.validations_since_best + 1
-        if len(state.candidates) == keep and score <= state.candidates[-1]["score"]:
+        if len(state.candidates) == KEPT_CANDIDATES and score <= state.candidates[-1]["score"]:
             return
         path = self.folder / f"candidate-{state.step}.safetensors"
 
         def write() -> str:
             with artifacts.atomic(path) as temporary:
-                save_file(
-                    {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()},
-                    temporary,
-                )
+                save_file(_weights(model), temporary)
             return artifacts.sha256_file(path)
 
         candidate = {"step": state.step, "score": score, "file": path.name, "sha256": distributed.agreed(write)}
-        state.candidates = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))[
-            :keep
-        ]
+        best_first = sorted([*state.candidates, candidate], key=lambda entry: (-entry["score"], entry["step"]))
+        state.candidates = best_first[:KEPT_CANDIDATES]
 
     def load_candidate(self, candidate: dict[str, Any], model: HistoryModel) -> None:
         """Load a candidate's weights into the model."""
-        tensors = load_file(self.folder / candidate["file"])
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[name])
+        _load_weights(model, load_file(self.folder / candidate["file"]))

@@ -25,10 +25,8 @@ class Dropout:
     """
 
     def __init__(self, p: float, seed: int = 0) -> None:
-        self.p = p
-        self.scale = 1 / (1 - p)
-        self._bits = np.random.SFC64(seed)
-        self._seed = seed
+        self.p, self.scale = p, 1 / (1 - p)
+        self._bits, self._seed = np.random.SFC64(seed), seed
         self._generator: torch.Generator | None = None
 
     def mask(self, like: Tensor) -> Tensor | None:
@@ -59,16 +57,14 @@ def keep(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Masked(torch.autograd.Function):
-    """`keep` with gradients."""
+    """`keep` with gradients, which pass where values pass."""
 
     @staticmethod
     def forward(ctx, values, mask):  # type: ignore[no-untyped-def]
-        """Zero where the mask is."""
         ctx.save_for_backward(mask)
         return keep(values, mask)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """Pass the gradient where values passed."""
         (mask,) = ctx.saved_tensors
         return keep(gradient.contiguous(), mask), None

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from tigerrec import artifacts, distributed, shards
+from tigerrec.baselines import Rank
 from tigerrec.baselines.popularity import Popularity
-from tigerrec.config import check_device, check_precision, options
-from tigerrec.histories import split, training_counts, training_part
+from tigerrec.config import AtLeastOne, Device, Precision, options
+from tigerrec.histories import Histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
 from tigerrec.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
-from tigerrec.ranges import at_least_one
-from tigerrec.semantic_ids import SemanticIds, group_codes
-from tigerrec.train import load_inputs
+from tigerrec.semantic_ids import group_codes
+from tigerrec.train import environment, load_inputs
+
+if TYPE_CHECKING:
+    from tigerrec.beam_search import Searcher
 
 logger = logging.getLogger(__name__)
 
 POPULARITY = "popularity"
 SEEN = ("kept", "masked")
 SHARD_USERS = 2048
-
-RankFunction = Callable[[Sequence[np.ndarray], bool, str], tuple[np.ndarray, np.ndarray]]
-"""(histories, mask_seen, progress label) → items int32 (n, k) and scores float32 (n, k)."""
 
 
 @options
@@ -45,26 +46,19 @@ class EvaluateConfig:
         batch_tokens: encoder tokens searched at once.
     """
 
-    model: str = "generator"
-    split: str = "test"
+    model: str = Field(default="generator", min_length=1)
+    split: Literal["validation", "test"] = "test"
     beam_size: int = 20
-    k: int = 20
-    precision: str = "fp32"
-    device: str = not_identity(default="auto")
-    batch_tokens: int = not_identity(default=8192)
+    k: int = Field(default=20, ge=LARGEST_CUTOFF)
+    precision: Precision = "fp32"
+    device: Device = not_identity(default="auto")
+    batch_tokens: AtLeastOne = not_identity(default=8192)
 
     def __post_init__(self) -> None:
-        if not self.model or self.model == POPULARITY:
-            raise ValueError(f"model must be a name other than '{POPULARITY}', got {self.model!r}")
-        if self.split not in ("validation", "test"):
-            raise ValueError(f"split must be 'validation' or 'test', got {self.split!r}")
-        if self.k < LARGEST_CUTOFF:
-            raise ValueError(f"k must be at least the largest cut-off, {LARGEST_CUTOFF}, got {self.k}")
+        if self.model == POPULARITY:
+            raise ValueError(f"model must be another name than '{POPULARITY}', whose rows stand beside the generator's")
         if self.beam_size < self.k:
             raise ValueError(f"beam_size must be at least k={self.k}, got {self.beam_size}")
-        check_device(self.device)
-        check_precision(self.precision)
-        at_least_one(self, "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,14 @@ class Ranking:
     seen: str
     items: np.ndarray
     scores: np.ndarray
+
+
+def known_and_targets(
+    histories: Histories, part: str, users: Iterable[int] | None = None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What is known of each user, all by default, in a part of the split, and the target, int64 (n,)."""
+    pairs = [split(histories[user], part) for user in (range(len(histories)) if users is None else users)]
+    return [known for known, _ in pairs], np.array([target for _, target in pairs], np.int64)
 
 
 def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int) -> None:
@@ -97,131 +99,131 @@ def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int)
         seen = users * n_items + np.concatenate(histories)
         listed = np.where(items >= 0, np.arange(len(items))[:, None] * n_items + items, -1)
         faults["a seen item"] = np.isin(listed, seen).any()
-    for fault, found in faults.items():
-        if found:
+    for fault, occurs in faults.items():
+        if occurs:
             raise RuntimeError(f"a list of {ranking.model}, seen {ranking.seen}, holds {fault}")
 
 
-def rank_in_shards(
-    rank: RankFunction, histories: Sequence[np.ndarray], seen: str, folder: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """All users' lists, ranked in shards of fixed size; shards that an interrupted run left in the folder are not
-    ranked again."""
-    starts = range(0, len(histories), SHARD_USERS)
+def in_shards(searcher: Searcher, config: EvaluateConfig, folder: Path) -> Rank:
+    """The search in shards of fixed size; those that an interrupted run left in the folder are not ranked again."""
 
-    def ranked(number: int) -> dict[str, np.ndarray]:
-        some = histories[starts[number] : starts[number] + SHARD_USERS]
-        items, scores = rank(some, seen == "masked", f"search, seen {seen}, {number + 1}/{len(starts)}")
-        return {"items": items, "scores": scores}
+    def rank(histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        seen, starts = SEEN[mask_seen], range(0, len(histories), SHARD_USERS)
 
-    pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
-    if computed < len(pieces):
-        logger.info("took %d of %d shards, seen %s, from a stopped run", len(pieces) - computed, len(pieces), seen)
-    return np.concatenate([piece["items"] for piece in pieces]), np.concatenate([piece["scores"] for piece in pieces])
+        def ranked(number: int) -> dict[str, np.ndarray]:
+            items, scores = searcher.rank(
+                histories[starts[number] : starts[number] + SHARD_USERS],
+                k=k,
+                mask_seen=mask_seen,
+                beam_size=config.beam_size,
+                batch_tokens=config.batch_tokens,
+                progress=f"search, seen {seen}, {number + 1}/{len(starts)}",
+            )
+            return {"items": items, "scores": scores}
+
+        pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
+        if computed < len(pieces):
+            logger.info("took %d of %d shards, seen %s, from a stopped run", len(pieces) - computed, len(pieces), seen)
+        items, scores = (np.concatenate([piece[name] for piece in pieces]) for name in ("items", "scores"))
+        return items, scores
+
+    return rank
 
 
-def rank_all(
-    model: str,
-    rank: RankFunction,
-    training: Sequence[np.ndarray],
-    n_items: int,
-    histories: Sequence[np.ndarray],
-    k: int,
-    folder: Path,
-) -> list[Ranking]:
-    """The checked lists of the generator and of popularity, seen items kept and masked."""
+def rank_all(model: str, rank: Rank, histories: Sequence[np.ndarray], k: int, n_items: int) -> list[Ranking]:
+    """The checked lists of a recommender for all users, seen items kept and masked."""
     rankings = []
     for seen in SEEN:
         started = time.perf_counter()
-        rankings.append(Ranking(model, seen, *rank_in_shards(rank, histories, seen, folder)))
-        logger.info("ranked %s users, seen %s, in %.1f s", f"{len(histories):,}", seen, time.perf_counter() - started)
-    popularity = Popularity().fit(training, n_items)
-    rankings += [
-        Ranking(POPULARITY, seen, *popularity.rank(histories, k=k, mask_seen=seen == "masked")) for seen in SEEN
-    ]
-    for ranking in rankings:
-        check_lists(ranking, histories, n_items)
-    distinct = {(ranking.model, ranking.seen): len(np.unique(ranking.items[:, :10])) for ranking in rankings}
-    logger.info(
-        "%s recommends %s different items in all top 10 lists, seen masked", model, f"{distinct[model, 'masked']:,}"
-    )
-    if distinct[model, "masked"] <= distinct[POPULARITY, "masked"] < n_items:
-        logger.warning(
-            "%s recommends no more different items than popularity: it may ignore the histories; train it longer", model
-        )
+        rankings.append(Ranking(model, seen, *rank(histories, k=k, mask_seen=seen == "masked")))
+        check_lists(rankings[-1], histories, n_items)
+        seconds = time.perf_counter() - started
+        logger.info("%s ranked for %s users, seen %s, in %.1f s", model, f"{len(histories):,}", seen, seconds)
     return rankings
 
 
-def target_ranks(
-    rankings: Sequence[Ranking], targets: np.ndarray, groups: np.ndarray
-) -> dict[tuple[str, str, str], np.ndarray]:
-    """The rank of each user's target by (model, hit, seen), int16 (n,); 0 = not in the list."""
-    ranks = {}
-    for hit in ("item", "sid"):
-        for ranking in rankings:
-            found = (
-                item_ranks(ranking.items, targets)
-                if hit == "item"
-                else semantic_id_ranks(ranking.items, targets, groups)
-            )
-            ranks[ranking.model, hit, ranking.seen] = found
-    return ranks
+def check_diversity(generator: Ranking, popularity: Ranking, n_items: int) -> None:
+    """Warn of a generator that recommends the same to everyone."""
+    n_generated, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
+    logger.info(
+        "%s recommends %s different items in all top 10 lists, seen masked", generator.model, f"{n_generated:,}"
+    )
+    if n_generated <= n_popular < n_items:
+        logger.warning(
+            "%s recommends no more different items than popularity: it may ignore the histories; train it longer",
+            generator.model,
+        )
 
 
-def _labels(names: Sequence[str], repeats: Sequence[int]) -> Any:
-    """A dictionary-encoded string column: each name so many times."""
+def _labels(names: Sequence[str], numbers: np.ndarray) -> Any:
+    """A dictionary-encoded string column: the names with the numbers given."""
     import pyarrow as pa
 
     values = list(dict.fromkeys(names))
-    codes = np.repeat(np.array([values.index(name) for name in names], np.int8), repeats)
-    return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string()))
+    codes = np.array([values.index(name) for name in names], np.int8)
+    return pa.DictionaryArray.from_arrays(codes[numbers], pa.array(values, pa.string()))
 
 
 def recommendations_table(rankings: Sequence[Ranking]) -> Any:
     """`recommendations.parquet`: one row a recommended item, `rank` from 1."""
     import pyarrow as pa
 
-    there = [ranking.items >= 0 for ranking in rankings]
-    lengths = [int(mask.sum()) for mask in there]
-    places = [np.nonzero(mask) for mask in there]
+    items, scores = (np.stack([getattr(ranking, name) for ranking in rankings]) for name in ("items", "scores"))
+    exists = items >= 0
+    numbers, users, places = np.nonzero(exists)
     return pa.table(
         {
-            "model": _labels([ranking.model for ranking in rankings], lengths),
-            "seen": _labels([ranking.seen for ranking in rankings], lengths),
-            "user": np.concatenate([rows for rows, _ in places]).astype(np.int32),
-            "rank": np.concatenate([columns + 1 for _, columns in places]).astype(np.int16),
-            "item": np.concatenate([ranking.items[mask] for ranking, mask in zip(rankings, there, strict=True)]),
-            "score": np.concatenate([ranking.scores[mask] for ranking, mask in zip(rankings, there, strict=True)]),
+            "model": _labels([ranking.model for ranking in rankings], numbers),
+            "seen": _labels([ranking.seen for ranking in rankings], numbers),
+            "user": users.astype(np.int32),
+            "rank": (places + 1).astype(np.int16),
+            "item": items[exists],
+            "score": scores[exists],
         }
     )
 
 
-def ranks_table(ranks: dict[tuple[str, str, str], np.ndarray], targets: np.ndarray) -> Any:
-    """`ranks.parquet`: one row a user for each model, kind of hit and treatment of seen items."""
+def write_rankings(
+    files: artifacts.StageFiles,
+    rankings: Sequence[Ranking],
+    targets: np.ndarray,
+    split_name: str,
+    groups: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Write `recommendations.parquet`, `ranks.parquet` (one row a user for each model, kind of hit and treatment of
+    seen items) and `metrics.json` (one flat row for each of these).
+
+    Args:
+        groups: a number for each distinct row of codes, (n_items,), where hits on codes count too.
+
+    Returns:
+        The rows of `metrics.json`.
+    """
     import pyarrow as pa
 
-    repeats = [len(targets)] * len(ranks)
-    labels = {
-        name: _labels([key[place] for key in ranks], repeats) for place, name in enumerate(("model", "hit", "seen"))
+    cases = [(ranking.model, "item", ranking.seen, item_ranks(ranking.items, targets)) for ranking in rankings]
+    if groups is not None:
+        cases += [
+            (ranking.model, "sid", ranking.seen, semantic_id_ranks(ranking.items, targets, groups))
+            for ranking in rankings
+        ]
+    numbers = np.repeat(np.arange(len(cases)), len(targets))
+    columns = {
+        name: _labels([str(case[place]) for case in cases], numbers)
+        for place, name in enumerate(("model", "hit", "seen"))
     }
-    users = np.tile(np.arange(len(targets), dtype=np.int32), len(ranks))
-    return pa.table(
-        {
-            **labels,
-            "user": users,
-            "target": np.tile(targets.astype(np.int32), len(ranks)),
-            "rank": np.concatenate(list(ranks.values())),
-        }
-    )
-
-
-def metric_rows(ranks: dict[tuple[str, str, str], np.ndarray], split_name: str) -> list[dict[str, Any]]:
-    """`metrics.json`: one flat row for each model, kind of hit and treatment of seen items."""
-    rows = []
-    for (model, hit, seen), found in ranks.items():
-        rows.append(
-            {"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(found), **metrics(found)}
-        )
+    columns |= {
+        "user": np.tile(np.arange(len(targets), dtype=np.int32), len(cases)),
+        "target": np.tile(targets.astype(np.int32), len(cases)),
+        "rank": np.concatenate([ranks for *_, ranks in cases]),
+    }
+    rows = [
+        {"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(ranks), **metrics(ranks)}
+        for model, hit, seen, ranks in cases
+    ]
+    files.parquet("recommendations.parquet", recommendations_table(rankings))
+    files.parquet("ranks.parquet", pa.table(columns))
+    files.json("metrics.json", rows)
     return rows
 
 
@@ -229,78 +231,52 @@ def warn_of_repeats(histories: Sequence[np.ndarray], targets: np.ndarray) -> Non
     """Warn of users whose target is in their history: where seen items are masked it cannot be hit."""
     repeats = sum(int(target in history) for history, target in zip(histories, targets, strict=True))
     if repeats:
-        logger.warning(
-            "%s of %s targets are in their user's history: rows with seen=masked cannot hit them",
-            f"{repeats:,}",
-            f"{len(targets):,}",
-        )
-
-
-def _generator(
-    trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray, config: EvaluateConfig
-) -> tuple[RankFunction, dict[str, Any]]:
-    """The trained generator as a function that ranks, and the facts of the machine it runs on."""
-    import torch
-    import transformers
-
-    from tigerrec.beam_search import Searcher
-    from tigerrec.models.loading import load_generator
-    from tigerrec.precision import resolve_device, resolve_precision
-
-    device = resolve_device(config.device)
-    searcher = Searcher.of(load_generator(trained, semantic_ids).to(device), config.precision, popularity)
-
-    def rank(histories: Sequence[np.ndarray], mask_seen: bool, progress: str) -> tuple[np.ndarray, np.ndarray]:
-        return searcher.rank(
-            histories, k=config.k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens, progress=progress
-        )  # fmt: skip
-
-    facts = {
-        "device": device.type, "precision": resolve_precision(device, config.precision), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
-    return rank, facts
+        share = f"{repeats:,} of {len(targets):,}"
+        logger.warning("%s targets are in their user's history: rows with seen=masked cannot hit them", share)
 
 
 def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateConfig, out: Path) -> Path:
-    """Rank every user and write `metrics.json`, `recommendations.parquet` and `ranks.parquet`.
+    """Rank every user and write `metrics.json`, `recommendations.parquet` and `ranks.parquet`; on a CPU the same bytes
+    each time, also after an interruption.
 
     Raises:
         ArtifactError: an input is missing, damaged, or was not made from the others.
     """
+    from tigerrec.beam_search import Searcher
+    from tigerrec.models.loading import load_generator
+    from tigerrec.precision import resolve_device
+
     inputs = {"prepare": prepared, "tokenize": tokenized, "train": trained}
     manifest = artifacts.open_stage(trained, "train")
     histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         artifacts.check_made_from(trained, manifest, name, inputs[name])
-    parts = [split(histories[user], config.split) for user in range(len(histories))]
-    known, targets = [history for history, _ in parts], np.array([target for _, target in parts])
-    training = [training_part(histories[user]) for user in range(len(histories))]
-    logger.info(
-        "read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{histories.n_items:,}", trained
-    )
+    known, targets = known_and_targets(histories, config.split)
+    n_items = histories.n_items
+    logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{n_items:,}", trained)
     warn_of_repeats(known, targets)
     started = time.perf_counter()
-    rank, facts = _generator(trained, semantic_ids, training_counts(histories), config)
-    contents = {
-        name: [record["fingerprint"], record["content"]] for name, record in artifacts.input_records(inputs).items()
-    }
-    folder = distributed.agreed(
-        lambda: shards.prepare_folder(out / "shards", [artifacts.describe(config), SHARD_USERS, contents, facts])
-    )
-    rankings = rank_all(config.model, rank, training, histories.n_items, known, config.k, folder)
+    device = resolve_device(config.device)
+    model = load_generator(trained, semantic_ids).to(device)
+    searcher = Searcher.of(model, config.precision, training_counts(histories))
+    runs_under = environment(device, config.precision)
+    records = artifacts.input_records(inputs)
+    contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
+    identity = [artifacts.describe(config), SHARD_USERS, contents, runs_under]
+    folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", identity))
+    rankings = rank_all(config.model, in_shards(searcher, config, folder), known, config.k, n_items)
+    training = [training_part(histories[user]) for user in range(len(histories))]
+    rankings += rank_all(POPULARITY, Popularity().fit(training, n_items).rank, known, config.k, n_items)
+    check_diversity(rankings[1], rankings[3], n_items)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
-    ranks = target_ranks(rankings, targets, groups)
-    rows = metric_rows(ranks, config.split)
 
-    def write() -> None:
+    def write() -> list[dict[str, Any]]:
         with artifacts.writing(out, "evaluate", config, inputs=inputs, started=started) as files:
-            files.provenance |= facts | {"processes": distributed.world_size()}
-            files.parquet("recommendations.parquet", recommendations_table(rankings))
-            files.parquet("ranks.parquet", ranks_table(ranks, targets))
-            files.json("metrics.json", rows)
+            files.provenance |= runs_under | {"processes": distributed.world_size()}
+            rows = write_rankings(files, rankings, targets, config.split, groups)
         artifacts.remove_tree(out / "shards")
+        return rows
 
-    distributed.agreed(write)
+    rows = distributed.agreed(write)
     logger.info("wrote metrics of %s users to %s\n%s", f"{len(targets):,}", out, format_metrics(rows))
     return out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 HR_CUTOFFS = (1, 5, 10, 20)
 NDCG_CUTOFFS = (5, 10, 20)
+VALIDATION_K = 10
 LARGEST_CUTOFF = max(HR_CUTOFFS + NDCG_CUTOFFS)
 RESAMPLES = 1_000
 BOOTSTRAP_SEED = 0
@@ -29,8 +31,7 @@ def semantic_id_ranks(items: np.ndarray, targets: np.ndarray, groups: np.ndarray
     """The place of the target's codes among the distinct codes of the list, int16 (n,); 0 = not in the list.
 
     Args:
-        items: recommended items, best first, (n, k); -1 where a list is shorter.
-        targets: item index of the one relevant item, (n,).
+        items, targets: as in `item_ranks`.
         groups: a number for each distinct row of codes without suffix, (n_items,): `semantic_ids.group_codes`.
     """
     listed = np.where(items >= 0, groups[items], -1)
@@ -54,32 +55,30 @@ def gains(largest_rank: int) -> dict[str, np.ndarray]:
     return gains | {f"ndcg@{cutoff}": np.where(within[cutoff], discount, 0.0) for cutoff in NDCG_CUTOFFS}
 
 
+def means(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
+    """The mean of each gain over users, to eight decimals, given what a user of each kind adds, each (kinds,), and how
+    many users there are of each kind, (kinds,)."""
+    n_users = counts.sum()
+    return {name: round(float((counts * gain).sum() / n_users), DECIMALS) for name, gain in gain_by_name.items()}
+
+
 def means_with_intervals(gain_by_name: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
-    """The mean of each gain over users, with its 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
+    """`means`, each with its 95 % percentile bootstrap interval over users as `…_low` and `…_high`.
 
-    A resample of the users is a multinomial draw over kinds of users, so that it costs the same for any number of
-    users.
-    Values are rounded to eight decimals.
-
-    Args:
-        gain_by_name: what a user of each kind adds, each (kinds,).
-        counts: users of each kind, (kinds,).
+    A resample of the users is a multinomial draw over their kinds, so that it costs the same for any number of users.
     """
     n_users = counts.sum()
     resamples = np.random.default_rng(BOOTSTRAP_SEED).multinomial(n_users, counts / n_users, size=RESAMPLES)
     row = {}
-    for name, gain in gain_by_name.items():
-        low, high = np.percentile((resamples * gain).sum(1) / n_users, [2.5, 97.5])
-        row[name] = round(float((counts * gain).sum() / n_users), DECIMALS)
+    for name, mean in means(gain_by_name, counts).items():
+        low, high = np.percentile((resamples * gain_by_name[name]).sum(1) / n_users, [2.5, 97.5])
+        row[name] = mean
         row[f"{name}_low"], row[f"{name}_high"] = round(float(low), DECIMALS), round(float(high), DECIMALS)
     return row
 
 
-def metrics(ranks: np.ndarray) -> dict[str, float]:
-    """Every metric with its interval; see `means_with_intervals`.
-
-    Args:
-        ranks: one rank a user, 0 = not in the list, (n,).
+def metrics(ranks: np.ndarray, intervals: bool = True) -> dict[str, float]:
+    """Every metric of one rank a user, 0 = not in the list, (n,), with its interval where asked for.
 
     Raises:
         ValueError: there are no ranks.
@@ -87,10 +86,24 @@ def metrics(ranks: np.ndarray) -> dict[str, float]:
     if len(ranks) == 0:
         raise ValueError("there must be at least one rank")
     counts = np.bincount(ranks, minlength=LARGEST_CUTOFF + 1)
-    return means_with_intervals(gains(len(counts) - 1), counts)
+    return (means_with_intervals if intervals else means)(gains(len(counts) - 1), counts)
 
 
-def format_metrics(rows: list[dict]) -> str:
+def validation_metrics(ranks: np.ndarray) -> dict[str, float]:
+    """HR@10 and NDCG@10 of validation targets, by which weights and settings are chosen."""
+    found = metrics(ranks, intervals=False)
+    return {f"validation_{name}": found[name] for name in (f"hr@{VALIDATION_K}", f"ndcg@{VALIDATION_K}")}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines of text with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def format_metrics(rows: Sequence[Mapping[str, Any]]) -> str:
     """The main figures of `metrics.json` as a table to read: HR@10 and NDCG@10 with their intervals."""
     lines = [("model", "split", "hit", "seen", "users", "HR@10", "95 %", "NDCG@10", "95 %")]
     for row in rows:
@@ -98,7 +111,4 @@ def format_metrics(rows: list[dict]) -> str:
         for name in ("hr@10", "ndcg@10"):
             figures += [f"{row[name]:.4f}", f"{row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}"]
         lines.append((row["model"], row["split"], row["hit"], row["seen"], f"{row['users']:,}", *figures))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return aligned(lines)

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tigerrec import distributed
@@ -24,21 +25,15 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + received
 
 
-class StopFlag:
-    """The signal that asked to stop, or None."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-
 @contextlib.contextmanager
-def stop_signals() -> Iterator[StopFlag]:
-    """Let SIGTERM and Ctrl-C set a flag instead of ending the process at once; a second one ends it.
+def stop_signals() -> Iterator[SimpleNamespace]:
+    """Let SIGTERM and Ctrl-C set the field `received` to their number, before None, instead of ending the process at
+    once; a second one ends it.
 
     Where several processes share a task, a second one does not: a scheduler signals all of them, and torchrun passes on
     its own.
     """
-    flag = StopFlag()
+    flag = SimpleNamespace(received=None)
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return

@@ -1,8 +1,7 @@
 """The blocks of a stock transformers GPT-2, driven with attention of our own.
 
 They compute what the modules of transformers compute (Radford et al. 2019), with the weights of those modules. What
-differs
-is cost: dropout is cheap, and all beams of a user share the keys and values of the history.
+differs is cost: dropout is cheap, and all beams of a user share the keys and values of the history.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tigerrec.dropout import Dropout
-from tigerrec.stacks import NO_DROPOUT, Attention, heads
+from tigerrec.stacks import NO_DROPOUT, Attention, Cache, heads, is_ancestor, with_earlier
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries, keys, values), each (B, H, n, width) → attended values, (B, H, n, width); the queries are scaled."""
@@ -29,13 +28,6 @@ def affine(states: Tensor, layer: Any, scale: float = 1.0, bias_scale: float = 1
     return functional.linear(states, weight.to(states.dtype).t(), bias.to(states.dtype))
 
 
-def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Layer norm of float32 states, as type `dtype`."""
-    return functional.layer_norm(
-        states, layer_norm.normalized_shape, layer_norm.weight, layer_norm.bias, layer_norm.eps
-    ).to(dtype)
-
-
 def pass_blocks(gpt2: Any, states: Tensor, attend: Attend, dtype: torch.dtype, dropout: Dropout) -> Tensor:
     """The states after all blocks, not yet normalised, float32 (B, n, d).
 
@@ -46,12 +38,10 @@ def pass_blocks(gpt2: Any, states: Tensor, attend: Attend, dtype: torch.dtype, d
     """
     for index, block in enumerate(gpt2.transformer.h):
         attention = block.attn
-        queries, keys, values = heads(
-            affine(normalise(block.ln_1, states, dtype), attention.c_attn), 3, attention.num_heads
-        )
+        queries, keys, values = heads(affine(block.ln_1(states).to(dtype), attention.c_attn), 3, attention.num_heads)
         attended = attend(index, queries * attention.scaling, keys, values).transpose(1, 2).flatten(2)
         states = states + dropout(affine(attended, attention.c_proj, dropout.scale**2, dropout.scale))
-        hidden = functional.gelu(affine(normalise(block.ln_2, states, dtype), block.mlp.c_fc), approximate="tanh")
+        hidden = functional.gelu(affine(block.ln_2(states).to(dtype), block.mlp.c_fc), approximate="tanh")
         states = states + dropout(affine(hidden, block.mlp.c_proj, dropout.scale, dropout.scale))
     return states
 
@@ -86,20 +76,19 @@ def read_sequence(
 
 def next_token_logits(gpt2: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
     """The logits of the next token after states (..., d), of type `dtype`."""
-    return functional.linear(normalise(gpt2.transformer.ln_f, states, dtype), gpt2.lm_head.weight.to(dtype))
+    return functional.linear(gpt2.transformer.ln_f(states).to(dtype), gpt2.lm_head.weight.to(dtype))
 
 
 class GPT2Decoder:
     """A GPT-2 that has read the histories of some users, run one level at a time for all beams of all users.
 
     A user's beams are query positions beside each other: they share the keys and values of the history, which are
-    computed
-    once, and each sees, among the tokens fed so far, its own ancestors only.
+    computed once, and each sees, among the tokens fed so far, its own ancestors only.
 
     Args:
         gpt2: a stock GPT-2.
         tokens: int64 (B, n): the start token and those of each history, padded on the right.
-        lengths: int64 (B,): how many tokens are there.
+        lengths: int64 (B,): how many of these tokens are no padding.
         dtype: of the matrix products, the last one apart, which is always float32.
     """
 
@@ -109,44 +98,26 @@ class GPT2Decoder:
         states = read_sequence(gpt2, tokens, dtype, NO_DROPOUT, self.history)
         self.last = states.gather(1, (lengths - 1)[:, None, None].expand(-1, -1, states.shape[2]))
         self.hidden = (torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None])[:, None, None, :]
-        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.history)
+        self.cache: Cache = [[] for _ in self.history]
         self.fed: list[int] = []
 
     def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam; the start token stands before the history, where it is read already.
-
-        Args:
-            tokens: int64 (B, K).
-            ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
-
-        Returns:
-            The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
-        """
-        depth = ancestors.shape[2] - 1
-        states = self.last if depth == 0 else self._feed(tokens, ancestors[:, :, 1:])
-        return next_token_logits(self.gpt2, states, torch.float32).log_softmax(
-            -1
-        )  # in float32: in bf16 items of a list would tie
+        """Feed one token a beam, as in `Decoder.step`; the start token stands before the history, where it is read
+        already."""
+        states = self.last if ancestors.shape[2] == 1 else self._feed(tokens, ancestors[:, :, 1:])
+        logits = next_token_logits(self.gpt2, states, torch.float32)  # in bf16 items of a list would tie
+        return logits.log_softmax(-1)
 
     def _feed(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
         """The states of tokens (B, K) that follow the history, by their ancestors after it (B, K, depth)."""
         self.fed.append(tokens.shape[1])
-        is_ancestor = torch.cat(
-            [
-                ancestors[:, :, level, None] == torch.arange(n_slots, device=tokens.device)
-                for level, n_slots in enumerate(self.fed)
-            ],
-            dim=2,
-        )[:, None]
-        n_read = self.hidden.shape[-1]
+        visible, n_read = is_ancestor(ancestors, self.fed), self.hidden.shape[-1]
 
         def attend(index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            if (cached := self.cache[index]) is not None:
-                keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
-            self.cache[index] = keys, values
+            keys, values = with_earlier(self.cache[index], keys, values)
             history_keys, history_values = self.history[index]
             of_history = torch.matmul(queries, history_keys.mT).float().masked_fill_(self.hidden, -torch.inf)
-            of_fed = torch.matmul(queries, keys.mT).float().masked_fill_(~is_ancestor, -torch.inf)
+            of_fed = torch.matmul(queries, keys.mT).float().masked_fill_(~visible, -torch.inf)
             weights = torch.cat([of_history, of_fed], dim=-1).softmax(-1).to(queries.dtype)
             return torch.matmul(weights[..., :n_read], history_values) + torch.matmul(weights[..., n_read:], values)
 

@@ -27,61 +27,45 @@ def linear(states: Tensor, *layers: Any, scale: float = 1.0) -> Tensor:
 
 def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
     """T5's layer norm: scaled by the root mean square (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-    return functional.rms_norm(states, layer_norm.weight.shape, layer_norm.weight, layer_norm.variance_epsilon).to(
-        dtype
-    )
-
-
-def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
-    """The weights of attention without scaling, as in T5, (B, H, Q, K): softmax in float32, products in the type of the
-    queries.
-
-    Args:
-        queries: (B, H, Q, width).
-        keys: (B, H, K, width).
-        bias: float32, broadcasts to (B, H, Q, K), or None.
-        visible: bool, likewise; each query sees a key.
-    """
-    scores = torch.matmul(queries, keys.mT).float()
-    if bias is not None:
-        scores += bias
-    if visible is not None:
-        scores.masked_fill_(~visible, -torch.inf)
-    return scores.softmax(-1).to(queries.dtype)
+    weight, epsilon = layer_norm.weight, layer_norm.variance_epsilon
+    return functional.rms_norm(states, weight.shape, weight, epsilon).to(dtype)
 
 
 class Attention(torch.autograd.Function):
-    """Attention with dropout of its weights, and its gradients."""
+    """Attention without scaling, as in T5, with dropout of its weights, whose scale is left to the caller, (B, H, Q,
+    width): softmax in float32, products in the type of the queries.
+
+    Args:
+        queries: (B, H, Q, width).
+        keys, values: (B, H, K, width).
+        bias: float32, (1, H, Q or 1, K), or None.
+        visible: bool, broadcasts to (B, H, Q, K), or None; each query sees a key.
+    """
 
     @staticmethod
     def forward(ctx, queries, keys, values, bias, visible, dropout):  # type: ignore[no-untyped-def]
-        """Attended values, (B, H, Q, width); arguments as in `attention_weights`, `bias` (1, H, Q, K) or None.
-
-        The scale of the dropout is left to the caller.
-        """
-        weights = attention_weights(queries, keys, bias, visible)
+        scores = torch.matmul(queries, keys.mT).float()
+        if bias is not None:
+            scores += bias
+        if visible is not None:
+            scores.masked_fill_(~visible, -torch.inf)
+        weights = scores.softmax(-1).to(queries.dtype)
         mask = dropout.mask(weights)
         ctx.save_for_backward(queries, keys, values, weights, mask)
-        ctx.has_bias = bias is not None
         return torch.matmul(keep(weights, mask), values)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """The gradients of queries, keys, values and bias."""
         queries, keys, values, weights, mask = ctx.saved_tensors
         values_gradient = torch.matmul(keep(weights, mask).mT, gradient)
         weights_gradient = keep(torch.matmul(gradient, values.mT), mask)
-        scores_gradient = torch._softmax_backward_data(weights_gradient.float(), weights.float(), -1, torch.float32)
-        bias_gradient = scores_gradient.sum(0, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[3] else None
+        weights = weights.float()
+        scores_gradient = weights_gradient.float().mul_(weights)  # of the softmax: w (g - Σ w g)
+        scores_gradient.addcmul_(weights, scores_gradient.sum(-1, keepdim=True), value=-1)
+        bias_gradient = scores_gradient.sum(0, keepdim=True) if ctx.needs_input_grad[3] else None
         scores_gradient = scores_gradient.to(queries.dtype)
-        return (
-            torch.matmul(scores_gradient, keys),
-            torch.matmul(scores_gradient.mT, queries),
-            values_gradient,
-            bias_gradient,
-            None,
-            None,
-        )
+        queries_gradient, keys_gradient = scores_gradient @ keys, scores_gradient.mT @ queries
+        return queries_gradient, keys_gradient, values_gradient, bias_gradient, None, None
 
 
 class DroppedRelu(torch.autograd.Function):
@@ -89,50 +73,44 @@ class DroppedRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values, mask):  # type: ignore[no-untyped-def]
-        """The kept positive values, zero elsewhere."""
         kept = keep(values.relu(), mask)
         ctx.save_for_backward(kept)
         return kept
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """The gradient where the result is positive."""
         (kept,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradient, kept, 0), None
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over rows, whose gradient is made with the loss: one pass over the logits instead of
-    three."""
+    """Cross-entropy summed over rows, in nats, float32; its gradient, probability less label, is made with the loss:
+    one pass over the logits instead of three.
+
+    Args:
+        logits: (n, classes).
+        labels: int64 (n,); rows with the label `IGNORED` count nothing.
+        label_smoothing: share of the target's probability spread over all classes.
+    """
 
     @staticmethod
     def forward(ctx, logits, labels, label_smoothing):  # type: ignore[no-untyped-def]
-        """The sum in nats, float32.
-
-        Args:
-            logits: (n, classes).
-            labels: int64 (n,); rows with the label `IGNORED` count nothing.
-            label_smoothing: share of the target's probability spread over all classes.
-        """
-        n_classes = logits.shape[1]
-        there = (labels >= 0).float()
+        counts = (labels >= 0).float()
         labels = labels.clamp(min=0)[:, None]
         scores = logits.float()
-        largest = scores.amax(1)
-        target_scores = scores.gather(1, labels).squeeze(1)
-        mean_scores = scores.mean(1) if label_smoothing else 0.0
         probabilities = scores.softmax(1)
-        log_normaliser = largest - probabilities.amax(1).log()
+        log_normaliser = scores.amax(1) - probabilities.amax(1).log()
+        mean_scores = scores.mean(1) if label_smoothing else 0.0
+        target_scores = scores.gather(1, labels).squeeze(1)
         losses = log_normaliser - (1 - label_smoothing) * target_scores - label_smoothing * mean_scores
         if label_smoothing:
-            probabilities -= label_smoothing / n_classes
+            probabilities -= label_smoothing / logits.shape[1]
         probabilities.scatter_add_(1, labels, torch.full_like(labels, label_smoothing - 1, dtype=torch.float32))
-        ctx.save_for_backward((probabilities.mul_(there[:, None])).to(logits.dtype))
-        return (losses * there).sum()
+        ctx.save_for_backward((probabilities.mul_(counts[:, None])).to(logits.dtype))
+        return (losses * counts).sum()
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """Probability less label, for each class."""
         (difference,) = ctx.saved_tensors
         return (difference * gradient).to(difference.dtype), None, None
 
@@ -150,25 +128,11 @@ def attend(
     return dropout(linear(attended.transpose(1, 2).flatten(2), attention.o, scale=dropout.scale**2))
 
 
-def self_attention(
-    layer: Any, states: Tensor, bias: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout
-) -> Tensor:
-    """The states (B, n, d) after a self-attention layer."""
+def self_projections(layer: Any, states: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Queries, keys and values of a self-attention layer, each (B, H, n, width)."""
     attention = layer.SelfAttention
-    projections = heads(
-        linear(normalise(layer.layer_norm, states, dtype), attention.q, attention.k, attention.v), 3, attention.n_heads
-    )
-    return states + attend(projections, bias, visible, attention, dropout)
-
-
-def attend_to_one(cross: Any, encoded: Tensor, scale: float = 1.0) -> Tensor:
-    """The output of a decoder's attention to a single encoder position, (B, 1, d): its weight is 1, whatever is asked.
-
-    Args:
-        encoded: (B, 1, d).
-        scale: of the result.
-    """
-    return linear(linear(encoded, cross.v), cross.o, scale=scale)
+    normed = normalise(layer.layer_norm, states, dtype)
+    return heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
 
 
 def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
@@ -179,69 +143,115 @@ def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropou
 
 
 def encode(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
-    """The encoder's output.
+    """The encoder's output, float32 (B, S, d).
 
     Args:
         embedded: float32 (B, S, d).
         visible: bool, broadcasts to (B, 1, S, S): which positions (last) a position sees; None = all.
         dtype: of the matrix products.
-
-    Returns:
-        float32 (B, S, d).
     """
     blocks = [block.layer for block in t5.encoder.block]
     bias = blocks[0][0].SelfAttention.compute_bias(embedded.shape[1], embedded.shape[1])
     states = dropout(embedded * dropout.scale)
-    for attention_layer, feed_forward_layer in blocks:
-        states = self_attention(attention_layer, states, bias, visible, dtype, dropout)
+    for layer, feed_forward_layer in blocks:
+        projections = self_projections(layer, states, dtype)
+        states = states + attend(projections, bias, visible, layer.SelfAttention, dropout)
         states = feed_forward(feed_forward_layer, states, dtype, dropout)
     return dropout(normalise(t5.encoder.final_layer_norm, states, torch.float32) * dropout.scale)
+
+
+def read_history(t5: Any, encoded: Tensor, dropout: Dropout) -> list[tuple[Tensor, ...]]:
+    """What each decoder layer's attention to the encoder needs of its output (B, S, d): keys and values, (B, H, S,
+    width); of a single position, whose weight is always 1, the layer's output (B, 1, d) alone."""
+    layers = [block.layer[1].EncDecAttention for block in t5.decoder.block]
+    if encoded.shape[1] == 1:
+        return [(linear(linear(encoded, layer.v), layer.o, scale=dropout.scale),) for layer in layers]
+    return [heads(linear(encoded, layer.k, layer.v), 2, layer.n_heads) for layer in layers]
+
+
+Cache = list[list[tuple[Tensor, Tensor]]]
+"""For each layer the keys and values of all tokens fed, a pair a level, each (B, H, K, width)."""
+
+
+def with_earlier(cached: list[tuple[Tensor, Tensor]], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a level after those of all levels before, which it joins."""
+    cached.append((keys, values))
+    return torch.cat([pair[0] for pair in cached], dim=2), torch.cat([pair[1] for pair in cached], dim=2)
+
+
+def is_ancestor(ancestors: Tensor, fed: list[int]) -> Tensor:
+    """Which of all tokens fed so far a beam continues, bool (B, 1, K, tokens fed).
+
+    Args:
+        ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
+        fed: how many tokens a user were fed at each depth.
+    """
+    slots = [torch.arange(n_slots, device=ancestors.device) for n_slots in fed]
+    return torch.cat([ancestors[:, :, level, None] == slot for level, slot in enumerate(slots)], dim=2)[:, None]
+
+
+def pass_decoder(
+    t5: Any,
+    states: Tensor,
+    history: list[tuple[Tensor, ...]],
+    history_visible: Tensor | None,
+    bias: Tensor,
+    visible: Tensor,
+    dtype: torch.dtype,
+    dropout: Dropout,
+    cache: Cache | None = None,
+) -> Tensor:
+    """The decoder's states, not yet normalised, float32 (N, n, d).
+
+    Args:
+        states: float32 (N, n, d): N is B, or a multiple where several rows in turn share a history.
+        history: from `read_history`, of B users.
+        history_visible: bool, broadcasts to (B, 1, N / B * n, S): which encoder positions a token sees; None = all.
+        bias, visible: of self-attention, as in `Attention`.
+        cache: of the tokens before, which these tokens join.
+    """
+    for number, (self_layer, cross_layer, feed_forward_layer) in enumerate(block.layer for block in t5.decoder.block):
+        queries, keys, values = self_projections(self_layer, states, dtype)
+        if cache is not None:
+            keys, values = with_earlier(cache[number], keys, values)
+        states = states + attend((queries, keys, values), bias, visible, self_layer.SelfAttention, dropout)
+        n_users, cross = len(history[number][0]), cross_layer.EncDecAttention
+        if len(history[number]) == 1:
+            read = dropout(history[number][0].expand(-1, states.shape[0] * states.shape[1] // n_users, -1))
+        else:
+            normed = normalise(cross_layer.layer_norm, states, dtype)
+            (queries,) = heads(linear(normed, cross.q).view(n_users, -1, cross.inner_dim), 1, cross.n_heads)
+            read = attend((queries, *history[number]), None, history_visible, cross, dropout)
+        states = feed_forward(feed_forward_layer, states + read.reshape(states.shape), dtype, dropout)
+    return states
+
+
+def output_scale(t5: Any) -> float:
+    """What T5 multiplies its decoder's output by before the output layer."""
+    return float(t5.model_dim**-0.5) if t5.config.scale_decoder_outputs else 1.0
 
 
 def decode(
     t5: Any, encoded: Tensor, inputs: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout
 ) -> Tensor:
-    """The logits of many targets a history.
+    """The logits of many targets a history, (B, M, T, vocabulary) of type `dtype`.
 
     A target's tokens see its own earlier tokens and the part of the history that is visible to it. Where that is a
-    single
-    position, dropout leaves its weight alone: it would hide the whole history.
+    single position, dropout leaves its weight alone: it would hide the whole history.
 
     Args:
         encoded: (B, S, d).
         inputs: int64 (B, M, T): decoder inputs of M targets.
         visible: bool, broadcasts to (B, 1, M * T, S): which encoder positions a token sees; None = all.
-
-    Returns:
-        (B, M, T, vocabulary) of type `dtype`.
     """
     n_tokens = inputs.shape[2]
-    blocks = [block.layer for block in t5.decoder.block]
-    encoded = encoded.to(dtype)
-    states = dropout(t5.shared(inputs.flatten(0, 1)) * dropout.scale)
-    bias = blocks[0][0].SelfAttention.compute_bias(n_tokens, n_tokens)
+    bias = t5.decoder.block[0].layer[0].SelfAttention.compute_bias(n_tokens, n_tokens)
     causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=inputs.device).tril()
-    for attention_layer, cross_layer, feed_forward_layer in blocks:
-        states = self_attention(attention_layer, states, bias, causal, dtype, dropout)
-        cross = cross_layer.EncDecAttention
-        if encoded.shape[1] == 1:
-            read = dropout(
-                attend_to_one(cross, encoded, dropout.scale).expand(-1, states.shape[0] // len(encoded) * n_tokens, -1)
-            )
-        else:
-            queries = linear(normalise(cross_layer.layer_norm, states, dtype), cross.q).view(
-                len(encoded), -1, cross.inner_dim
-            )
-            projections = (
-                *heads(queries, 1, cross.n_heads),
-                *heads(linear(encoded, cross.k, cross.v), 2, cross.n_heads),
-            )
-            read = attend(projections, None, visible, cross, dropout)
-        states = states + read.reshape(states.shape)
-        states = feed_forward(feed_forward_layer, states, dtype, dropout)
+    states = dropout(t5.shared(inputs.flatten(0, 1)) * dropout.scale)
+    history = read_history(t5, encoded.to(dtype), dropout)
+    states = pass_decoder(t5, states, history, visible, bias, causal, dtype, dropout)
     states = dropout(normalise(t5.decoder.final_layer_norm, states, dtype))
-    scale = dropout.scale * (t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else 1.0)
-    return linear(states, t5.lm_head, scale=scale).view(*inputs.shape, -1)
+    return linear(states, t5.lm_head, scale=dropout.scale * output_scale(t5)).view(*inputs.shape, -1)
 
 
 class T5Decoder:
@@ -253,65 +263,21 @@ class T5Decoder:
 
     def __init__(self, t5: Any, encoded: Tensor, attention_mask: Tensor, n_levels: int, dtype: torch.dtype) -> None:
         self.t5, self.dtype = t5, dtype
-        self.blocks = [block.layer for block in t5.decoder.block]
-        encoded = encoded.to(dtype)
-        cross = [layer[1].EncDecAttention for layer in self.blocks]
-        self.has_one_position = encoded.shape[1] == 1
-        if self.has_one_position:
-            self.read = [attend_to_one(attention, encoded) for attention in cross]
-        else:
-            self.cross = [heads(linear(encoded, attention.k, attention.v), 2, attention.n_heads) for attention in cross]
-        self.visible = attention_mask.bool()[:, None, None, :]
-        self.position_bias = self.blocks[0][0].SelfAttention.compute_bias(n_levels, n_levels)[0]
-        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
+        self.history = read_history(t5, encoded.to(dtype), NO_DROPOUT)
+        self.history_visible = attention_mask.bool()[:, None, None, :]
+        self.bias = t5.decoder.block[0].layer[0].SelfAttention.compute_bias(n_levels, n_levels)
+        self.cache: Cache = [[] for _ in t5.decoder.block]
         self.fed: list[int] = []
 
-    def _ancestor_bias(self, ancestors: Tensor) -> Tensor:
-        """The self-attention bias of beams over all tokens fed: the relative position's where it is an ancestor, else
-        -inf.
-
-        Args:
-            ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
-        """
-        depth = ancestors.shape[-1] - 1
-        parts = []
-        for level, n_slots in enumerate(self.fed):
-            is_ancestor = ancestors[:, None, :, level, None] == torch.arange(n_slots, device=ancestors.device)
-            parts.append(torch.where(is_ancestor, self.position_bias[:, depth, level, None, None], -torch.inf))
-        return torch.cat(parts, dim=-1)
-
     def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam.
-
-        Args:
-            tokens: int64 (B, K).
-            ancestors: int64 (B, K, depth + 1), see `_ancestor_bias`.
-
-        Returns:
-            The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
-        """
+        """Feed one token a beam, as in `Decoder.step`."""
         self.fed.append(tokens.shape[1])
+        own_bias = self.bias[:, :, len(self.fed) - 1, None]
+        bias = torch.cat([own_bias[..., level, None].expand(-1, -1, -1, n) for level, n in enumerate(self.fed)], dim=3)
+        visible = is_ancestor(ancestors, self.fed)
         states = self.t5.shared(tokens)
-        bias = self._ancestor_bias(ancestors)
-        for index, (self_layer, cross_layer, feed_forward_layer) in enumerate(self.blocks):
-            attention = self_layer.SelfAttention
-            normed = normalise(self_layer.layer_norm, states, self.dtype)
-            queries, keys, values = heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
-            if (cached := self.cache[index]) is not None:
-                keys, values = torch.cat([cached[0], keys], dim=2), torch.cat([cached[1], values], dim=2)
-            self.cache[index] = keys, values
-            states = states + attend((queries, keys, values), bias, None, attention, NO_DROPOUT)
-            if self.has_one_position:
-                states = states + self.read[index]
-            else:
-                attention = cross_layer.EncDecAttention
-                (queries,) = heads(
-                    linear(normalise(cross_layer.layer_norm, states, self.dtype), attention.q), 1, attention.n_heads
-                )
-                states = states + attend((queries, *self.cross[index]), None, self.visible, attention, NO_DROPOUT)
-            states = feed_forward(feed_forward_layer, states, self.dtype, NO_DROPOUT)
-        states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)
-        scale = self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
-        return linear(states, self.t5.lm_head, scale=scale).log_softmax(
-            -1
-        )  # in float32: in bf16 items of a list would tie
+        states = pass_decoder(
+            self.t5, states, self.history, self.history_visible, bias, visible, self.dtype, NO_DROPOUT, self.cache
+        )
+        states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)  # in bf16 items of a list would tie
+        return linear(states, self.t5.lm_head, scale=output_scale(self.t5)).log_softmax(-1)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
@@ -15,12 +14,15 @@ from tigerrec import artifacts, distributed
 from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
 from tigerrec.histories import Histories, load_histories
 from tigerrec.identity import not_identity
+from tigerrec.metrics import VALIDATION_K
 from tigerrec.models.base import BIDIRECTIONAL, ITEM_CAUSAL, EncoderMask, Generator
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import SemanticIds, load_semantic_ids
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger(__name__)
-VALIDATION_K = 10
 PACKED: Final = "packed"
 PREFIX: Final = "prefix"
 ENCODER_MASK: dict[str, EncoderMask] = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
@@ -28,22 +30,19 @@ ENCODER_MASK: dict[str, EncoderMask] = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTION
 
 @options
 class Training:
-    """How a generator learns to continue training histories: every item but a history's first is a target once an
-    epoch.
+    """How a generator learns to continue histories; every item but a history's first is a target once an epoch.
 
     Attributes:
         examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before
-            it, and all targets of
-            the window pass the decoder together; or `prefix`: each target has a pass of its own and the encoder no
-            mask, as in the paper of TIGER.
-        stride: items between the windows of long histories, which hold `stride` items more than the generator reads;
-            None with prefix.
+            it, and all its targets pass the decoder together; or `prefix`: each target has a pass of its own and the
+            encoder no mask, as in the paper of TIGER.
+        stride: items between the windows of long histories; None with prefix.
         epochs: passes over all targets.
         batch_targets: targets a step, of examples of similar length.
         part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose
             gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
-        embedding_rate: the embeddings of tokens learn at this multiple of the learning rate.
+        embedding_rate: the embeddings of tokens learn at this multiple of the learning rate, which their decay ignores.
         item_embedding_rate: likewise those of items, each of which few targets reach.
         warmup: share of all steps.
         weight_decay: AdamW's, on matrices only.
@@ -88,14 +87,6 @@ class Training:
         if self.examples == PREFIX and self.stride is not None:
             raise ValueError(f"stride has no effect with examples={PREFIX}; leave it null, got {self.stride}")
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """The learning rate of a step, counted from 0: linear warm-up, then half a cosine to zero."""
-        warmup_steps = max(1, round(self.warmup * total_steps))
-        if step < warmup_steps:
-            return self.learning_rate * (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
 
 @options
 class TrainConfig:
@@ -127,8 +118,26 @@ def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds
     return histories, semantic_ids
 
 
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the last bits of a result depend on beside configuration and inputs."""
+    import torch
+    import transformers
+
+    from tigerrec.precision import resolve_precision
+
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device.type,
+        "precision": resolve_precision(device, precision),
+    }
+
+
 def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Path:
-    """Train a generator on the training parts of all histories; a killed run continues from its last checkpoint.
+    """Train a generator on the training parts of all histories.
+
+    A killed run continues from its last checkpoint; on a CPU it ends in the same bytes as an undisturbed one.
 
     Returns:
         `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items,
@@ -138,43 +147,35 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.
         TigerrecError: the loss is not finite.
     """
-    import torch
-    import transformers
-
     from tigerrec.checkpoints import Checkpoints
     from tigerrec.models.loading import save_generator
-    from tigerrec.precision import resolve_device, resolve_precision
+    from tigerrec.precision import resolve_device
     from tigerrec.trainer import Trainer, fit, select
 
     started = time.perf_counter()
     histories, semantic_ids = load_inputs(prepared, tokenized)
-    training = config.training
+    training, seed = config.training, derived_seed(config.seed, "weights")
     device = resolve_device(training.device)
-    model = config.generator.new(
-        semantic_ids, ENCODER_MASK[training.examples], derived_seed(config.seed, "weights")
-    ).to(device)
+    model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], seed).to(device)
     trainer = Trainer(model, histories, config)
-    precision = resolve_precision(device, training.precision)
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    runs_under = environment(device, training.precision) | {"processes": distributed.world_size()}
+    counts = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "examples": len(trainer.examples),
+        "targets": trainer.n_targets,
+    }
     sizes = (
         f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, "
-        f"{n_parameters / 1e6:.1f} M parameters"
+        f"{counts['parameters'] / 1e6:.1f} M parameters"
     )
-    logger.info("training on %s, %s, %s", sizes, device, precision)
+    logger.info("training on %s, %s, %s", sizes, device, runs_under["precision"])
     inputs = {"prepare": prepared, "tokenize": tokenized}
     identity = {"config": artifacts.describe(config), "inputs": artifacts.input_records(inputs)}
-    environment = {
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "device": device.type,
-        "precision": precision, "processes": distributed.world_size(),
-    }  # fmt: skip
-    checkpoints = Checkpoints(
-        out / "checkpoint",
-        json.loads(artifacts.canonical_json(identity)),
-        environment,
-        tensorboard=training.tensorboard,
-    )
+    plain_identity = json.loads(artifacts.canonical_json(identity))
+    checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, training.tensorboard)
     fit(trainer, checkpoints, histories)
-    best = select(trainer, checkpoints, histories)
+    selected = select(trainer, checkpoints, histories)
+    state = checkpoints.state
 
     def write() -> None:
         with artifacts.writing(out, "train", config, inputs, started=started) as files:
@@ -183,11 +184,9 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
             for path in save_generator(model, final):
                 files.adopt(path, path.name)
             with files.create("training.jsonl", measured=True) as path:
-                path.write_text("".join(json.dumps(line) + "\n" for line in checkpoints.state.log))
-            files.provenance = environment | {
-                "parameters": n_parameters, "examples": len(trainer.examples), "targets": trainer.n_targets, "steps": checkpoints.state.step,
-                "training_seconds": checkpoints.state.seconds, "selected": best, "environments": checkpoints.state.environments,
-            }  # fmt: skip
+                path.write_text("".join(json.dumps(line) + "\n" for line in state.log))
+            run = {"steps": state.step, "training_seconds": state.seconds, "environments": state.environments}
+            files.provenance = runs_under | counts | run | {"selected": selected}
         artifacts.remove_tree(out / "checkpoint")
 
     distributed.agreed(write)

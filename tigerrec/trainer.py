@@ -18,22 +18,24 @@ from tigerrec.batches import Examples, length_sorted_batches
 from tigerrec.beam_search import Searcher
 from tigerrec.checkpoints import Checkpoints
 from tigerrec.dropout import Dropout
-from tigerrec.histories import Histories, split, training_counts, validation_sample
+from tigerrec.evaluate import known_and_targets
+from tigerrec.histories import Histories, training_counts, validation_sample
 from tigerrec.memory import release_freed_memory
-from tigerrec.metrics import item_ranks
+from tigerrec.metrics import VALIDATION_K, item_ranks, validation_metrics
 from tigerrec.models.base import HistoryModel
 from tigerrec.precision import product_type
+from tigerrec.schedules import warmup_cosine
 from tigerrec.seeds import derived_seed
 from tigerrec.signals import Interrupted, stop_signals
-from tigerrec.train import VALIDATION_K, TrainConfig, Training
+from tigerrec.train import TrainConfig, Training
 
 logger = logging.getLogger(__name__)
-KEPT_CANDIDATES = 3
 STEPS_BETWEEN_RELEASES = 30
 
 
 class Trainer:
-    """A model, its optimizer and its place in the run; a step depends on the seed and the step's number only.
+    """A model, its optimizer and its place in the run; a step depends on the seed and its number only (on a CPU, to the
+    bit).
 
     Args:
         model: on its device.
@@ -42,13 +44,11 @@ class Trainer:
 
     def __init__(self, model: HistoryModel, histories: Histories, config: TrainConfig) -> None:
         self.model, self.config, self.training = model, config, config.training
-        max_items, device = model.facts["max_items"], model.device
-        if self.training.stride is None:
+        max_items, stride, device = model.facts["max_items"], self.training.stride, model.device
+        if stride is None:
             self.examples = Examples.prefixes(histories, max_items, device)
         else:
-            self.examples = Examples.windows(
-                histories, config.generator.window(self.training.stride), self.training.stride, device
-            )
+            self.examples = Examples.windows(histories, config.generator.window(stride), stride, device)
         if not len(self.examples):
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
         self.n_targets = int(self.examples.n_targets.sum())
@@ -67,14 +67,17 @@ class Trainer:
         rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch))
         return self.examples.shuffled_batches(self.training.batch_targets, rng)
 
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return warmup_cosine(self.training.learning_rate, step, self.total_steps, self.training.warmup)
+
     def step(self, number: int) -> torch.Tensor:
         """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
 
         All steps have about the same number of targets and divide by the same number, so that every target counts the
-        same;
-        examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up. Where
-        several
-        processes share the task, each takes its part of the examples, and all end with the sum of their gradients.
+        same; examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
+        Where several processes share the task, each takes its part of the examples, and all end with the sum of their
+        gradients.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
@@ -82,7 +85,7 @@ class Trainer:
         others = [distributed.rank()] if distributed.rank() else []  # the first draws as a process alone does
         dropout = Dropout(self.model.dropout_rate, derived_seed(self.config.seed, "dropout", number, *others))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.training.learning_rate_at(number, self.total_steps) * group["rate"]
+            group["lr"] = self.learning_rate(number) * group["rate"]
         rows = self._epoch[1][position]
         mine = rows[distributed.rank() :: distributed.world_size()]
         total = torch.zeros((), device=self.model.device)
@@ -105,16 +108,17 @@ class Trainer:
         Raises:
             TigerrecError: the loss of the last step or, where asked for, a weight is NaN or infinite.
         """
-        what = None if math.isfinite(loss) else f"The loss is {loss:g}"
-        if weights_too and what is None and not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-            what = "A weight is NaN or infinite"
-        if what:
-            rate = self.training.learning_rate_at(step - 1, self.total_steps)
-            raise TigerrecError(
-                f"{what} at step {step}, at learning rate {rate:.2g}; the checkpoint before it is kept: "
-                f"lower the rate with `train.learning_rate={self.training.learning_rate / 3:.1g}` and "
-                "`overwrite=train`."
-            )
+        if not math.isfinite(loss):
+            fault = f"The loss is {loss:g}"
+        elif weights_too and not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            fault = "A weight is NaN or infinite"
+        else:
+            return
+        raise TigerrecError(
+            f"{fault} at step {step}, at learning rate {self.learning_rate(step - 1):.2g}; the checkpoint before it is "
+            f"kept: lower the rate with `train.learning_rate={self.training.learning_rate / 3:.1g}` and "
+            "`overwrite=train`."
+        )
 
     def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next
@@ -133,46 +137,30 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
     learning rate.
 
     Embeddings of T5 begin with standard deviation 1, its matrices near 0.1, so that one step of equal size would move
-    embeddings
-    relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern 2018, arXiv
-    1804.04235).
-    GPT-2's begin as small as its matrices. Biases and the weights of layer norms do not decay.
+    embeddings relatively little; T5 itself was trained with steps relative to each parameter's size (Shazeer and Stern
+    2018, arXiv 1804.04235). GPT-2's begin as small as its matrices. AdamW's decay is weight decay times learning rate:
+    it is divided by the multiple, so that a row that few targets reach keeps as much as any other weight. Biases and
+    the weights of layer norms do not decay.
     """
     tokens, items = model.token_embeddings(), model.item_embeddings()
     others = [
         parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)
     ]
-    groups = [
-        {"params": tokens, "weight_decay": training.weight_decay, "rate": training.embedding_rate},
-        {"params": items, "weight_decay": training.weight_decay, "rate": training.item_embedding_rate},
-        {
-            "params": [parameter for parameter in others if parameter.ndim > 1],
-            "weight_decay": training.weight_decay,
-            "rate": 1.0,
-        },
-        {"params": [parameter for parameter in others if parameter.ndim == 1], "weight_decay": 0.0, "rate": 1.0},
-    ]
+    matrices = [parameter for parameter in others if parameter.ndim > 1]
+    vectors = [parameter for parameter in others if parameter.ndim == 1]
+    rates = (tokens, training.embedding_rate), (items, training.item_embedding_rate), (matrices, 1.0)
+    groups = [{"params": group, "rate": rate, "weight_decay": training.weight_decay / rate} for group, rate in rates]
+    groups.append({"params": vectors, "rate": 1.0, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
 def validate(model: HistoryModel, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
-    pairs = [split(histories[user], "validation") for user in users[distributed.rank() :: distributed.world_size()]]
+    mine = users[distributed.rank() :: distributed.world_size()]
+    known, targets = known_and_targets(histories, "validation", mine)
     searcher = Searcher.of(model, training.precision, training_counts(histories))
-    items, _ = searcher.rank(
-        [history for history, _ in pairs],
-        k=VALIDATION_K,
-        beam_size=training.beam_size,
-        mask_seen=True,
-        progress="validate",
-    )
-    ranks = np.empty(len(users))
-    for rank, found in enumerate(
-        distributed.gathered(item_ranks(items, np.array([target for _, target in pairs], int)))
-    ):
-        ranks[rank :: distributed.world_size()] = found
-    gains = np.where(ranks > 0, 1 / np.log2(1 + np.maximum(ranks, 1)), 0.0)
-    return {"validation_hr@10": float((ranks > 0).mean()), "validation_ndcg@10": float(gains.mean())}
+    items, _ = searcher.rank(known, k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
+    return validation_metrics(np.concatenate(distributed.gathered(item_ranks(items, targets))))
 
 
 def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> None:
@@ -185,96 +173,60 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
     training = trainer.training
     state = checkpoints.restore(trainer.model, trainer.optimizer)
     users = validation_sample(histories, training.validation_users, trainer.config.seed)
-    progress = Progress(state.seconds)
-    with stop_signals() as stop, progress.bar(trainer.total_steps, state.step) as bar:
+    seconds_before, started = state.seconds, time.perf_counter()
+
+    def log(figures: dict[str, float]) -> None:
+        """Add a line to the log, with the seconds since the run began, pauses left out."""
+        state.seconds = round(seconds_before + time.perf_counter() - started, 3)
+        epoch = round(state.step / trainer.steps_per_epoch, 4)
+        checkpoints.log({"step": state.step, "epoch": epoch, **figures, "seconds": state.seconds})
+
+    with (
+        stop_signals() as stop,
+        tqdm(total=trainer.total_steps, initial=state.step, desc="train", unit="step", disable=None) as bar,
+    ):
         losses: list[torch.Tensor] = []
         while state.step < trainer.total_steps and not state.finished:
             losses.append(trainer.step(state.step))
             state.step += 1
             bar.update(1)
             stopping = distributed.anywhere(stop.received is not None)
-            at_epoch_end = state.step % trainer.steps_per_epoch == 0
-            epoch = state.step / trainer.steps_per_epoch
+            epoch, steps_beyond = divmod(state.step, trainer.steps_per_epoch)
+            at_epoch_end = steps_beyond == 0
             due = at_epoch_end or state.step % training.checkpoint_steps == 0 or stopping
             if trainer.model.device.type == "cpu" or due:  # elsewhere looking at a loss means waiting for it
                 trainer.check_finite(losses[-1], state.step, weights_too=due)
             if state.step % training.log_steps == 0 or due:
-                mean = float(torch.stack(losses).mean())
+                loss = float(torch.stack(losses).mean())
                 losses = []
-                rate = training.learning_rate_at(state.step - 1, trainer.total_steps)
-                bar.set_postfix(loss=f"{mean:.3f}")
-                checkpoints.log(
-                    state,
-                    {
-                        "step": state.step,
-                        "epoch": round(epoch, 4),
-                        "loss": mean,
-                        "lr": rate,
-                        "seconds": progress.seconds(),
-                    },
-                )
-            if at_epoch_end and (round(epoch) % training.validate_every == 0 or state.step == trainer.total_steps):
-                found = validate(trainer.model, histories, users, training)
-                checkpoints.log(
-                    state,
-                    {
-                        "step": state.step,
-                        "epoch": round(epoch, 4),
-                        "seconds": progress.seconds(),
-                        "users": len(users),
-                        **found,
-                    },
-                )
-                logger.info(
-                    "epoch %g of %d: %s",
-                    epoch,
-                    training.epochs,
-                    ", ".join(f"{name} {value:.4f}" for name, value in found.items()),
-                )
-                checkpoints.consider(state, trainer.model, found["validation_ndcg@10"], KEPT_CANDIDATES)
+                bar.set_postfix(loss=f"{loss:.3f}")
+                log({"loss": loss, "lr": trainer.learning_rate(state.step - 1)})
+            if at_epoch_end and (epoch % training.validate_every == 0 or state.step == trainer.total_steps):
+                scores = validate(trainer.model, histories, users, training)
+                log({"users": len(users), **scores})
+                told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+                logger.info("epoch %d of %d: %s", epoch, training.epochs, told)
+                checkpoints.consider(trainer.model, scores["validation_ndcg@10"])
                 stopping = distributed.anywhere(stop.received is not None)
                 state.finished = bool(training.patience) and state.validations_since_best >= training.patience
             if due:
-                state.seconds = progress.seconds()
-                checkpoints.save(state, trainer.model, trainer.optimizer)
+                checkpoints.save(trainer.model, trainer.optimizer)
             if stopping:
                 raise Interrupted(stop.received or signal.SIGTERM, checkpoints.folder.parent)
-
-
-class Progress:
-    """Seconds of training over all of a run's processes, and its progress bar."""
-
-    def __init__(self, seconds_before: float) -> None:
-        self.seconds_before, self.started = seconds_before, time.perf_counter()
-
-    def seconds(self) -> float:
-        """Seconds since the run began, pauses left out."""
-        return round(self.seconds_before + time.perf_counter() - self.started, 3)
-
-    def bar(self, total: int, done: int) -> Any:
-        """A bar on stderr where that is a terminal."""
-        return tqdm(total=total, initial=done, desc="train", unit="step", disable=None)
 
 
 def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> dict[str, Any]:
     """Load the best candidate into the model; where validation was on a sample, the candidates are ranked again on all
     users."""
-    state = checkpoints.state
-    users = np.flatnonzero(np.diff(histories.offsets) >= 3)
-    best: dict[str, Any] = {}
-    sampled = len(users) > trainer.training.validation_users
-    for candidate in state.candidates if sampled else state.candidates[:1]:
-        checkpoints.load_candidate(candidate, trainer.model)
-        found = (
-            validate(trainer.model, histories, users, trainer.training)
-            if sampled
-            else {"validation_ndcg@10": candidate["score"]}
-        )
-        if sampled:
-            checkpoints.log(state, {"step": candidate["step"], "selection": True, "users": len(users), **found})
-        if not best or found["validation_ndcg@10"] > best["validation_ndcg@10"]:
-            best = {"step": candidate["step"], **found}
-    checkpoints.load_candidate(
-        next(candidate for candidate in state.candidates if candidate["step"] == best["step"]), trainer.model
-    )
-    return best
+    state, training = checkpoints.state, trainer.training
+    users = validation_sample(histories, len(histories), trainer.config.seed)
+    scores = [{"validation_ndcg@10": state.candidates[0]["score"]}]
+    if len(users) > training.validation_users:
+        scores = []
+        for candidate in state.candidates:
+            checkpoints.load_candidate(candidate, trainer.model)
+            scores.append(validate(trainer.model, histories, users, training))
+            checkpoints.log({"step": candidate["step"], "selection": True, "users": len(users), **scores[-1]})
+    best = max(range(len(scores)), key=lambda number: scores[number]["validation_ndcg@10"])
+    checkpoints.load_candidate(state.candidates[best], trainer.model)
+    return {"step": state.candidates[best]["step"], **scores[best]}

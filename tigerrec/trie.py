@@ -19,11 +19,10 @@ class Trie:
     without a token, are the items that have it: one, or several, the most popular first, where items share ids.
 
     Attributes:
-        first_child: for each depth 0..T int64 (nodes + 1,): node n's children are `first_child[n]` .. `first_child[n +
-            1] - 1`, one level deeper.
+        first_child: for each depth 0..T int64 (nodes + 1,): the children of node n, one level deeper, are
+            `first_child[n]` .. `first_child[n + 1] - 1`.
         token: for each depth 1..T int64 (nodes,): the last token of a node's prefix.
-        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items lie below a node, itself included at depth
-            T + 1.
+        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items lie below a node, or are it.
         path: int64 (T + 1, I): the node of each item at depths 1..T + 1.
         leaf_item: int64 (I,): the item index at each node of depth T + 1.
     """
@@ -45,14 +44,8 @@ class Trie:
         return tuple(int(first.diff().max()) for first in self.first_child)
 
     def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """The children of nodes of one depth, padded to the largest family of that depth.
-
-        Args:
-            nodes: int64 (...).
-
-        Returns:
-            Node numbers at depth + 1, int64 (..., max_children), and which of them exist, bool of the same shape.
-        """
+        """The children of nodes of one depth, int64 (...): their numbers at depth + 1, padded to the largest family of
+        that depth, int64 (..., max_children), and which of them exist, bool of the same shape."""
         first = self.first_child[depth][nodes].unsqueeze(-1)
         end = self.first_child[depth][nodes + 1].unsqueeze(-1)
         candidates = first + torch.arange(self.max_children[depth], device=nodes.device)
@@ -60,14 +53,11 @@ class Trie:
         return torch.where(exists, candidates, 0), exists
 
     def closed(self, rows: Tensor, items: Tensor) -> list[Tensor]:
-        """The nodes below which a row's forbidden items are all there is.
+        """The nodes below which a row's forbidden items are all there is: for each depth 1..T + 1 their sorted keys
+        `row * nodes + node`.
 
         Args:
-            rows: int64 (n,): who forbids.
-            items: int64 (n,): what is forbidden; a pair may occur more than once.
-
-        Returns:
-            For each depth 1..T + 1 the sorted keys `row * nodes + node` of the closed nodes.
+            rows, items: int64 (n,): who forbids what; a pair may occur more than once.
         """
         n_items = len(self.leaf_item)
         pairs = torch.unique(rows * n_items + items)
@@ -80,23 +70,20 @@ class Trie:
 
     def is_closed(self, depth: int, closed: list[Tensor], rows: Tensor, nodes: Tensor) -> Tensor:
         """Whether nodes of a depth (1..T + 1) are among a row's closed ones; `rows` broadcasts against `nodes`."""
-        wanted = closed[depth - 1]
-        if not len(wanted):
+        closed_keys = closed[depth - 1]
+        if not len(closed_keys):
             return torch.zeros_like(nodes, dtype=torch.bool)
         keys = rows * len(self.n_items_below[depth - 1]) + nodes
-        found = torch.searchsorted(wanted, keys).clamp_(max=len(wanted) - 1)
-        return wanted[found] == keys
+        places = torch.searchsorted(closed_keys, keys).clamp_(max=len(closed_keys) - 1)
+        return closed_keys[places] == keys
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie on another device."""
-        move = lambda tensors: tuple(tensor.to(device) for tensor in tensors)
-        return Trie(
-            move(self.first_child),
-            move(self.token),
-            move(self.n_items_below),
-            self.path.to(device),
-            self.leaf_item.to(device),
+        first_child, token, n_items_below = (
+            tuple(tensor.to(device) for tensor in tensors)
+            for tensors in (self.first_child, self.token, self.n_items_below)
         )
+        return Trie(first_child, token, n_items_below, self.path.to(device), self.leaf_item.to(device))
 
 
 def build_trie(tokens: np.ndarray, popularity: np.ndarray | None = None) -> Trie:
@@ -131,11 +118,5 @@ def build_trie(tokens: np.ndarray, popularity: np.ndarray | None = None) -> Trie
     n_items_below.append(np.ones(n_items, np.int64))
     path = np.empty((n_levels + 1, n_items), np.int64)
     path[:, order] = np.column_stack([node_of_row, np.arange(n_items)]).T
-    tensors = lambda arrays: tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-    return Trie(
-        tensors(first_child),
-        tensors(token),
-        tensors(n_items_below),
-        torch.from_numpy(path),
-        torch.from_numpy(order.astype(np.int64)),
-    )
+    by_depth = [tuple(map(torch.from_numpy, arrays)) for arrays in (first_child, token, n_items_below)]
+    return Trie(by_depth[0], by_depth[1], by_depth[2], torch.from_numpy(path), torch.from_numpy(order.astype(np.int64)))

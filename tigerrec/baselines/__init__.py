@@ -14,17 +14,9 @@ class Rank(Protocol):
     """A fitted recommender."""
 
     def __call__(self, histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The best items of each user.
-
-        Args:
-            histories: the users to rank for: what is known of each, item indices, oldest first, at least one.
-            k: length of the lists.
-            mask_seen: leave out the items of the user's own history.
-
-        Returns:
-            Items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by item
-            index.
-        """
+        """The k best items for each history of item indices (oldest first, at least one), with `mask_seen` none that
+        it holds: items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by
+        item index."""
         ...
 
 
@@ -47,12 +39,6 @@ class Baseline(Protocol):
     is_random: ClassVar[bool]
 
     def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int, validate: Validate) -> Fitted:
-        """Learn from training histories.
-
-        Args:
-            training: the training part of every user's history, item indices, oldest first.
-            n_items: size of the catalogue; items are 0 … n_items - 1.
-            seed: of all random choices.
-            validate: asked of recommenders on the way, so that the best can be kept.
-        """
+        """Learn from the training part of every user's history, item indices below `n_items`, oldest first; `validate`
+        is asked of recommenders on the way, so that the best can be kept."""
         ...

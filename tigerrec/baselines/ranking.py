@@ -29,12 +29,12 @@ def best_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     for row in np.flatnonzero((scores >= lowest[:, None]).sum(1) > n_listed):
         candidates = np.flatnonzero(scores[row] >= lowest[row])
         chosen[row] = np.sort(candidates[np.argsort(-scores[row, candidates], kind="stable")[:n_listed]])
-    found = np.take_along_axis(scores, chosen, axis=1)
-    order = np.argsort(-found, axis=1, kind="stable")
-    found, chosen = np.take_along_axis(found, order, axis=1), np.take_along_axis(chosen, order, axis=1)
-    items, best = np.full((len(scores), k), -1, np.int32), np.full((len(scores), k), -np.inf, np.float32)
-    items[:, :n_listed], best[:, :n_listed] = np.where(np.isfinite(found), chosen, -1), found
-    return items, best
+    order = np.argsort(-np.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+    chosen = np.take_along_axis(chosen, order, axis=1)
+    best = np.take_along_axis(scores, chosen, axis=1)
+    missing = ((0, 0), (0, k - n_listed))
+    items = np.pad(np.where(np.isfinite(best), chosen, -1).astype(np.int32), missing, constant_values=-1)
+    return items, np.pad(best, missing, constant_values=-np.inf)
 
 
 def ranks_by(score: ScoreFunction) -> Rank:
@@ -49,9 +49,8 @@ def ranks_by(score: ScoreFunction) -> Rank:
             known = [histories[user] for user in users]
             scores = score(known)
             if mask_seen:
-                scores[
-                    np.repeat(np.arange(len(known)), [len(history) for history in known]), np.concatenate(known)
-                ] = -np.inf
+                rows = np.repeat(np.arange(len(known)), [len(history) for history in known])
+                scores[rows, np.concatenate(known)] = -np.inf
             items[users], best[users] = best_items(scores, k)
         return items, best
 

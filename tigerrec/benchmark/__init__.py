@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec.metrics import aligned
 from tigerrec.models.t5 import T5
 from tigerrec.processes import in_own_process
 from tigerrec.provenance import provenance
@@ -33,68 +34,53 @@ class Setting:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """How much is measured."""
 
-    Attributes:
-        warmup_steps: training steps before the clock starts.
-        stock_steps: training steps of the stock side that are timed.
-        stock_users: users whom the stock side searches for.
-        beam_size: of the search.
-        matrix_size: of the products that give the machine's rate.
-        catalogues: numbers of made-up items.
-        beams: beam sizes on the made-up catalogues.
-        history_lengths: items of made-up histories.
-        growth_users: made-up histories.
-    """
-
-    warmup_steps: int = 2
-    stock_steps: int = 30
-    stock_users: int = 256
-    beam_size: int = 20
-    matrix_size: int = 2048
-    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    beams: tuple[int, ...] = (20, 50)
-    history_lengths: tuple[int, ...] = (5, 20, 50)
-    growth_users: int = 256
-
-
-def comparison(ours: Mapping[str, float], stock: Mapping[str, float], limit_seconds: float) -> dict[str, float]:
-    """Both sides of one measurement: `ratio` is how many times faster ours is, `of_limit` how many times longer it
-    takes than arithmetic alone."""
-    return {
-        "seconds": ours["seconds"],
-        "stock_seconds": stock["seconds"],
-        "stock_measured": stock["measured"],
-        "ratio": stock["seconds"] / ours["seconds"],
-        "limit_seconds": limit_seconds,
-        "of_limit": ours["seconds"] / limit_seconds,
-        "peak_mb": ours["peak_mb"],
-        "stock_peak_mb": stock["peak_mb"],
-    }
+    warmup_steps: int = 2  # training steps before the clock starts
+    stock_steps: int = 30  # training steps of the stock side that are timed
+    stock_users: int = 256  # whom the stock side searches for
+    beam_size: int = 20  # of the search
+    matrix_size: int = 2048  # of the products that give the machine's rate
+    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # numbers of made-up items
+    beams: tuple[int, ...] = (20, 50)  # beam sizes on the made-up catalogues
+    history_lengths: tuple[int, ...] = (5, 20, 50)  # items of made-up histories
+    growth_users: int = 256  # made-up histories
 
 
 def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
-    """All measurements, one after the other, each in a process of its own."""
+    """All measurements, one after the other, each in a process of its own.
+
+    `ratio` is how many times faster our side is than the stock side, `of_limit` how many times longer it takes than
+    arithmetic alone.
+    """
 
     def run(label: str, function: str, *arguments: Any) -> dict[str, Any]:
         logger.info("measuring %s", label)
         return in_own_process(function, *arguments)
 
     limits = run("the machine", f"{SIDES}.limits", setting, effort.beam_size, effort.matrix_size)
-    rate = limits["machine"]["operations_per_second"]
-    epoch = run("epoch, ours", f"{SIDES}.epoch", setting, effort.warmup_steps)
-    stock_epoch = run("epoch, stock", f"{SIDES}.stock_epoch", setting, effort.stock_steps, effort.warmup_steps)
-    search = run("search, ours", f"{SIDES}.search", setting, effort.beam_size)
-    stock_search = run("search, stock", f"{SIDES}.stock_search", setting, effort.beam_size, effort.stock_users)
+    results: dict[str, Any] = {"machine": limits["machine"]}
+    for name, arguments, stock_arguments in (
+        ("epoch", (effort.warmup_steps,), (effort.stock_steps, effort.warmup_steps)),
+        ("search", (effort.beam_size,), (effort.beam_size, effort.stock_users)),
+    ):
+        ours = run(f"{name}, ours", f"{SIDES}.{name}", setting, *arguments)
+        stock = run(f"{name}, stock", f"{SIDES}.stock_{name}", setting, *stock_arguments)
+        limit_seconds = limits[name] / limits["machine"]["operations_per_second"]
+        results[name] = {
+            "seconds": ours["seconds"],
+            "stock_seconds": stock["seconds"],
+            "stock_measured": stock["measured"],
+            "ratio": stock["seconds"] / ours["seconds"],
+            "limit_seconds": limit_seconds,
+            "of_limit": ours["seconds"] / limit_seconds,
+            "peak_mb": ours["peak_mb"],
+            "stock_peak_mb": stock["peak_mb"],
+        }
     growth = run(
         "growth", GROWTH, setting.config, effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
     )
-    return {
-        "epoch": comparison(epoch, stock_epoch, limits["epoch"] / rate),
-        "search": comparison(search, stock_search, limits["search"] / rate),
-        "growth": {"catalogue": growth["catalogue"], "history": growth["history"]},
-        "machine": limits["machine"],
-    }
+    return results | {"growth": {"catalogue": growth["catalogue"], "history": growth["history"]}}
 
 
 def rounded(value: Any) -> Any:
@@ -106,42 +92,39 @@ def rounded(value: Any) -> Any:
     return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def aligned(rows: Sequence[Sequence[Any]]) -> str:
-    """A table, its columns aligned."""
+def as_table(rows: Sequence[Mapping[str, Any]], heading: Sequence[str] | None = None) -> str:
+    """Rows of equal keys as a table, its columns aligned."""
     lines = [
         [
             f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-            for cell in row
+            for cell in row.values()
         ]
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return aligned([heading or [key.replace("_", " ") for key in rows[0]], *lines])
 
 
 def report(results: Mapping[str, Any]) -> str:
     """The results as tables, readable by people."""
     columns = ("seconds", "stock_seconds", "ratio", "limit_seconds", "of_limit", "peak_mb", "stock_peak_mb")
     heading = ("", "seconds", "stock", "ratio", "limit", "of limit", "peak MB", "stock peak MB")
-    sides = [heading, *([name, *(results[name][column] for column in columns)] for name in ("epoch", "search"))]
+    sides = [{"": name, **{key: results[name][key] for key in columns}} for name in ("epoch", "search")]
     growth, machine = results["growth"], results["machine"]
-    as_table = lambda rows: aligned([[key.replace("_", " ") for key in rows[0]], *(list(row.values()) for row in rows)])
-    return "\n".join(
-        [
-            aligned(sides),
-            f"stock: transformers in fp32, extrapolated from {results['epoch']['stock_measured']:,} steps and "
-            f"{results['search']['stock_measured']:,} users; "
-            "weights are random on both sides; limit: seconds of the matrix products alone, without padding, at the "
-            "machine's rate",
-            f"\nmade-up catalogues, histories of 5 items:\n{as_table(growth['catalogue'])}",
-            f"\nhistories over {growth['catalogue'][0]['items']:,} items:\n{as_table(growth['history'])}",
-            f"\n{machine['cpu']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
-            f"transformers {machine['transformers']}, "
-            f"{machine['precision']}, {machine['operations_per_second'] / 1e9:,.0f} billion operations a second",
-        ]
-    )
+    return f"""\
+{as_table(sides, heading)}
+stock: transformers in fp32, extrapolated from {results["epoch"]["stock_measured"]:,} steps and \
+{results["search"]["stock_measured"]:,} users; weights are random on both sides; limit: seconds of the matrix products \
+alone, without padding, at the machine's rate
+
+made-up catalogues, histories of 5 items:
+{as_table(growth["catalogue"])}
+
+histories over {growth["catalogue"][0]["items"]:,} items:
+{as_table(growth["history"])}
+
+{machine["cpu"]}, {machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, transformers \
+{machine["transformers"]}, {machine["precision"]}, {machine["operations_per_second"] / 1e9:,.0f} billion operations a \
+second"""
 
 
 def benchmark(cfg: DictConfig, effort: Effort) -> Path:
@@ -165,9 +148,8 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
     results = rounded(measure(Setting(prepared, tokenized, config), effort))
     facts = provenance(started)
     results |= {"config": artifacts.describe(config), **{key: facts[key] for key in ("git", "finished", "seconds")}}
-    path = (
-        prepared.parent / "benchmark" / f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
-    )
+    name = f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
+    path = prepared.parent / "benchmark" / name
     files.write_json(path, results)
     logger.info("%s", report(results))
     return path

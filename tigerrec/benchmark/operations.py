@@ -1,8 +1,7 @@
 """The arithmetic of an epoch and of a search: every matrix product, over what is really read, without any padding.
 
 Counted are floating-point operations, two for a multiplication and its addition. Positions may be numbers or integer
-arrays,
-one entry a history.
+arrays, one entry a history.
 """
 
 from __future__ import annotations
@@ -21,13 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides how many operations a generator takes.
-
-    Attributes:
-        generator: widths and depths.
-        vocab_size: tokens that the output layer tells apart.
-        n_levels: tokens an item.
-    """
+    """What decides how many operations a generator takes: its widths and depths, the tokens that its output layer tells
+    apart, and the tokens an item."""
 
     generator: T5
     vocab_size: int
@@ -52,9 +46,8 @@ class Sizes:
 def encoder(sizes: Sizes, positions: Any) -> Any:
     """Operations by which the encoder reads a history, each position seeing each."""
     generator, width = sizes.generator, sizes.heads_width
-    layer = (
-        positions * (4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * positions**2 * width
-    )
+    products = 4 * generator.d_model * width + 2 * generator.d_model * generator.d_ff
+    layer = positions * products + 2 * positions**2 * width
     inputs = positions * sizes.n_levels * generator.d_model**2 if generator.history == ITEMS else 0
     return 2 * (generator.num_layers * layer + inputs)
 
@@ -66,13 +59,8 @@ def cross_keys(sizes: Sizes, positions: Any) -> Any:
 
 
 def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> Any:
-    """Operations of the decoder, its output layer included.
-
-    Args:
-        tokens: how many it is fed.
-        token_pairs: pairs of a token and a token that it attends to.
-        cross_pairs: pairs of a token and an encoder position that it attends to.
-    """
+    """Operations of the decoder, its output layer included, for the tokens fed, the pairs of a token and a token it
+    attends to, and the pairs of a token and an encoder position it attends to."""
     generator, width = sizes.generator, sizes.heads_width
     products, pairs = (4, token_pairs) if sizes.reads_one_position else (6, token_pairs + cross_pairs)
     layer = tokens * (products * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * pairs * width
@@ -88,24 +76,18 @@ def epoch(sizes: Sizes, examples: Examples) -> int:
     else:
         fewest, most = examples.first - examples.start, examples.lengths
         items_read, items_visible = int(most.sum()), int((examples.n_targets * (fewest + most) // 2).sum())
-    tokens = n_targets * sizes.n_levels
+    tokens, cross_pairs = n_targets * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels
     forward = int(encoder(sizes, examples.lengths * sizes.positions_per_item).sum())
     forward += cross_keys(sizes, items_read * sizes.positions_per_item)
-    forward += decoder(
-        sizes, tokens, tokens * sizes.n_levels, items_visible * sizes.positions_per_item * sizes.n_levels
-    )
+    forward += decoder(sizes, tokens, tokens * sizes.n_levels, cross_pairs)
     if sizes.generator.item_loss:
         forward += 2 * n_targets * sizes.generator.d_model * len(np.unique(examples.items))
     return 3 * forward
 
 
 def search(sizes: Sizes, lengths: np.ndarray, beams: Sequence[int]) -> int:
-    """Operations of ranking for some histories.
-
-    Args:
-        lengths: int64 (n,): items that the encoder reads of each history.
-        beams: tokens fed for a history at each level, each of which sees its ancestors and itself.
-    """
+    """Operations of ranking for histories of some lengths, int64 (n,), with `beams` tokens fed at each level, each of
+    which sees its ancestors and itself."""
     items_read = np.ones_like(lengths) if sizes.generator.decoder_reads == LAST_ITEM else lengths
     positions = items_read * sizes.positions_per_item
     token_pairs = sum(beam * (level + 1) for level, beam in enumerate(beams))

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional
 
 from tigerrec.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.beam_search import Searcher
 from tigerrec.benchmark import Setting, operations
-from tigerrec.histories import Histories, split, training_counts
+from tigerrec.evaluate import known_and_targets
+from tigerrec.histories import training_counts
 from tigerrec.models.t5 import ALL_ITEMS, CODES
 from tigerrec.models.t5_model import HistoryT5
-from tigerrec.precision import product_type, resolve_device, resolve_precision
+from tigerrec.precision import product_type, resolve_device
 from tigerrec.seeds import derived_seed
 from tigerrec.semantic_ids import PAD, SemanticIds
-from tigerrec.train import ENCODER_MASK, TrainConfig, load_inputs
+from tigerrec.train import ENCODER_MASK, TrainConfig, environment, load_inputs
 from tigerrec.trainer import Trainer
 
 STOCK_BATCH_EXAMPLES, STOCK_BATCH_USERS = 256, 64
@@ -41,18 +41,11 @@ def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) -> HistoryT5:
-    """The configured generator with random weights, on its device.
-
-    Args:
-        changes: fields of the generator to replace.
-    """
-    generator: Any = config.generator
+    """The configured generator, some fields of it replaced, with random weights on its device."""
+    configured: Any = config.generator
     mask, seed = ENCODER_MASK[config.training.examples], derived_seed(config.seed, "weights")
-    return (
-        dataclasses.replace(generator, **changes)
-        .new(semantic_ids, mask, seed)
-        .to(resolve_device(config.training.device))
-    )
+    model = dataclasses.replace(configured, **changes).new(semantic_ids, mask, seed)
+    return model.to(resolve_device(config.training.device))
 
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
@@ -61,34 +54,27 @@ def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
     return new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
 
 
-def known_items(histories: Histories) -> list[np.ndarray]:
-    """What the search is given for each user at test."""
-    return [split(histories[user], "test")[0] for user in range(len(histories))]
-
-
 def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
     """Seconds of all steps of one epoch of ours, after some steps of the next."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model = new_model(setting.config, semantic_ids)
     trainer = Trainer(model, histories, setting.config)
-    run = lambda start, count: [trainer.step(number) for number in range(start, start + count)]
+
+    def run(start: int, count: int) -> None:
+        for number in range(start, start + count):
+            trainer.step(number)
+
     run(trainer.steps_per_epoch, warmup_steps)
     return {"seconds": seconds_of(model.device, lambda: run(0, trainer.steps_per_epoch))}
 
 
 def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
-    """Histories as a stock model reads them: tokens padded on the right to the longest history possible, and the mask
-    of what is there.
-
-    Args:
-        items: int64 (B, n), n at most `max_items`, padded with `NO_ITEM`.
-    """
+    """Histories (B, n) as a stock model reads them: tokens padded on the right to the longest history possible, and the
+    mask of what is there."""
     items = functional.pad(items, (0, model.facts["max_items"] - items.shape[1]), value=NO_ITEM)
     mask = model.attention_mask(items)
-    return {
-        "input_ids": model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD),
-        "attention_mask": mask,
-    }
+    tokens = model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD)
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
 def stock_loss(model: HistoryT5, batch: Batch) -> Tensor:
@@ -120,13 +106,15 @@ def stock_epoch(setting: Setting, steps: int, warmup_steps: int) -> dict[str, fl
 def search(setting: Setting, beam_size: int) -> dict[str, float]:
     """Seconds of our search for all users."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
-    searcher = Searcher.of(
-        new_model(setting.config, semantic_ids), setting.config.training.precision, training_counts(histories)
-    )
-    known = known_items(histories)
-    rank = lambda users: searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)
+    model, popularity = new_model(setting.config, semantic_ids), training_counts(histories)
+    searcher = Searcher.of(model, setting.config.training.precision, popularity)
+    known, _ = known_and_targets(histories, "test")
+
+    def rank(users: list[np.ndarray]) -> None:
+        searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)
+
     rank(known[:STOCK_BATCH_USERS])
-    return {"seconds": seconds_of(searcher.model.device, lambda: rank(known))}
+    return {"seconds": seconds_of(model.device, lambda: rank(known))}
 
 
 def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
@@ -135,39 +123,37 @@ def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
     for row in tokens.tolist():
         for level, token in enumerate(row):
             following.setdefault(tuple(row[:level]), set()).add(token)
-    return {prefix: sorted(found) for prefix, found in following.items()}
+    return {prefix: sorted(next_tokens) for prefix, next_tokens in following.items()}
 
 
 def stock_generate(
     model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int
 ) -> Tensor:
-    """What `generate` finds along the tokens allowed, int64 (B * beam_size, 1 + T), the first of each row being the
-    decoder's start.
-
-    Args:
-        items: int64 (B, n), padded with `NO_ITEM`.
-    """
-    n_levels = model.tokens.shape[1]
-    found: Tensor = model.t5.generate(
+    """What `generate` finds for histories (B, n) along the tokens allowed, int64 (B * beam_size, 1 + T), the first of
+    each row being the decoder's start; the model's own `generation_config` says the rest."""
+    sequences: Tensor = model.t5.generate(
         **stock_inputs(model, items),
         # beams of score -inf have left the catalogue
         prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [PAD]),
-        num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=n_levels, min_new_tokens=n_levels, do_sample=False,
-        length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD,
-    )  # fmt: skip
-    return found
+        num_beams=beam_size,
+        num_return_sequences=beam_size,
+    )
+    return sequences
 
 
 def stock_search(setting: Setting, beam_size: int, users: int) -> dict[str, float]:
     """Seconds of `generate` for all users, extrapolated from the first ones."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model, allowed = stock_model(setting.config, semantic_ids), allowed_next(semantic_ids.tokens)
-    items = padded([known[-model.facts["max_items"] :] for known in known_items(histories)[:users]]).to(model.device)
-    stock_generate(model, items[:2], allowed, beam_size)
-    seconds = seconds_of(
-        model.device,
-        lambda: [stock_generate(model, batch, allowed, beam_size) for batch in items.split(STOCK_BATCH_USERS)],
-    )
+    known, _ = known_and_targets(histories, "test", range(min(users, len(histories))))
+    items = padded([history[-model.facts["max_items"] :] for history in known]).to(model.device)
+
+    def generate(items: Tensor) -> None:
+        for batch in items.split(STOCK_BATCH_USERS):
+            stock_generate(model, batch, allowed, beam_size)
+
+    generate(items[:2])
+    seconds = seconds_of(model.device, lambda: generate(items))
     return {"seconds": seconds * len(histories) / len(items), "measured": len(items)}
 
 
@@ -190,19 +176,15 @@ def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]
     configured: Any = setting.config.generator
     generator = dataclasses.replace(configured, decoder_reads=model.facts["decoder_reads"])
     sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
-    items_read = np.array([min(len(known), generator.max_items) for known in known_items(histories)], np.int64)
+    known, _ = known_and_targets(histories, "test")
+    items_read = np.array([min(len(history), generator.max_items) for history in known], np.int64)
     beams = [
         min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1
         for level in range(sizes.n_levels)
     ]
-    machine = {
-        "cpu": cpu_name(), "device": str(model.device), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-        "precision": resolve_precision(model.device, training.precision),
-        "operations_per_second": matrix_rate(model.device, product_type(model.device, training.precision), matrix_size),
-    }  # fmt: skip
+    rate = matrix_rate(model.device, product_type(model.device, training.precision), matrix_size)
     return {
         "epoch": operations.epoch(sizes, Trainer(model, histories, setting.config).examples),
         "search": operations.search(sizes, items_read, beams),
-        "machine": machine,
+        "machine": {"cpu": cpu_name(), "operations_per_second": rate, **environment(model.device, training.precision)},
     }
