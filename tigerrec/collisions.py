@@ -44,8 +44,7 @@ class CodedItems:
     def distances(self, rows: np.ndarray, prefixes: Codes) -> np.ndarray:
         """Distances, float64 (m, codes), of some items, int (m,), to all codes of level l given prefixes, int (m, l);
         inf where a code does not exist."""
-        distances: np.ndarray = self.tokenizer.distances(self.state, self.vectors[rows], prefixes)
-        return distances
+        return np.asarray(self.tokenizer.distances(self.state, self.vectors[rows], prefixes))
 
 
 @dataclass(frozen=True)

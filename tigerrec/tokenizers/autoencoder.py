@@ -97,6 +97,16 @@ def run_mlp(state: State, name: str, rows: np.ndarray) -> np.ndarray:
     return rows
 
 
+def encoded(state: State, vectors: np.ndarray) -> np.ndarray:
+    """The latent vectors, float64 (n, latent), of a float64 block (n, D)."""
+    return run_mlp(state, "encoder", standardised(state, vectors))
+
+
+def decoded(state: State, latents: np.ndarray) -> np.ndarray:
+    """The vectors, float64 (n, D), of latent vectors (n, latent)."""
+    return restored(state, run_mlp(state, "decoder", latents))
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where training stands: the epoch from 0, the share of all epochs before it, and the generator of everything

@@ -58,7 +58,6 @@ class Gradient:
     can_restart: ClassVar[bool] = True
 
     def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
-        """The codewords as weights."""
         return GradientCodebooks(initial)
 
 
@@ -92,12 +91,12 @@ class MovingAverage:
     decay: BelowOne = 0.99
 
     def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
-        """Averages that begin as if each codeword had been chosen once."""
         return MovingAverageCodebooks(initial, self.decay)
 
 
 class MovingAverageCodebooks(RunningCodebooks):
-    """Sums of residuals over counts of choices, both decaying; a code that is no longer chosen stays where it is."""
+    """Sums of residuals over counts of choices, both decaying, as if each codeword had been chosen once before; a code
+    that is no longer chosen stays where it is."""
 
     def __init__(self, initial: Sequence[Tensor], decay: float) -> None:
         self.decay = decay
@@ -129,12 +128,11 @@ class SimVQ:
     can_restart: ClassVar[bool] = False
 
     def start(self, initial: Sequence[Tensor]) -> RunningCodebooks:
-        """The frozen matrices, and maps that begin as the identity."""
         return SimVQCodebooks(initial)
 
 
 class SimVQCodebooks(RunningCodebooks):
-    """A frozen matrix and a learned map a level."""
+    """A frozen matrix and a learned map a level, which begins as the identity."""
 
     def __init__(self, initial: Sequence[Tensor]) -> None:
         import torch

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import Field
 
 from tigerrec.config import NotNegative, Positive, options
 from tigerrec.seeds import derived_seed
+from tigerrec.tokenizers.codebooks import AtLeastTwo
 from tigerrec.tokenizers.rkmeans_balanced import fit_balanced
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Letter:
     needs: ClassVar[tuple[str, ...]] = (COLLABORATIVE,)
     alignment: NotNegative = 0.02
     diversity: NotNegative = 0.0001
-    clusters: Annotated[int, Field(ge=2)] = 10
+    clusters: AtLeastTwo = 10
 
     def start(self, extra: Mapping[str, np.ndarray], latent_dim: int, seed: int) -> Loss:
         return LetterLoss(self, main_components(extra[COLLABORATIVE], latent_dim), seed)

@@ -137,13 +137,8 @@ def projected(residuals: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def quantize(
     vectors: Tensor, reference: Tensor, codebooks: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,).
-
-    Args:
-        vectors: (n, D), of length 1.
-        reference: (1, D), of any length.
-        codebooks: (k, D) a level, of any length.
-    """
+    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,), for
+    vectors (n, D) of length 1 and a reference (1, D) and codebooks (k, D) of any length."""
     summed, _ = projected(vectors, reference)
     for codebook in codebooks:
         part, codes = projected(vectors - summed, codebook)
@@ -162,11 +157,7 @@ def discrimination_loss(codebook: Tensor, temperature: float) -> Tensor:
 
 def restart(residuals: Tensor, codebooks: Sequence[Tensor], counts: Sequence[Tensor], generator: Generator) -> None:
     """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over
-    of random items, where something is left over.
-
-    Args:
-        residuals: of all items before the first level, (I, D).
-    """
+    of random items, where something is left over; `residuals` (I, D) are those of all items before the first level."""
     import torch
     from torch.nn.functional import normalize
 

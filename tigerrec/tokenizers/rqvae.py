@@ -20,10 +20,10 @@ from tigerrec.tokenizers.autoencoder import (
     Progress,
     Widths,
     build_autoencoder,
+    decoded,
+    encoded,
     networks_state,
     optimise,
-    restored,
-    run_mlp,
     standardisation,
     standardised,
 )
@@ -129,7 +129,7 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
         return state, self.encode(state, vectors)
 
     def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        return run_mlp(state, "encoder", standardised(state, vectors))
+        return encoded(state, vectors)
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
-        return restored(state, run_mlp(state, "decoder", latents))
+        return decoded(state, latents)
