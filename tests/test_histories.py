@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerrec import artifacts
@@ -63,6 +63,7 @@ ROWS = (
 )
 
 
+@settings(deadline=None)
 @given(pairs)
 def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -> None:
     users, items = (np.array(column) for column in zip(*interactions, strict=True))
@@ -76,6 +77,7 @@ def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -
     assert np.flatnonzero(k_core(users, items, 3, 2)).tolist() == kept
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(-2, 2)), min_size=1, max_size=60)
 )

@@ -64,10 +64,9 @@ def load_histories(prepared: Path) -> Histories:
             raise ValueError(f"it holds items that are not below {n_items}")
     stats = read_stats(prepared)
     with artifacts.contract(prepared, STATS):
-        if [stats[name] for name in ("users", "items", "interactions")] != [len(starts), n_items, len(users)]:
-            raise ValueError(
-                f"its counts are not the {len(starts)} users, {n_items} items and {len(users)} interactions of the tables"
-            )
+        counts = {"users": len(starts), "items": n_items, "interactions": len(users)}
+        if any(stats[name] != count for name, count in counts.items()):
+            raise ValueError(f"its counts are not those of the tables, {counts}")
     return Histories(np.append(starts, len(users)).astype(np.int64), items, n_items)
 
 

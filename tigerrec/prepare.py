@@ -126,20 +126,19 @@ def item_text(item_id: str, item: RawItem) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Numbered interactions, grouped by user, oldest first, with the old ids by number."""
+    """Numbered interactions, grouped by user, oldest first, with the old ids by number.
+
+    Attributes:
+        positions: the place of each interaction in its user's history, from 0.
+    """
 
     users: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
+    positions: np.ndarray
     user_ids: list[str]
     item_ids: list[str]
     stats: dict[str, Any]
-
-    @property
-    def positions(self) -> np.ndarray:
-        """int32 (n,): the place of each interaction in its user's history, from 0."""
-        starts = np.searchsorted(self.users, self.users)
-        return (np.arange(len(self.users)) - starts).astype(np.int32)
 
 
 def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
@@ -170,6 +169,7 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
     times = times[keep]
     order = np.lexsort((times, users))
     lengths = np.bincount(users)
+    positions = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     stats = {
         "users": len(kept_users),
         "items": len(kept_items),
@@ -190,6 +190,7 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
         users[order].astype(np.int32),
         items[order].astype(np.int32),
         times[order],
+        positions.astype(np.int32),
         user_ids[kept_users].tolist(),
         item_ids[kept_items].tolist(),
         stats,

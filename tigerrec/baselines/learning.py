@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tigerrec.config import AtLeastOne, BelowOne, NotNegative, Positive, Precision, options
 
 CROSS_ENTROPY: Final = "ce"

@@ -142,12 +142,23 @@ def find_model(model: str) -> Path:
     Raises:
         EmbedError: none of them has it; names the remedies.
     """
+    from huggingface_hub import snapshot_download
+
+    folder = find_local(model)
+    if folder is not None:
+        return folder
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        local = Path(model).expanduser()
-        if not local.is_dir():
-            raise EmbedError(f"There is no folder {local}; give an existing model folder as `embedder.model=<folder>`.")
-        return local
-    return find_local(model) or _downloaded(model)
+        raise EmbedError(f"There is no folder {model}; give an existing model folder as `embedder.model=<folder>`.")
+    try:
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))
+    except Exception as error:
+        reason = first_line(error)
+    first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
+    last = "`embedder=hashed` (no encoder at all)" if model == MINILM else "`embedder=minilm`"
+    raise EmbedError(
+        f"The encoder {model} is not on this machine and could not be downloaded ({reason}); {first}, or give its "
+        f"folder as `embedder.model=<folder>`, or choose {last}."
+    )
 
 
 def find_local(model: str) -> Path | None:
@@ -178,21 +189,6 @@ def _packaged() -> Path | None:
         return None
     folder = Path(get_model_path())
     return folder if folder.is_dir() else None
-
-
-def _downloaded(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))
-    except Exception as error:
-        reason = first_line(error)
-    first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
-    last = "`embedder=hashed` (no encoder at all)" if model == MINILM else "`embedder=minilm`"
-    raise EmbedError(
-        f"The encoder {model} is not on this machine and could not be downloaded ({reason}); {first}, "
-        f"or give its folder as `embedder.model=<folder>`, or choose {last}."
-    )
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
