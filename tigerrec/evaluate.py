@@ -13,8 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from tigerrec import artifacts, distributed, shards
-from tigerrec.baselines import Rank
-from tigerrec.baselines.popularity import Popularity
+from tigerrec.baselines.ranking import Rank, by_popularity
 from tigerrec.config import AtLeastOne, Device, Precision, options
 from tigerrec.histories import Histories, split, training_counts, training_part
 from tigerrec.identity import not_identity
@@ -266,7 +265,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", identity))
     rankings = rank_all(config.model, in_shards(searcher, config, folder), known, config.k, n_items)
     training = [training_part(histories[user]) for user in range(len(histories))]
-    rankings += rank_all(POPULARITY, Popularity().fit(training, n_items).rank, known, config.k, n_items)
+    rankings += rank_all(POPULARITY, by_popularity(training, n_items), known, config.k, n_items)
     check_diversity(rankings[1], rankings[3], n_items)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
 

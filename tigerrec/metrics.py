@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tigerrec import markdown
+
 HR_CUTOFFS = (1, 5, 10, 20)
 NDCG_CUTOFFS = (5, 10, 20)
 VALIDATION_K = 10
@@ -95,14 +97,6 @@ def validation_metrics(ranks: np.ndarray) -> dict[str, float]:
     return {f"validation_{name}": found[name] for name in (f"hr@{VALIDATION_K}", f"ndcg@{VALIDATION_K}")}
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of text with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
 def format_metrics(rows: Sequence[Mapping[str, Any]]) -> str:
     """The main figures of `metrics.json` as a table to read: HR@10 and NDCG@10 with their intervals."""
     lines = [("model", "split", "hit", "seen", "users", "HR@10", "95 %", "NDCG@10", "95 %")]
@@ -111,4 +105,4 @@ def format_metrics(rows: Sequence[Mapping[str, Any]]) -> str:
         for name in ("hr@10", "ndcg@10"):
             figures += [f"{row[name]:.4f}", f"{row[f'{name}_low']:.4f}–{row[f'{name}_high']:.4f}"]
         lines.append((row["model"], row["split"], row["hit"], row["seen"], f"{row['users']:,}", *figures))
-    return aligned(lines)
+    return markdown.aligned(lines)

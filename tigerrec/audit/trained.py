@@ -11,7 +11,7 @@ from tigerrec import artifacts
 from tigerrec.audit.figures import HR, NDCG, difference_in_words, headline, paired_difference
 from tigerrec.audit.run import SEED, AuditedRun, Finding, check, known_and_targets, seeded_rng
 from tigerrec.audit.variants import from_end, in_a_tie, poisoned, ties_reversed
-from tigerrec.baselines.popularity import Popularity
+from tigerrec.baselines.ranking import by_popularity
 from tigerrec.embed import EmbedsCatalogue, load_embeddings
 from tigerrec.embed.collaborative import Collaborative
 from tigerrec.evaluate import POPULARITY
@@ -130,8 +130,7 @@ def ties(run: AuditedRun) -> Finding:
     training, old_training = (
         [training_part(of_all[user]) for user in range(len(of_all))] for of_all in (histories, run.histories)
     )
-    fitted = Popularity().fit(training, histories.n_items)
-    popularity, _ = fitted.rank(known, k=run.evaluation.k, mask_seen=True)
+    popularity, _ = by_popularity(training, histories.n_items)(known, k=run.evaluation.k, mask_seen=True)
     ranks = {
         model: (run.ranks[model, "item", "masked"], item_ranks(reversed_lists, targets))
         for model, reversed_lists in ((run.model, lists), (POPULARITY, popularity))

@@ -9,8 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.popularity import purchases
-from tigerrec.baselines.ranking import ranks_by
+from tigerrec.baselines.ranking import purchases, ranks_by
 from tigerrec.config import AtLeastOne, NotNegative, Share, options
 
 POPULARITY_WEIGHT = 1e-6

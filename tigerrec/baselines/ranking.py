@@ -1,17 +1,26 @@
-"""From scores of all items to lists."""
+"""Recommenders that score all items: from scores to lists, and popularity."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
-
-from tigerrec.baselines import Rank
 
 USERS_AT_ONCE = 512
 
 ScoreFunction = Callable[[Sequence[np.ndarray]], np.ndarray]
 """Histories → scores of all items, float32 (n, n_items), which the caller may change."""
+
+
+class Rank(Protocol):
+    """A fitted recommender."""
+
+    def __call__(self, histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items for each history of item indices (oldest first, at least one), with `mask_seen` none that
+        it holds: items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by
+        item index."""
+        ...
 
 
 def best_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,5 +62,30 @@ def ranks_by(score: ScoreFunction) -> Rank:
                 scores[rows, np.concatenate(known)] = -np.inf
             items[users], best[users] = best_items(scores, k)
         return items, best
+
+    return rank
+
+
+def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
+    """How often the training histories hold each item, int64 (n_items,)."""
+    return np.bincount(np.concatenate([np.empty(0, np.int64), *training]), minlength=n_items)
+
+
+def by_popularity(training: Sequence[np.ndarray], n_items: int) -> Rank:
+    """The recommender that lists the items bought most often in training histories.
+
+    The score is the log of (count + 1) over its sum, so that it is finite for every item.
+    """
+    counts = purchases(training, n_items)
+    best_first = np.argsort(-counts, kind="stable").astype(np.int32)
+    log_shares = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)
+
+    def rank(histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        items = np.full((len(histories), k), -1, np.int32)
+        for row, history in zip(items, histories, strict=True):
+            top = best_first[: k + len(history)]
+            chosen = top[~np.isin(top, history)][:k] if mask_seen else top[:k]
+            row[: len(chosen)] = chosen
+        return items, np.where(items >= 0, log_shares[items], np.float32(-np.inf))
 
     return rank

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, artifacts, files, pipeline
-from tigerrec.metrics import aligned
+from tigerrec.markdown import aligned
 from tigerrec.models.t5 import T5
 from tigerrec.processes import in_own_process
 from tigerrec.provenance import provenance
