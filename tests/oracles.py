@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tigerrec.models.t5_model import HistoryT5
-from tigerrec.semantic_ids import PAD
+from tigerrec.tokenizers.ids import PAD
 
 
 def stock_logits(model, history: Tensor, targets: Tensor) -> Tensor:

@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import TigerrecError, artifacts, audit, batches, pipeline, trainer
-from tigerrec.audit import CHECKS, AuditOptions
-from tigerrec.audit.cold import cold_items, cold_start
-from tigerrec.audit.run import AuditedRun, NotApplicableError
-from tigerrec.audit.trained import leakage, ties
+from tigerrec import TigerrecError, pipeline
+from tigerrec.analysis import audit
+from tigerrec.analysis.audit import CHECKS, AuditOptions
+from tigerrec.analysis.audit.cold import cold_items, cold_start
+from tigerrec.analysis.audit.run import AuditedRun, NotApplicableError
+from tigerrec.analysis.audit.trained import leakage, ties
 from tigerrec.config import ConfigError, compose
+from tigerrec.data import batches
+from tigerrec.data.histories import load_histories, split
 from tigerrec.embed import collaborative
-from tigerrec.histories import load_histories, split
-from tigerrec.metrics import metrics
+from tigerrec.evaluation.metrics import metrics
+from tigerrec.storage.contracts import read_json, read_table
 
 ROOT = Path(__file__).parent.parent
 N_USERS, N_ITEMS = 80, 40
@@ -117,7 +120,7 @@ def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(optio
 
 
 def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "split", lambda history, part: split(history, "test"))
+    monkeypatch.setattr("tigerrec.evaluation.stage.split", lambda history, part: split(history, "test"))
     choosing = [
         "train.validate_every=1",
         "train.epochs=6",
@@ -174,22 +177,21 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
         kept = [item for item in run.known[user] if not cold.held_out[item]]
         assert order[history].tolist() == kept
     finding = cold_items(run)
-    assert artifacts.read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
+    assert read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
     assert finding.rows[0]["users"] == len(cold.users)
     assert finding.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
     assert finding.rows[-2]["hr@10"] == 1.0
 
 
 def item_ids(prepared: Path) -> list[str]:
-    return artifacts.read_table(prepared, "items.parquet")["item_id"].to_pylist()
+    return read_table(prepared, "items.parquet")["item_id"].to_pylist()
 
 
 def test_the_report_agrees_with_the_evaluation(run, audited):
     checks = results(audited)
     assert list(checks) == CHEAP
     evaluated = {
-        (row["model"], row["hit"], row["seen"]): row
-        for row in artifacts.read_json(run.folders["evaluate"], "metrics.json")
+        (row["model"], row["hit"], row["seen"]): row for row in read_json(run.folders["evaluate"], "metrics.json")
     }
     for row in checks["seen"]["rows"]:
         if row["seen items"] in ("kept", "masked"):

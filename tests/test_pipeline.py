@@ -14,11 +14,11 @@ import pyarrow.parquet
 import pytest
 
 from tigerrec import pipeline
-from tigerrec.artifacts import DamagedError, StaleError
 from tigerrec.cli import main
 from tigerrec.config import ConfigError, compose
 from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
-from tigerrec.signals import Interrupted
+from tigerrec.runtime.signals import Interrupted
+from tigerrec.storage.manifests import DamagedError, StaleError
 from tigerrec.tokenizers.random import RandomCodes
 
 ROOT = Path(__file__).parent.parent

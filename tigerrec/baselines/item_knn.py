@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.ranking import purchases, ranks_by
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.config import AtLeastOne, NotNegative, Share, options
+from tigerrec.search.ranking import purchases, ranks_by
 
 POPULARITY_WEIGHT = 1e-6
 

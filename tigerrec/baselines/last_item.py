@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.baselines import Fitted, Validate
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import CROSS_ENTROPY, Learning
 from tigerrec.config import AtLeastOne, options
-from tigerrec.seeds import derived_seed
+from tigerrec.runtime.seeds import derived_seed
 
 
 @options

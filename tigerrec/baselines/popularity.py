@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.ranking import by_popularity
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.config import options
+from tigerrec.search.ranking import by_popularity
 
 
 @options

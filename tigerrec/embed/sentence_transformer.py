@@ -11,12 +11,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from tigerrec import artifacts
 from tigerrec.config import AtLeastOne, Device, Precision, options
-from tigerrec.embed import EmbedError, EmbedsTexts, Encode, few
-from tigerrec.identity import not_identity
-from tigerrec.reading import first_line
-from tigerrec.vectors import unit
+from tigerrec.embed.base import EmbedError, EmbedsTexts, Encode, few
+from tigerrec.embed.vectors import unit
+from tigerrec.storage.contracts import first_line
+from tigerrec.storage.files import sha256_file
+from tigerrec.storage.fingerprints import not_identity
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -65,7 +65,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         folder = find_model(self.model)
         files = weight_files(folder)
         if self.weights_sha256 is not None:
-            digest = artifacts.sha256_file(files["weights"]) if "weights" in files else "several files"
+            digest = sha256_file(files["weights"]) if "weights" in files else "several files"
             if digest != self.weights_sha256:
                 raise EmbedError(
                     f"The weights in {folder} are not the expected ones (sha256 expected {self.weights_sha256[:13]}…, "
@@ -78,7 +78,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         """Versions, the kind of device, its threads, and the precision of matrix products on it."""
         import torch
 
-        from tigerrec.precision import resolve_device, resolve_precision
+        from tigerrec.runtime.devices import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
         packages = ("torch", "transformers", "sentence-transformers")
@@ -92,7 +92,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         """The loaded encoder."""
         import torch
 
-        from tigerrec.precision import product_type, resolve_device
+        from tigerrec.runtime.devices import product_type, resolve_device
 
         device = resolve_device(self.device)
         model = _load(find_model(self.model), str(device))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, get_args
 
 from tigerrec.config import NotNegative, options
 from tigerrec.models.base import ITEM_CAUSAL, DropoutRate, EncoderMask, Layers, Size
-from tigerrec.semantic_ids import PAD, SemanticIds
+from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
     from tigerrec.models.t5_model import HistoryT5

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, Positive, options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.autoencoder import (
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.autoencoder import (
     GradientTraining,
     Progress,
     Widths,
@@ -23,8 +23,8 @@ from tigerrec.tokenizers.autoencoder import (
     standardisation,
     standardised,
 )
-from tigerrec.tokenizers.codebooks import AtLeastTwo, EqualLevels, in_blocks
-from tigerrec.tokenizers.estimators import with_value
+from tigerrec.tokenizers.quantizer.codebooks import AtLeastTwo, EqualLevels, in_blocks
+from tigerrec.tokenizers.quantizer.estimators import with_value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, Positive, options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.autoencoder import Progress, Widths, build_mlps, optimise
-from tigerrec.tokenizers.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
-from tigerrec.tokenizers.residual import INIT_ITERATIONS, LearnedCodebooks
-from tigerrec.vectors import unit
+from tigerrec.embed.vectors import unit
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.autoencoder import Progress, Widths, build_mlps, optimise
+from tigerrec.tokenizers.quantizer.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
+from tigerrec.tokenizers.quantizer.residual import INIT_ITERATIONS, LearnedCodebooks
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.assignments import Assignment, Nearest, Sinkhorn
-from tigerrec.tokenizers.autoencoder import (
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.assignments import Assignment, Nearest, Sinkhorn
+from tigerrec.tokenizers.quantizer.autoencoder import (
     Progress,
     Widths,
     build_autoencoder,
@@ -27,11 +27,11 @@ from tigerrec.tokenizers.autoencoder import (
     standardisation,
     standardised,
 )
-from tigerrec.tokenizers.codebooks import ResidualCodes
-from tigerrec.tokenizers.estimators import Estimator, StraightThrough
-from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient, MovingAverage
-from tigerrec.tokenizers.objectives import Letter, Objective, Quantized, Reconstruction
-from tigerrec.tokenizers.residual import LearnedCodebooks, ResidualQuantizer
+from tigerrec.tokenizers.quantizer.codebooks import ResidualCodes
+from tigerrec.tokenizers.quantizer.estimators import Estimator, StraightThrough
+from tigerrec.tokenizers.quantizer.learned_codebooks import Codebooks, Gradient, MovingAverage
+from tigerrec.tokenizers.quantizer.objectives import Letter, Objective, Quantized, Reconstruction
+from tigerrec.tokenizers.quantizer.residual import LearnedCodebooks, ResidualQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
