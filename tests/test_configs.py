@@ -18,8 +18,9 @@ from tigerrec.data.base import Dataset
 from tigerrec.embed.base import Embedder
 from tigerrec.evaluation.stage import EvaluateConfig
 from tigerrec.models.base import Generator
-from tigerrec.pipeline import GROUPS, STAGES, plan
+from tigerrec.pipeline import STAGES, plan
 from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.text import GROUPS
 from tigerrec.tokenizers.base import Tokenizer
 from tigerrec.training.options import Training
 

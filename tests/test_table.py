@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, pipeline
+from tigerrec import TigerrecError, text
 from tigerrec.analysis import table
 from tigerrec.analysis.table import budgets, cells, how_it_was_made, make_table, markdown, plot
 from tigerrec.analysis.table.rows import METRICS, CellResults, Row, RowResults, gains_of, plan_rows, results_of
@@ -303,7 +303,7 @@ def test_a_row_named_twice_is_one_row(tmp_path):
 
 
 def test_nothing_of_this_machine_is_told():
-    told = pipeline.told_command(
+    told = text.told_command(
         "table",
         [
             "dataset=tables",

@@ -15,11 +15,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tigerrec import TigerrecError, __version__, pipeline
+from tigerrec import TigerrecError, __version__, pipeline, text
 from tigerrec.config import composition_fault, config_folder
 from tigerrec.runtime import distributed
 from tigerrec.runtime.signals import Interrupted
-from tigerrec.storage.contracts import first_line
+from tigerrec.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _help() -> str:
 
     choices = "\n".join(
         f"  {group + '=':<20}{'  '.join(sorted(path.stem for path in (config_folder() / group).glob('*.yaml')))}"
-        for group in pipeline.GROUPS
+        for group in text.GROUPS
     )
     return f"""tigerrec {__version__}: generative recommendation with Semantic IDs, from raw logs to honest metrics
 
@@ -155,16 +155,16 @@ def run_stage(cfg: DictConfig, stage: str) -> None:
 
     hydra = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
-    with reporting(pipeline.same_command(stage, overrides)):
+    with reporting(text.same_command(stage, overrides)):
         distributed.join()
         folder = pipeline.run(cfg, stage)
     stages = list(STAGES)
     if stage == stages[-1]:
-        logger.info("next: %s", pipeline.recommend_command(folder.parent))
+        logger.info("next: %s", text.recommend_command(folder.parent))
     else:
-        logger.info("next: %s", pipeline.same_command(stages[stages.index(stage) + 1], overrides))
+        logger.info("next: %s", text.same_command(stages[stages.index(stage) + 1], overrides))
     if hydra.runtime.choices["dataset"] == "sample":
-        logger.info("this is the bundled sample; %s runs the real thing", pipeline.choice_of_data("beauty"))
+        logger.info("this is the bundled sample; %s runs the real thing", text.choice_of_data("beauty"))
     if distributed.is_first():
         print(folder, flush=True)
 
@@ -181,7 +181,7 @@ def run_job(name: str, cfg: DictConfig, overrides: list[str]) -> None:
         elif name == "audit":
             from tigerrec.analysis.audit import audit
 
-            path = audit(cfg, pipeline.told_command("audit", overrides))
+            path = audit(cfg, text.told_command("audit", overrides))
         elif name == "compare-tokenizers":
             from tigerrec.analysis.tokenizers.comparison import compare
 

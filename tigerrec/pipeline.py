@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import importlib
 import logging
-import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,24 +41,6 @@ from tigerrec.training.options import TrainConfig, Training
 logger = logging.getLogger(__name__)
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
-MAKE_TARGETS = {
-    "prepare": "data",
-    "embed": "embed",
-    "tokenize": "tokenize",
-    "train": "train",
-    "evaluate": "eval",
-    "audit": "audit",
-}
-GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
-OF_THIS_MACHINE = (
-    "paths.",
-    "audit.folder",
-    "audit.checks",
-    "dataset.raw_dir",
-    "train.device",
-    "evaluate.device",
-    "embedder.device",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -435,56 +415,6 @@ def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
         raise StaleError(
             f"What {step.folder} is made from was built again by another process meanwhile; run the same command again."
         )
-
-
-def make_command(stage: str, overrides: list[str]) -> str:
-    """The make command that runs a stage, or the make target of that name, with these Hydra overrides."""
-    choices, options = [], []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in (*GROUPS, "experiment"):
-            choices.append(f"{key.upper()}={shlex.quote(value)}")
-        elif key != "overwrite":
-            options.append(shlex.quote(override))
-    arguments = [f"ARGS={_as_one_word(' '.join(options))}"] if options else []
-    return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
-
-
-def _as_one_word(text: str) -> str:
-    """A text as one word for a shell, in double quotes where it holds nothing that means something there."""
-    return shlex.quote(text) if shlex.quote(text) == text or set(text) & set('"$`\\!') else f'"{text}"'
-
-
-def told_command(target: str, overrides: Sequence[str]) -> str:
-    """The make command to tell others of, without the options that say where things are on this machine; of absolute
-    paths only the last part."""
-    told = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not key.lstrip("+~").startswith(OF_THIS_MACHINE):
-            told.append(f"{key}{equals}{Path(value).name if value.startswith('/') else value}")
-    return make_command(target, told)
-
-
-def same_command(stage: str, overrides: Sequence[str]) -> str:
-    """The command that runs a stage with these overrides, as this process was called: by make or not, by a launcher."""
-    launch = os.environ.get("LAUNCH") if distributed.world_size() > 1 else None
-    if "MAKELEVEL" in os.environ:
-        return make_command(stage, list(overrides)) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
-    kept = [override for override in overrides if not override.startswith("overwrite=")]
-    return " ".join([f"{f'{launch} -m ' if launch else ''}tigerrec {stage}", *map(shlex.quote, kept)])
-
-
-def recommend_command(run: Path) -> str:
-    """The command that recommends with a trained run."""
-    if "MAKELEVEL" in os.environ:
-        return f"make recommend RUN={run} ITEMS=<item id>,<item id>"
-    return f"tigerrec recommend --run {run} --items <item id>,<item id>"
-
-
-def choice_of_data(name: str) -> str:
-    """How a data set is chosen."""
-    return f"DATASET={name}" if "MAKELEVEL" in os.environ else f"dataset={name}"
 
 
 def show_progress() -> None:

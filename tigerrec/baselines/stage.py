@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec.search.ranking import Rank
 from tigerrec.baselines.base import Baseline, Fitted
 from tigerrec.data.histories import Histories, load_histories, training_part, validation_sample
 from tigerrec.evaluation.metrics import VALIDATION_K, format_metrics, item_ranks, validation_metrics
 from tigerrec.evaluation.stage import known_and_targets, rank_all, warn_of_repeats, write_rankings
+from tigerrec.search.ranking import Rank
 from tigerrec.storage.contracts import contract, read_json
 from tigerrec.storage.files import remove_tree, sha256_text, write_json
 from tigerrec.storage.fingerprints import canonical_json, describe

@@ -28,8 +28,8 @@ from tigerrec.data.raw import (
     read_lines,
     text_of,
 )
-from tigerrec.storage.contracts import first_line
 from tigerrec.storage.fingerprints import not_identity
+from tigerrec.text import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from tigerrec.config import options
 from tigerrec.embed.base import EmbedError, EmbedsTexts, Encode, few
-from tigerrec.storage.contracts import first_line
 from tigerrec.storage.fingerprints import not_identity
+from tigerrec.text import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pydantic import AfterValidator, Field
 from tigerrec.config import AtLeastOne, Device, Precision, options
 from tigerrec.embed.base import EmbedError, EmbedsTexts, Encode, few
 from tigerrec.embed.vectors import unit
-from tigerrec.storage.contracts import first_line
 from tigerrec.storage.files import sha256_file
 from tigerrec.storage.fingerprints import not_identity
+from tigerrec.text import first_line
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]

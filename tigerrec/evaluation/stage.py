@@ -16,6 +16,7 @@ from tigerrec.config import AtLeastOne, Device, Precision, options
 from tigerrec.data.histories import Histories, split, training_counts, training_part
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
+from tigerrec.runtime.devices import environment
 from tigerrec.search.ranking import Rank, by_popularity
 from tigerrec.storage import shards
 from tigerrec.storage.files import remove_tree
@@ -23,7 +24,6 @@ from tigerrec.storage.fingerprints import describe, not_identity
 from tigerrec.storage.stages import StageFiles, check_made_from, input_records, open_stage, writing
 from tigerrec.tokenizers.catalogue import load_inputs
 from tigerrec.tokenizers.ids import group_codes
-from tigerrec.training.stage import environment
 
 if TYPE_CHECKING:
     from tigerrec.search.beam_search import Searcher

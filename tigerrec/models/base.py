@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 EncoderMask = Literal["bidirectional", "item_causal"]
 BIDIRECTIONAL: Final = "bidirectional"
 ITEM_CAUSAL: Final = "item_causal"
+CODES: Final = "codes"
+ITEMS: Final = "items"
+ALL_ITEMS: Final = "all_items"
+LAST_ITEM: Final = "last_item"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"

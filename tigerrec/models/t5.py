@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from tigerrec.config import NotNegative, options
-from tigerrec.models.base import ITEM_CAUSAL, DropoutRate, EncoderMask, Layers, Size
+from tigerrec.models.base import ALL_ITEMS, CODES, ITEM_CAUSAL, ITEMS, LAST_ITEM, DropoutRate, EncoderMask, Layers, Size
 from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
     from tigerrec.models.t5_model import HistoryT5
 
-CODES: Final = "codes"
-ITEMS: Final = "items"
-ALL_ITEMS: Final = "all_items"
-LAST_ITEM: Final = "last_item"
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "dropout_rate")
 READING = ("max_items", "history", "decoder_reads")
 

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from tigerrec.data.batches import Batch
 from tigerrec.models import t5_stack
-from tigerrec.models.base import ITEM_CAUSAL, WEIGHTS
+from tigerrec.models.base import ITEM_CAUSAL, LAST_ITEM, WEIGHTS
 from tigerrec.models.dropout import Dropout
-from tigerrec.models.t5 import LAST_ITEM
 from tigerrec.models.t5_stack import IGNORED, CrossEntropy
 from tigerrec.tokenizers.ids import PAD
 

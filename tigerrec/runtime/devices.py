@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tigerrec import TigerrecError
@@ -34,3 +36,16 @@ def resolve_precision(device: torch.device, precision: str) -> str:
 def product_type(device: torch.device, precision: str) -> torch.dtype:
     """The type of matrix products, weights being fp32."""
     return torch.bfloat16 if resolve_precision(device, precision) == "bf16" else torch.float32
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the last bits of a result depend on beside configuration and inputs."""
+    import transformers
+
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device.type,
+        "precision": resolve_precision(device, precision),
+    }

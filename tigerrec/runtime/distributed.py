@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tigerrec import TigerrecError
-from tigerrec.storage.contracts import first_line
+from tigerrec.text import first_line
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,8 @@ from typing import Any
 
 from tigerrec import text
 from tigerrec.data.histories import ITEMS, load_histories, read_items, read_stats, training_counts
-from tigerrec.models.base import BIDIRECTIONAL
+from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES
 from tigerrec.models.loading import load_generator
-from tigerrec.models.t5 import ALL_ITEMS, CODES
 from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ASIDE, ArtifactError

@@ -12,15 +12,10 @@ from typing import Any
 from tigerrec import TigerrecError
 from tigerrec.storage.files import ArtifactError
 from tigerrec.storage.manifests import DamagedError, read_manifest
+from tigerrec.text import first_line
 
 Shape = tuple[int | None, ...]
 """The length of each dimension of an array; None = any."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, or what it is, as a part of a sentence."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return "".join(character for character in text if character.isprintable()).rstrip(".")
 
 
 def _remedy(folder: Path) -> str:

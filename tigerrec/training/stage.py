@@ -6,9 +6,10 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tigerrec.runtime import distributed
+from tigerrec.runtime.devices import environment
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import canonical_json, describe
@@ -17,25 +18,9 @@ from tigerrec.tokenizers.catalogue import load_inputs
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 logger = logging.getLogger(__name__)
-
-
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
-    """What the last bits of a result depend on beside configuration and inputs."""
-    import torch
-    import transformers
-
-    from tigerrec.runtime.devices import resolve_precision
-
-    return {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": device.type,
-        "precision": resolve_precision(device, precision),
-    }
 
 
 def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Path:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerrec.models.t5 import ITEMS, LAST_ITEM, T5
+from tigerrec.models.base import ITEMS, LAST_ITEM
+from tigerrec.models.t5 import T5
 
 if TYPE_CHECKING:
     from tigerrec.data.batches import Examples

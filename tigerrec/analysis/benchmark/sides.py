@@ -19,16 +19,15 @@ from tigerrec.analysis.benchmark import Setting, operations
 from tigerrec.data.batches import NO_ITEM, Batch, Examples, padded
 from tigerrec.data.histories import training_counts
 from tigerrec.evaluation.stage import known_and_targets
-from tigerrec.models.t5 import ALL_ITEMS, CODES
+from tigerrec.models.base import ALL_ITEMS, CODES
 from tigerrec.models.t5_model import HistoryT5
-from tigerrec.runtime.devices import product_type, resolve_device
+from tigerrec.runtime.devices import environment, product_type, resolve_device
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.search.beam_search import Searcher
 from tigerrec.tokenizers.catalogue import load_inputs
 from tigerrec.tokenizers.ids import PAD, SemanticIds
 from tigerrec.training.loop import Trainer
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
-from tigerrec.training.stage import environment
 
 STOCK_BATCH_EXAMPLES, STOCK_BATCH_USERS = 256, 64
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tigerrec import TigerrecError, pipeline
+from tigerrec import TigerrecError, text
 from tigerrec.analysis.table.cells import Cell
 from tigerrec.analysis.table.rows import Row, plan_rows, results_of
 from tigerrec.analysis.table.summary import Summary
@@ -161,7 +161,7 @@ def how_it_was_made(summary: Summary, cfg: DictConfig, overrides: Sequence[str])
     return {
         "dataset": {"name": cfg.dataset.name, **sizes},
         "split": cfg.evaluate.split,
-        "commands": [pipeline.told_command("table", overrides)],
+        "commands": [text.told_command("table", overrides)],
         "commits": sorted({short_commit(stage["git"]) for stage in stages if stage.get("git")}),
         "machine": f"{' and '.join(machines)}, {'/'.join(threads)} thread{'s' if threads != ['1'] else ''} a run",
     }
