@@ -1,5 +1,5 @@
-"""What transformers' own forward passes say of a generator, one user at a time: the slow way that the library's fast ones
-are held to."""
+"""What transformers' own forward passes say of a generator, one user at a time: the slow way that the library's fast
+ones are held to."""
 
 from __future__ import annotations
 

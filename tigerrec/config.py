@@ -154,8 +154,8 @@ def families_in(module: Any) -> dict[str, type]:
 
 
 def families(protocol: type) -> dict[str, type]:
-    """The classes that can stand for a protocol, by family: those of its own module, or else the one that
-    each module of its room has under the module's name."""
+    """The classes that can stand for a protocol, by family: those of its own module, or else the one that each module
+    of its room has under the module's name."""
     module = sys.modules[protocol.__module__]
     if parts := families_in(module):
         return parts

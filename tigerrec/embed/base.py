@@ -23,7 +23,8 @@ class EmbedError(TigerrecError):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What turns items into vectors: a frozen dataclass of settings; one that derives from this reads no files by default."""
+    """What turns items into vectors: a frozen dataclass of settings; one that derives from this reads no files by
+    default."""
 
     family: ClassVar[str]
 

@@ -1,8 +1,8 @@
 """Dropout whose masks are cheap on a CPU.
 
-PyTorch draws one double-precision random number for each element, which takes a third of a training step on a CPU.
-Here one 64-bit random number serves four elements (the drop probability is exact to 1 / 32,768), and a mask is applied
-by one bitwise "and".
+PyTorch draws one double-precision random number for each element, which takes a third of a training step on a CPU. Here
+one 64-bit random number serves four elements (the drop probability is exact to 1 / 32,768), and a mask is applied by
+one bitwise "and".
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ class HistoryGPT2(nn.Module):
     """A stock GPT-2 with how it reads histories: the start token, then the tokens of all items.
 
     Each item is predicted token by token: its first token at the last token of the item before it (or at the start
-    token),
-    each other at the one before it.
+    token), each other at the one before it.
 
     Args:
         gpt2: `config.tigerrec` says how many items are read.
@@ -69,8 +68,7 @@ class HistoryGPT2(nn.Module):
         return self.tokens.shape[1]
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
-        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items
-        read."""
+        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items read."""
         return (n_read + 1) * self.tokens.shape[1]
 
     def token_embeddings(self) -> list[Tensor]:

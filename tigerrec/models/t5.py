@@ -32,10 +32,8 @@ class T5:
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
         decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last
-            under an item-causal
-            mask, else all. T5's attention to the encoder knows no positions: under that mask a decoder that reads all
-            items has to infer
-            which was the last.
+            under an item-causal mask, else all. T5's attention to the encoder knows no positions: under that mask a
+            decoder that reads all items has to infer which was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all;
             only with history=items.
     """

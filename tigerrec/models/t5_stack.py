@@ -257,8 +257,8 @@ def decode(
 class T5Decoder:
     """The decoder of a T5, run one level at a time for all beams of all users.
 
-    A user's beams are query positions of one sequence: they share the user's cross-attention keys and values, which
-    are computed once, and each sees, among the tokens fed so far, its own ancestors only.
+    A user's beams are query positions of one sequence: they share the user's cross-attention keys and values, which are
+    computed once, and each sees, among the tokens fed so far, its own ancestors only.
     """
 
     def __init__(self, t5: Any, encoded: Tensor, attention_mask: Tensor, n_levels: int, dtype: torch.dtype) -> None:

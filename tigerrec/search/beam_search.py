@@ -23,8 +23,8 @@ def beam_search(
 ) -> tuple[Tensor, Tensor]:
     """The most probable items of each user, found level by level along the trie.
 
-    Scores are sums of log-probabilities over the whole vocabulary; the trie masks after the softmax. Closed nodes
-    (see `Trie.closed`, rows = users) are left out inside the search, so that a list is as full without them.
+    Scores are sums of log-probabilities over the whole vocabulary; the trie masks after the softmax. Closed nodes (see
+    `Trie.closed`, rows = users) are left out inside the search, so that a list is as full without them.
 
     Args:
         decoder: has read the users' histories, and was fed nothing.

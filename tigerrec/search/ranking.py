@@ -17,8 +17,8 @@ class Rank(Protocol):
     """A fitted recommender."""
 
     def __call__(self, histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items for each history of item indices (oldest first, at least one), with `mask_seen` none that
-        it holds: items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by
+        """The k best items for each history of item indices (oldest first, at least one), with `mask_seen` none that it
+        holds: items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by
         item index."""
         ...
 

@@ -115,8 +115,8 @@ def check_current(
 ) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
-    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep both versions,
-    `overwrite` the value of that option that builds it again (the stage by default).
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep
+    both versions, `overwrite` the value of that option that builds it again (the stage by default).
 
     Raises:
         StaleError: a finished stage stands there but was made of something else; names what changed.
@@ -231,7 +231,8 @@ def writing(
     sources: Mapping[str, str] | None = None,
     started: float | None = None,
 ) -> Iterator[StageFiles]:
-    """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended well.
+    """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended
+    well.
 
     Args:
         out: the stage's folder.
@@ -285,9 +286,11 @@ def working_files(folder: Path) -> list[Path]:
 
 
 def begin_rebuild(folder: Path, identity: str) -> None:
-    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building the same again.
+    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building
+    the same again.
 
-    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes too.
+    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes
+    too.
 
     Args:
         identity: what the newer version is made of.

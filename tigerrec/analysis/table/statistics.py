@@ -87,9 +87,9 @@ def _variances_of_pairs(runs: Runs) -> dict[tuple[bool, bool], float]:
 def standard_deviation(runs: Runs) -> float | None:
     """The standard deviation of a run whose tokenizer seed and generator seed are both new; None below three runs.
 
-    Two runs that share neither seed are independent, so half their squared difference has the variance of such a run
-    as its expectation. The mean over all these pairs is the sum of the components of `variance_components` before
-    negative ones are set to 0. Where only one kind of seed was varied this is the usual sample standard deviation.
+    Two runs that share neither seed are independent, so half their squared difference has the variance of such a run as
+    its expectation. The mean over all these pairs is the sum of the components of `variance_components` before negative
+    ones are set to 0. Where only one kind of seed was varied this is the usual sample standard deviation.
     """
     if len(runs) < LEAST_RUNS_FOR_SD:
         return None
@@ -101,9 +101,9 @@ def variance_components(rows: Sequence[Runs]) -> list[Component]:
     """How much the tokenizer seed, the generator seed and their interaction spread the runs of a row, over some rows.
 
     Within a row every tokenizer seed is run with the same generator seeds: y(t, g) = mean + a(t) + b(g) + c(t, g), a
-    two-way crossed classification with random effects (Searle, Casella and McCulloch 1992, chapter 4). Half the
-    squared difference of two runs has the expectation var b + var c where they share t, var a + var c where they share
-    g, and var a + var b + var c where they share neither; solved for the three variances, the means over pairs are the
+    two-way crossed classification with random effects (Searle, Casella and McCulloch 1992, chapter 4). Half the squared
+    difference of two runs has the expectation var b + var c where they share t, var a + var c where they share g, and
+    var a + var b + var c where they share neither; solved for the three variances, the means over pairs are the
     estimates of the analysis of variance. Rows are averaged; those that lack a run of their seeds are left out.
 
     Returns:
