@@ -75,7 +75,7 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
                     f"assignment must be Nearest with the estimator {type(self.estimator).__name__}, which mixes "
                     "codewords itself"
                 )
-        if isinstance(self.codebooks, MovingAverage) and getattr(self.objective, "diversity", 0):
+        if isinstance(self.codebooks, MovingAverage) and getattr(self.objective, "diversity", False):
             raise ValueError(
                 f"objective.diversity must be 0 with {codebooks} codebooks, whose codewords have no gradient"
             )
