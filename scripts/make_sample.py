@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import TigerrecError
-from tigerrec.artifacts import atomic
+from tigerrec.storage.files import atomic
 
 REVIEWS_FILE = "reviews_Sample_5.json.gz"
 META_FILE = "meta_Sample.json.gz"

@@ -17,8 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tigerrec.artifacts import ASIDE, KEPT, MANIFEST
 from tigerrec.pipeline import STAGES
+from tigerrec.storage.files import ASIDE, KEPT
+from tigerrec.storage.manifests import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 KILLS = {"train": (0.3, 0.3)}

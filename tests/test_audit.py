@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import TigerrecError, artifacts, audit, batches, pipeline, trainer
-from tigerrec.audit import CHECKS, AuditOptions
-from tigerrec.audit.cold import cold_items, cold_start
-from tigerrec.audit.run import AuditedRun, NotApplicableError
-from tigerrec.audit.trained import leakage, ties
+from tigerrec import TigerrecError, pipeline
+from tigerrec.analysis import audit
+from tigerrec.analysis.audit import CHECKS, AuditOptions
+from tigerrec.analysis.audit.cold import cold_items, cold_start
+from tigerrec.analysis.audit.run import AuditedRun, NotApplicableError
+from tigerrec.analysis.audit.trained import leakage, ties
 from tigerrec.config import ConfigError, compose
+from tigerrec.data import batches
+from tigerrec.data.histories import load_histories, split
 from tigerrec.embed import collaborative
-from tigerrec.histories import load_histories, split
-from tigerrec.metrics import metrics
+from tigerrec.evaluation.metrics import metrics
+from tigerrec.storage.contracts import read_json, read_table
 
 ROOT = Path(__file__).parent.parent
 N_USERS, N_ITEMS = 80, 40
@@ -79,42 +82,45 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def test_an_honest_training_passes_the_poison(run):
-    found = leakage(run)
-    assert {row["result"] for row in found.rows} == {"equal bytes"}
-    assert found.rows[0]["compared with"] == "the audited run"
-    assert "none of them enters training" in found.summary
+    finding = leakage(run)
+    assert {row["result"] for row in finding.rows} == {"equal bytes"}
+    assert finding.rows[0]["compared with"] == "the audited run"
+    assert "none of them enters training" in finding.summary
 
 
 @pytest.mark.parametrize("kept", [-1, None], ids=["validation", "test"])
 def test_a_training_that_reads_held_out_items_is_caught(options, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "training_part", lambda history: history[:kept])
     run = opened(options, f"paths.runs={tmp_path}", work=tmp_path / "work")
-    found = leakage(run)
-    assert found.rows[0]["result"] == "different"
-    assert found.rows[0]["compared with"] == "the same training on the true data"
-    assert found.rows[1]["result"] == "equal bytes"  # the collaborative vectors
-    assert "none of them enters" not in found.summary
+    finding = leakage(run)
+    assert finding.rows[0]["result"] == "different"
+    assert finding.rows[0]["compared with"] == "the same training on the true data"
+    assert finding.rows[1]["result"] == "equal bytes"  # the collaborative vectors
+    assert "none of them enters" not in finding.summary
 
 
 def test_vectors_that_read_held_out_items_are_caught(run, monkeypatch):
     monkeypatch.setattr(collaborative, "training_part", lambda history: history[:-1])
-    found = leakage(run)
-    assert [row["result"] for row in found.rows] == ["equal bytes", "different"]
-    assert found.summary.startswith("collaborative vectors")
+    finding = leakage(run)
+    assert [row["result"] for row in finding.rows] == ["equal bytes", "different"]
+    assert finding.summary.startswith("collaborative vectors")
 
 
 def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(options, tmp_path):
     run = opened(
         options, "train.validate_every=1", "train.name=often", f"paths.runs={tmp_path}", work=tmp_path / "work"
     )
-    found = leakage(run)
-    assert {row["result"] for row in found.rows} == {"equal bytes"}
-    assert [row["compared with"] for row in found.rows[:2]] == ["the same training on the true data", "the audited run"]
-    assert "the same checkpoint was chosen" in found.summary
+    finding = leakage(run)
+    assert {row["result"] for row in finding.rows} == {"equal bytes"}
+    assert [row["compared with"] for row in finding.rows[:2]] == [
+        "the same training on the true data",
+        "the audited run",
+    ]
+    assert "the same checkpoint was chosen" in finding.summary
 
 
 def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "split", lambda history, part: split(history, "test"))
+    monkeypatch.setattr("tigerrec.evaluation.stage.split", lambda history, part: split(history, "test"))
     choosing = [
         "train.validate_every=1",
         "train.epochs=6",
@@ -122,9 +128,9 @@ def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypa
         "train.name=often",
         f"paths.runs={tmp_path}",
     ]
-    found = leakage(opened(options, *choosing, work=tmp_path / "work"))
-    assert [row["result"] for row in found.rows] == ["equal bytes", "different", "equal bytes"]
-    assert found.summary.startswith(
+    finding = leakage(opened(options, *choosing, work=tmp_path / "work"))
+    assert [row["result"] for row in finding.rows] == ["equal bytes", "different", "equal bytes"]
+    assert finding.summary.startswith(
         "model.safetensors of training with its validations on data with poisoned test items: different"
     )
 
@@ -141,8 +147,8 @@ def test_collaborative_vectors_of_the_run_itself_are_checked(options, tmp_path):
 
 
 def test_ties_are_counted_as_the_histories_say(run):
-    found = ties(run)
-    rows = {row["what"]: row for row in found.rows}
+    finding = ties(run)
+    rows = {row["what"]: row for row in finding.rows}
     changed = load_histories(next(run.work.glob("ties-reversed-????????")))
     targets = [split(changed[user], "test")[1] for user in range(N_USERS)]
     assert rows["users whose test target changes"]["users"] == (run.targets != targets).sum() > 0
@@ -150,7 +156,7 @@ def test_ties_are_counted_as_the_histories_say(run):
     assert [sorted(changed[user]) for user in range(N_USERS)] == [
         sorted(run.histories[user]) for user in range(N_USERS)
     ]
-    generator = [row for row in found.rows if row["what"] == run.model]
+    generator = [row for row in finding.rows if row["what"] == run.model]
     assert generator[0]["hr@10"] == metrics(run.ranks[run.model, "item", "masked"])["hr@10"]
     assert generator[2]["hr@10"] == pytest.approx(generator[1]["hr@10"] - generator[0]["hr@10"])
 
@@ -170,39 +176,38 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
     for user, history in zip(cold.users, cold.histories, strict=True):
         kept = [item for item in run.known[user] if not cold.held_out[item]]
         assert order[history].tolist() == kept
-    found = cold_items(run)
-    assert artifacts.read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
-    assert found.rows[0]["users"] == len(cold.users)
-    assert found.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
-    assert found.rows[-2]["hr@10"] == 1.0
+    finding = cold_items(run)
+    assert read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
+    assert finding.rows[0]["users"] == len(cold.users)
+    assert finding.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
+    assert finding.rows[-2]["hr@10"] == 1.0
 
 
 def item_ids(prepared: Path) -> list[str]:
-    return artifacts.read_table(prepared, "items.parquet")["item_id"].to_pylist()
+    return read_table(prepared, "items.parquet")["item_id"].to_pylist()
 
 
 def test_the_report_agrees_with_the_evaluation(run, audited):
-    found = results(audited)
-    assert list(found) == CHEAP
+    checks = results(audited)
+    assert list(checks) == CHEAP
     evaluated = {
-        (row["model"], row["hit"], row["seen"]): row
-        for row in artifacts.read_json(run.folders["evaluate"], "metrics.json")
+        (row["model"], row["hit"], row["seen"]): row for row in read_json(run.folders["evaluate"], "metrics.json")
     }
-    for row in found["seen"]["rows"]:
+    for row in checks["seen"]["rows"]:
         if row["seen items"] in ("kept", "masked"):
             expected = evaluated[row["model"], "item", row["seen items"]]
             assert {key: value for key, value in row.items() if "@" in key} == {
                 key: expected[key] for key in row if "@" in key
             }
-    whole = next(row for row in found["hits"]["rows"] if row["seen items"] == "masked" and row["whose"] == "all users")
+    whole = next(row for row in checks["hits"]["rows"] if row["seen items"] == "masked" and row["whose"] == "all users")
     assert whole["hr@10 of codes"] == evaluated["t5", "sid", "masked"]["hr@10"]
     assert whole["hr@10 inflation"] == pytest.approx(whole["hr@10 of codes"] / whole["hr@10 of items"] - 1)
     for by in ("target in training", "items known"):
-        rows = [row for row in found["buckets"]["rows"] if row["by"] == by]
+        rows = [row for row in checks["buckets"]["rows"] if row["by"] == by]
         assert sum(row["users"] for row in rows) == N_USERS
         mean = sum(row["users"] * row.get("ndcg@10", 0) for row in rows) / N_USERS
         assert mean == pytest.approx(evaluated["t5", "item", "masked"]["ndcg@10"], abs=1e-6)
-    numbers = {row["what"]: row["number"] for row in found["facts"]["rows"]}
+    numbers = {row["what"]: row["number"] for row in checks["facts"]["rows"]}
     assert numbers["items whose title another item has too"] == 10  # items 35 to 39 are called like 0 to 4
     assert numbers["users whose target is in their own history"] == 0
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from tests.tiny_run import N_ITEMS, N_USERS, build_run
-from tigerrec import artifacts
-from tigerrec.audit.cold import hold_out, nearest_lists
-from tigerrec.audit.figures import (
+from tigerrec.analysis.audit.cold import hold_out, nearest_lists
+from tigerrec.analysis.audit.figures import (
     buckets,
     chance_of_any,
     difference_in_words,
@@ -24,11 +23,11 @@ from tigerrec.audit.figures import (
     paired_difference,
     without,
 )
-from tigerrec.audit.open_trie import MALFORMED, UNASSIGNED, OpenTrie
-from tigerrec.audit.report import rows_table
-from tigerrec.audit.run import NotApplicableError
-from tigerrec.audit.searched import changed_histories
-from tigerrec.audit.variants import (
+from tigerrec.analysis.audit.open_trie import MALFORMED, UNASSIGNED, OpenTrie
+from tigerrec.analysis.audit.report import rows_table
+from tigerrec.analysis.audit.run import NotApplicableError
+from tigerrec.analysis.audit.searched import changed_histories
+from tigerrec.analysis.audit.variants import (
     from_end,
     in_a_tie,
     poisoned,
@@ -37,12 +36,14 @@ from tigerrec.audit.variants import (
     without_items,
     write_variant,
 )
-from tigerrec.beam_search import Searcher
-from tigerrec.histories import load_histories, split, training_part
-from tigerrec.metrics import gains, metrics
+from tigerrec.data.histories import load_histories, split, training_part
+from tigerrec.evaluation.metrics import gains, metrics
 from tigerrec.models.t5 import T5
-from tigerrec.semantic_ids import SemanticIds, TokenLayout
-from tigerrec.trie import build_trie
+from tigerrec.search.beam_search import Searcher
+from tigerrec.search.trie import build_trie
+from tigerrec.storage.contracts import read_table
+from tigerrec.storage.stages import check_made_from, open_stage
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 1], [0, 0, 0, 7], [3, 1, 0, 2, 2], [5]])
@@ -189,12 +190,12 @@ def test_a_variant_is_a_stage_made_from_another(tmp_path):
     expected = [numbers[before[user]] for user in range(N_USERS)]
     expected = [items[items >= 0].tolist() for items in expected if (items >= 0).sum() >= 3]
     assert [after[user].tolist() for user in range(len(after))] == expected
-    table = artifacts.read_table(out, "items.parquet").to_pydict()
+    table = read_table(out, "items.parquet").to_pydict()
     assert table["item"] == list(range(32))
     assert table["item_id"] == [f"{number:010d}" for number in np.flatnonzero(~held_out)]
-    manifest = artifacts.open_stage(out, "prepare")
+    manifest = open_stage(out, "prepare")
     assert manifest.config == {"audit": "test"}
-    artifacts.check_made_from(out, manifest, "prepare", prepared)
+    check_made_from(out, manifest, "prepare", prepared)
 
 
 def test_poisoned_data_has_the_same_training_parts(tmp_path):

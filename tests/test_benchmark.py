@@ -17,19 +17,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny_run import build_run
-from tigerrec import TigerrecError, benchmark
-from tigerrec.batches import Examples, padded
-from tigerrec.beam_search import Searcher
-from tigerrec.benchmark import Effort, operations
-from tigerrec.benchmark.growth import growth, made_up_items
-from tigerrec.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
+from tigerrec import TigerrecError
+from tigerrec.analysis import benchmark
+from tigerrec.analysis.benchmark import Effort, operations
+from tigerrec.analysis.benchmark.growth import growth, made_up_items
+from tigerrec.analysis.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
 from tigerrec.config import compose
-from tigerrec.dropout import Dropout
-from tigerrec.histories import Histories
+from tigerrec.data.batches import Examples, padded
+from tigerrec.data.histories import Histories
+from tigerrec.models.dropout import Dropout
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
-from tigerrec.processes import in_own_process
-from tigerrec.train import TrainConfig, Training
+from tigerrec.runtime.processes import in_own_process
+from tigerrec.search.beam_search import Searcher
+from tigerrec.training.options import TrainConfig, Training
 
 ROOT = Path(__file__).parent.parent
 N_ITEMS = 60

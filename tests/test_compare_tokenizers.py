@@ -14,11 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, artifacts, compare_tokenizers, tokenizer_plots
-from tigerrec.compare_tokenizers import compare, comparison_table
+from tigerrec import TigerrecError
+from tigerrec.analysis.tokenizers import comparison, pictures
+from tigerrec.analysis.tokenizers.comparison import compare, comparison_table
+from tigerrec.analysis.tokenizers.fitted import Categories, FittedTokenizer, read_categories, read_fitted
+from tigerrec.analysis.tokenizers.pictures import by_size, items_by_group_size, main_category
 from tigerrec.config import ConfigError
-from tigerrec.fitted_tokenizer import Categories, FittedTokenizer, read_categories, read_fitted
-from tigerrec.tokenizer_plots import by_size, items_by_group_size, main_category
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.stages import writing
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["embedder=hashed", "embedder.dim=16", "tokenizer.codebook_size=64", "tokenizer.levels=2"]
@@ -47,13 +50,13 @@ def no_new_process(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError(f"not up to date: {arguments}")
 
-    monkeypatch.setattr(compare_tokenizers, "in_own_process", refuse)
+    monkeypatch.setattr(comparison, "in_own_process", refuse)
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Nothing is drawn, which saves time."""
-    monkeypatch.setattr("tigerrec.tokenizer_plots.draw", lambda *arguments: [])
+    monkeypatch.setattr("tigerrec.analysis.tokenizers.pictures.draw", lambda *arguments: [])
 
 
 def test_the_table_has_a_row_a_tokenizer_and_all_pictures_are_there(runs):
@@ -85,7 +88,7 @@ def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
     folder = runs / "sample" / "hashed"
     rows = pq.read_table(folder / "tokenizers" / "comparison.parquet").to_pylist()
     for row in rows:
-        found = artifacts.read_json(folder / row["tokenizer"], "diagnostics.json")
+        found = read_json(folder / row["tokenizer"], "diagnostics.json")
         for name in (
             "collision_rate",
             "largest_group",
@@ -185,8 +188,8 @@ def test_the_script_refuses_in_one_sentence(tmp_path):
 
 def test_diagnostics_of_an_older_version_are_refused_by_name(runs, tmp_path):
     folder = shutil.copytree(runs / "sample" / "hashed" / "random-seed0", tmp_path / "random-seed0")
-    found = artifacts.read_json(folder, "diagnostics.json")
-    with artifacts.writing(folder, "tokenize", {"seed": 0}) as files:
+    found = read_json(folder, "diagnostics.json")
+    with writing(folder, "tokenize", {"seed": 0}) as files:
         for name in ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"):
             files.adopt(folder / name, name)
         files.json(
@@ -199,7 +202,7 @@ def test_diagnostics_of_an_older_version_are_refused_by_name(runs, tmp_path):
 def test_a_category_is_the_second_element_of_a_path(tmp_path):
     import pyarrow as pa
 
-    with artifacts.writing(tmp_path, "prepare", {"seed": 0}) as files:
+    with writing(tmp_path, "prepare", {"seed": 0}) as files:
         paths = [["Beauty", "Hair", "Dye"], ["Beauty", "Skin"], ["Tents"], None, [], ["Beauty", "Skin", "Face"]]
         files.parquet("items.parquet", pa.table({"categories": pa.array(paths, pa.list_(pa.string()))}))
     found = read_categories(tmp_path)
@@ -247,7 +250,7 @@ def test_codes_are_ordered_by_size_and_then_by_their_main_category():
 def test_the_command_prints_the_folder_last(runs, no_new_process, no_pictures, monkeypatch, capsys):
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
-    compare_tokenizers.command([*OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
+    comparison.command([*OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
     assert capsys.readouterr().out.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
 
 
@@ -259,6 +262,6 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
     }  # fmt: skip
     fitted = FittedTokenizer("$a_$", measured, {1: 2, 2: 1}, (2, 3), codes)
     categories = Categories(("under $5_$", "other"), np.array([0, 0, 1, -1]))
-    pictures = tokenizer_plots.draw(tmp_path, [fitted], categories)
-    assert len(pictures) == 3
-    assert all(path.stat().st_size > 1000 for _, path in pictures)
+    drawn = pictures.draw(tmp_path, [fitted], categories)
+    assert len(drawn) == 3
+    assert all(path.stat().st_size > 1000 for _, path in drawn)

@@ -6,18 +6,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from tigerrec import TigerrecError
-from tigerrec.amazon import AmazonReviews
-from tigerrec.baselines import Baseline
+from tigerrec.baselines.base import Baseline
 from tigerrec.config import ConfigError, build, build_choice, compose, families, family_class
-from tigerrec.embed import Embedder
-from tigerrec.evaluate import EvaluateConfig
+from tigerrec.data.amazon import AmazonReviews
+from tigerrec.data.base import Dataset
+from tigerrec.embed.base import Embedder
+from tigerrec.evaluation.stage import EvaluateConfig
 from tigerrec.models.base import Generator
 from tigerrec.models.t5 import T5
-from tigerrec.prepare import Dataset
-from tigerrec.tokenizers import TokenizeConfig, Tokenizer
+from tigerrec.tokenizers.base import Tokenizer
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.tokenizers.rqvae import RQVAE
-from tigerrec.train import TrainConfig, Training
+from tigerrec.tokenizers.stage import TokenizeConfig
+from tigerrec.training.options import TrainConfig, Training
 
 T5_NODE = {"family": "t5", "num_layers": 2}
 DATASET_NODE = {
@@ -151,7 +152,7 @@ def test_a_child_of_another_kind_is_refused():
 def test_only_families_of_a_room_can_be_built(tmp_path, monkeypatch, family):
     called = []
     monkeypatch.setattr("os.system", called.append)
-    monkeypatch.setattr("tigerrec.artifacts.remove_tree", called.append)
+    monkeypatch.setattr("tigerrec.storage.files.remove_tree", called.append)
     for node in ({"family": family, "folder": str(tmp_path)}, {"family": family}):
         text = refused(build, node, "tokenizer", Tokenizer)
         assert text.startswith(f"tokenizer.family={family!r} is unknown; allowed: fsq, hkmeans, ")

@@ -1,5 +1,4 @@
-"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy
-import."""
+"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy import."""
 
 import dataclasses
 import re
@@ -11,17 +10,18 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tigerrec import artifacts
-from tigerrec.baselines import Baseline
+from tigerrec.analysis.table.rows import plan_rows
+from tigerrec.baselines.base import Baseline
 from tigerrec.config import ConfigError, build_choice, compose, config_folder, family_class
-from tigerrec.embed import Embedder
-from tigerrec.evaluate import EvaluateConfig
+from tigerrec.data.base import Dataset
+from tigerrec.embed.base import Embedder
+from tigerrec.evaluation.stage import EvaluateConfig
 from tigerrec.models.base import Generator
-from tigerrec.pipeline import GROUPS, STAGES, plan
-from tigerrec.prepare import Dataset
-from tigerrec.table.rows import plan_rows
-from tigerrec.tokenizers import Tokenizer
-from tigerrec.train import Training
+from tigerrec.pipeline import STAGES, plan
+from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.text import GROUPS
+from tigerrec.tokenizers.base import Tokenizer
+from tigerrec.training.options import Training
 
 RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",), "baseline": ("seed",)}
 OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some
@@ -59,7 +59,7 @@ def test_a_choice_composes_and_plans(group, name):
     steps = plan(cfg)
     assert [key for key in steps if key in STAGES] == list(STAGES)
     for step in steps.values():
-        artifacts.canonical_json(artifacts.describe(step.config))
+        canonical_json(describe(step.config))
 
 
 PROTOCOLS = {

@@ -18,8 +18,10 @@ from safetensors.numpy import load_file
 
 from tests import tiny_shop
 from tests.tiny_shop import FOLDERS, TRAINED, contents
-from tigerrec import artifacts, distributed
-from tigerrec.signals import stop_signals
+from tigerrec.runtime import distributed
+from tigerrec.runtime.signals import stop_signals
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.manifests import read_manifest
 
 ROOT = Path(__file__).parent.parent
 EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")  # 16 steps or more, in fp32
@@ -134,15 +136,15 @@ def test_two_processes_equal_one_and_themselves(orders: Path, tmp_path: Path) ->
         assert all(contents(tmp_path / "alone")[name] == contents(tmp_path / "two")[name] for name in names)
     alone, two = (load_file(tmp_path / name / TRAINED / "model.safetensors") for name in ("alone", "two"))
     assert max(abs(alone[name] - two[name]).max() for name in alone) < 1e-4
-    facts = artifacts.read_manifest(tmp_path / "two" / TRAINED).provenance
+    facts = read_manifest(tmp_path / "two" / TRAINED).provenance
     assert (facts["processes"], facts["steps"]) == (
         2,
-        artifacts.read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"],
+        read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"],
     )
     assert facts["steps"] >= 16
     losses = [[line["loss"] for line in read_log(tmp_path / name) if "loss" in line] for name in ("alone", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    metrics = [artifacts.read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
+    metrics = [read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
     for one, other in zip(*metrics, strict=True):
         assert one["ndcg@10"] == pytest.approx(other["ndcg@10"], abs=1e-4)
 
@@ -162,12 +164,9 @@ def test_processes_share_shards_to_the_bytes_of_one(orders: Path, tmp_path: Path
     for kind, amount in (("embed", 8), ("rank", 10)):
         pieces = [piece for _, what, piece in worked if what == kind]
         assert len(pieces) == len(set(pieces)) == amount
-    one, two = (artifacts.read_manifest(shared / name).content for name in ("embedded", "embedded-alone"))
+    one, two = (read_manifest(shared / name).content for name in ("embedded", "embedded-alone"))
     assert one == two
-    assert (
-        artifacts.read_manifest(shared / "evaluated").content
-        == artifacts.read_manifest(shared / "evaluated-alone").content
-    )
+    assert read_manifest(shared / "evaluated").content == read_manifest(shared / "evaluated-alone").content
     assert not list(shared.rglob("*.safetensors.tmp"))
     assert not list(shared.rglob("shards"))
 
@@ -283,5 +282,5 @@ def test_a_users_error_is_told_once(orders: Path, tmp_path: Path) -> None:
 def test_two_gpus_equal_themselves(orders: Path, tmp_path: Path) -> None:
     for name in ("two", "again"):
         run_shared(orders, tmp_path / name, *EXACT)
-        assert artifacts.read_manifest(tmp_path / name / TRAINED).provenance["device"] == "cuda"
+        assert read_manifest(tmp_path / name / TRAINED).provenance["device"] == "cuda"
     assert contents(tmp_path / "two") == contents(tmp_path / "again")

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.test_tokenizers import make_vectors
-from tigerrec.tokenizers import TokenizeConfig, TokenizeError, fit
-from tigerrec.tokenizers.assignments import Nearest, Sinkhorn
-from tigerrec.tokenizers.autoencoder import Progress
-from tigerrec.tokenizers.codebooks import Init
-from tigerrec.tokenizers.estimators import Gumbel, Reflection, Rotation, StraightThrough
+from tigerrec.tokenizers.base import TokenizeError
 from tigerrec.tokenizers.fsq import FSQ, bounded, grid_codes, grid_points, scaled
-from tigerrec.tokenizers.learned_codebooks import Gradient, MovingAverage, SimVQ
-from tigerrec.tokenizers.objectives import (
+from tigerrec.tokenizers.quantizer.assignments import Nearest, Sinkhorn
+from tigerrec.tokenizers.quantizer.autoencoder import Progress
+from tigerrec.tokenizers.quantizer.codebooks import Init
+from tigerrec.tokenizers.quantizer.estimators import Gumbel, Reflection, Rotation, StraightThrough
+from tigerrec.tokenizers.quantizer.learned_codebooks import Gradient, MovingAverage, SimVQ
+from tigerrec.tokenizers.quantizer.objectives import (
     Contrast,
     Letter,
     Quantized,
@@ -27,9 +27,10 @@ from tigerrec.tokenizers.objectives import (
     main_components,
     own_row_loss,
 )
-from tigerrec.tokenizers.residual import ResidualQuantizer
+from tigerrec.tokenizers.quantizer.residual import ResidualQuantizer
 from tigerrec.tokenizers.rqvae import RQVAE
 from tigerrec.tokenizers.rvq import RVQ
+from tigerrec.tokenizers.stage import TokenizeConfig, fit
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import artifacts
-from tigerrec.evaluate import Ranking, ranks_table, recommendations_table
-from tigerrec.lists import RANKS, RECOMMENDATIONS, read_lists, read_ranks
+from tigerrec.evaluation.lists import RANKS, RECOMMENDATIONS, read_lists, read_ranks
+from tigerrec.evaluation.stage import Ranking, recommendations_table
+from tigerrec.storage.manifests import DamagedError
+from tigerrec.storage.stages import writing
 
 N_USERS = 5
 
@@ -24,9 +26,18 @@ def folder(tmp_path):
     ]
     ranks = {("long", hit, "masked"): rng.integers(0, 5, N_USERS).astype(np.int16) for hit in ("item", "sid")}
     targets = np.arange(N_USERS, dtype=np.int32) * 3
-    with artifacts.writing(tmp_path, "evaluate", {}) as files:
+    columns = [
+        {"model": model, "hit": hit, "seen": seen, "user": user, "target": int(targets[user]), "rank": int(rank)}
+        for (model, hit, seen), of_users in ranks.items()
+        for user, rank in enumerate(of_users)
+    ]
+    table = pa.Table.from_pylist(columns)
+    for name, kind in (("user", pa.int32()), ("target", pa.int32()), ("rank", pa.int16())):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(kind))
+    with writing(tmp_path, "evaluate", {}) as files:
         files.parquet(RECOMMENDATIONS, recommendations_table(rankings))
-        files.parquet(RANKS, ranks_table(ranks, targets).take(rng.permutation(2 * N_USERS)))
+        files.parquet(RANKS, table.take(rng.permutation(2 * N_USERS)))
     return tmp_path, rankings, ranks, targets
 
 
@@ -53,7 +64,7 @@ def test_ranks_are_read_in_the_order_of_users(folder):
 def test_tables_of_other_users_are_refused(folder):
     path, *_ = folder
     pq.write_table(pq.read_table(path / RANKS).slice(1), path / RANKS)
-    with pytest.raises(artifacts.DamagedError, match=r"ranks\.parquet does not hold what it should .*overwrite=eval"):
+    with pytest.raises(DamagedError, match=r"ranks\.parquet does not hold what it should .*overwrite=eval"):
         read_ranks(path)
-    with pytest.raises(artifacts.DamagedError, match=r"recommendations\.parquet does not hold what it should"):
+    with pytest.raises(DamagedError, match=r"recommendations\.parquet does not hold what it should"):
         read_lists(path, N_USERS - 1)

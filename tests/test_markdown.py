@@ -1,6 +1,6 @@
 """Tables in Markdown."""
 
-from tigerrec.markdown import aligned, figure, percent, table, written
+from tigerrec.text import aligned, figure, percent, table, written
 
 
 def test_texts_stand_on_the_left_and_numbers_on_the_right():

@@ -13,12 +13,14 @@ import pytest
 
 from tests.test_tokenizers import edit_facts
 from tests.tiny_run import N_ITEMS, build_embedded_run, build_run
-from tigerrec import TigerrecError, artifacts, new_items
-from tigerrec.embed import load_embeddings
-from tigerrec.export import export
-from tigerrec.new_items import NewItemsError, add_items, new_semantic_ids, read_new_items
-from tigerrec.recommender import Recommender, RecommendError
-from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec import TigerrecError
+from tigerrec.embed.stage import load_embeddings
+from tigerrec.serving import new_items
+from tigerrec.serving.export import export
+from tigerrec.serving.new_items import NewItemsError, add_items, new_semantic_ids, read_new_items
+from tigerrec.serving.recommender import Recommender, RecommendError
+from tigerrec.storage.contracts import read_json
+from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
 ROWS = [
@@ -99,7 +101,7 @@ def test_adding_in_memory_equals_adding_on_disk(run, table, tmp_path):
 
 def test_an_identical_new_item_gets_the_next_id_of_the_policy(run, table, tmp_path):
     ids = load_semantic_ids(add_items(run["train"], table, tmp_path / "out"))
-    policy = artifacts.read_json(run["tokenize"], "tokenizer.json")["collisions"]
+    policy = read_json(run["tokenize"], "tokenizer.json")["collisions"]
     model, first, last = ids.codes[3], ids.codes[N_ITEMS], ids.codes[N_ITEMS + 2]
     if policy == "suffix":
         sharing = (ids.codes[:N_ITEMS, :-1] == model[:-1]).all(axis=1).sum()
@@ -287,7 +289,7 @@ def test_new_items_with_the_semantic_id_of_another_item_are_refused(run, rows):
     codes = load_semantic_ids(run["tokenize"]).codes
     free = new_semantic_ids(run["tokenize"], load_embeddings(run["tokenize"].parent)[[3]])
     given = np.concatenate([free, codes[[5]]])[rows]
-    if artifacts.read_json(run["tokenize"], "tokenizer.json")["collisions"] == "keep":
+    if read_json(run["tokenize"], "tokenizer.json")["collisions"] == "keep":
         assert len(recommender.with_items(["x", "y"], given).recommend(["x"], k=1000)) == N_ITEMS + 1
         return
     named = r"2 new items .* \(x, y\)" if rows == [0, 0] else r"1 new items .* \(y\)"

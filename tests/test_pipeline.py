@@ -14,11 +14,12 @@ import pyarrow.parquet
 import pytest
 
 from tigerrec import pipeline
-from tigerrec.artifacts import DamagedError, StaleError
 from tigerrec.cli import main
 from tigerrec.config import ConfigError, compose
-from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
-from tigerrec.signals import Interrupted
+from tigerrec.pipeline import STAGES, plan
+from tigerrec.runtime.signals import Interrupted
+from tigerrec.storage.manifests import DamagedError, StaleError
+from tigerrec.text import GROUPS, make_command
 from tigerrec.tokenizers.random import RandomCodes
 
 ROOT = Path(__file__).parent.parent
@@ -656,7 +657,7 @@ def test_every_choice_has_its_make_variable():
     text = (ROOT / "Makefile").read_text()
     for group in GROUPS:
         assert f"{group}:$({group.upper()})" in text
-    for target in pipeline.MAKE_TARGETS.values():
+    for target in text.MAKE_TARGETS.values():
         assert f"\n{target}: " in text
 
 

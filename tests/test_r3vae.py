@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.test_tokenizers import make_vectors
-from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, restart, unit
+from tigerrec.embed.vectors import unit
+from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, restart
 
 
 def parts(n: int = 50, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:

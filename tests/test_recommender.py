@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from tests.tiny_run import N_ITEMS, build_run, write_train
-from tigerrec import TigerrecError, artifacts
-from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.export import export
-from tigerrec.recommender import Recommender, RecommendError
-from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec import TigerrecError
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.serving.export import export
+from tigerrec.serving.recommender import Recommender, RecommendError
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.files import ArtifactError
+from tigerrec.storage.manifests import MANIFEST, DamagedError, StaleError, read_manifest
+from tigerrec.storage.stages import open_stage, writing
+from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = ["0000000003", "0000000011", "0000000007"]
 
@@ -90,7 +94,7 @@ def test_semantic_ids_of_another_run_are_refused(tmp_path):
     for path in other["tokenize"].iterdir():
         if path.is_file():
             shutil.copyfile(path, folders["tokenize"] / path.name)
-    with pytest.raises(artifacts.StaleError, match="made from another 'tokenize'"):
+    with pytest.raises(StaleError, match="made from another 'tokenize'"):
         Recommender.from_pretrained(folders["train"])
 
 
@@ -104,10 +108,10 @@ def test_an_export_recommends_the_same_anywhere(run, recommender, tmp_path):
 def test_an_export_holds_every_file_of_the_model(tmp_path):
     """Also one of a family that this test makes up; timings and user data stay behind."""
     run = build_run(tmp_path / "runs")
-    record = artifacts.open_stage(run["train"], "train")
+    record = open_stage(run["train"], "train")
     inputs = {name: run[name] for name in ("prepare", "tokenize")}
     whole = {name: (run["train"] / name).read_bytes() for name in record.files}
-    with artifacts.writing(run["train"], "train", {"seed": 0}, inputs) as files:
+    with writing(run["train"], "train", {"seed": 0}, inputs) as files:
         for name, content in whole.items():
             with files.create(name) as path:
                 path.write_bytes(content)
@@ -115,7 +119,7 @@ def test_an_export_holds_every_file_of_the_model(tmp_path):
         files.json("training.jsonl", {"seconds": 1.0}, measured=True)
     folder = export(run["train"], tmp_path / "export")
     assert (folder / "adapter.safetensors").read_bytes() == (run["train"] / "adapter.safetensors").read_bytes()
-    assert set(artifacts.read_manifest(folder).files) == {
+    assert set(read_manifest(folder).files) == {
         *whole, "adapter.safetensors", "semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors", "items.parquet", "README.md",
     }  # fmt: skip
 
@@ -125,7 +129,7 @@ def test_a_damaged_export_is_refused(run, tmp_path):
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    with pytest.raises(artifacts.DamagedError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged"):
         Recommender.from_pretrained(folder)
 
 
@@ -133,16 +137,16 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     folder = export(run["train"], tmp_path / "export")
     (folder / "mine.txt").write_text("a note of the user's")
     assert {*os.listdir(export(run["train"], folder))} == {
-        *artifacts.read_manifest(folder).files,
-        artifacts.MANIFEST,
+        *read_manifest(folder).files,
+        MANIFEST,
         "mine.txt",
     }
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("keep me")
-    with pytest.raises(artifacts.ArtifactError, match="not empty and is no earlier export"):
+    with pytest.raises(ArtifactError, match="not empty and is no earlier export"):
         export(run["train"], mine)
-    with pytest.raises(artifacts.ArtifactError, match="not empty and is no earlier export"):
+    with pytest.raises(ArtifactError, match="not empty and is no earlier export"):
         export(run["train"], run["train"])
     assert (mine / "letter.txt").read_text() == "keep me"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "mine"]
@@ -155,7 +159,7 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
     card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
     row = next(
         row
-        for row in artifacts.read_json(run["train"] / "eval-full", "metrics.json")
+        for row in read_json(run["train"] / "eval-full", "metrics.json")
         if row["model"] == "popularity" and row["seen"] == "masked"
     )
     for text in (

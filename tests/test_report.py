@@ -1,5 +1,4 @@
-"""Pages about runs and tables: whole and self-contained, true to the files they are made of, and safe with any
-title."""
+"""Pages about runs and tables: whole and self-contained, true to the files they are made of, and safe with any title."""
 
 from __future__ import annotations
 
@@ -19,16 +18,19 @@ import pytest
 
 from tests import tiny_run
 from tests.tiny_run import build_embedded_run
-from tigerrec import TigerrecError, artifacts
-from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.histories import load_histories, split
+from tigerrec import TigerrecError
+from tigerrec.analysis.charts import Interval, frequency_chart, interval_chart, line_chart
+from tigerrec.analysis.report import report_run, report_table
+from tigerrec.analysis.report.users_part import chosen_users
+from tigerrec.analysis.table.plot import draw
+from tigerrec.data.histories import load_histories, split
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.models.t5 import T5
-from tigerrec.report import report_run, report_table
-from tigerrec.report.charts import Interval, frequency_chart, interval_chart, line_chart
-from tigerrec.report.users_part import chosen_users
-from tigerrec.semantic_ids import load_semantic_ids
-from tigerrec.table.plot import draw
-from tigerrec.train import TrainConfig, Training, train
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.stages import open_stage
+from tigerrec.tokenizers.ids import load_semantic_ids
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.stage import train
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "</td><script>alert('x')</script> & \"more\""
@@ -151,9 +153,7 @@ def test_a_page_is_whole_self_contained_and_safe_with_any_title(options, tmp_pat
 
 
 def test_the_metrics_are_those_of_the_file(run, page):
-    rows = {
-        (row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run["evaluate"], "metrics.json")
-    }
+    rows = {(row["model"], row["hit"], row["seen"]): row for row in read_json(run["evaluate"], "metrics.json")}
     shown, hit, seen = {}, "", ""
     for cells in page.tables["metrics"][0][1:]:
         if len(cells) == 1:
@@ -171,7 +171,7 @@ def test_the_metrics_are_those_of_the_file(run, page):
 
 
 def test_codes_agree_with_the_diagnostics_of_the_stage(run, page):
-    measured = artifacts.read_json(run["tokenize"], "diagnostics.json")
+    measured = read_json(run["tokenize"], "diagnostics.json")
     levels, groups = page.tables["codes"]
     assert [[int(cell) for cell in cells[:4]] for cells in levels[1:]] == [
         [number, level["codes"], level["used_codes"], level["dead_codes"]]
@@ -194,15 +194,15 @@ def test_the_tree_counts_items_and_says_what_it_leaves_out(run, page):
 def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
     histories, items = (
         load_histories(run["prepare"]),
-        artifacts.read_table(run["prepare"], "items.parquet")["item_id"].to_pylist(),
+        read_table(run["prepare"], "items.parquet")["item_id"].to_pylist(),
     )
     ranks = (
-        artifacts.read_table(run["evaluate"], "ranks.parquet")
+        read_table(run["evaluate"], "ranks.parquet")
         .to_pandas()
         .query("model == 'tiny' and hit == 'item' and seen == 'masked'")
         .set_index("user")
     )
-    lists = artifacts.read_table(run["evaluate"], "recommendations.parquet").to_pandas().query("model == 'tiny'")
+    lists = read_table(run["evaluate"], "recommendations.parquet").to_pandas().query("model == 'tiny'")
     shown = [
         re.fullmatch(r"User ([\d,]+)target\s(?:at rank (\d+)|not in the list)", summary) for summary in page.summaries
     ]
@@ -227,7 +227,7 @@ def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
 
 def test_what_is_recommended_overall_follows_from_the_lists(run, page):
     lists = (
-        artifacts.read_table(run["evaluate"], "recommendations.parquet")
+        read_table(run["evaluate"], "recommendations.parquet")
         .to_pandas()
         .query("model == 'tiny' and seen == 'masked' and rank <= 10")
     )
@@ -255,8 +255,8 @@ def test_a_train_folder_will_do_and_the_stage_stays_valid(run):
     path = report_run(run["train"])
     assert path == run["train"] / "report.html"
     assert path.read_text(encoding="utf-8") == report_run(run["evaluate"]).read_text(encoding="utf-8")
-    artifacts.open_stage(run["train"], "train")
-    artifacts.open_stage(run["evaluate"], "evaluate")
+    open_stage(run["train"], "train")
+    open_stage(run["evaluate"], "evaluate")
 
 
 def test_folders_that_are_no_evaluated_run_are_refused(run, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_train import run, weights
-from tigerrec import artifacts
+from tigerrec.storage.manifests import MANIFEST
 
 SCRIPT = """
 import sys
@@ -53,5 +53,5 @@ def test_signals(folders, number, code):
     if number != signal.SIGKILL:
         assert "go on with: tigerrec train" in errors
         assert (out / "checkpoint" / "step-6.json").exists()
-    assert not (out / artifacts.MANIFEST).exists()
+    assert not (out / MANIFEST).exists()
     assert weights(run(folders)) == weights(undisturbed)

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tigerrec.diagnostics import collisions
-from tigerrec.semantic_ids import PAD, SemanticIdError, TokenLayout, add_suffix, next_suffixes, suffix_size, with_suffix
+from tigerrec.tokenizers.diagnostics import collisions
+from tigerrec.tokenizers.ids import (
+    PAD,
+    SemanticIdError,
+    TokenLayout,
+    add_suffix,
+    next_suffixes,
+    suffix_size,
+    with_suffix,
+)
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=5)
 

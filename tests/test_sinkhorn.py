@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tigerrec.sinkhorn import LEAST_EPSILON, balanced_codes, even_plan
+from tigerrec.tokenizers.quantizer.sinkhorn import LEAST_EPSILON, balanced_codes, even_plan
 
 
 @pytest.mark.parametrize("shape", [(60, 6), (20, 6), (5, 6)])

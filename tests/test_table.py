@@ -17,13 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec import TigerrecError, text
+from tigerrec.analysis import table
+from tigerrec.analysis.table import budgets, cells, how_it_was_made, make_table, markdown, plot
+from tigerrec.analysis.table.rows import METRICS, CellResults, Row, RowResults, gains_of, plan_rows, results_of
+from tigerrec.analysis.table.summary import Summary, spread
 from tigerrec.config import ConfigError, compose
-from tigerrec.metrics import metrics
-from tigerrec.provenance import short_commit
-from tigerrec.table import budgets, cells, how_it_was_made, make_table, markdown, plot
-from tigerrec.table.rows import METRICS, CellResults, Row, RowResults, gains_of, plan_rows, results_of
-from tigerrec.table.summary import Summary, spread
+from tigerrec.evaluation.metrics import metrics
+from tigerrec.runtime.provenance import short_commit
+from tigerrec.storage.files import BusyError
+from tigerrec.storage.manifests import DamagedError, StaleError, read_manifest
+from tigerrec.storage.stages import writing
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -197,7 +201,7 @@ def test_more_seeds_are_more_cells(asked, tmp_path):
 
 def test_results_of_other_settings_are_not_taken(elsewhere, asked):
     with pytest.raises(
-        artifacts.StaleError,
+        StaleError,
         match=r"rkmeans-seed0_seed0 holds results of other settings \(.*training\.epochs: 1 → 2.*train\.name=<new "
         r"name>",
     ):
@@ -210,7 +214,7 @@ def test_results_of_other_data_are_not_taken(elsewhere, asked, tmp_path):
     shutil.copytree("data/sample", other)
     with (other / "reviews_Sample_5.json.gz").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(artifacts.StaleError, match=r"holds results of other settings \(prepare\.interactions: "):
+    with pytest.raises(StaleError, match=r"holds results of other settings \(prepare\.interactions: "):
         make_table([*elsewhere.options, f"dataset.raw_dir={other}"])
 
 
@@ -233,7 +237,7 @@ def test_damaged_results_are_not_taken(elsewhere, asked):
     content[200] ^= 1
     path.write_bytes(content)
     with pytest.raises(
-        artifacts.DamagedError,
+        DamagedError,
         match=rf"ranks\.parquet is damaged .*; delete {path.parent} and run the same command again\.",
     ):
         make_table(elsewhere.options)
@@ -245,17 +249,17 @@ def test_damaged_results_are_not_taken(elsewhere, asked):
 def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, monkeypatch):
     finished = elsewhere.table / CELLS[1]
     shutil.rmtree(finished)
-    real, waited = files.locked, []
+    real, waited = table.locked, []
 
     def locked(folder, wait=False, announce=None):
         if folder.name == finished.name and not wait:
-            raise files.BusyError("another process")
+            raise BusyError("another process")
         if folder.name == finished.name:
             shutil.copytree(made.results / "sample_table" / CELLS[1], finished)  # by the other process, meanwhile
             waited.append(folder.name)
         return real(folder)
 
-    monkeypatch.setattr(files, "locked", locked)
+    monkeypatch.setattr(table, "locked", locked)
     out = make_table(elsewhere.options)
     assert waited == [finished.name]
     assert asked == []
@@ -299,7 +303,7 @@ def test_a_row_named_twice_is_one_row(tmp_path):
 
 
 def test_nothing_of_this_machine_is_told():
-    told = pipeline.told_command(
+    told = text.told_command(
         "table",
         [
             "dataset=tables",
@@ -331,7 +335,7 @@ def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> 
         {"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)}
         for seen, found in ranks.items()
     ]
-    with artifacts.writing(cell.folder, "cell", cell.chain) as out:
+    with writing(cell.folder, "cell", cell.chain) as out:
         out.provenance |= {"facts": {"distinct_items": 3}, "stages": {}}
         out.json("metrics.json", rows)
         with out.create("ranks.parquet") as path:
@@ -432,7 +436,7 @@ def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
     for names in folders:
         make_table([*options, *names])
     stopped, whole = (tmp_path / name / "results" / "sample_table" / CELLS[0] for name in ("stopped", "whole"))
-    stages = [artifacts.read_manifest(cell).provenance["stages"] for cell in (stopped, whole)]
+    stages = [read_manifest(cell).provenance["stages"] for cell in (stopped, whole)]
     assert stages[0]["train"]["content"] == stages[1]["train"]["content"]
     for name in ("metrics.json", "ranks.parquet"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()

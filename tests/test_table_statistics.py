@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tigerrec.table.statistics import (
+from tigerrec.analysis.table.statistics import (
     holm,
     intervals,
     resampled_means,

@@ -15,16 +15,22 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.tiny_run import build_run
-from tigerrec import TigerrecError, artifacts
-from tigerrec.batches import Batch
-from tigerrec.beam_search import Searcher
-from tigerrec.dropout import Dropout
-from tigerrec.histories import Histories, load_histories, training_part
+from tigerrec import TigerrecError
+from tigerrec.data.batches import Batch
+from tigerrec.data.histories import Histories, load_histories, training_part
+from tigerrec.models.dropout import Dropout
 from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import T5
-from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
-from tigerrec.train import TrainConfig, Training, train
-from tigerrec.trainer import Trainer
+from tigerrec.search.beam_search import Searcher
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.files import ArtifactError
+from tigerrec.storage.manifests import StaleError, read_manifest
+from tigerrec.storage.stages import writing
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, load_semantic_ids
+from tigerrec.training.loop import Trainer
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.schedules import warmup_cosine
+from tigerrec.training.stage import train
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 TRAINING = Training(
@@ -60,21 +66,21 @@ def weights(folder: Path) -> bytes:
 def test_one_seed_gives_the_same_bytes_twice_and_another_seed_others(folders):
     first, second = run(folders, name="a"), run(folders, name="b")
     assert weights(first) == weights(second)
-    assert artifacts.read_manifest(first).content == artifacts.read_manifest(second).content
+    assert read_manifest(first).content == read_manifest(second).content
     assert weights(run(folders, dataclasses.replace(CONFIG, seed=1), "c")) != weights(first)
 
 
 def test_test_targets_are_never_read(folders):
     """Replace every user's test target by one sentinel item: not a bit of the training may change."""
     clean = run(folders, name="clean")
-    table = artifacts.read_table(folders["prepare"], "interactions.parquet").to_pandas()
+    table = read_table(folders["prepare"], "interactions.parquet").to_pandas()
     last = table.groupby("user")["position"].transform("max") == table["position"]
     table.loc[last, "item"] = np.int32(0)
-    manifest = artifacts.read_manifest(folders["prepare"])
-    with artifacts.writing(folders["prepare"], "prepare", manifest.config) as files:
-        files.parquet("items.parquet", artifacts.read_table(folders["prepare"], "items.parquet"))
+    manifest = read_manifest(folders["prepare"])
+    with writing(folders["prepare"], "prepare", manifest.config) as files:
+        files.parquet("items.parquet", read_table(folders["prepare"], "items.parquet"))
         files.parquet("interactions.parquet", pa.Table.from_pandas(table, preserve_index=False))
-        files.json("stats.json", artifacts.read_json(folders["prepare"], "stats.json"))
+        files.json("stats.json", read_json(folders["prepare"], "stats.json"))
     poisoned = run(folders, name="poisoned")
     assert weights(clean) == weights(poisoned)
     losses = [
@@ -242,7 +248,7 @@ def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
     assert {"step", "epoch", "loss", "lr", "seconds"} <= set(lines[0])
     validations = [line for line in lines if "validation_ndcg@10" in line and not line.get("selection")]
     assert [line["epoch"] for line in validations] == [1, 2, 3]
-    selected = artifacts.read_manifest(out).provenance["selected"]
+    selected = read_manifest(out).provenance["selected"]
     candidates = {line["step"]: line["validation_ndcg@10"] for line in lines if line.get("selection")}
     assert selected["validation_ndcg@10"] == max(candidates.values())
     assert candidates[selected["step"]] == max(candidates.values())
@@ -260,13 +266,36 @@ def test_embeddings_learn_at_a_rate_of_their_own(folders):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, histories, TrainConfig(generator, training))
     trainer.step(0)
-    rate = training.learning_rate_at(0, trainer.total_steps)
+    rate = trainer.learning_rate(0)
     moved = {
         name: (parameter.detach() - before[name]).abs().max().item() for name, parameter in model.named_parameters()
     }
     rates = {"t5.shared.weight": 4, "inputs.item_embeddings.weight": 7}
     for name, distance in moved.items():
         assert distance == pytest.approx(rate * rates.get(name, 1), rel=0.01), name
+
+
+def test_weights_decay_alike_whatever_the_multiple_of_their_learning_rate(folders):
+    """A weight without a gradient shrinks by decay alone: an item row that few targets reach as much as a matrix."""
+    ids = load_semantic_ids(folders["tokenize"])
+    generator = dataclasses.replace(MODEL, history="items", decoder_reads="all_items")
+    training = dataclasses.replace(TRAINING, embedding_rate=15.0, item_embedding_rate=50.0, weight_decay=0.1)
+    model = generator.new(ids, "item_causal", 0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(model, load_histories(folders["prepare"]), TrainConfig(generator, training))
+    before["inputs.item_embeddings.weight"] = model.inputs.item_embeddings.weight.detach().clone()
+    rates = [0.01, 0.02]
+    for rate in rates:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.optimizer.step()
+    kept = np.prod([1 - rate * 0.1 for rate in rates])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach(), before[name] * (kept if parameter.ndim > 1 else 1), rtol=1e-5, atol=0, msg=name
+        )
 
 
 def test_patience_stops_early(folders):
@@ -282,12 +311,14 @@ def test_patience_stops_early(folders):
 
 
 def test_schedule_rises_linearly_and_ends_at_zero():
-    training = Training(learning_rate=1.0, warmup=0.1)
-    rates = [training.learning_rate_at(step, 100) for step in range(101)]
+    rates = [warmup_cosine(1.0, step, 100, warmup=0.1) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert max(rates) == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0)
+    assert warmup_cosine(1.0, 0, 3, warmup=0.1) == warmup_cosine(1.0, 0, 3) == 1.0
+    assert [warmup_cosine(1.0, step, 3) for step in (1, 2)] == pytest.approx([0.75, 0.25])
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_keeps_the_checkpoint_before(folders, monkeypatch):
@@ -322,14 +353,14 @@ def test_weights_that_are_no_numbers_are_never_saved(folders, monkeypatch):
 
 
 def test_semantic_ids_of_another_catalogue_are_refused(folders):
-    manifest = artifacts.read_manifest(folders["prepare"])
-    with artifacts.writing(folders["prepare"], "prepare", manifest.config) as files:
-        files.parquet("items.parquet", artifacts.read_table(folders["prepare"], "items.parquet").slice(0, 39))
-        table = artifacts.read_table(folders["prepare"], "interactions.parquet")
+    manifest = read_manifest(folders["prepare"])
+    with writing(folders["prepare"], "prepare", manifest.config) as files:
+        files.parquet("items.parquet", read_table(folders["prepare"], "items.parquet").slice(0, 39))
+        table = read_table(folders["prepare"], "interactions.parquet")
         items = pa.array(np.minimum(table["item"].to_numpy(), 38))
         files.parquet("interactions.parquet", table.set_column(table.column_names.index("item"), "item", items))
-        files.json("stats.json", artifacts.read_json(folders["prepare"], "stats.json") | {"items": 39})
-    with pytest.raises(artifacts.StaleError, match="40 items"):
+        files.json("stats.json", read_json(folders["prepare"], "stats.json") | {"items": 39})
+    with pytest.raises(StaleError, match="40 items"):
         run(folders)
 
 
@@ -355,7 +386,7 @@ def test_a_model_that_does_not_say_what_its_decoder_reads_is_refused(folders):
     config = json.loads((out / "config.json").read_text())
     del config["tigerrec"]["decoder_reads"]
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(artifacts.ArtifactError, match="how the model reads histories"):
+    with pytest.raises(ArtifactError, match="how the model reads histories"):
         load_generator(out, load_semantic_ids(folders["tokenize"]))
 
 
@@ -368,5 +399,5 @@ def test_what_the_decoder_reads_follows_the_mask_unless_told(folders, mask, read
 
 
 def test_an_unknown_reading_of_the_decoder_is_refused():
-    with pytest.raises(ValueError, match="decoder_reads must be .all_items. or .last_item."):
+    with pytest.raises(ValueError, match="decoder_reads must be 'all_items' or 'last_item', got 'first_item'"):
         dataclasses.replace(MODEL, decoder_reads="first_item")

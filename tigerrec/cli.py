@@ -15,10 +15,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tigerrec import TigerrecError, __version__, distributed, pipeline
+from tigerrec import TigerrecError, __version__, pipeline, text
 from tigerrec.config import composition_fault, config_folder
-from tigerrec.reading import first_line
-from tigerrec.signals import Interrupted
+from tigerrec.runtime import distributed
+from tigerrec.runtime.signals import Interrupted
+from tigerrec.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def _help() -> str:
 
     choices = "\n".join(
         f"  {group + '=':<20}{'  '.join(sorted(path.stem for path in (config_folder() / group).glob('*.yaml')))}"
-        for group in pipeline.GROUPS
+        for group in text.GROUPS
     )
     return f"""tigerrec {__version__}: generative recommendation with Semantic IDs, from raw logs to honest metrics
 
@@ -154,16 +155,16 @@ def run_stage(cfg: DictConfig, stage: str) -> None:
 
     hydra = HydraConfig.get()
     overrides = [str(override) for override in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
-    with reporting(pipeline.same_command(stage, overrides)):
+    with reporting(text.same_command(stage, overrides)):
         distributed.join()
         folder = pipeline.run(cfg, stage)
     stages = list(STAGES)
     if stage == stages[-1]:
-        logger.info("next: %s", pipeline.recommend_command(folder.parent))
+        logger.info("next: %s", text.recommend_command(folder.parent))
     else:
-        logger.info("next: %s", pipeline.same_command(stages[stages.index(stage) + 1], overrides))
+        logger.info("next: %s", text.same_command(stages[stages.index(stage) + 1], overrides))
     if hydra.runtime.choices["dataset"] == "sample":
-        logger.info("this is the bundled sample; %s runs the real thing", pipeline.choice_of_data("beauty"))
+        logger.info("this is the bundled sample; %s runs the real thing", text.choice_of_data("beauty"))
     if distributed.is_first():
         print(folder, flush=True)
 
@@ -174,19 +175,19 @@ def run_job(name: str, cfg: DictConfig, overrides: list[str]) -> None:
         if name == "baseline":
             path = pipeline.bring_up_to_date(pipeline.plan_baseline(cfg), "baseline", cfg.overwrite)
         elif name == "table":
-            from tigerrec.table import make_table
+            from tigerrec.analysis.table import make_table
 
             path = make_table(overrides)
         elif name == "audit":
-            from tigerrec.audit import audit
+            from tigerrec.analysis.audit import audit
 
-            path = audit(cfg, pipeline.told_command("audit", overrides))
+            path = audit(cfg, text.told_command("audit", overrides))
         elif name == "compare-tokenizers":
-            from tigerrec.compare_tokenizers import compare
+            from tigerrec.analysis.tokenizers.comparison import compare
 
             path = compare(overrides)
         else:
-            from tigerrec.benchmark import Effort, benchmark
+            from tigerrec.analysis.benchmark import Effort, benchmark
 
             path = benchmark(cfg, Effort())
     print(path, flush=True)
@@ -241,23 +242,23 @@ def _use_tool(name: str, arguments: Sequence[str]) -> None:
 def _result_of(name: str, options: Any) -> Any:
     """What a command with arguments of its own prints."""
     if name == "recommend":
-        from tigerrec.recommender import Recommender
+        from tigerrec.serving.recommender import Recommender
 
         history = [item.strip() for item in options.items.split(",") if item.strip()]
         return Recommender.from_pretrained(options.run).report(history, options.k)
     if name == "export":
-        from tigerrec.export import export
+        from tigerrec.serving.export import export
 
         return export(options.run, options.out)
     if name == "add":
-        from tigerrec.new_items import add_items
+        from tigerrec.serving.new_items import add_items
 
         return add_items(options.run, options.items_file, options.out)
     if name == "report":
-        from tigerrec.report import report_run, report_table
+        from tigerrec.analysis.report import report_run, report_table
 
         return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
-    from tigerrec.compare_runs import plot_validation, read_runs, training_table
+    from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
 
     runs = read_runs(options.folders)
     if options.plot:

@@ -154,8 +154,8 @@ def families_in(module: Any) -> dict[str, type]:
 
 
 def families(protocol: type) -> dict[str, type]:
-    """The classes that can stand for a protocol, by family: those of its own module, or else the one that
-    each module of its room has under the module's name."""
+    """The classes that can stand for a protocol, by family: those of its own module, or else the one that each module
+    of its room has under the module's name."""
     module = sys.modules[protocol.__module__]
     if parts := families_in(module):
         return parts
@@ -271,14 +271,3 @@ def build_choice(
     _check_keys(values, allowed, where)
     taken = {key: values.pop(key) for key in (NAME, *reserved) if key in values}
     return build(values, where, kind), taken
-
-
-def check_precision(precision: str) -> None:
-    """Raise ValueError for a precision that is none."""
-    if precision not in typing.get_args(Precision):
-        raise ValueError(f"precision must be one of {', '.join(typing.get_args(Precision))}, got {precision!r}")
-
-
-def check_device(device: str) -> None:
-    """Raise ValueError for a device that torch could not have."""
-    _device(device)

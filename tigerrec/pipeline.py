@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import importlib
 import logging
-import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,38 +14,33 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tigerrec import artifacts, distributed, files
-from tigerrec.baselines import Baseline
+from tigerrec.baselines.base import Baseline
 from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
 from tigerrec.config import FAMILY, NAME, ConfigError, build, build_choice, plain
-from tigerrec.embed import Embedder, needed_parts
-from tigerrec.evaluate import EvaluateConfig
+from tigerrec.data.base import Dataset
+from tigerrec.embed.base import Embedder, needed_parts
+from tigerrec.evaluation.stage import EvaluateConfig
 from tigerrec.models.base import Generator
-from tigerrec.prepare import Dataset
-from tigerrec.tokenizers import TokenizeConfig, Tokenizer
-from tigerrec.train import TrainConfig, Training
+from tigerrec.runtime import distributed
+from tigerrec.storage.files import ArtifactError, check_writable, locked, sha256_file, sha256_text, wait_for_writer
+from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.storage.manifests import MANIFEST, StaleError, read_manifest
+from tigerrec.storage.stages import (
+    begin_rebuild,
+    check_current,
+    discard_working_files,
+    end_rebuild,
+    input_records,
+    rebuild_of,
+    working_files,
+)
+from tigerrec.tokenizers.base import Tokenizer
+from tigerrec.tokenizers.stage import TokenizeConfig
+from tigerrec.training.options import TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
-MAKE_TARGETS = {
-    "prepare": "data",
-    "embed": "embed",
-    "tokenize": "tokenize",
-    "train": "train",
-    "evaluate": "eval",
-    "audit": "audit",
-}
-GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
-OF_THIS_MACHINE = (
-    "paths.",
-    "audit.folder",
-    "audit.checks",
-    "dataset.raw_dir",
-    "train.device",
-    "evaluate.device",
-    "embedder.device",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +73,7 @@ class Step:
         Raises:
             ArtifactError: one of them is not finished.
         """
-        return artifacts.input_records(self.inputs)
+        return input_records(self.inputs)
 
     def identity(self) -> str:
         """What the stage would be made of now, as one sha256.
@@ -88,7 +81,7 @@ class Step:
         Raises:
             ArtifactError: a stage that it reads is not finished.
         """
-        return artifacts.sha256_text(artifacts.canonical_json([artifacts.describe(self.config), self.input_records()]))
+        return sha256_text(canonical_json([describe(self.config), self.input_records()]))
 
     def is_current(self) -> bool:
         """Whether the stage is finished, undamaged, made of exactly this, and not to be built again.
@@ -96,10 +89,10 @@ class Step:
         Raises:
             ArtifactError: it is finished but damaged, or made of something else.
         """
-        rebuild = artifacts.rebuild_of(self.folder)
+        rebuild = rebuild_of(self.folder)
         if rebuild is not None and rebuild == self.identity():
             return False
-        manifest = artifacts.read_manifest(self.folder)
+        manifest = read_manifest(self.folder)
         if manifest is None:
             return False
         inputs = self.input_records()
@@ -108,10 +101,8 @@ class Step:
             for role, record in manifest.inputs.items()
             if role not in self.inputs and "content" not in record
         }  # those of stages have content
-        outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
-        return artifacts.check_current(
-            self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key
-        )
+        outside |= {role: {"fingerprint": sha256_file(path)} for role, path in self.present().items()}
+        return check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
 
 
 def _nothing() -> Mapping[str, Path]:
@@ -167,7 +158,7 @@ def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], k
     parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
         key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **parts}, embedder.present, f"{where}.name",
-        lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out, parts), shared=True,
+        lambda out: _function("tigerrec.embed.stage.embed")(prepared, embedder, out, parts), shared=True,
     )  # fmt: skip
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
@@ -216,7 +207,7 @@ def plan_prepare(cfg: DictConfig) -> Step:
     dataset, keys = build_choice(cfg.get("dataset"), "dataset", Dataset)
     return Step(
         "prepare", "prepare", _runs(cfg) / folder_name(keys, "dataset"), dataset, {}, dataset.present, "dataset.name",
-        lambda out: _function("tigerrec.prepare.prepare")(dataset, out),
+        lambda out: _function("tigerrec.data.prepare.prepare")(dataset, out),
     )  # fmt: skip
 
 
@@ -253,11 +244,11 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     evaluated = trained / f"eval-{folder_name(evaluate_keys, 'evaluate')}"
     following = [
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
-             lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out, inputs)),
+             lambda out: _function("tigerrec.tokenizers.stage.tokenize")(embedded, tokenize_config, out, inputs)),
         Step("train", "train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
-             lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out), shared=True),
+             lambda out: _function("tigerrec.training.stage.train")(prepared, tokenized, train_config, out), shared=True),
         Step("evaluate", "evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
-             lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out), shared=True),
+             lambda out: _function("tigerrec.evaluation.stage.evaluate")(prepared, tokenized, trained, evaluation, out), shared=True),
     ]  # fmt: skip
     return steps | {step.key: step for step in following}
 
@@ -361,7 +352,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Pa
         if not distributed.agreed(lambda: _has_to_run(step, rebuild, asked, held)):
             return
         for folder in later if distributed.is_first() else ():
-            files.check_writable(folder)
+            check_writable(folder)
         logger.info("%s: %s", step.stage, step.folder)
         started = time.perf_counter()
         read = step.input_records()
@@ -371,7 +362,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Pa
         else:
             distributed.agreed(lambda: step.run(step.folder))
         distributed.agreed(lambda: _check_inputs_stayed(step, read))
-        distributed.agreed(lambda: artifacts.end_rebuild(step.folder))
+        distributed.agreed(lambda: end_rebuild(step.folder))
         logger.info("%s: done in %.1f s", step.stage, time.perf_counter() - started)
 
 
@@ -380,11 +371,11 @@ def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitSta
     written_by_others = list(step.inputs.values())
     if not rebuild and _is_up_to_date(step, written_by_others if asked else [*written_by_others, step.folder]):
         return False
-    held.enter_context(files.locked(step.folder, wait=not asked, announce=logger.info))
+    held.enter_context(locked(step.folder, wait=not asked, announce=logger.info))
     if not rebuild and _is_up_to_date(step, written_by_others):
         return False
     if rebuild:
-        artifacts.begin_rebuild(step.folder, step.identity())
+        begin_rebuild(step.folder, step.identity())
     return True
 
 
@@ -393,24 +384,24 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
     writing."""
     try:
         current = step.is_current()
-    except artifacts.ArtifactError:
+    except ArtifactError:
         for folder in written_by_others:
-            files.wait_for_writer(folder)
+            wait_for_writer(folder)
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
         if (
-            artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None
+            working_files(step.folder) and rebuild_of(step.folder) is None
         ):  # of a process that was killed after its last word
-            with contextlib.suppress(artifacts.ArtifactError), files.locked(step.folder):
-                artifacts.discard_working_files(step.folder)
+            with contextlib.suppress(ArtifactError), locked(step.folder):
+                discard_working_files(step.folder)
     return current
 
 
 def _give_up_vain_rebuild(folder: Path) -> None:
     """Let the older version of a stage stand where its rebuild failed and left nothing to go on from."""
-    if distributed.is_first() and not artifacts.working_files(folder):
-        artifacts.end_rebuild(folder)
+    if distributed.is_first() and not working_files(folder):
+        end_rebuild(folder)
 
 
 def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
@@ -420,60 +411,10 @@ def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
         StaleError: they did.
     """
     if step.input_records() != read:
-        (step.folder / artifacts.MANIFEST).unlink()
-        raise artifacts.StaleError(
+        (step.folder / MANIFEST).unlink()
+        raise StaleError(
             f"What {step.folder} is made from was built again by another process meanwhile; run the same command again."
         )
-
-
-def make_command(stage: str, overrides: list[str]) -> str:
-    """The make command that runs a stage, or the make target of that name, with these Hydra overrides."""
-    choices, options = [], []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in (*GROUPS, "experiment"):
-            choices.append(f"{key.upper()}={shlex.quote(value)}")
-        elif key != "overwrite":
-            options.append(shlex.quote(override))
-    arguments = [f"ARGS={_as_one_word(' '.join(options))}"] if options else []
-    return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
-
-
-def _as_one_word(text: str) -> str:
-    """A text as one word for a shell, in double quotes where it holds nothing that means something there."""
-    return shlex.quote(text) if shlex.quote(text) == text or set(text) & set('"$`\\!') else f'"{text}"'
-
-
-def told_command(target: str, overrides: Sequence[str]) -> str:
-    """The make command to tell others of, without the options that say where things are on this machine; of absolute
-    paths only the last part."""
-    told = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not key.lstrip("+~").startswith(OF_THIS_MACHINE):
-            told.append(f"{key}{equals}{Path(value).name if value.startswith('/') else value}")
-    return make_command(target, told)
-
-
-def same_command(stage: str, overrides: Sequence[str]) -> str:
-    """The command that runs a stage with these overrides, as this process was called: by make or not, by a launcher."""
-    launch = os.environ.get("LAUNCH") if distributed.world_size() > 1 else None
-    if "MAKELEVEL" in os.environ:
-        return make_command(stage, list(overrides)) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
-    kept = [override for override in overrides if not override.startswith("overwrite=")]
-    return " ".join([f"{f'{launch} -m ' if launch else ''}tigerrec {stage}", *map(shlex.quote, kept)])
-
-
-def recommend_command(run: Path) -> str:
-    """The command that recommends with a trained run."""
-    if "MAKELEVEL" in os.environ:
-        return f"make recommend RUN={run} ITEMS=<item id>,<item id>"
-    return f"tigerrec recommend --run {run} --items <item id>,<item id>"
-
-
-def choice_of_data(name: str) -> str:
-    """How a data set is chosen."""
-    return f"DATASET={name}" if "MAKELEVEL" in os.environ else f"dataset={name}"
 
 
 def show_progress() -> None:

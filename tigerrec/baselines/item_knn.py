@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.popularity import purchases
-from tigerrec.baselines.ranking import ranks_by
-from tigerrec.config import options
-from tigerrec.ranges import at_least_one, not_negative
+from tigerrec.baselines.base import Fitted, Validate
+from tigerrec.config import AtLeastOne, NotNegative, Share, options
+from tigerrec.search.ranking import purchases, ranks_by
 
 POPULARITY_WEIGHT = 1e-6
 
@@ -22,8 +21,7 @@ class ItemKNN:
     Karypis 2004).
 
     Items i and j with c common buyers of n_i and n_j are c / (n_i^normalisation n_j^(1 - normalisation) + shrinkage)
-    similar,
-    where i is the item of the history. Items that none of its neighbours reaches follow by popularity.
+    similar, where i is the item of the history. Items that none of its neighbours reaches follow by popularity.
 
     Args:
         neighbours: most similar items kept of each item.
@@ -36,18 +34,10 @@ class ItemKNN:
 
     is_random: ClassVar[bool] = False
 
-    neighbours: int = 100
-    normalisation: float = 0.5
-    shrinkage: float = 0.0
-    recency: float = 0.8
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "neighbours")
-        if not 0 <= self.normalisation <= 1:
-            raise ValueError(f"normalisation must be in [0, 1], got {self.normalisation}")
-        not_negative(self, "shrinkage")
-        if not 0 < self.recency <= 1:
-            raise ValueError(f"recency must be in (0, 1], got {self.recency}")
+    neighbours: AtLeastOne = 100
+    normalisation: Share = 0.5
+    shrinkage: NotNegative = 0.0
+    recency: float = Field(default=0.8, gt=0, le=1)
 
     def fit(
         self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None
@@ -63,9 +53,8 @@ class ItemKNN:
         def score(histories: Sequence[np.ndarray]) -> np.ndarray:
             ages = np.concatenate([np.arange(len(history))[::-1] for history in histories])
             offsets = np.cumsum([0, *(len(history) for history in histories)])
-            weights = sparse.csr_array(
-                (np.power(self.recency, ages), np.concatenate(histories), offsets), shape=(len(histories), n_items)
-            )
+            entries = np.power(self.recency, ages), np.concatenate(histories), offsets
+            weights = sparse.csr_array(entries, shape=(len(histories), n_items))
             return (weights @ similarities).toarray().astype(np.float32) + popularity
 
         return Fitted(ranks_by(score))
@@ -81,10 +70,9 @@ class ItemKNN:
         buyers = bought.sum(0)
         common = (bought.T @ bought).tocoo()
         other = common.row != common.col
-        rows, columns, values = common.row[other], common.col[other], common.data[other]
-        values = values / (
-            buyers[rows] ** self.normalisation * buyers[columns] ** (1 - self.normalisation) + self.shrinkage
-        )
+        rows, columns = common.row[other], common.col[other]
+        expected = buyers[rows] ** self.normalisation * buyers[columns] ** (1 - self.normalisation)
+        values = common.data[other] / (expected + self.shrinkage)
         order = np.lexsort((columns, -values, rows))
         rows, columns, values = rows[order], columns[order], values[order]
         kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < self.neighbours

@@ -1,21 +1,20 @@
-"""How a model of the next item learns: what the baselines that are trained have in common, without torch."""
+"""What the baselines that are trained have in common, without torch."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final
 
-from tigerrec.config import check_precision
-from tigerrec.ranges import at_least_one, below_one, not_negative, positive
+from tigerrec.config import AtLeastOne, BelowOne, NotNegative, Positive, Precision, options
 
-CROSS_ENTROPY, BINARY = "ce", "bce"
+CROSS_ENTROPY: Final = "ce"
+BINARY: Final = "bce"
 
 
-class Learning(Protocol):
-    """The settings of training.
+@options
+class Learning:
+    """How a model of the next item is trained.
 
     Attributes:
-        loss: `ce`: cross-entropy over all items; or `bce`: binary cross-entropy of the target and one random other
-            item.
         epochs: passes over all targets.
         batch_targets: targets a step, of histories of similar length.
         learning_rate: AdamW's peak; linear warm-up over the first twentieth of the steps, then a cosine to zero.
@@ -25,30 +24,10 @@ class Learning(Protocol):
         precision: of matrix products: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
     """
 
-    @property
-    def loss(self) -> str: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_targets(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def validate_every(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-
-
-def check_learning(learning: Learning) -> None:
-    """Raise ValueError for settings out of range."""
-    at_least_one(learning, "epochs", "batch_targets", "validate_every")
-    positive(learning, "learning_rate")
-    not_negative(learning, "weight_decay")
-    below_one(learning, "dropout")
-    if learning.loss not in (CROSS_ENTROPY, BINARY):
-        raise ValueError(f"loss must be {CROSS_ENTROPY} or {BINARY}, got {learning.loss!r}")
-    check_precision(learning.precision)
+    epochs: AtLeastOne = 16
+    batch_targets: AtLeastOne = 512
+    learning_rate: Positive = 3e-3
+    weight_decay: NotNegative = 0.01
+    dropout: BelowOne = 0.5
+    validate_every: AtLeastOne = 2
+    precision: Precision = "auto"

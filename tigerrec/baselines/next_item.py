@@ -1,5 +1,4 @@
-"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best
-epoch."""
+"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -15,18 +14,18 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tigerrec import TigerrecError
-from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.learning import CROSS_ENTROPY, Learning
-from tigerrec.baselines.ranking import ScoreFunction, ranks_by
-from tigerrec.batches import NO_ITEM, Batch, Examples, padded
-from tigerrec.dropout import Dropout
-from tigerrec.memory import release_freed_memory
-from tigerrec.precision import product_type
-from tigerrec.seeds import derived_seed
+from tigerrec.baselines.base import Fitted, Validate
+from tigerrec.baselines.learning import BINARY, Learning
+from tigerrec.data.batches import NO_ITEM, Examples, padded, rows_and_places
+from tigerrec.models.dropout import Dropout
+from tigerrec.runtime.devices import product_type
+from tigerrec.runtime.memory import release_freed_memory
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.search.ranking import ranks_by
+from tigerrec.training.schedules import warmup_cosine
 
 logger = logging.getLogger(__name__)
 WARMUP = 0.05
-DRAWS = 100
 ROWS_AT_ONCE = 64  # whose scores of 12,000 items stay in a cache of 4 MB
 
 
@@ -61,28 +60,26 @@ def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
     """Training histories as pieces of at most `max_items` items and their next items, cut from the end, so that all
     items but a history's first are targets."""
     lengths = np.array([len(history) for history in training], np.int64)
-    n_pieces = -(-np.maximum(lengths - 1, 0) // max_items)
-    ends = np.repeat(np.cumsum(lengths) - 1, n_pieces)
-    number = np.arange(len(ends)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
-    stop = ends - number * max_items
-    start = np.maximum(stop - max_items, np.repeat(np.cumsum(lengths) - lengths, n_pieces))
+    rows, numbers = rows_and_places(-(-np.maximum(lengths - 1, 0) // max_items))
+    ends = np.cumsum(lengths)[rows]
+    stop = ends - 1 - numbers * max_items
+    start = np.maximum(stop - max_items, ends - lengths[rows])
     return Examples(np.concatenate([np.empty(0, np.int32), *training]), start, start + 1, stop)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over all classes of linear scores, summed over rows, whose gradient is made with the loss, in the
-    place of the scores."""
+    """Cross-entropy over all classes of linear scores, summed over rows, in nats; its gradient is made with the loss,
+    in the place of the scores.
+
+    Args:
+        states: (n, dim), whose type is that of the products.
+        classes: float32 (n_classes, dim).
+        bias: float32 (n_classes,), or None.
+        targets: int64 (n,).
+    """
 
     @staticmethod
     def forward(ctx, states, classes, bias, targets):  # type: ignore[no-untyped-def]
-        """The sum in nats, float32; products in the type of the states.
-
-        Args:
-            states: (n, dim).
-            classes: float32 (n_classes, dim).
-            bias: float32 (n_classes,), or None.
-            targets: int64 (n,).
-        """
         weight = classes.to(states.dtype)
         scores = functional.linear(states, weight, None if bias is None else bias.to(states.dtype))
         loss = torch.zeros(())
@@ -92,133 +89,115 @@ class LinearCrossEntropy(torch.autograd.Function):
             loss -= likelihoods.clamp_(min=torch.finfo(torch.float32).tiny).log().sum()
             rows.copy_(probabilities.scatter_(1, labels, likelihoods - 1))
         ctx.save_for_backward(scores, states, weight)
-        ctx.has_bias = bias is not None
         return loss
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """Probability less label, through the linear scores."""
-        difference, states, weight = ctx.saved_tensors
-        bias_gradient = difference.sum(0, dtype=torch.float32) * gradient if ctx.has_bias else None
-        return (
-            ((difference @ weight) * gradient).to(states.dtype),
-            (difference.mT @ states).float() * gradient,
-            bias_gradient,
-            None,
-        )
+        difference, states, weight = ctx.saved_tensors  # the first: probability less label
+        bias_gradient = difference.sum(0, dtype=torch.float32) * gradient if ctx.needs_input_grad[2] else None
+        states_gradient = ((difference @ weight) * gradient).to(states.dtype)
+        return states_gradient, (difference.mT @ states).float() * gradient, bias_gradient, None
 
 
 def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """The loss of Kang and McAuley 2018 (arXiv 1808.09781, equation 6), summed over targets: the target against one
-    other item.
-
-    Args:
-        states: (n, dim).
-        targets: int64 (n,).
-        negatives: int64 (n,).
-    """
+    """The loss of Kang and McAuley 2018 (arXiv 1808.09781, equation 6), summed over targets (n,): each against one
+    other item (n,), after states (n, dim)."""
     states = states.float()
     positive = (states * functional.embedding(targets, model.classes)).sum(-1)
     negative = (states * functional.embedding(negatives, model.classes)).sum(-1)
     return (functional.softplus(-positive) + functional.softplus(negative)).sum()
 
 
-def sample_negatives(batch: Batch, n_items: int, rng: np.random.Generator) -> Tensor:
-    """A random item for each target, not in its row, int64 (n,); where a row holds nearly all items one of them may
-    remain."""
-    rows = torch.nonzero(batch.targets != NO_ITEM)[:, 0]
-    own = torch.cat([batch.items[:, :1], batch.targets], dim=1)[rows]
-    negatives = torch.from_numpy(rng.integers(n_items, size=len(rows)))
-    for _ in range(DRAWS):
-        seen = (own == negatives[:, None]).any(1)
-        if not seen.any():
-            break
-        negatives[seen] = torch.from_numpy(rng.integers(n_items, size=int(seen.sum())))
-    return negatives
+class Negatives:
+    """Random items that a user's training history does not hold, each equally likely.
 
+    Raises:
+        TigerrecError: a user has every item.
+    """
 
-class Learner:
-    """A model, its examples and its optimizer; a step depends on the seed and the step's number only."""
-
-    def __init__(self, model: NextItemModel, examples: Examples, learning: Learning, seed: int) -> None:
-        if not len(examples):
-            raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
-        self.model, self.examples, self.learning, self.seed = model, examples, learning, seed
-        self.dtype = product_type(torch.device("cpu"), learning.precision)
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": learning.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning.learning_rate, betas=(0.9, 0.98), fused=True)
-        self.total_steps = learning.epochs * len(self._batches(0))
-        self.number = 0
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        return self.examples.shuffled_batches(
-            self.learning.batch_targets, np.random.default_rng(derived_seed(self.seed, "batches", epoch))
-        )
-
-    def learning_rate(self) -> float:
-        """Of the next step: linear warm-up, then half a cosine to zero."""
-        warmup = max(1, round(WARMUP * self.total_steps))
-        progress = (self.number - warmup) / max(1, self.total_steps - warmup)
-        return self.learning.learning_rate * min(
-            (self.number + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))
-        )
-
-    def epoch(self, number: int) -> float:
-        """Pass once over all targets; the mean loss in nats."""
-        losses = [self._step(self.examples.batch(rows)) for rows in self._batches(number)]
-        release_freed_memory()
-        return float(torch.stack(losses).sum()) / int(self.examples.n_targets.sum())
-
-    def _step(self, batch: Batch) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        there = batch.targets != NO_ITEM
-        dropout = Dropout(self.learning.dropout, derived_seed(self.seed, "dropout", self.number))
-        states, targets = self.model.states(batch.items, self.dtype, dropout)[there], batch.targets[there]
-        if self.learning.loss == CROSS_ENTROPY:
-            loss = LinearCrossEntropy.apply(states, self.model.classes, self.model.bias, targets)
-        else:
-            rng = np.random.default_rng(derived_seed(self.seed, "negatives", self.number))
-            loss = binary_cross_entropy(
-                self.model, states, targets, sample_negatives(batch, len(self.model.classes), rng)
+    def __init__(self, training: Sequence[np.ndarray], n_items: int) -> None:
+        users = np.repeat(np.arange(len(training)), [len(history) for history in training])
+        users, seen = np.divmod(np.unique(users * n_items + np.concatenate(training)), n_items)
+        n_seen = np.bincount(users, minlength=len(training))
+        if n_seen.max() == n_items:
+            raise TigerrecError(
+                f"A training history holds all {n_items} items, so that none is left to learn against; "
+                "give `baseline=sasrec_ce`, which needs no other items."
             )
-        (loss / len(targets)).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.number += 1
-        return loss.detach()
+        self.n_items, self.n_unseen, self.first = n_items, n_items - n_seen, np.cumsum(n_seen) - n_seen
+        n_unseen_before = seen - (np.arange(len(seen)) - self.first[users])
+        self.keys = users * n_items + n_unseen_before
+
+    def sample(self, users: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """A negative for each user, int64 (n,)."""
+        number = rng.integers(self.n_unseen[users])  # among the items that the user has not seen
+        n_seen_before = np.searchsorted(self.keys, users * self.n_items + number, side="right") - self.first[users]
+        return torch.from_numpy(number + n_seen_before)
 
 
 def learn(
-    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate
+    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate, loss: str
 ) -> Fitted:
     """Train a model on training histories and keep the weights of the epoch that validates best.
+
+    Args:
+        loss: `CROSS_ENTROPY` over all items, or `BINARY` cross-entropy of the target and one negative.
 
     Raises:
         TigerrecError: no history is long enough, or the loss is not finite.
     """
-    learner = Learner(model, pieces(training, model.max_items), learning, seed)
-    best: dict[str, Tensor] = {}
-    best_epoch, best_score = 0, -math.inf
-    for number in tqdm(range(1, learning.epochs + 1), desc="train", unit="epoch", disable=None):
-        loss = learner.epoch(number - 1)
-        if not math.isfinite(loss):
+    examples = pieces(training, model.max_items)
+    if not len(examples):
+        raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
+    negatives = Negatives(training, len(model.classes)) if loss == BINARY else None
+    users = np.searchsorted(np.cumsum([len(history) for history in training]), examples.start, side="right")
+    dtype = product_type(torch.device("cpu"), learning.precision)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": learning.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning.learning_rate, betas=(0.9, 0.98), fused=True)
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(derived_seed(seed, "batches", epoch))
+        return examples.shuffled_batches(learning.batch_targets, rng)
+
+    def step(number: int, rows: np.ndarray) -> Tensor:
+        """The summed loss of a step, which depends on the seed and its number only."""
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(learning.learning_rate, number, total_steps, WARMUP)
+        batch = examples.batch(rows)
+        is_target = batch.targets != NO_ITEM
+        dropout = Dropout(learning.dropout, derived_seed(seed, "dropout", number))
+        states, targets = model.states(batch.items, dtype, dropout)[is_target], batch.targets[is_target]
+        if negatives is None:
+            total = LinearCrossEntropy.apply(states, model.classes, model.bias, targets)
+        else:
+            rng = np.random.default_rng(derived_seed(seed, "negatives", number))
+            drawn = negatives.sample(np.repeat(users[rows], examples.n_targets[rows]), rng)
+            total = binary_cross_entropy(model, states, targets, drawn)
+        (total / len(targets)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    n_targets, steps_per_epoch = int(examples.n_targets.sum()), len(batches(0))
+    total_steps = learning.epochs * steps_per_epoch
+    best_epoch, best_score, best_weights = 0, -math.inf, {}
+    for epoch in tqdm(range(1, learning.epochs + 1), desc="train", unit="epoch", disable=None):
+        losses = [step((epoch - 1) * steps_per_epoch + place, rows) for place, rows in enumerate(batches(epoch - 1))]
+        mean_loss = float(torch.stack(losses).sum()) / n_targets
+        release_freed_memory()
+        if not math.isfinite(mean_loss):
             raise TigerrecError(
-                f"The loss is {loss} in epoch {number} at learning rate {learning.learning_rate}; "
+                f"The loss is {mean_loss} in epoch {epoch} at learning rate {learning.learning_rate}; "
                 f"lower it with `baseline.learning_rate={learning.learning_rate / 3:.1g}`."
             )
-        if number % learning.validate_every == 0 or number == learning.epochs:
+        if epoch % learning.validate_every == 0 or epoch == learning.epochs:
             score = validate(ranks_by(model.scores))
-            logger.info("epoch %d of %d: loss %.4f, validation NDCG@10 %.4f", number, learning.epochs, loss, score)
+            logger.info("epoch %d of %d: loss %.4f, validation NDCG@10 %.4f", epoch, learning.epochs, mean_loss, score)
             if score > best_score:
-                best_epoch, best_score = number, score
-                best = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(best)
-    scores: ScoreFunction = model.scores
+                best_epoch, best_score = epoch, score
+                best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best_weights)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Fitted(
-        ranks_by(scores),
-        {"best_epoch": best_epoch, "parameters": parameters, "targets": int(learner.examples.n_targets.sum())},
-    )
+    return Fitted(ranks_by(model.scores), {"best_epoch": best_epoch, "parameters": parameters, "targets": n_targets})

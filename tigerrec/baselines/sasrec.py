@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.learning import BINARY, check_learning
-from tigerrec.config import options
-from tigerrec.ranges import at_least_one
-from tigerrec.seeds import derived_seed
+from tigerrec.baselines.base import Fitted, Validate
+from tigerrec.baselines.learning import BINARY, Learning
+from tigerrec.config import AtLeastOne, BelowOne, Positive, options
+from tigerrec.runtime.seeds import derived_seed
 
 
 @options
-class SASRec:
+class SASRec(Learning):
     """Self-attentive sequential recommendation (Kang and McAuley 2018, arXiv 1808.09781), whose output embeddings are
     its input embeddings.
 
@@ -23,10 +22,10 @@ class SASRec:
     Vasilev 2023, arXiv 2309.07602).
 
     Args:
-        loss: `bce` or `ce`.
+        loss: `ce`, cross-entropy over all items, or `bce`, binary cross-entropy of the target and one random item that
+            is not in the user's training history.
         dim: width of the states.
         layers: transformer blocks.
-        heads: of attention.
         expansion: the feed-forward layers are this many times as wide as the states.
         max_items: latest items of a history that are read.
 
@@ -37,38 +36,25 @@ class SASRec:
 
     is_random: ClassVar[bool] = True
 
-    loss: str = BINARY
-    dim: int = 64
-    layers: int = 2
-    heads: int = 2
-    expansion: int = 4
-    max_items: int = 50
-    epochs: int = 20
-    batch_targets: int = 512
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    dropout: float = 0.4
-    validate_every: int = 2
-    precision: str = "auto"
+    loss: Literal["ce", "bce"] = BINARY
+    dim: AtLeastOne = 64
+    layers: AtLeastOne = 2
+    heads: AtLeastOne = 2
+    expansion: AtLeastOne = 4
+    max_items: AtLeastOne = 50
+    epochs: AtLeastOne = 20
+    learning_rate: Positive = 2e-3
+    dropout: BelowOne = 0.4
 
     def __post_init__(self) -> None:
-        at_least_one(self, "dim", "layers", "heads", "expansion", "max_items")
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads={self.heads}, got {self.dim}")
-        check_learning(self)
 
     def fit(self, training: Sequence[np.ndarray], n_items: int, *, seed: int, validate: Validate) -> Fitted:
         """Train on all targets of the histories. As in `Baseline.fit`."""
         from tigerrec.baselines.next_item import learn
         from tigerrec.baselines.transformer import Transformer
 
-        model = Transformer(
-            n_items,
-            self.dim,
-            self.layers,
-            self.heads,
-            self.expansion * self.dim,
-            self.max_items,
-            derived_seed(seed, "weights"),
-        )
-        return learn(model, training, self, seed, validate)
+        hidden, weights_seed = self.expansion * self.dim, derived_seed(seed, "weights")
+        model = Transformer(n_items, self.dim, self.layers, self.heads, hidden, self.max_items, weights_seed)
+        return learn(model, training, self, seed, validate, self.loss)

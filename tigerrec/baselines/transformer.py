@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tigerrec.baselines.next_item import NextItemModel
-from tigerrec.dropout import Dropout
-from tigerrec.stacks import Attention, DroppedRelu, heads
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.t5_stack import Attention, DroppedRelu, heads
 
 INITIAL_DEVIATION = 0.02
 
@@ -17,11 +17,6 @@ def linear(states: Tensor, layer: nn.Linear, scale: float = 1.0) -> Tensor:
     """The output of a linear layer for inputs that stand for `scale` times as much, in the type of `states`."""
     weight = layer.weight if scale == 1 else layer.weight * scale
     return functional.linear(states, weight.to(states.dtype), layer.bias.to(states.dtype))
-
-
-def normalise(norm: nn.LayerNorm, states: Tensor, dtype: torch.dtype) -> Tensor:
-    """The layer-normalised states in the type `dtype`."""
-    return norm(states).to(dtype)
 
 
 class Block(nn.Module):
@@ -36,14 +31,12 @@ class Block(nn.Module):
 
     def forward(self, states: Tensor, visible: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """The states after the block, float32 (B, n, dim)."""
-        queries, keys, values = heads(
-            linear(normalise(self.attention_norm, states, dtype), self.projections), 3, self.n_heads
-        )
+        projections = linear(self.attention_norm(states).to(dtype), self.projections)
+        queries, keys, values = heads(projections, 3, self.n_heads)
         attended = Attention.apply(queries * queries.shape[-1] ** -0.5, keys, values, None, visible, dropout)
-        states = states + dropout(
-            linear(attended.transpose(1, 2).flatten(2), self.output, dropout.scale).float() * dropout.scale
-        )
-        hidden = linear(normalise(self.feed_forward_norm, states, dtype), self.widen)
+        output = linear(attended.transpose(1, 2).flatten(2), self.output, dropout.scale)
+        states = states + dropout(output.float() * dropout.scale)
+        hidden = linear(self.feed_forward_norm(states).to(dtype), self.widen)
         hidden = DroppedRelu.apply(hidden, dropout.mask(hidden))
         return states + dropout(linear(hidden, self.narrow, dropout.scale).float() * dropout.scale)
 
@@ -69,12 +62,11 @@ class Transformer(NextItemModel):
 
     def states(self, items: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """The last block's normalised states, (B, n, dim), as in `NextItemModel.states`."""
-        n = items.shape[1]
-        embedded = (
-            functional.embedding(items.clamp(min=0), self.classes) * self.classes.shape[1] ** 0.5 + self.positions[:n]
-        )
+        n, dim = items.shape[1], self.classes.shape[1]
+        embedded = functional.embedding(items.clamp(min=0), self.classes) * dim**0.5 + self.positions[:n]
         states = dropout(embedded * dropout.scale)
         visible = torch.ones(n, n, dtype=torch.bool).tril()
         for block in self.blocks:
             states = block(states, visible, dtype, dropout)
-        return normalise(self.norm, states, dtype)
+        normalised: Tensor = self.norm(states).to(dtype)
+        return normalised

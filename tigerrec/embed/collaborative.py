@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.embed import EmbedsCatalogue
-from tigerrec.histories import load_histories, training_part
-from tigerrec.vectors import fixed_signs, unit
+from tigerrec.data.histories import load_histories, training_part
+from tigerrec.embed.base import EmbedsCatalogue
+from tigerrec.embed.vectors import fixed_signs, unit
 
 logger = logging.getLogger(__name__)
 

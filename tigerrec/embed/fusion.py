@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.embed import EmbedError, EmbedsCatalogue
-from tigerrec.vectors import fixed_signs
+from tigerrec.embed.base import EmbedError, EmbedsCatalogue
+from tigerrec.embed.vectors import fixed_signs
 
 SMALLEST = 1e-6
 """Deviations from the mean below this share of the largest component are rounding error."""

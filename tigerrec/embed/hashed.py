@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, options
-from tigerrec.embed import EmbedsTexts, Encode
-from tigerrec.vectors import unit
+from tigerrec.embed.base import EmbedsTexts, Encode
+from tigerrec.embed.vectors import unit
 
 
 @options

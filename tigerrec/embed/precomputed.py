@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import options
-from tigerrec.embed import EmbedError, EmbedsTexts, Encode, few
-from tigerrec.identity import not_identity
-from tigerrec.reading import first_line
+from tigerrec.embed.base import EmbedError, EmbedsTexts, Encode, few
+from tigerrec.storage.fingerprints import not_identity
+from tigerrec.text import first_line
 
 logger = logging.getLogger(__name__)
 

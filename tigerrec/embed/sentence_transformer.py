@@ -11,12 +11,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from tigerrec import artifacts
 from tigerrec.config import AtLeastOne, Device, Precision, options
-from tigerrec.embed import EmbedError, EmbedsTexts, Encode, few
-from tigerrec.identity import not_identity
-from tigerrec.reading import first_line
-from tigerrec.vectors import unit
+from tigerrec.embed.base import EmbedError, EmbedsTexts, Encode, few
+from tigerrec.embed.vectors import unit
+from tigerrec.storage.files import sha256_file
+from tigerrec.storage.fingerprints import not_identity
+from tigerrec.text import first_line
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -65,7 +65,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         folder = find_model(self.model)
         files = weight_files(folder)
         if self.weights_sha256 is not None:
-            digest = artifacts.sha256_file(files["weights"]) if "weights" in files else "several files"
+            digest = sha256_file(files["weights"]) if "weights" in files else "several files"
             if digest != self.weights_sha256:
                 raise EmbedError(
                     f"The weights in {folder} are not the expected ones (sha256 expected {self.weights_sha256[:13]}…, "
@@ -78,7 +78,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         """Versions, the kind of device, its threads, and the precision of matrix products on it."""
         import torch
 
-        from tigerrec.precision import resolve_device, resolve_precision
+        from tigerrec.runtime.devices import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
         packages = ("torch", "transformers", "sentence-transformers")
@@ -92,7 +92,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         """The loaded encoder."""
         import torch
 
-        from tigerrec.precision import product_type, resolve_device
+        from tigerrec.runtime.devices import product_type, resolve_device
 
         device = resolve_device(self.device)
         model = _load(find_model(self.model), str(device))
@@ -142,12 +142,23 @@ def find_model(model: str) -> Path:
     Raises:
         EmbedError: none of them has it; names the remedies.
     """
+    from huggingface_hub import snapshot_download
+
+    folder = find_local(model)
+    if folder is not None:
+        return folder
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        local = Path(model).expanduser()
-        if not local.is_dir():
-            raise EmbedError(f"There is no folder {local}; give an existing model folder as `embedder.model=<folder>`.")
-        return local
-    return find_local(model) or _downloaded(model)
+        raise EmbedError(f"There is no folder {model}; give an existing model folder as `embedder.model=<folder>`.")
+    try:
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))
+    except Exception as error:
+        reason = first_line(error)
+    first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
+    last = "`embedder=hashed` (no encoder at all)" if model == MINILM else "`embedder=minilm`"
+    raise EmbedError(
+        f"The encoder {model} is not on this machine and could not be downloaded ({reason}); {first}, or give its "
+        f"folder as `embedder.model=<folder>`, or choose {last}."
+    )
 
 
 def find_local(model: str) -> Path | None:
@@ -178,21 +189,6 @@ def _packaged() -> Path | None:
         return None
     folder = Path(get_model_path())
     return folder if folder.is_dir() else None
-
-
-def _downloaded(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))
-    except Exception as error:
-        reason = first_line(error)
-    first = 'run `pip install "tigerrec[offline]"`' if model == MINILM else "connect to the network and run again"
-    last = "`embedder=hashed` (no encoder at all)" if model == MINILM else "`embedder=minilm`"
-    raise EmbedError(
-        f"The encoder {model} is not on this machine and could not be downloaded ({reason}); {first}, "
-        f"or give its folder as `embedder.model=<folder>`, or choose {last}."
-    )
 
 
 def weight_files(folder: Path) -> dict[str, Path]:

@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Prot
 import numpy as np
 from pydantic import Field
 
-from tigerrec.semantic_ids import SemanticIds
+from tigerrec.tokenizers.ids import SemanticIds
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from tigerrec.batches import Batch
-    from tigerrec.dropout import Dropout
+    from tigerrec.data.batches import Batch
+    from tigerrec.models.dropout import Dropout
 
 EncoderMask = Literal["bidirectional", "item_causal"]
 BIDIRECTIONAL: Final = "bidirectional"
 ITEM_CAUSAL: Final = "item_causal"
+CODES: Final = "codes"
+ITEMS: Final = "items"
+ALL_ITEMS: Final = "all_items"
+LAST_ITEM: Final = "last_item"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"

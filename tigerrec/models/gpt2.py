@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tigerrec.config import options
 from tigerrec.models.base import DropoutRate, EncoderMask, Layers, Size
-from tigerrec.semantic_ids import PAD, SemanticIds
+from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
     from tigerrec.models.gpt2_model import HistoryGPT2

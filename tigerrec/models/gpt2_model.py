@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tigerrec import stack_gpt2
-from tigerrec.batches import NO_ITEM, Batch
-from tigerrec.dropout import Dropout
+from tigerrec.data.batches import NO_ITEM, Batch
+from tigerrec.models import gpt2_stack
 from tigerrec.models.base import WEIGHTS
-from tigerrec.semantic_ids import PAD
-from tigerrec.stacks import IGNORED, CrossEntropy
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.t5_stack import IGNORED, CrossEntropy
+from tigerrec.tokenizers.ids import PAD
 
 
 class HistoryGPT2(nn.Module):
     """A stock GPT-2 with how it reads histories: the start token, then the tokens of all items.
 
     Each item is predicted token by token: its first token at the last token of the item before it (or at the start
-    token),
-    each other at the one before it.
+    token), each other at the one before it.
 
     Args:
         gpt2: `config.tigerrec` says how many items are read.
@@ -69,8 +68,7 @@ class HistoryGPT2(nn.Module):
         return self.tokens.shape[1]
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
-        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items
-        read."""
+        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items read."""
         return (n_read + 1) * self.tokens.shape[1]
 
     def token_embeddings(self) -> list[Tensor]:
@@ -124,18 +122,18 @@ class HistoryGPT2(nn.Module):
         items = functional.pad(batch.items, (0, 2), value=NO_ITEM).scatter(
             1, places.masked_fill(~is_target, beyond), batch.targets
         )[:, :-1]
-        states = stack_gpt2.read_sequence(self.gpt2, self.sequence(items)[:, :-1], dtype, dropout)
+        states = gpt2_stack.read_sequence(self.gpt2, self.sequence(items)[:, :-1], dtype, dropout)
         by_item = states.unflatten(1, (-1, n_levels)).flatten(2)  # row j: the positions that predict item j
         chosen = by_item.gather(1, places.clamp(max=beyond - 1)[:, :, None].expand(-1, -1, by_item.shape[2]))
-        logits = stack_gpt2.next_token_logits(self.gpt2, chosen.unflatten(2, (n_levels, -1)), dtype)
+        logits = gpt2_stack.next_token_logits(self.gpt2, chosen.unflatten(2, (n_levels, -1)), dtype)
         labels = self.tokens[batch.targets.clamp(min=0)].masked_fill(~is_target[:, :, None], IGNORED)
         token_loss = CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
         return token_loss / n_levels, torch.zeros_like(token_loss)
 
-    def decoder(self, items: Tensor, dtype: torch.dtype) -> stack_gpt2.GPT2Decoder:
+    def decoder(self, items: Tensor, dtype: torch.dtype) -> gpt2_stack.GPT2Decoder:
         """What the search feeds after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
         lengths = 1 + (items >= 0).sum(1) * self.positions_per_item
-        return stack_gpt2.GPT2Decoder(self.gpt2, self.sequence(items), lengths, dtype)
+        return gpt2_stack.GPT2Decoder(self.gpt2, self.sequence(items), lengths, dtype)
 
     def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
         """What transformers' own forward pass gives for some targets after one history, (m, T, vocabulary).

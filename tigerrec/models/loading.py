@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tigerrec import artifacts
 from tigerrec.config import family_class
 from tigerrec.models.base import CONFIG, GENERATION_CONFIG, ITEM_CAUSAL, Generator, HistoryModel
-from tigerrec.semantic_ids import SemanticIds
+from tigerrec.storage.contracts import contract, read_arrays, read_json
+from tigerrec.tokenizers.ids import SemanticIds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +31,8 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     """
     import torch
 
-    config = artifacts.read_json(folder, CONFIG, {"model_type": str})
-    with artifacts.contract(folder, CONFIG):
+    config = read_json(folder, CONFIG, {"model_type": str})
+    with contract(folder, CONFIG):
         if not isinstance(config.get("tigerrec"), dict):
             raise ValueError("it does not say how the model reads histories")
         try:
@@ -45,12 +45,12 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     _check_settings(folder, CONFIG, empty.stock.config)
     _check_settings(folder, GENERATION_CONFIG, empty.stock.generation_config)
     weights = {
-        file: artifacts.read_arrays(folder, file, _shapes(empty, module), finite=True)
+        file: read_arrays(folder, file, _shapes(empty, module), finite=True)
         for file, module in empty.weight_files().items()
     }
     model = generator.new(semantic_ids, mask, seed=0)
     for file, module in model.weight_files().items():
-        with artifacts.contract(folder, file), torch.no_grad():
+        with contract(folder, file), torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.zero_()[: len(weights[file][name])] = torch.from_numpy(weights[file][name])
     return model
@@ -68,8 +68,8 @@ def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tupl
 def _check_settings(folder: Path, file: str, settings: Any) -> None:
     """Refuse a file of transformers' settings that differ from those of the model built here, or that name code or a
     format of weights."""
-    found, expected = artifacts.read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
-    with artifacts.contract(folder, file):
+    found, expected = read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
+    with contract(folder, file):
         for name, value in found.items():
             if name in FOREIGN:
                 raise ValueError(f"it has the key '{name}'")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from tigerrec.config import NotNegative, options
-from tigerrec.models.base import ITEM_CAUSAL, DropoutRate, EncoderMask, Layers, Size
-from tigerrec.semantic_ids import PAD, SemanticIds
+from tigerrec.models.base import ALL_ITEMS, CODES, ITEM_CAUSAL, ITEMS, LAST_ITEM, DropoutRate, EncoderMask, Layers, Size
+from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
     from tigerrec.models.t5_model import HistoryT5
 
-CODES: Final = "codes"
-ITEMS: Final = "items"
-ALL_ITEMS: Final = "all_items"
-LAST_ITEM: Final = "last_item"
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "dropout_rate")
 READING = ("max_items", "history", "decoder_reads")
 
@@ -36,10 +32,8 @@ class T5:
         max_items: how many of a history's last items the encoder reads.
         history: `codes`, one encoder position a token of an item, or `items`, one an item.
         decoder_reads: the encoder's output at `all_items` of the history or at its `last_item` alone; None = the last
-            under an item-causal
-            mask, else all. T5's attention to the encoder knows no positions: under that mask a decoder that reads all
-            items has to infer
-            which was the last.
+            under an item-causal mask, else all. T5's attention to the encoder knows no positions: under that mask a
+            decoder that reads all items has to infer which was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all;
             only with history=items.
     """

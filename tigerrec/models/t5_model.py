@@ -11,13 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tigerrec import stacks
-from tigerrec.batches import Batch
-from tigerrec.dropout import Dropout
-from tigerrec.models.base import ITEM_CAUSAL, WEIGHTS
-from tigerrec.models.t5 import LAST_ITEM
-from tigerrec.semantic_ids import PAD
-from tigerrec.stacks import IGNORED, CrossEntropy
+from tigerrec.data.batches import Batch
+from tigerrec.models import t5_stack
+from tigerrec.models.base import ITEM_CAUSAL, LAST_ITEM, WEIGHTS
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.t5_stack import IGNORED, CrossEntropy
+from tigerrec.tokenizers.ids import PAD
 
 INPUT_MODULE = "input_module.safetensors"
 
@@ -63,7 +62,7 @@ class ItemInputs(nn.Module):
             token_embeddings: float32 (B, n, T, d).
             dropout: of the item embeddings.
         """
-        projected = stacks.linear(token_embeddings.flatten(2).to(dtype), self.code_projection).float()
+        projected = t5_stack.linear(token_embeddings.flatten(2).to(dtype), self.code_projection).float()
         return projected + dropout(self.item_embeddings(items) * dropout.scale)
 
 
@@ -84,8 +83,7 @@ class HistoryT5(nn.Module):
         self.register_buffer("tokens", torch.from_numpy(tokens), persistent=False)
 
     def with_items(self, tokens: np.ndarray) -> HistoryT5:
-        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their
-        own."""
+        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their own."""
         tokens = np.concatenate([self.tokens.cpu().numpy(), tokens])
         inputs = None if self.inputs is None else ItemInputs.of(self.inputs.state_dict(), len(tokens))
         return HistoryT5(self.t5, tokens, inputs).to(self.device)
@@ -97,8 +95,7 @@ class HistoryT5(nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all
-        levels."""
+        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all levels."""
         facts: dict[str, Any] = self.t5.config.tigerrec
         return facts
 
@@ -172,7 +169,7 @@ class HistoryT5(nn.Module):
         embedded = (
             embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
         )
-        return stacks.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
+        return t5_stack.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
 
     def read(self, items: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """What the decoder attends to for histories of item indices (B, n): the encoder's output, float32 (B, S, d),
@@ -183,9 +180,9 @@ class HistoryT5(nn.Module):
         last = self._at_items(encoded, (items >= 0).sum(1, keepdim=True) - 1)
         return last, torch.ones_like(mask[:, : last.shape[1]])
 
-    def decoder(self, items: Tensor, dtype: torch.dtype) -> stacks.T5Decoder:
+    def decoder(self, items: Tensor, dtype: torch.dtype) -> t5_stack.T5Decoder:
         """What the search feeds after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
-        return stacks.T5Decoder(self.t5, *self.read(items, dtype), self.tokens.shape[1], dtype)
+        return t5_stack.T5Decoder(self.t5, *self.read(items, dtype), self.tokens.shape[1], dtype)
 
     def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
         """What transformers' own decoder gives for some targets after one history, (m, T, vocabulary).
@@ -235,11 +232,11 @@ class HistoryT5(nn.Module):
         inputs = functional.pad(labels[:, :, :-1], (1, 0), value=PAD)
         if self.facts["decoder_reads"] == LAST_ITEM:
             last = self._at_items(encoded, self._before(batch))
-            logits = stacks.decode(self.t5, last, inputs.flatten(0, 1)[:, None], None, dtype, dropout)
+            logits = t5_stack.decode(self.t5, last, inputs.flatten(0, 1)[:, None], None, dtype, dropout)
         else:
             item = torch.arange(batch.items.shape[1], device=self.device).repeat_interleave(self.positions_per_item)
             visible = (item < batch.n_visible[:, :, None]).repeat_interleave(n_levels, dim=1)[:, None]
-            logits = stacks.decode(self.t5, encoded, inputs, visible, dtype, dropout)
+            logits = t5_stack.decode(self.t5, encoded, inputs, visible, dtype, dropout)
         labels = labels.masked_fill(~is_target[:, :, None], IGNORED)
         token_loss = CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
         if known is None:

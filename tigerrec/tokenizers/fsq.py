@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, Positive, options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.autoencoder import (
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.autoencoder import (
     GradientTraining,
     Progress,
     Widths,
     build_autoencoder,
+    decoded,
+    encoded,
     networks_state,
     optimise,
-    restored,
-    run_mlp,
     standardisation,
     standardised,
 )
-from tigerrec.tokenizers.codebooks import AtLeastTwo, EqualLevels, in_blocks
-from tigerrec.tokenizers.estimators import with_value
+from tigerrec.tokenizers.quantizer.codebooks import AtLeastTwo, EqualLevels, in_blocks
+from tigerrec.tokenizers.quantizer.estimators import with_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +82,7 @@ class FSQ(GradientTraining, EqualLevels):
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), that the decoder makes of the grid points."""
-        points = scaled(grid_points(codes, self.codebook_size), self.codebook_size)
-        return restored(state, run_mlp(state, "decoder", points))
+        return decoded(state, scaled(grid_points(codes, self.codebook_size), self.codebook_size))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, `codebook_size`), to the grid points of the next dimension."""
@@ -92,11 +91,8 @@ class FSQ(GradientTraining, EqualLevels):
 
     def _bounded(self, state: State, vectors: np.ndarray) -> np.ndarray:
         """The latent vectors, float64 (n, L), that are rounded."""
-
-        def latents(block: np.ndarray) -> np.ndarray:
-            return run_mlp(state, "encoder", standardised(state, block))
-
-        return in_blocks(lambda block: bounded(latents(block), self.codebook_size, np.tanh), vectors)
+        size = self.codebook_size
+        return in_blocks(lambda block: bounded(encoded(state, block), size, np.tanh), vectors)
 
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:

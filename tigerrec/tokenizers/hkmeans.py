@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import AtLeastTwo, EqualLevels, fit_codebook
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import AtLeastTwo, EqualLevels, fit_codebook
 
 BLOCK = 64
 

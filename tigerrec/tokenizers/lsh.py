@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import EqualLevels, in_blocks
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import EqualLevels, in_blocks
 
 
 @options

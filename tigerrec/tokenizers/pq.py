@@ -9,9 +9,16 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import EqualLevels, code_distances, codebooks_of, fit_codebook, in_blocks, nearest
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import (
+    EqualLevels,
+    code_distances,
+    codebooks_of,
+    fit_codebook,
+    in_blocks,
+    nearest,
+)
 
 
 @options

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, Positive, options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.autoencoder import Progress, Widths, build_mlps, optimise
-from tigerrec.tokenizers.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
-from tigerrec.tokenizers.residual import INIT_ITERATIONS, LearnedCodebooks
-from tigerrec.vectors import unit
+from tigerrec.embed.vectors import unit
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.autoencoder import Progress, Widths, build_mlps, optimise
+from tigerrec.tokenizers.quantizer.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
+from tigerrec.tokenizers.quantizer.residual import INIT_ITERATIONS, LearnedCodebooks
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -137,13 +137,8 @@ def projected(residuals: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def quantize(
     vectors: Tensor, reference: Tensor, codebooks: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,).
-
-    Args:
-        vectors: (n, D), of length 1.
-        reference: (1, D), of any length.
-        codebooks: (k, D) a level, of any length.
-    """
+    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,), for
+    vectors (n, D) of length 1 and a reference (1, D) and codebooks (k, D) of any length."""
     summed, _ = projected(vectors, reference)
     for codebook in codebooks:
         part, codes = projected(vectors - summed, codebook)
@@ -162,11 +157,7 @@ def discrimination_loss(codebook: Tensor, temperature: float) -> Tensor:
 
 def restart(residuals: Tensor, codebooks: Sequence[Tensor], counts: Sequence[Tensor], generator: Generator) -> None:
     """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over
-    of random items, where something is left over.
-
-    Args:
-        residuals: of all items before the first level, (I, D).
-    """
+    of random items, where something is left over; `residuals` (I, D) are those of all items before the first level."""
     import torch
     from torch.nn.functional import normalize
 

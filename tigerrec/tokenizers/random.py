@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import EqualLevels
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import EqualLevels
 
 
 @options

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import KMeansInit, ResidualCodes, fit_residual_codebooks
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import KMeansInit, ResidualCodes, fit_residual_codebooks
 
 
 @options

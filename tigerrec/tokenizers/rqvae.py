@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.assignments import Assignment, Nearest, Sinkhorn
-from tigerrec.tokenizers.autoencoder import (
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.assignments import Assignment, Nearest, Sinkhorn
+from tigerrec.tokenizers.quantizer.autoencoder import (
     Progress,
     Widths,
     build_autoencoder,
+    decoded,
+    encoded,
     networks_state,
     optimise,
-    restored,
-    run_mlp,
     standardisation,
     standardised,
 )
-from tigerrec.tokenizers.codebooks import ResidualCodes
-from tigerrec.tokenizers.estimators import Estimator, StraightThrough
-from tigerrec.tokenizers.learned_codebooks import Codebooks, Gradient, MovingAverage
-from tigerrec.tokenizers.objectives import Letter, Objective, Quantized, Reconstruction
-from tigerrec.tokenizers.residual import LearnedCodebooks, ResidualQuantizer
+from tigerrec.tokenizers.quantizer.codebooks import ResidualCodes
+from tigerrec.tokenizers.quantizer.estimators import Estimator, StraightThrough
+from tigerrec.tokenizers.quantizer.learned_codebooks import Codebooks, Gradient, MovingAverage
+from tigerrec.tokenizers.quantizer.objectives import Letter, Objective, Quantized, Reconstruction
+from tigerrec.tokenizers.quantizer.residual import LearnedCodebooks, ResidualQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +129,7 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
         return state, self.encode(state, vectors)
 
     def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        return run_mlp(state, "encoder", standardised(state, vectors))
+        return encoded(state, vectors)
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
-        return restored(state, run_mlp(state, "decoder", latents))
+        return decoded(state, latents)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, options
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.assignments import Nearest
-from tigerrec.tokenizers.autoencoder import Progress, optimise, restored, standardisation, standardised
-from tigerrec.tokenizers.codebooks import ResidualCodes
-from tigerrec.tokenizers.estimators import StraightThrough
-from tigerrec.tokenizers.learned_codebooks import Gradient
-from tigerrec.tokenizers.residual import LearnedCodebooks, ResidualQuantizer
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.assignments import Nearest
+from tigerrec.tokenizers.quantizer.autoencoder import Progress, optimise, restored, standardisation, standardised
+from tigerrec.tokenizers.quantizer.codebooks import ResidualCodes
+from tigerrec.tokenizers.quantizer.estimators import StraightThrough
+from tigerrec.tokenizers.quantizer.learned_codebooks import Gradient
+from tigerrec.tokenizers.quantizer.residual import LearnedCodebooks, ResidualQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
