@@ -38,8 +38,7 @@ from tigerrec.storage.files import ArtifactError, sha256_file
 from tigerrec.storage.fingerprints import content_digest
 from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, read_manifest
 from tigerrec.storage.stages import open_stage, writing
-from tigerrec.tokenizers.catalogue import load_inputs
-from tigerrec.tokenizers.ids import load_semantic_ids
+from tigerrec.tokenizers.ids import load_inputs, load_semantic_ids
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.tokenizers.stage import TokenizeConfig, encode_items, tokenize
 

@@ -52,7 +52,7 @@ def composed(choice: str) -> dict[str, Any]:
 def build(choice: str, **overrides: Any) -> TokenizeConfig:
     node = dict(composed(choice))
     node |= {key: value for key, value in SMALL.items() if key in node} | overrides
-    tokenizer, taken = config.build_choice(node, "tokenizer", RESERVED)
+    tokenizer, taken = config.build_choice(node, "tokenizer", Tokenizer, RESERVED)
     return TokenizeConfig(tokenizer, **{key: value for key, value in taken.items() if key in RESERVED})
 
 

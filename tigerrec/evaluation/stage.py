@@ -22,8 +22,7 @@ from tigerrec.storage import shards
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import describe, not_identity
 from tigerrec.storage.stages import StageFiles, check_made_from, input_records, open_stage, writing
-from tigerrec.tokenizers.catalogue import load_inputs
-from tigerrec.tokenizers.ids import group_codes
+from tigerrec.tokenizers.ids import group_codes, load_inputs
 
 if TYPE_CHECKING:
     from tigerrec.search.beam_search import Searcher

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError
+from tigerrec.data.histories import Histories, load_histories
 from tigerrec.storage.contracts import contract, read_json, read_table
+from tigerrec.storage.manifests import StaleError
 from tigerrec.storage.stages import open_stage
 
 PAD = 0
@@ -191,3 +193,20 @@ def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
             f"suffix level holds {size}; fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
         )
     return suffixes
+
+
+def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:
+    """Histories and Semantic IDs of one catalogue.
+
+    Raises:
+        StaleError: the two were made from different items.
+    """
+    open_stage(prepared, "prepare")
+    open_stage(tokenized, "tokenize")
+    histories, semantic_ids = load_histories(prepared), load_semantic_ids(tokenized)
+    if histories.n_items != len(semantic_ids.codes):
+        raise StaleError(
+            f"{tokenized} has Semantic IDs for {len(semantic_ids.codes)} items, {prepared} has {histories.n_items}; "
+            "add `overwrite=embed` to build them again."
+        )
+    return histories, semantic_ids

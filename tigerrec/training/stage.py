@@ -14,7 +14,7 @@ from tigerrec.runtime.seeds import derived_seed
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import canonical_json, describe
 from tigerrec.storage.stages import input_records, writing
-from tigerrec.tokenizers.catalogue import load_inputs
+from tigerrec.tokenizers.ids import load_inputs
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
 
 if TYPE_CHECKING:
