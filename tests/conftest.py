@@ -4,3 +4,4 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("MAKELEVEL", None)  # commands are told as they are without make

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 KILLED, UNSYNCED, FAILED = 9, 3, 1
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def in_a_process_of_its_own(function: Callable[[], Any]) -> int:
-    """The exit code of a forked process that calls a function: what it gives (0 for None), or `FAILED` where it
-    raises."""
+    """The exit code of a forked process that calls a function: what it gives (0 for None), or `FAILED` where it raises."""
     child = os.fork()
     if child == 0:
         try:
@@ -34,7 +33,7 @@ def dies(folder: Path, function: Callable[[], Any], number: int, by: str) -> boo
     """Call a function in a process of its own that ends before its change number `number` (from 0) of what is below a
     folder.
 
-    A change is opening a file to write, fsync, rename, remove, making and removing a folder.
+    A change is opening a file to write, fsync, rename, remove, a link, making and removing a folder.
 
     Args:
         by: `SIGKILL`; `Ctrl-C`, after which Python cleans up; or `power cut`, in which half of a file is lost that was
@@ -75,9 +74,11 @@ def _watched(folder: str, function: Callable[[], Any], number: int, by: str) -> 
             and args[2] & WRITING
         ):
             change()
-        elif event in CHANGES and (args[-1] != -1 or os.fsdecode(args[0]).startswith(folder)):
-            if event == "os.rename" and os.path.isfile(args[0]) and os.stat(args[0]).st_ino not in synced:
-                too_early.append(str(args[0]))
+        elif event in CHANGES and (args[-1] != -1 or any(str(path).startswith(folder) for path in args[:2])):
+            if event == "os.rename":
+                facts = os.lstat(args[0])
+                if stat.S_ISREG(facts.st_mode) and facts.st_ino not in synced:
+                    too_early.append(str(args[0]))
             change()
 
     def fsync(descriptor: int) -> None:

@@ -1,7 +1,7 @@
 """Kill every stage of a pipeline with SIGKILL, give the same command again, and compare each file with an undisturbed
 run's.
 
-    python -m tests.kill_and_resume <folder> [options, as scripts/pipeline.py takes them]
+    python -m tests.kill_and_resume <folder> [options, as `tigerrec evaluate` takes them]
 
 Runs of minutes. `<folder>` must be new; it keeps both runs, `undisturbed` and `killed`.
 """
@@ -17,11 +17,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tigerrec.artifacts import ASIDE, MANIFEST
 from tigerrec.pipeline import STAGES
+from tigerrec.storage.files import ASIDE, KEPT
+from tigerrec.storage.manifests import MANIFEST
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = dict(zip(STAGES, ("prepare", "embed", "tokenize_items", "train", "evaluate"), strict=True))
 KILLS = {"train": (0.3, 0.3)}
 """After which share of its undisturbed time a stage is killed, each number by a process of its own."""
 ONCE = (0.5,)
@@ -29,7 +29,7 @@ TOLD = ("going on from step", "took ")
 
 
 def start(stage: str, options: Sequence[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", f"scripts/{SCRIPTS[stage]}.py", *options]
+    command = [sys.executable, "-u", "-m", "tigerrec", stage, *options]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -77,9 +77,8 @@ def kill(stage: str, options: Sequence[str], after: float) -> None:
 
 def manifests(runs: Path) -> list[Path]:
     """Of every finished stage, the first of the pipeline first."""
-    return sorted(
-        (path for path in runs.rglob(MANIFEST) if path.parent.name != ASIDE), key=lambda path: len(path.parts)
-    )
+    finished = (path for path in runs.rglob(MANIFEST) if path.parent.name not in (ASIDE, KEPT))
+    return sorted(finished, key=lambda path: len(path.parts))
 
 
 def committed(runs: Path) -> dict[str, tuple[str, bool]]:

@@ -1,5 +1,5 @@
-"""What transformers' own forward passes say of a generator, one user at a time: the slow way that the library's fast ones
-are held to."""
+"""What transformers' own forward passes say of a generator, one user at a time: the slow way that the library's fast
+ones are held to."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tigerrec.history_t5 import HistoryT5
-from tigerrec.semantic_ids import PAD
+from tigerrec.models.t5_model import HistoryT5
+from tigerrec.tokenizers.ids import PAD
 
 
 def stock_logits(model, history: Tensor, targets: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import tigerrec.download
 import tigerrec.raw
-from tigerrec import artifacts
-from tigerrec.amazon import AmazonReviews
-from tigerrec.prepare import DatasetError, prepare
+
+from tigerrec.data.amazon import AmazonReviews
+from tigerrec.data.base import DatasetError
+from tigerrec.data.prepare import prepare
+from tigerrec.storage.contracts import read_json, read_table
 
 
 def review(user: Any, item: Any, time: Any = 0, **more: Any) -> bytes:
@@ -51,7 +52,7 @@ def write(folder: Path, reviews: list[bytes], metadata: list[bytes], **options: 
 
 def test_items_and_histories(tmp_path: Path) -> None:
     out = prepare(write(tmp_path / "raw", REVIEWS, METADATA), tmp_path / "out")
-    items = artifacts.read_table(out, "items.parquet").to_pylist()
+    items = read_table(out, "items.parquet").to_pylist()
     assert [item["item_id"] for item in items] == ["0205616461", "B1", "B2"]
     assert [item["text"] for item in items] == [
         "Title: NA; Categories: Beauty > Bath & Body; Price: 4.50.",
@@ -67,8 +68,8 @@ def test_items_and_histories(tmp_path: Path) -> None:
         "price": None,
         "text": items[1]["text"],
     }
-    assert artifacts.read_table(out, "interactions.parquet")["item"].to_pylist() == [1, 2, 0, 1, 0, 2]
-    stats = artifacts.read_json(out, "stats.json")
+    assert read_table(out, "interactions.parquet")["item"].to_pylist() == [1, 2, 0, 1, 0, 2]
+    stats = read_json(out, "stats.json")
     assert (stats["dropped"], stats["noted"], stats["items_without_metadata"], stats["lines"]) == (
         {},
         {"repeated metadata": 1},
@@ -148,7 +149,7 @@ def test_damaged_files_leave_nothing(tmp_path: Path, damage: Callable[[bytes], b
     dataset = write(tmp_path / "raw", REVIEWS * 50, METADATA)
     path = tmp_path / "raw" / "reviews.json.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=rf"reviews\.json\.gz {message}.*DATASET=sample"):
+    with pytest.raises(DatasetError, match=rf"reviews\.json\.gz {message}.*dataset=sample"):
         prepare(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -163,7 +164,7 @@ def test_missing_files_are_named_with_the_remedies(tmp_path: Path) -> None:
         dataset.sources()
     dataset.raw_dir.mkdir()
     with pytest.raises(
-        DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*DATASET=sample"
+        DatasetError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz.*dataset\.raw_dir=.*dataset=sample"
     ):
         dataset.sources()
 
@@ -175,8 +176,7 @@ def test_values_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]
 
 
 class Shop(http.server.BaseHTTPRequestHandler):
-    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked
-    for."""
+    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked for."""
 
     content: dict[str, bytes]
     faults: list[int | str]
@@ -240,7 +240,7 @@ def test_interrupted_download_keeps_the_part_and_ends_later(shop: tuple[AmazonRe
     dataset, handler = shop
     handler.faults[:] = ["cut", 503, 503]
     with pytest.raises(
-        DatasetError, match=r"reviews\.json\.gz and meta\.json\.gz.*cannot be downloaded.*503.*DATASET=sample"
+        DatasetError, match=r"reviews\.json\.gz and meta\.json\.gz.*cannot be downloaded.*503.*dataset=sample"
     ):
         dataset.sources()
     assert [path.name for path in dataset.raw_dir.iterdir() if not path.name.startswith(".")] == [

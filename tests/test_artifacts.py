@@ -3,6 +3,7 @@ crash."""
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -10,19 +11,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests import crashes
-from tigerrec import TigerrecError, artifacts, files, provenance
-from tigerrec.artifacts import ArtifactError, DamagedError, MissingError, StaleError
-from tigerrec.identity import not_identity
+from tigerrec import TigerrecError
+from tigerrec.runtime import provenance
+from tigerrec.storage.contracts import read_arrays, read_json, read_table
+from tigerrec.storage.files import ASIDE, CURRENT, KEPT, ArtifactError, BusyError, atomic, locked, settle, write_json
+from tigerrec.storage.fingerprints import SCHEMA, fingerprint, not_identity
+from tigerrec.storage.manifests import MANIFEST, MANIFEST_LIMIT, DamagedError, MissingError, StaleError, read_manifest
+from tigerrec.storage.stages import check_current, check_made_from, input_record, open_stage, writing
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
+    family: ClassVar[str] = "part"
     width: int = 4
 
 
@@ -38,7 +45,7 @@ def write(
     folder: Path, seed: int = 0, *, stage: str = "embed", seconds: float = 0.0, inputs: dict[str, Path] | None = None
 ) -> Path:
     """A small stage; `seed` decides its content."""
-    with artifacts.writing(folder, stage, Config(seed=seed), inputs=inputs) as out:
+    with writing(folder, stage, Config(seed=seed), inputs=inputs) as out:
         out.json("facts.json", {"seed": seed, "name": "näme"})
         out.arrays("arrays.safetensors", {"values": np.arange(seed, seed + 5, dtype=np.float32)})
         out.json("timing.json", {"seconds": seconds}, measured=True)
@@ -46,12 +53,11 @@ def write(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files by name without what may differ between two runs: provenance and measurements."""
-    apart = (artifacts.MANIFEST, artifacts.ASIDE, files.LOCK, "timing.json")
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in apart}
-    manifest = json.loads((folder / artifacts.MANIFEST).read_bytes())
+    """The files of a stage by name without what may differ between two runs: provenance and measurements."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
     del manifest["provenance"], manifest["files"]["timing.json"]
-    return found | {"manifest": json.dumps(manifest, sort_keys=True).encode()}
+    found = {name: (folder / name).read_bytes() for name in manifest["files"]}
+    return found | {MANIFEST: json.dumps(manifest, sort_keys=True).encode()}
 
 
 def names(folder: Path) -> set[str]:
@@ -72,13 +78,13 @@ def one_sentence(error: BaseException) -> str:
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     for fault in (ValueError("mine"), KeyboardInterrupt()):
-        with pytest.raises(type(fault)), files.atomic(path) as temporary:
+        with pytest.raises(type(fault)), atomic(path) as temporary:
             temporary.write_text("half")
             raise fault
         assert names(path.parent) == set()
-    with files.atomic(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_text("whole")
-    with pytest.raises(ValueError, match="mine"), files.atomic(path) as temporary:
+    with pytest.raises(ValueError, match="mine"), atomic(path) as temporary:
         temporary.write_text("half")
         raise ValueError("mine")
     assert path.read_text() == "whole"
@@ -86,57 +92,54 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 
 def test_a_stage_is_there_once_all_of_it_is(tmp_path):
-    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path / "new", "embed", Config()) as out:
+    with pytest.raises(ValueError, match="mine"), writing(tmp_path / "new", "embed", Config()) as out:
         out.json("facts.json", {})
-        assert artifacts.read_manifest(tmp_path / "new") is None
+        assert read_manifest(tmp_path / "new") is None
         raise ValueError("mine")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(
-        MissingError, match=r"No finished 'embed' stage in .*; run `python scripts/pipeline.py until=embed`"
-    ):
-        artifacts.open_stage(tmp_path / "new", "embed")
+    with pytest.raises(MissingError, match=r"No finished 'embed' stage in .*; run `tigerrec embed`"):
+        open_stage(tmp_path / "new", "embed")
 
 
 def test_a_stage_stays_until_the_whole_of_a_newer_one_is_on_disk(tmp_path):
     older = contents(write(tmp_path))
-    with pytest.raises(ValueError, match="mine"), artifacts.writing(tmp_path, "embed", Config(seed=1)) as out:
+    with pytest.raises(ValueError, match="mine"), writing(tmp_path, "embed", Config(seed=1)) as out:
         out.json("facts.json", {"seed": 1})
-        artifacts.open_stage(tmp_path, "embed")
+        open_stage(tmp_path, "embed")
         raise ValueError("mine")
     assert contents(tmp_path) == older
-    with artifacts.writing(tmp_path, "embed", Config(seed=1)) as out:
+    with writing(tmp_path, "embed", Config(seed=1)) as out:
         out.json("other.json", {})
-    assert names(tmp_path) == {"other.json", artifacts.MANIFEST}
+    assert names(tmp_path) == {"other.json", MANIFEST}
 
 
 def test_a_manifest_says_what_the_stage_is(tmp_path):
     upstream = write(tmp_path / "up", stage="prepare")
     folder = write(tmp_path / "down", 3, inputs={"prepare": upstream})
-    manifest = artifacts.open_stage(folder, "embed")
+    manifest = open_stage(folder, "embed")
     assert manifest.config == {
-        "_target_": f"{__name__}.Config",
-        "part": {"_target_": f"{__name__}.Part", "width": 4},
+        "part": {"family": "part", "width": 4},
         "levels": [2, 3],
         "seed": 3,
     }
     assert set(manifest.files) == {"facts.json", "arrays.safetensors", "timing.json"}
-    assert manifest.inputs["prepare"]["fingerprint"] == artifacts.read_manifest(upstream).fingerprint
-    assert manifest.fingerprint == artifacts.fingerprint(
+    assert manifest.inputs["prepare"]["fingerprint"] == read_manifest(upstream).fingerprint
+    assert manifest.fingerprint == fingerprint(
         "embed", Config(seed=3), {"prepare": manifest.inputs["prepare"]["fingerprint"]}
     )
     assert {"versions", "seconds", "finished", "machine"} <= set(manifest.provenance)
-    assert artifacts.read_json(folder, "facts.json") == {"seed": 3, "name": "näme"}
-    assert artifacts.read_arrays(folder, "arrays.safetensors")["values"].tolist() == [3, 4, 5, 6, 7]
+    assert read_json(folder, "facts.json") == {"seed": 3, "name": "näme"}
+    assert read_arrays(folder, "arrays.safetensors")["values"].tolist() == [3, 4, 5, 6, 7]
 
 
 def test_tables_and_adopted_files(tmp_path):
     table = pa.table({"item": pa.array([0, 1], pa.int32()), "title": ["a", None]})
     (tmp_path / "elsewhere").write_text("made by another library")
-    with artifacts.writing(tmp_path / "out", "prepare", Config()) as out:
+    with writing(tmp_path / "out", "prepare", Config()) as out:
         out.parquet("items.parquet", table)
         out.adopt(tmp_path / "elsewhere", "config.json")
-    artifacts.open_stage(tmp_path / "out", "prepare")
-    assert artifacts.read_table(tmp_path / "out", "items.parquet").equals(table)
+    open_stage(tmp_path / "out", "prepare")
+    assert read_table(tmp_path / "out", "items.parquet").equals(table)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -154,7 +157,7 @@ def test_files_in_a_folder_of_all_are_no_more_open_than_the_user_wants(tmp_path)
     tmp_path.chmod(0o1777)
     before = os.umask(0o077)
     try:
-        files.write_json(tmp_path / "page.json", {})
+        write_json(tmp_path / "page.json", {})
     finally:
         os.umask(before)
     assert (tmp_path / "page.json").stat().st_mode & 0o777 == 0o600
@@ -175,9 +178,9 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, below):
     ) as caught:
         write(tmp_path / below)
     one_sentence(caught.value)
-    with pytest.raises(ArtifactError, match="Cannot write in"), files.locked(tmp_path / below):
+    with pytest.raises(ArtifactError, match="Cannot write in"), locked(tmp_path / below):
         pass
-    assert artifacts.read_manifest(tmp_path / below) is None
+    assert read_manifest(tmp_path / below) is None
 
 
 # Reading what is damaged
@@ -185,28 +188,28 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, below):
 
 def test_any_flipped_bit_is_found(tmp_path):
     folder = write(tmp_path / "stage")
-    for name in sorted(names(folder) - {artifacts.MANIFEST}):
+    for name in sorted(names(folder) - {MANIFEST}):
         path, whole = folder / name, (folder / name).read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             with pytest.raises(
                 DamagedError, match=rf"{name} is damaged \(expected sha256 .* found .*\); add `overwrite=embed`"
             ) as caught:
-                artifacts.open_stage(folder, "embed")
+                open_stage(folder, "embed")
             one_sentence(caught.value)
         path.write_bytes(whole)
-        artifacts.open_stage(folder, "embed")
+        open_stage(folder, "embed")
 
 
 def test_a_flipped_bit_in_the_manifest_is_found_or_harmless(tmp_path):
     folder = write(tmp_path / "stage", inputs={"prepare": write(tmp_path / "up", stage="prepare")})
-    path = folder / artifacts.MANIFEST
-    whole, before = path.read_bytes(), artifacts.read_manifest(folder)
+    path = folder / MANIFEST
+    whole, before = path.read_bytes(), read_manifest(folder)
     refused = 0
     for place in range(0, whole.index(b'"provenance"'), 2):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         try:
-            after = artifacts.open_stage(folder, "embed")
+            after = open_stage(folder, "embed")
         except ArtifactError as error:
             refused += 1
             one_sentence(error)
@@ -229,7 +232,7 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, name, fault):
     elif fault != "deleted":
         path.write_bytes(whole[: len(whole) // 2] if fault == "truncated" else b"")
     with pytest.raises(DamagedError, match=rf"{name} .*; add `overwrite=embed` to build it again\.$") as caught:
-        artifacts.open_stage(tmp_path / "stage", "embed")
+        open_stage(tmp_path / "stage", "embed")
     one_sentence(caught.value)
 
 
@@ -265,33 +268,33 @@ def naming(name):
         (naming("a\0"), "names a file outside its folder"),
         (naming(""), "names a file outside its folder"),
         (naming("\ud800"), "is not valid JSON"),
-        (lambda manifest: b" " * (artifacts.MANIFEST_LIMIT + 1), "is larger than any manifest"),
+        (lambda manifest: b" " * (MANIFEST_LIMIT + 1), "is larger than any manifest"),
     ],
 )
 def test_a_manifest_that_cannot_be_one(tmp_path, make, complaint):
-    path = write(tmp_path / "stage") / artifacts.MANIFEST
+    path = write(tmp_path / "stage") / MANIFEST
     path.write_bytes(make(json.loads(path.read_bytes())))
-    for read in (lambda: artifacts.open_stage(path.parent, "embed"), lambda: artifacts.input_record(path.parent)):
+    for read in (lambda: open_stage(path.parent, "embed"), lambda: input_record(path.parent)):
         with pytest.raises(DamagedError, match=complaint) as caught:
             read()
         assert one_sentence(caught.value).endswith("; delete it and run the stage again.")
 
 
 def test_a_folder_in_the_place_of_the_manifest(tmp_path):
-    (tmp_path / artifacts.MANIFEST).mkdir()
+    (tmp_path / MANIFEST).mkdir()
     with pytest.raises(DamagedError, match=r"cannot be read \(Is a directory\)"):
-        artifacts.open_stage(tmp_path, "embed")
+        open_stage(tmp_path, "embed")
 
 
 def test_another_stage_or_format(tmp_path):
     folder = write(tmp_path / "stage")
     with pytest.raises(MissingError, match="holds the stage 'embed', not 'train'"):
-        artifacts.open_stage(folder, "train")
-    assert artifacts.open_stage(folder, "train", "embed").stage == "embed"
-    path = folder / artifacts.MANIFEST
-    path.write_bytes(edited(schema=artifacts.SCHEMA + 1)(json.loads(path.read_bytes())))
+        open_stage(folder, "train")
+    assert open_stage(folder, "train", "embed").stage == "embed"
+    path = folder / MANIFEST
+    path.write_bytes(edited(schema=SCHEMA + 1)(json.loads(path.read_bytes())))
     with pytest.raises(StaleError, match=r"was written in format 2, this version reads 1; add `overwrite=embed`"):
-        artifacts.open_stage(folder, "embed")
+        open_stage(folder, "embed")
 
 
 def test_a_moved_folder_is_still_valid(tmp_path):
@@ -300,33 +303,31 @@ def test_a_moved_folder_is_still_valid(tmp_path):
     shutil.move(tmp_path / "a", tmp_path / "b")
     os.utime(tmp_path / "b" / "up" / "facts.json", (0, 0))
     moved = tmp_path / "b" / "up" / folder.name
-    assert artifacts.check_current(
-        moved, "embed", Config(), {"prepare": artifacts.input_record(moved.parent)}, "embedder.name"
-    )
-    artifacts.check_made_from(moved, artifacts.open_stage(moved, "embed"), "prepare", moved.parent)
+    assert check_current(moved, "embed", Config(), {"prepare": input_record(moved.parent)}, "embedder.name")
+    check_made_from(moved, open_stage(moved, "embed"), "prepare", moved.parent)
 
 
 # Identity
 
 
 def test_the_fingerprint_knows_what_counts():
-    same = artifacts.fingerprint("embed", Config(), {"prepare": "1"})
-    assert artifacts.fingerprint("embed", Config(device="cuda"), {"prepare": "1"}) == same
+    same = fingerprint("embed", Config(), {"prepare": "1"})
+    assert fingerprint("embed", Config(device="cuda"), {"prepare": "1"}) == same
     others = [
-        artifacts.fingerprint("train", Config(), {"prepare": "1"}),
-        artifacts.fingerprint("embed", Config(seed=1), {"prepare": "1"}),
-        artifacts.fingerprint("embed", Config(part=Part(5)), {"prepare": "1"}),
-        artifacts.fingerprint("embed", Config(levels=(2, 3, 4)), {"prepare": "1"}),
-        artifacts.fingerprint("embed", Config(), {"prepare": "2"}),
-        artifacts.fingerprint("embed", Config(), {"tokenize": "1"}),
-        artifacts.fingerprint("embed", Part(), {"prepare": "1"}),
+        fingerprint("train", Config(), {"prepare": "1"}),
+        fingerprint("embed", Config(seed=1), {"prepare": "1"}),
+        fingerprint("embed", Config(part=Part(5)), {"prepare": "1"}),
+        fingerprint("embed", Config(levels=(2, 3, 4)), {"prepare": "1"}),
+        fingerprint("embed", Config(), {"prepare": "2"}),
+        fingerprint("embed", Config(), {"tokenize": "1"}),
+        fingerprint("embed", Part(), {"prepare": "1"}),
     ]
     assert len({same, *others}) == len(others) + 1
 
 
 def test_measurements_are_no_content(tmp_path):
     first, again, other = write(tmp_path / "1"), write(tmp_path / "2", seconds=5.0), write(tmp_path / "3", 1)
-    digests = [artifacts.read_manifest(folder).content for folder in (first, again, other)]
+    digests = [read_manifest(folder).content for folder in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -335,9 +336,7 @@ def test_current_or_stale(tmp_path):
     folder = tmp_path / "down"
 
     def current(config=Config()):
-        return artifacts.check_current(
-            folder, "embed", config, {"prepare": artifacts.input_record(upstream)}, "embedder.name"
-        )
+        return check_current(folder, "embed", config, {"prepare": input_record(upstream)}, "embedder.name")
 
     assert not current()
     write(folder, inputs={"prepare": upstream})
@@ -358,21 +357,21 @@ def test_current_or_stale(tmp_path):
 def test_other_content_under_one_fingerprint_is_stale(tmp_path):
     upstream = tmp_path / "up"
     for values in ([0.5], [0.25]):
-        with artifacts.writing(upstream, "embed", Config()) as out:
+        with writing(upstream, "embed", Config()) as out:
             out.arrays("a.safetensors", {"a": np.array(values)})
         if not (tmp_path / "down").exists():
             write(tmp_path / "down", stage="tokenize", inputs={"embed": upstream})
     folder = tmp_path / "down"
     with pytest.raises(StaleError, match="made from other embed"):
-        artifacts.check_current(folder, "tokenize", Config(), {"embed": artifacts.input_record(upstream)}, "tokenizer")
+        check_current(folder, "tokenize", Config(), {"embed": input_record(upstream)}, "tokenizer")
     with pytest.raises(StaleError, match=r"was made from another 'embed' than the one in .*; add `overwrite=tokenize`"):
-        artifacts.check_made_from(folder, artifacts.open_stage(folder, "tokenize"), "embed", upstream)
+        check_made_from(folder, open_stage(folder, "tokenize"), "embed", upstream)
 
 
 # One writer at a time
 
 HOLD = (
-    "import sys, pathlib; from tigerrec import files\nwith files.locked(pathlib.Path(sys.argv[1])): print('held', "
+    "import sys, pathlib; from tigerrec import files\nwith locked(pathlib.Path(sys.argv[1])): print('held', "
     "flush=True); sys.stdin.read()"
 )
 
@@ -391,13 +390,13 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
     with held_elsewhere(tmp_path) as process:
         with (
             pytest.raises(
-                files.BusyError, match=f"is being written by process {process.pid} on .*; wait for it to end"
+                BusyError, match=f"is being written by process {process.pid} on .*; wait for it to end"
             ) as caught,
-            files.locked(tmp_path),
+            locked(tmp_path),
         ):
             pass
         one_sentence(caught.value)
-    with files.locked(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -409,7 +408,7 @@ def test_waiting_for_the_first(tmp_path):
             announced.append(text)
             process.stdin.close()
 
-        with files.locked(tmp_path, wait=True, announce=announce):
+        with locked(tmp_path, wait=True, announce=announce):
             assert f"waiting for process {process.pid}" in announced[0]
 
 
@@ -417,7 +416,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     with held_elsewhere(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with files.locked(tmp_path):
+        with locked(tmp_path):
             pass
 
 
@@ -433,29 +432,54 @@ def quiet(monkeypatch):
     monkeypatch.setattr(provenance, "_versions", dict)
 
 
+def write_version(folder: Path, seed: int) -> None:
+    """A stage that also has a file which no other version has."""
+    with writing(folder, "embed", Config(seed=seed)) as out:
+        out.json("facts.json", {"seed": seed})
+        out.json(f"only-{seed}.json", {})
+        out.json("timing.json", {"seconds": 0.0}, measured=True)
+
+
 @pytest.mark.parametrize("by", ["SIGKILL", "Ctrl-C", "power cut"])
 @pytest.mark.parametrize("older", [False, True])
 def test_crash_anywhere_then_run_again(tmp_path, quiet, by, older):
-    expected = {seed: contents(write(tmp_path / f"expected-{seed}", seed)) for seed in (0, 1)}
+    """A reader, who changes nothing, finds the older version or the newer one; nothing only where nothing was."""
+    for seed in (0, 1):
+        write_version(tmp_path / f"expected-{seed}", seed)
+    expected = {seed: contents(tmp_path / f"expected-{seed}") for seed in (0, 1)}
     seen = set()
     for number in range(1_000):
         folder = tmp_path / f"crash-{number}"
         if older:
-            write(folder)
-        if not crashes.dies(folder, lambda folder=folder: write(folder, 1), number, by):
+            write_version(folder, 0)
+        if not crashes.dies(folder, lambda folder=folder: write_version(folder, 1), number, by):
             break
-        if artifacts.read_manifest(folder) is None:
-            seen.add("none")
-        else:
-            artifacts.open_stage(folder, "embed")
-            state = contents(folder)
-            assert {name: state[name] for name in expected[0]} in (expected[0], expected[1])
-            seen.add("old" if state["manifest"] == expected[0]["manifest"] else "new")
-        write(folder, 1)
+        for _ in range(2):  # as the crash left it, and settled
+            if read_manifest(folder) is None:
+                seen.add("none")
+            else:
+                open_stage(folder, "embed")
+                seen.add({0: "old", 1: "new"}[list(expected.values()).index(contents(folder))])
+            settle(folder)
+            assert not {ASIDE, KEPT, CURRENT} & (names(folder) if folder.exists() else set())
+        write_version(folder, 1)
         assert contents(folder) == expected[1]
+        assert names(folder) == {*expected[1], "timing.json"}
         shutil.rmtree(folder)
     assert number > 15
-    assert seen == {"none", "new"} | ({"old"} if older else set())
+    assert seen == ({"old", "new"} if older else {"none", "new"})
+
+
+@pytest.mark.parametrize("refused", ["link", "symlink"])
+def test_a_file_system_without_links(tmp_path, monkeypatch, refused):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, refused, refuse)
+    for seed in (0, 1):
+        write_version(tmp_path, seed)
+        open_stage(tmp_path, "embed")
+        assert names(tmp_path) == {MANIFEST, "facts.json", "timing.json", f"only-{seed}.json"}
 
 
 FULL_DISK = """
@@ -466,7 +490,7 @@ folder, kind, limit = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 values = np.random.default_rng(0).random(5_000)
 try:
-    with artifacts.writing(folder, "embed", {}) as out:
+    with writing(folder, "embed", {}) as out:
         if kind == "json": out.json("file", values.tolist())
         if kind == "arrays": out.arrays("file", {"values": values})
         if kind == "parquet": out.parquet("file", pa.table({"values": values}))
@@ -503,20 +527,20 @@ def test_a_full_disk_is_one_sentence_and_nothing_torn(tmp_path, kind, limit):
 
 def test_a_fault_of_the_program_is_not_called_a_full_disk(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        files.write_json(tmp_path / "a.json", float("nan"))
-    with pytest.raises(RuntimeError, match="cannot write this"), files.atomic(tmp_path / "a.json"):
+        write_json(tmp_path / "a.json", float("nan"))
+    with pytest.raises(RuntimeError, match="cannot write this"), atomic(tmp_path / "a.json"):
         raise RuntimeError("cannot write this")
     with (
         pytest.raises(ArtifactError, match=r"Could not write .* \(No such file or directory\)"),
-        files.atomic(tmp_path / "a.json") as temporary,
+        atomic(tmp_path / "a.json") as temporary,
     ):
         (temporary / "no folder").write_text("")
     assert names(tmp_path) == set()
 
 
 def test_left_over_temporaries_go_with_the_next_run(tmp_path):
-    (tmp_path / artifacts.ASIDE).mkdir()
-    for name in (f"{artifacts.ASIDE}/.facts.json.tmp", f"{artifacts.ASIDE}/.tmpAbCdEf", ".lock", "mine.tmp"):
+    (tmp_path / ASIDE).mkdir()
+    for name in (f"{ASIDE}/.facts.json.tmp", f"{ASIDE}/.tmpAbCdEf", ".lock", "mine.tmp"):
         (tmp_path / name).write_text("")
     write(tmp_path)
     assert names(tmp_path) == {
@@ -525,5 +549,5 @@ def test_left_over_temporaries_go_with_the_next_run(tmp_path):
         "facts.json",
         "arrays.safetensors",
         "timing.json",
-        artifacts.MANIFEST,
+        MANIFEST,
     }

@@ -3,6 +3,7 @@ goes on."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import TigerrecError, artifacts, audit, batches, pipeline, trainer
-from tigerrec.audit import CHECKS, AuditOptions
-from tigerrec.audit.cold import cold_items, cold_start
-from tigerrec.audit.run import AuditedRun, NotApplicableError
-from tigerrec.audit.trained import leakage, ties
+from tigerrec import TigerrecError, pipeline
+from tigerrec.analysis import audit
+from tigerrec.analysis.audit import CHECKS, AuditOptions
+from tigerrec.analysis.audit.cold import cold_items, cold_start
+from tigerrec.analysis.audit.run import AuditedRun, NotApplicableError
+from tigerrec.analysis.audit.trained import leakage, ties
 from tigerrec.config import ConfigError, compose
+from tigerrec.data import batches
+from tigerrec.data.histories import load_histories, split
 from tigerrec.embed import collaborative
-from tigerrec.histories import load_histories, split
-from tigerrec.metrics import metrics
+from tigerrec.evaluation.metrics import metrics
+from tigerrec.storage.contracts import read_json, read_table
 
 ROOT = Path(__file__).parent.parent
 N_USERS, N_ITEMS = 80, 40
@@ -78,42 +82,45 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def test_an_honest_training_passes_the_poison(run):
-    found = leakage(run)
-    assert {row["result"] for row in found.rows} == {"equal bytes"}
-    assert found.rows[0]["compared with"] == "the audited run"
-    assert "none of them enters training" in found.summary
+    finding = leakage(run)
+    assert {row["result"] for row in finding.rows} == {"equal bytes"}
+    assert finding.rows[0]["compared with"] == "the audited run"
+    assert "none of them enters training" in finding.summary
 
 
 @pytest.mark.parametrize("kept", [-1, None], ids=["validation", "test"])
 def test_a_training_that_reads_held_out_items_is_caught(options, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "training_part", lambda history: history[:kept])
     run = opened(options, f"paths.runs={tmp_path}", work=tmp_path / "work")
-    found = leakage(run)
-    assert found.rows[0]["result"] == "different"
-    assert found.rows[0]["compared with"] == "the same training on the true data"
-    assert found.rows[1]["result"] == "equal bytes"  # the collaborative vectors
-    assert "none of them enters" not in found.summary
+    finding = leakage(run)
+    assert finding.rows[0]["result"] == "different"
+    assert finding.rows[0]["compared with"] == "the same training on the true data"
+    assert finding.rows[1]["result"] == "equal bytes"  # the collaborative vectors
+    assert "none of them enters" not in finding.summary
 
 
 def test_vectors_that_read_held_out_items_are_caught(run, monkeypatch):
     monkeypatch.setattr(collaborative, "training_part", lambda history: history[:-1])
-    found = leakage(run)
-    assert [row["result"] for row in found.rows] == ["equal bytes", "different"]
-    assert found.summary.startswith("collaborative vectors")
+    finding = leakage(run)
+    assert [row["result"] for row in finding.rows] == ["equal bytes", "different"]
+    assert finding.summary.startswith("collaborative vectors")
 
 
 def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(options, tmp_path):
     run = opened(
         options, "train.validate_every=1", "train.name=often", f"paths.runs={tmp_path}", work=tmp_path / "work"
     )
-    found = leakage(run)
-    assert {row["result"] for row in found.rows} == {"equal bytes"}
-    assert [row["compared with"] for row in found.rows[:2]] == ["the same training on the true data", "the audited run"]
-    assert "the same checkpoint was chosen" in found.summary
+    finding = leakage(run)
+    assert {row["result"] for row in finding.rows} == {"equal bytes"}
+    assert [row["compared with"] for row in finding.rows[:2]] == [
+        "the same training on the true data",
+        "the audited run",
+    ]
+    assert "the same checkpoint was chosen" in finding.summary
 
 
 def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "split", lambda history, part: split(history, "test"))
+    monkeypatch.setattr("tigerrec.evaluation.stage.split", lambda history, part: split(history, "test"))
     choosing = [
         "train.validate_every=1",
         "train.epochs=6",
@@ -121,9 +128,9 @@ def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypa
         "train.name=often",
         f"paths.runs={tmp_path}",
     ]
-    found = leakage(opened(options, *choosing, work=tmp_path / "work"))
-    assert [row["result"] for row in found.rows] == ["equal bytes", "different", "equal bytes"]
-    assert found.summary.startswith(
+    finding = leakage(opened(options, *choosing, work=tmp_path / "work"))
+    assert [row["result"] for row in finding.rows] == ["equal bytes", "different", "equal bytes"]
+    assert finding.summary.startswith(
         "model.safetensors of training with its validations on data with poisoned test items: different"
     )
 
@@ -140,8 +147,8 @@ def test_collaborative_vectors_of_the_run_itself_are_checked(options, tmp_path):
 
 
 def test_ties_are_counted_as_the_histories_say(run):
-    found = ties(run)
-    rows = {row["what"]: row for row in found.rows}
+    finding = ties(run)
+    rows = {row["what"]: row for row in finding.rows}
     changed = load_histories(next(run.work.glob("ties-reversed-????????")))
     targets = [split(changed[user], "test")[1] for user in range(N_USERS)]
     assert rows["users whose test target changes"]["users"] == (run.targets != targets).sum() > 0
@@ -149,15 +156,15 @@ def test_ties_are_counted_as_the_histories_say(run):
     assert [sorted(changed[user]) for user in range(N_USERS)] == [
         sorted(run.histories[user]) for user in range(N_USERS)
     ]
-    generator = [row for row in found.rows if row["what"] == run.evaluation.model]
-    assert generator[0]["hr@10"] == metrics(run.ranks("masked"))["hr@10"]
+    generator = [row for row in finding.rows if row["what"] == run.model]
+    assert generator[0]["hr@10"] == metrics(run.ranks[run.model, "item", "masked"])["hr@10"]
     assert generator[2]["hr@10"] == pytest.approx(generator[1]["hr@10"] - generator[0]["hr@10"])
 
 
 def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_for(run):
     cold = cold_start(run)
     histories = load_histories(cold.prepared)
-    cold_ids = {run_id for run_id, out in zip(item_ids(run.prepared), cold.held_out, strict=True) if out}
+    cold_ids = {run_id for run_id, out in zip(item_ids(run.folders["prepare"]), cold.held_out, strict=True) if out}
     assert len(cold_ids) == 2
     assert not cold_ids & set(item_ids(cold.prepared))
     assert histories.n_items == cold.n_warm == N_ITEMS - 2
@@ -165,51 +172,49 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
     assert (cold.targets >= cold.n_warm).all()
     assert set(run.targets[cold.users]) <= set(np.flatnonzero(cold.held_out))
     order = np.argsort(cold.numbers)
-    assert [item_ids(run.prepared)[item] for item in order[: cold.n_warm]] == item_ids(cold.prepared)
+    assert [item_ids(run.folders["prepare"])[item] for item in order[: cold.n_warm]] == item_ids(cold.prepared)
     for user, history in zip(cold.users, cold.histories, strict=True):
         kept = [item for item in run.known[user] if not cold.held_out[item]]
         assert order[history].tolist() == kept
-    found = cold_items(run)
-    assert artifacts.read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
-    assert found.rows[0]["users"] == len(cold.users)
-    assert found.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
-    assert found.rows[-2]["hr@10"] == 1.0
+    finding = cold_items(run)
+    assert read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
+    assert finding.rows[0]["users"] == len(cold.users)
+    assert finding.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
+    assert finding.rows[-2]["hr@10"] == 1.0
 
 
 def item_ids(prepared: Path) -> list[str]:
-    return artifacts.read_table(prepared, "items.parquet")["item_id"].to_pylist()
+    return read_table(prepared, "items.parquet")["item_id"].to_pylist()
 
 
 def test_the_report_agrees_with_the_evaluation(run, audited):
-    found = results(audited)
-    assert list(found) == CHEAP
+    checks = results(audited)
+    assert list(checks) == CHEAP
     evaluated = {
-        (row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(run.evaluated, "metrics.json")
+        (row["model"], row["hit"], row["seen"]): row for row in read_json(run.folders["evaluate"], "metrics.json")
     }
-    for row in found["seen"]["rows"]:
+    for row in checks["seen"]["rows"]:
         if row["seen items"] in ("kept", "masked"):
             expected = evaluated[row["model"], "item", row["seen items"]]
             assert {key: value for key, value in row.items() if "@" in key} == {
                 key: expected[key] for key in row if "@" in key
             }
-    whole = next(row for row in found["hits"]["rows"] if row["seen items"] == "masked" and row["whose"] == "all users")
+    whole = next(row for row in checks["hits"]["rows"] if row["seen items"] == "masked" and row["whose"] == "all users")
     assert whole["hr@10 of codes"] == evaluated["t5", "sid", "masked"]["hr@10"]
     assert whole["hr@10 inflation"] == pytest.approx(whole["hr@10 of codes"] / whole["hr@10 of items"] - 1)
     for by in ("target in training", "items known"):
-        rows = [row for row in found["buckets"]["rows"] if row["by"] == by]
+        rows = [row for row in checks["buckets"]["rows"] if row["by"] == by]
         assert sum(row["users"] for row in rows) == N_USERS
         mean = sum(row["users"] * row.get("ndcg@10", 0) for row in rows) / N_USERS
         assert mean == pytest.approx(evaluated["t5", "item", "masked"]["ndcg@10"], abs=1e-6)
-    facts = {row["what"]: row["number"] for row in found["facts"]["rows"]}
-    assert (
-        facts["items whose title another item has too"] == 10
-    )  # 35 different titles: items 35 to 39 are called like 0 to 4
-    assert facts["users whose target is in their own history"] == 0
+    numbers = {row["what"]: row["number"] for row in checks["facts"]["rows"]}
+    assert numbers["items whose title another item has too"] == 10  # items 35 to 39 are called like 0 to 4
+    assert numbers["users whose target is in their own history"] == 0
 
 
 def test_the_same_history_gives_the_lists_of_the_evaluation(run):
     lists = run.search(run.searcher, run.known, mask_seen=True, progress="", seen=run.known)
-    assert (lists == run.lists("masked")).all()
+    assert (lists == run.lists[run.model, "masked"]).all()
     others = run.search(
         run.searcher, [history[-1:] for history in run.known], mask_seen=True, progress="", seen=run.known
     )
@@ -224,10 +229,9 @@ def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, 
         f"paths.runs={tmp_path}/runs",
     ]
     done: list[str] = []
-    from tigerrec.audit import from_lists
 
     def counting(name, stop_at=None):
-        real = getattr(from_lists, name)
+        real = CHECKS[name].function
 
         def check(run):
             if len(done) == stop_at:
@@ -235,33 +239,31 @@ def test_a_finished_check_is_not_run_again_and_a_stopped_audit_goes_on(options, 
             done.append(name)
             return real(run)
 
-        return check
+        return dataclasses.replace(CHECKS[name], function=check)
 
     with monkeypatch.context() as patch:
-        for name in ("seen", "hits", "by_bucket"):
-            patch.setattr(from_lists, name, counting(name, stop_at=2))
+        for name in ("seen", "hits", "buckets"):
+            patch.setitem(CHECKS, name, counting(name, stop_at=2))
         with pytest.raises(KeyboardInterrupt):
             audit.audit(compose(chosen))
     assert done == ["seen", "hits"]
     assert list(results(tmp_path / "out")) == ["seen", "hits"]
-    for name in ("seen", "hits", "by_bucket"):
-        monkeypatch.setattr(from_lists, name, counting(name))
+    for name in ("seen", "hits", "buckets"):
+        monkeypatch.setitem(CHECKS, name, counting(name))
     audit.audit(compose(chosen))
-    assert done == ["seen", "hits", "by_bucket"]
+    assert done == ["seen", "hits", "buckets"]
     audit.audit(compose(chosen))
-    assert done == ["seen", "hits", "by_bucket"]
+    assert done == ["seen", "hits", "buckets"]
     assert list(results(tmp_path / "out")) == ["seen", "hits", "buckets"]
     audit.audit(compose([*chosen, "overwrite=evaluate", "evaluate.beam_size=30"]))
-    assert done[3:] == ["seen", "hits", "by_bucket"]
+    assert done[3:] == ["seen", "hits", "buckets"]
 
 
 def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monkeypatch):
-    from tigerrec.audit import from_lists
-
     def fails(run):
         raise TigerrecError("The disk is full.")
 
-    monkeypatch.setattr(from_lists, "hits", fails)
+    monkeypatch.setitem(CHECKS, "hits", dataclasses.replace(CHECKS["hits"], function=fails))
     with pytest.raises(
         TigerrecError, match=r"^hits failed: The disk is full\. What is finished stands in .*audit\.md\.$"
     ):
@@ -286,7 +288,7 @@ def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
 
 
 def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_last(options, audited):
-    command = [sys.executable, str(ROOT / "scripts" / "audit.py"), *options, "audit.checks=[seen]", "audit.users=30"]
+    command = [sys.executable, "-m", "tigerrec", "audit", *options, "audit.checks=[seen]", "audit.users=30"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )
@@ -307,8 +309,9 @@ def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_l
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("audit.checks=[seen,nothing]", r"audit: checks=nothing is no check; allowed: leakage, ties"),
-        ("audit.users=0", "audit: users must be at least 1"),
+        ("audit.checks=[seen,nothing]", r"audit\.checks\.1 must be one of leakage, ties, .*, facts, got 'nothing'\."),
+        ("audit.users=0", r"audit\.users must be at least 1, got 0\."),
+        ("audit.users=many", r"audit\.users='many' has the wrong type"),
         ("+audit.more=1", r"audit\.more is not an option; allowed: checks, folder, users"),
         ("evaluate.split=validation", r"evaluate\.split must be test"),
     ],

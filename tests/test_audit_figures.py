@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tests.tiny_run import N_ITEMS, N_USERS, build_run
-from tigerrec import artifacts
-from tigerrec.audit.cold import hold_out, nearest_lists
-from tigerrec.audit.figures import (
+from tigerrec.analysis.audit.cold import hold_out, nearest_lists
+from tigerrec.analysis.audit.figures import (
     buckets,
     chance_of_any,
     difference_in_words,
@@ -23,12 +23,12 @@ from tigerrec.audit.figures import (
     paired_difference,
     without,
 )
-from tigerrec.audit.open_trie import MALFORMED, UNASSIGNED, OpenTrie
-from tigerrec.audit.report import table
-from tigerrec.audit.run import NotApplicableError
-from tigerrec.audit.searched import changed_histories
-from tigerrec.audit.variants import (
-    Interactions,
+from tigerrec.analysis.audit.open_trie import MALFORMED, UNASSIGNED, OpenTrie
+from tigerrec.analysis.audit.report import rows_table
+from tigerrec.analysis.audit.run import NotApplicableError
+from tigerrec.analysis.audit.searched import changed_histories
+from tigerrec.analysis.audit.variants import (
+    from_end,
     in_a_tie,
     poisoned,
     read_interactions,
@@ -36,12 +36,14 @@ from tigerrec.audit.variants import (
     without_items,
     write_variant,
 )
-from tigerrec.beam_search import Searcher
-from tigerrec.generator import T5
-from tigerrec.histories import load_histories, split, training_part
-from tigerrec.metrics import gains, metrics
-from tigerrec.semantic_ids import SemanticIds, TokenLayout
-from tigerrec.trie import build_trie
+from tigerrec.data.histories import load_histories, split, training_part
+from tigerrec.evaluation.metrics import gains, metrics
+from tigerrec.models.t5 import T5
+from tigerrec.search.beam_search import Searcher
+from tigerrec.search.trie import build_trie
+from tigerrec.storage.contracts import read_table
+from tigerrec.storage.stages import check_made_from, open_stage
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 1], [0, 0, 0, 7], [3, 1, 0, 2, 2], [5]])
@@ -116,7 +118,9 @@ def test_a_table_shows_intervals_signs_and_shares():
         {"what": "difference", "hr@10": 0.01, "hr@10_low": -0.01, "hr@10_high": 0.03, "share of users": 0.5},
     ]
     assert [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table(rows).splitlines() if "---" not in line
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in rows_table(rows).splitlines()
+        if "---" not in line
     ] == [
         ["what", "users", "HR@10", "share of users"],
         ["a", "1,200", ".2500 (.2000 to .3000)", ""],
@@ -126,17 +130,16 @@ def test_a_table_shows_intervals_signs_and_shares():
 
 
 # users 0 and 1; user 0 has ties at time 1 and at time 3
-SMALL = Interactions(
-    np.array([0, 0, 0, 0, 0, 1, 1, 1]), np.array([4, 3, 2, 1, 0, 5, 4, 3]), np.array([1, 1, 2, 3, 3, 3, 4, 5])
+SMALL = pd.DataFrame(
+    {"user": [0, 0, 0, 0, 0, 1, 1, 1], "item": [4, 3, 2, 1, 0, 5, 4, 3], "timestamp": [1, 1, 2, 3, 3, 3, 4, 5]}
 )
 
 
 def test_reversed_ties_move_within_equal_times_alone():
-    found = ties_reversed(SMALL)
-    assert found.items.tolist() == [3, 4, 2, 0, 1, 5, 4, 3]
-    assert found.users.tolist() == SMALL.users.tolist()
-    assert found.timestamps.tolist() == SMALL.timestamps.tolist()
-    assert ties_reversed(found).items.tolist() == SMALL.items.tolist()
+    changed = ties_reversed(SMALL)
+    assert changed["item"].tolist() == [3, 4, 2, 0, 1, 5, 4, 3]
+    pd.testing.assert_frame_equal(changed.drop(columns="item"), SMALL.drop(columns="item"))
+    pd.testing.assert_frame_equal(ties_reversed(changed), SMALL)
     assert in_a_tie(SMALL).tolist() == [True, True, False, True, True, False, False, False]
 
 
@@ -144,32 +147,29 @@ def test_reversed_ties_keep_the_multiset():
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(30), 9)
     times = np.concatenate([np.sort(rng.integers(0, 5, 9)) for _ in range(30)])
-    before = Interactions(users, rng.integers(0, 50, 270), times)
+    before = pd.DataFrame({"user": users, "item": rng.integers(0, 50, 270), "timestamp": times})
     after = ties_reversed(before)
-    triples = [
-        sorted(zip(found.users.tolist(), found.timestamps.tolist(), found.items.tolist(), strict=True))
-        for found in (before, after)
-    ]
-    assert triples[0] == triples[1]
-    assert after.items.tolist() != before.items.tolist()
-    assert after.items[~in_a_tie(before)].tolist() == before.items[~in_a_tie(before)].tolist()
+    in_order = [frame.sort_values(["user", "timestamp", "item"], ignore_index=True) for frame in (before, after)]
+    pd.testing.assert_frame_equal(*in_order)
+    assert not after.equals(before)
+    assert after[~in_a_tie(before)].equals(before[~in_a_tie(before)])
 
 
 def test_poison_replaces_the_last_two_items_of_every_user_and_nothing_else():
-    found = poisoned(SMALL, 6, np.random.default_rng(0))
-    changed = found.items != SMALL.items
-    assert changed.tolist() == [False, False, False, True, True, False, True, True]
-    assert ((found.items >= 0) & (found.items < 6)).all()
-    assert poisoned(SMALL, 6, np.random.default_rng(0)).items.tolist() == found.items.tolist()
+    assert from_end(SMALL).tolist() == [5, 4, 3, 2, 1, 3, 2, 1]
+    changed = poisoned(SMALL, 6, np.random.default_rng(0))
+    assert (changed["item"] != SMALL["item"]).tolist() == [False, False, False, True, True, False, True, True]
+    assert changed["item"].between(0, 5).all()
+    assert poisoned(SMALL, 6, np.random.default_rng(0)).equals(changed)
 
 
 def test_items_held_out_are_in_no_history_and_short_users_go():
     held_out = np.isin(np.arange(6), [4, 2])
-    found, numbers = without_items(SMALL, held_out)
+    left, numbers = without_items(SMALL, held_out)
     assert numbers.tolist() == [0, 1, -1, 2, -1, 3]
-    assert found.users.tolist() == [0, 0, 0]  # user 1 has two items left
-    assert found.items.tolist() == [2, 1, 0]
-    assert found.timestamps.tolist() == [1, 3, 3]
+    assert left["user"].tolist() == [0, 0, 0]  # user 1 has two items left
+    assert left["item"].tolist() == [2, 1, 0]
+    assert left["timestamp"].tolist() == [1, 3, 3]
 
 
 def test_hold_out_takes_a_share_of_the_catalogue_among_the_targets():
@@ -190,12 +190,12 @@ def test_a_variant_is_a_stage_made_from_another(tmp_path):
     expected = [numbers[before[user]] for user in range(N_USERS)]
     expected = [items[items >= 0].tolist() for items in expected if (items >= 0).sum() >= 3]
     assert [after[user].tolist() for user in range(len(after))] == expected
-    table = artifacts.read_table(out, "items.parquet").to_pydict()
+    table = read_table(out, "items.parquet").to_pydict()
     assert table["item"] == list(range(32))
     assert table["item_id"] == [f"{number:010d}" for number in np.flatnonzero(~held_out)]
-    manifest = artifacts.open_stage(out, "prepare")
+    manifest = open_stage(out, "prepare")
     assert manifest.config == {"audit": "test"}
-    artifacts.check_made_from(out, manifest, "prepare", prepared)
+    check_made_from(out, manifest, "prepare", prepared)
 
 
 def test_poisoned_data_has_the_same_training_parts(tmp_path):

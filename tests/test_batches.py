@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tigerrec.batches import NO_ITEM, Examples, length_sorted_batches, padded
-from tigerrec.histories import Histories
+from tigerrec.data.batches import NO_ITEM, Examples, length_sorted_batches, padded
+from tigerrec.data.histories import Histories
 
 
 def histories_of(lists: list[list[int]]) -> Histories:

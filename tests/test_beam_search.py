@@ -11,12 +11,12 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.oracles import score_catalogue
-from tigerrec.batches import NO_ITEM, padded
-from tigerrec.beam_search import Searcher, beam_search
-from tigerrec.generator import T5
-from tigerrec.history_t5 import HistoryT5
-from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, add_suffix
-from tigerrec.trie import build_trie
+from tigerrec.data.batches import NO_ITEM, padded
+from tigerrec.models.t5 import T5
+from tigerrec.models.t5_model import HistoryT5
+from tigerrec.search.beam_search import Searcher, beam_search
+from tigerrec.search.trie import build_trie
+from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout, add_suffix
 
 CODE_SIZES = (5, 4, 3)
 SETTINGS = [

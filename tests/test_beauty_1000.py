@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import artifacts
 from tigerrec.config import compose
 from tigerrec.pipeline import plan, run
+from tigerrec.storage.contracts import read_json, read_table
 
 USERS, ITEMS, INTERACTIONS = 630, 3760, 11_140
 OPTIONS = [
@@ -83,17 +83,17 @@ def test_all_stages_run_with_the_decoder_only_generator(raw: Path, tmp_path: Pat
     run(cfg)
     folders = {stage: step.folder for stage, step in plan(cfg).items()}
     assert "known release" not in caplog.text
-    stats = artifacts.read_json(folders["prepare"], "stats.json")
+    stats = read_json(folders["prepare"], "stats.json")
     assert [stats[name] for name in ("users", "items", "interactions")] == [USERS, ITEMS, INTERACTIONS]
     assert stats["history_length"]["min"] == 10
     assert stats["items_without_metadata"] == -(-ITEMS // 100)
-    counts = artifacts.read_table(folders["prepare"], "interactions.parquet").to_pandas()["item"].value_counts()
+    counts = read_table(folders["prepare"], "interactions.parquet").to_pandas()["item"].value_counts()
     assert (counts == 1).mean() > 0.4
-    assert artifacts.read_json(folders["train"], "config.json")["tigerrec"]["max_items"] == 50
-    rows = artifacts.read_json(folders["evaluate"], "metrics.json")
+    assert read_json(folders["train"], "config.json")["tigerrec"]["max_items"] == 50
+    rows = read_json(folders["evaluate"], "metrics.json")
     assert {row["users"] for row in rows} == {USERS}
     assert {row["model"] for row in rows} >= {"decoder_only", "popularity"}
-    lists = artifacts.read_table(folders["evaluate"], "recommendations.parquet").to_pandas()
+    lists = read_table(folders["evaluate"], "recommendations.parquet").to_pandas()
     sizes = lists[lists["model"] == "decoder_only"].groupby(["seen", "user"]).size()
     assert len(sizes) == 2 * USERS
     assert (sizes == 20).all()

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from tests.test_tokenizers import make_vectors
-from tigerrec.diagnostics import reconstruction_error
-from tigerrec.tokenizers.codebooks import fit_codebook, fit_residual_codebooks
+from tigerrec.tokenizers.diagnostics import reconstruction_error
 from tigerrec.tokenizers.hkmeans import HierarchicalKMeans
 from tigerrec.tokenizers.lsh import LSH
 from tigerrec.tokenizers.pq import ProductQuantizer
+from tigerrec.tokenizers.quantizer.balanced import assign_balanced
+from tigerrec.tokenizers.quantizer.codebooks import fit_codebook, fit_residual_codebooks
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
-from tigerrec.tokenizers.rkmeans_balanced import BalancedResidualKMeans, assign_balanced
+from tigerrec.tokenizers.rkmeans_balanced import BalancedResidualKMeans
 
 
 def blobs(centres: np.ndarray, items: int, deviation: float) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_a_codebook_of_items_holds_different_rows_as_they_are():
 
 
 def test_residual_kmeans_refuses_a_start_that_it_does_not_know():
-    with pytest.raises(ValueError, match=r"init must be one of kmeans, kmeans\+\+, got 'random'"):
+    with pytest.raises(ValueError, match=r"init must be 'kmeans' or 'kmeans\+\+', got 'random'"):
         ResidualKMeans(init="random")
 
 

@@ -5,11 +5,13 @@ import numpy as np
 import pyarrow
 import pytest
 
-from tigerrec import artifacts, histories
 from tigerrec.config import ConfigError, build_choice, compose
-from tigerrec.embed import collaborative, embed, load_embeddings
+from tigerrec.data import histories
+from tigerrec.data.tables import TablesDataset
+from tigerrec.embed import collaborative
 from tigerrec.embed.collaborative import Collaborative, count_pairs, shifted_ppmi, symmetric_factors
-from tigerrec.tables import TablesDataset
+from tigerrec.embed.stage import embed, load_embeddings
+from tigerrec.storage.stages import writing
 
 RANDOM = [np.random.default_rng(user).integers(0, 12, size=4 + user % 7) for user in range(40)]
 
@@ -24,7 +26,7 @@ def prepared(folder, users, n_items):
         "position": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
     }
     names = [f"item {item}" for item in range(n_items)]
-    with artifacts.writing(folder, "prepare", TablesDataset("x.csv")) as files:
+    with writing(folder, "prepare", TablesDataset("x.csv")) as files:
         files.parquet(
             "items.parquet",
             pyarrow.table({"item": np.arange(n_items, dtype=np.int32), "item_id": names, "text": names}),

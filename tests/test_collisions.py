@@ -10,21 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_run import build_embedded_run
-from tigerrec import artifacts
-from tigerrec.collisions import COLLISION_POLICIES, CodedItems, balanced_codes, resolve
 from tigerrec.config import ConfigError, compose
-from tigerrec.diagnostics import level_usage
-from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.export import export
-from tigerrec.generator import T5
-from tigerrec.histories import load_histories, training_counts
+from tigerrec.data.histories import load_histories, training_counts
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.models.t5 import T5
 from tigerrec.pipeline import plan
-from tigerrec.recommender import Recommender
-from tigerrec.semantic_ids import SemanticIdError, group_codes, load_semantic_ids
-from tigerrec.tokenizers import TokenizeConfig, fit
+from tigerrec.serving.export import export
+from tigerrec.serving.recommender import Recommender
+from tigerrec.storage.contracts import read_json
+from tigerrec.tokenizers.collisions import COLLISION_POLICIES, CodedItems, resolve
+from tigerrec.tokenizers.diagnostics import level_usage
+from tigerrec.tokenizers.ids import SemanticIdError, group_codes, load_semantic_ids
 from tigerrec.tokenizers.random import RandomCodes
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
-from tigerrec.train import TrainConfig, Training, train
+from tigerrec.tokenizers.stage import TokenizeConfig, fit
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.stage import train
 
 POLICIES = list(COLLISION_POLICIES)
 seeds = st.integers(0, 2**32 - 1)
@@ -154,11 +155,6 @@ def test_sinkhorn_moves_only_what_collides_and_keeps_equal_vectors_together(seed
     assert len(set(zip(by_vector, by_codes, strict=True))) == len(set(by_vector)) == len(set(by_codes))
 
 
-def test_balanced_codes_are_the_nearest_of_the_codes_an_item_holds():
-    assert balanced_codes(np.array([[1.0, 2.0, 9.0, 9.0], [1.1, 9.0, 5.0, 4.0]])).tolist() == [0, 3]
-    assert set(balanced_codes(np.ones((3, 2))).tolist()) <= {0, 1}
-
-
 @pytest.mark.parametrize("policy", ["sinkhorn", "nearest_free"])
 def test_diagnostics_tell_of_the_codes_before_and_after_a_policy(policy):
     vectors = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
@@ -233,7 +229,7 @@ SMALL = TrainConfig(
 def test_a_policy_goes_from_the_tokenizer_to_recommendations(policy, tmp_path):
     folders = build_embedded_run(tmp_path, policy)
     ids = load_semantic_ids(folders["tokenize"])
-    diagnostics = artifacts.read_json(folders["tokenize"], "diagnostics.json")
+    diagnostics = read_json(folders["tokenize"], "diagnostics.json")
     assert diagnostics["largest_group"] > 1
     assert diagnostics["collisions"]["policy"] == policy
     assert ids.may_share == (not in_groups_of_one(ids.codes).all()) == (policy == "keep")
@@ -246,7 +242,7 @@ def test_a_policy_goes_from_the_tokenizer_to_recommendations(policy, tmp_path):
     evaluated = evaluate(
         folders["prepare"], folders["tokenize"], trained, EvaluateConfig(device="cpu"), tmp_path / "eval"
     )
-    rows = {(row["model"], row["hit"], row["seen"]): row for row in artifacts.read_json(evaluated, "metrics.json")}
+    rows = {(row["model"], row["hit"], row["seen"]): row for row in read_json(evaluated, "metrics.json")}
     by_item, by_codes = (rows["generator", hit, "masked"] for hit in ("item", "sid"))
     assert by_codes["hr@20"] >= by_item["hr@20"] > 0
     if policy == "nearest_free":

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import build_run
-from tigerrec import TigerrecError, artifacts
-from tigerrec.compare_runs import plot_validation, read_runs, training_table
-from tigerrec.generator import T5
-from tigerrec.train import TrainConfig, Training, train
+from tigerrec import TigerrecError
+from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
+from tigerrec.models.t5 import T5
+from tigerrec.storage.manifests import read_manifest
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.stage import train
 
 ROOT = Path(__file__).parent.parent
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
@@ -42,7 +44,7 @@ def test_the_table_names_what_differs_and_what_all_validation_users_gave_best_fi
     assert {line[0]: line[1] for line in lines[2:]} == {"rate0.001": "0.001", "rate0.01": "0.01"}
     for line in lines[2:]:
         folder = next(folder for folder in folders if folder.name == line[0])
-        assert line[-1] == f"{artifacts.read_manifest(folder).provenance['selected']['validation_ndcg@10']:.4f}"
+        assert line[-1] == f"{read_manifest(folder).provenance['selected']['validation_ndcg@10']:.4f}"
     assert lines[2][-1] >= lines[3][-1]
 
 
@@ -54,7 +56,7 @@ def test_two_small_files_are_enough_and_the_script_draws(folders, tmp_path):
         for name in ("manifest.json", "training.jsonl"):
             shutil.copy(folder / name, copies[-1])
     picture = tmp_path / "picture.png"
-    command = [sys.executable, str(ROOT / "scripts" / "compare_runs.py"), *map(str, copies), "--plot", str(picture)]
+    command = [sys.executable, "-m", "tigerrec", "compare-runs", *map(str, copies), "--plot", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == training_table(read_runs(folders))
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -14,10 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, artifacts, compare_tokenizers
-from tigerrec.compare_tokenizers import Categories, compare, read_categories, read_fitted, table
+from tigerrec import TigerrecError
+from tigerrec.analysis.tokenizers import comparison, pictures
+from tigerrec.analysis.tokenizers.comparison import compare, comparison_table
+from tigerrec.analysis.tokenizers.fitted import Categories, FittedTokenizer, read_categories, read_fitted
+from tigerrec.analysis.tokenizers.pictures import by_size, items_by_group_size, main_category
 from tigerrec.config import ConfigError
-from tigerrec.tokenizer_plots import by_size, items_by_group_size, main_category
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.stages import writing
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["embedder=hashed", "embedder.dim=16", "tokenizer.codebook_size=64", "tokenizer.levels=2"]
@@ -46,13 +50,13 @@ def no_new_process(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError(f"not up to date: {arguments}")
 
-    monkeypatch.setattr(compare_tokenizers, "in_own_process", refuse)
+    monkeypatch.setattr(comparison, "in_own_process", refuse)
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """As without matplotlib, which saves the time to draw."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    """Nothing is drawn, which saves time."""
+    monkeypatch.setattr("tigerrec.analysis.tokenizers.pictures.draw", lambda *arguments: [])
 
 
 def test_the_table_has_a_row_a_tokenizer_and_all_pictures_are_there(runs):
@@ -84,7 +88,7 @@ def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
     folder = runs / "sample" / "hashed"
     rows = pq.read_table(folder / "tokenizers" / "comparison.parquet").to_pylist()
     for row in rows:
-        found = artifacts.read_json(folder / row["tokenizer"], "diagnostics.json")
+        found = read_json(folder / row["tokenizer"], "diagnostics.json")
         for name in (
             "collision_rate",
             "largest_group",
@@ -105,7 +109,7 @@ def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
 
 def test_a_second_run_fits_nothing_and_says_so_and_the_script_prints_the_folder_last(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("manifest.json")}
-    command = [sys.executable, str(ROOT / "scripts" / "compare_tokenizers.py"), *OPTIONS, BOTH, f"paths.runs={runs}"]
+    command = [sys.executable, "-m", "tigerrec", "compare-tokenizers", *OPTIONS, BOTH, f"paths.runs={runs}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
@@ -137,13 +141,9 @@ def test_one_that_lacks_an_option_is_told_of_and_if_none_is_left_nothing_is_writ
     assert (out / "comparison.md").read_text() == before
 
 
-def test_without_matplotlib_the_tables_stand_say_how_to_get_pictures_and_older_ones_go(
-    runs, no_new_process, no_pictures
-):
+def test_pictures_of_an_older_comparison_go(runs, no_new_process, no_pictures):
     out = compare([*OPTIONS, BOTH, f"paths.runs={runs}"])
-    text = (out / "comparison.md").read_text()
-    assert "- Pictures need the package matplotlib; run `python -m pip install matplotlib`" in text
-    assert "![" not in text
+    assert "![" not in (out / "comparison.md").read_text()
     assert {path.name for path in out.iterdir()} == {"comparison.md", "comparison.parquet"}
 
 
@@ -174,7 +174,9 @@ def test_options_that_make_no_sense_are_refused_before_any_work(option, message,
 def test_the_script_refuses_in_one_sentence(tmp_path):
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "compare_tokenizers.py"),
+        "-m",
+        "tigerrec",
+        "compare-tokenizers",
         "tokenizers=[nothing]",
         f"paths.runs={tmp_path}",
     ]
@@ -186,8 +188,8 @@ def test_the_script_refuses_in_one_sentence(tmp_path):
 
 def test_diagnostics_of_an_older_version_are_refused_by_name(runs, tmp_path):
     folder = shutil.copytree(runs / "sample" / "hashed" / "random-seed0", tmp_path / "random-seed0")
-    found = artifacts.read_json(folder, "diagnostics.json")
-    with artifacts.writing(folder, "tokenize", {"seed": 0}) as files:
+    found = read_json(folder, "diagnostics.json")
+    with writing(folder, "tokenize", {"seed": 0}) as files:
         for name in ("semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors"):
             files.adopt(folder / name, name)
         files.json(
@@ -200,7 +202,7 @@ def test_diagnostics_of_an_older_version_are_refused_by_name(runs, tmp_path):
 def test_a_category_is_the_second_element_of_a_path(tmp_path):
     import pyarrow as pa
 
-    with artifacts.writing(tmp_path, "prepare", {"seed": 0}) as files:
+    with writing(tmp_path, "prepare", {"seed": 0}) as files:
         paths = [["Beauty", "Hair", "Dye"], ["Beauty", "Skin"], ["Tents"], None, [], ["Beauty", "Skin", "Face"]]
         files.parquet("items.parquet", pa.table({"categories": pa.array(paths, pa.list_(pa.string()))}))
     found = read_categories(tmp_path)
@@ -209,12 +211,13 @@ def test_a_category_is_the_second_element_of_a_path(tmp_path):
 
 
 def test_the_table_shows_what_is_not_measured_as_a_dash():
-    facts = {
-        "code_sizes": [4, 3], "collision_rate": 0.25, "largest_group": 2, "used_codes": [4, 2], "perplexity": [3.6, 1.2], "reconstruction_error": None,
-        "neighbour_agreement": None, "purity": [], "purity_by_chance": [], "seconds": 1.26, "peak_mb": 90,
+    measures = {
+        "code_sizes": [4, 3], "collision_rate": 0.25, "largest_group": 2, "used_codes": [4, 2],
+        "perplexity": [3.6, 1.2], "reconstruction_error": None, "neighbour_agreement": None, "purity": [],
+        "purity_by_chance": [], "seconds": 1.26, "peak_mb": 90,
     }  # fmt: skip
-    row = table(
-        [compare_tokenizers.FittedTokenizer("a", facts, {1: 2, 2: 1}, (4, 3), np.zeros((4, 2), np.int32))]
+    row = comparison_table(
+        [FittedTokenizer("a", measures, {1: 2, 2: 1}, (4, 3), np.zeros((4, 2), np.int32))]
     ).splitlines()[2]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "a",
@@ -247,5 +250,18 @@ def test_codes_are_ordered_by_size_and_then_by_their_main_category():
 def test_the_command_prints_the_folder_last(runs, no_new_process, no_pictures, monkeypatch, capsys):
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
-    compare_tokenizers.command([*OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
+    comparison.command([*OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
     assert capsys.readouterr().out.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    codes = np.array([[0, 1], [0, 2], [1, 0], [1, 0]], np.int32)
+    measured = {
+        "perplexity": [2, 2], "collision_rate": 0.5, "reconstruction_error": None, "neighbour_agreement": None,
+        "purity": [1.0, 1.0], "purity_by_chance": [0.5, 0.5],
+    }  # fmt: skip
+    fitted = FittedTokenizer("$a_$", measured, {1: 2, 2: 1}, (2, 3), codes)
+    categories = Categories(("under $5_$", "other"), np.array([0, 0, 1, -1]))
+    drawn = pictures.draw(tmp_path, [fitted], categories)
+    assert len(drawn) == 3
+    assert all(path.stat().st_size > 1000 for _, path in drawn)

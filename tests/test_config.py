@@ -5,20 +5,24 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tigerrec import TigerrecError, artifacts
-from tigerrec.amazon import AmazonReviews
-from tigerrec.config import ConfigError, build, build_choice, compose
-from tigerrec.evaluate import EvaluateConfig
-from tigerrec.generator import T5
-from tigerrec.tokenizers import TokenizeConfig
+from tigerrec import TigerrecError
+from tigerrec.baselines.base import Baseline
+from tigerrec.config import ConfigError, build, build_choice, compose, families, family_class
+from tigerrec.data.amazon import AmazonReviews
+from tigerrec.data.base import Dataset
+from tigerrec.embed.base import Embedder
+from tigerrec.evaluation.stage import EvaluateConfig
+from tigerrec.models.base import Generator
+from tigerrec.models.t5 import T5
+from tigerrec.tokenizers.base import Tokenizer
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.tokenizers.rqvae import RQVAE
-from tigerrec.train import TrainConfig, Training
+from tigerrec.tokenizers.stage import TokenizeConfig
+from tigerrec.training.options import TrainConfig, Training
 
-T5_NODE = {"_target_": "tigerrec.generator.T5", "num_layers": 2}
-TRAINING_NODE = {"_target_": "tigerrec.train.Training"}
+T5_NODE = {"family": "t5", "num_layers": 2}
 DATASET_NODE = {
-    "_target_": "tigerrec.amazon.AmazonReviews",
+    "family": "amazon",
     "raw_dir": "data",
     "interactions": "a.json.gz",
     "metadata": "b.json.gz",
@@ -35,140 +39,152 @@ def refused(call, *arguments) -> str:
 
 
 def test_a_node_becomes_its_dataclass():
-    assert build(T5_NODE, "generator") == T5(num_layers=2)
-    assert build(OmegaConf.create(T5_NODE), "generator") == T5(num_layers=2)
-    assert build({"_target_": "tigerrec.train.Training", "learning_rate": 1}, "train").learning_rate == 1.0
+    assert build(T5_NODE, "generator", Generator) == T5(num_layers=2)
+    assert build(OmegaConf.create(T5_NODE), "generator", Generator) == T5(num_layers=2)
+    assert build({"learning_rate": 1}, "train", Training).learning_rate == 1.0
 
 
 def test_values_take_their_annotated_types():
-    data = build(DATASET_NODE | {"expected": [1, 2, 3]}, "dataset")
+    data = build(DATASET_NODE | {"expected": [1, 2, 3]}, "dataset", Dataset)
     assert data == AmazonReviews(Path("data"), "a.json.gz", "b.json.gz", expected=(1, 2, 3))
     assert isinstance(data.raw_dir, Path)
     assert isinstance(data.expected, tuple)
-    rqvae = build({"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "hidden": [8, 4]}, "tokenizer")
+    rqvae = build({"family": "rqvae", "hidden": [8, 4]}, "tokenizer", Tokenizer)
     assert rqvae == RQVAE(hidden=(8, 4))
     hash(rqvae)
 
 
 def test_none_only_where_it_is_allowed():
-    assert build(DATASET_NODE | {"url": None}, "dataset").url is None
-    assert "dataset.metadata=None has the wrong type" in refused(build, DATASET_NODE | {"metadata": None}, "dataset")
-    assert "generator.d_model=None has the wrong type" in refused(build, T5_NODE | {"d_model": None}, "generator")
+    assert build(DATASET_NODE | {"url": None}, "dataset", Dataset).url is None
+    assert "dataset.metadata=None has the wrong type" in refused(
+        build, DATASET_NODE | {"metadata": None}, "dataset", Dataset
+    )
+    assert "generator.d_model=None has the wrong type" in refused(
+        build, T5_NODE | {"d_model": None}, "generator", Generator
+    )
 
 
 def test_a_misspelt_key_names_the_allowed_ones():
-    text = refused(build, T5_NODE | {"d_modle": 3}, "generator")
+    text = refused(build, T5_NODE | {"d_modle": 3}, "generator", Generator)
     assert text.startswith("generator.d_modle is not an option; allowed: d_ff, d_kv, d_model, ")
 
 
 @pytest.mark.parametrize("value", ["many", 2.5, True, [3], {"a": 1}, "???"])
 def test_a_wrong_type_is_named(value):
-    assert refused(build, T5_NODE | {"num_layers": value}, "generator").startswith(
+    assert refused(build, T5_NODE | {"num_layers": value}, "generator", Generator).startswith(
         f"generator.num_layers={value!r} has the wrong type: "
     )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_only_finite_numbers(value):
-    assert "train.learning_rate=" in refused(build, TRAINING_NODE | {"learning_rate": value}, "train")
+    assert "train.learning_rate must be a finite number, got" in refused(
+        build, {"learning_rate": value}, "train", Training
+    )
 
 
 def test_a_value_out_of_range_says_what_is_allowed():
     assert (
-        refused(build, T5_NODE | {"num_layers": 0}, "generator") == "generator: num_layers must be at least 1, got 0."
+        refused(build, T5_NODE | {"num_layers": 0}, "generator", Generator)
+        == "generator.num_layers must be at least 1, got 0."
     )
     assert "expected must be [users, items, interactions] or []" in refused(
-        build, DATASET_NODE | {"expected": [1]}, "dataset"
+        build, DATASET_NODE | {"expected": [1]}, "dataset", Dataset
     )
 
 
 def test_a_missing_key_says_how_to_give_it():
     node = {key: value for key, value in DATASET_NODE.items() if key != "metadata"}
-    assert refused(build, node, "dataset") == "dataset.metadata is missing; give it as `dataset.metadata=<value>`."
+    assert (
+        refused(build, node, "dataset", Dataset)
+        == "dataset.metadata is missing; give it as `dataset.metadata=<value>`."
+    )
 
 
 def test_interpolations_are_resolved_or_named():
     root = OmegaConf.create(
         {"width": 32, "generator": T5_NODE | {"d_model": "${width}"}, "broken": T5_NODE | {"d_model": "${nothing}"}}
     )
-    assert build(root.generator, "generator").d_model == 32
-    assert "'nothing' not found" in refused(build, root.broken, "generator")
+    assert build(root.generator, "generator", Generator).d_model == 32
+    assert "'nothing' not found" in refused(build, root.broken, "generator", Generator)
 
 
 def test_children_are_built_first():
-    node = {"_target_": "tigerrec.train.TrainConfig", "generator": T5_NODE, "training": TRAINING_NODE, "seed": 3}
-    assert build(node, "train") == TrainConfig(T5(num_layers=2), Training(), 3)
-    assert build(node | {"generator": T5(num_layers=5)}, "train").generator.num_layers == 5
+    node = {"generator": T5_NODE, "training": {}, "seed": 3}
+    assert build(node, "train", TrainConfig) == TrainConfig(T5(num_layers=2), Training(), 3)
+    assert build(node | {"generator": T5(num_layers=5)}, "train", TrainConfig).generator.num_layers == 5
     assert "train.generator.d_modle is not an option" in refused(
-        build, node | {"generator": T5_NODE | {"d_modle": 1}}, "train"
+        build, node | {"generator": T5_NODE | {"d_modle": 1}}, "train", TrainConfig
     )
 
 
 def test_a_child_of_another_kind_is_refused():
-    node = {"_target_": "tigerrec.tokenizers.TokenizeConfig"}
-    assert build(node | {"tokenizer": ResidualKMeans()}, "tokenizer") == TokenizeConfig(ResidualKMeans())
+    assert build({"tokenizer": ResidualKMeans()}, "tokenizer", TokenizeConfig) == TokenizeConfig(ResidualKMeans())
     assert (
-        refused(build, node | {"tokenizer": T5_NODE}, "tokenizer")
+        refused(build, {"tokenizer": T5()}, "tokenizer", TokenizeConfig)
         == "tokenizer.tokenizer must be a Tokenizer, not a T5."
     )
-    assert "tokenizer.tokenizer" in refused(build, node | {"tokenizer": 5}, "tokenizer")
-    train = {"_target_": "tigerrec.train.TrainConfig", "generator": T5_NODE, "training": T5_NODE}
-    assert "train.training must be a Training, not a T5" in refused(build, train, "train")
+    assert "tokenizer.tokenizer.family='t5' is unknown" in refused(
+        build, {"tokenizer": T5_NODE}, "tokenizer", TokenizeConfig
+    )
+    assert "tokenizer.tokenizer" in refused(build, {"tokenizer": 5}, "tokenizer", TokenizeConfig)
+    train = {"generator": T5_NODE, "training": T5()}
+    assert "train.training" in refused(build, train, "train", TrainConfig)
 
 
 @pytest.mark.parametrize(
-    "target",
+    "family",
     [
         "os.system",
-        "os.system\ntigerrec.",
-        "tigerrec.artifacts.remove_tree",
-        "tigerrec.artifacts.StageFiles",
-        "tigerrec.artifacts.os.system",
-        "tigerrec.artifacts.subprocess",
-        "tigerrec.nowhere.T5",
-        "tigerrec.generator.T6",
-        "tigerrec.generator.",
-        "tigerrec",
-        "tigerrec..generator.T5",
-        "omegaconf.DictConfig",
+        "os",
+        "..artifacts",
+        "artifacts",
+        "base",
+        "t6",
+        "",
+        "tigerrec.tokenizers.rqvae",
         None,
         5,
-        ["tigerrec.generator.T5"],
+        ["rqvae"],
+        {},
     ],
 )
-def test_only_dataclasses_of_tigerrec_can_be_built(tmp_path, monkeypatch, target):
+def test_only_families_of_a_room_can_be_built(tmp_path, monkeypatch, family):
     called = []
     monkeypatch.setattr("os.system", called.append)
-    monkeypatch.setattr("tigerrec.artifacts.remove_tree", called.append)
-    for node in ({"_target_": target, "folder": str(tmp_path)}, {"_target_": target}):
-        text = refused(build, node, "tokenizer")
-        assert text == f"tokenizer._target_={target!r} is not a dataclass of tigerrec; correct the yaml of this choice."
-    assert refused(
-        build, {"_target_": "tigerrec.train.TrainConfig", "generator": {"_target_": target}}, "train"
-    ).startswith("train.generator._target_=")
+    monkeypatch.setattr("tigerrec.storage.files.remove_tree", called.append)
+    for node in ({"family": family, "folder": str(tmp_path)}, {"family": family}):
+        text = refused(build, node, "tokenizer", Tokenizer)
+        assert text.startswith(f"tokenizer.family={family!r} is unknown; allowed: fsq, hkmeans, ")
+    assert "train.generator.family=" in refused(build, {"generator": {"family": family}}, "train", TrainConfig)
     assert not called
 
 
-def test_a_dataclass_of_another_package_is_refused(monkeypatch):
-    import dataclasses
-
-    monkeypatch.setattr(artifacts, "Foreign", dataclasses.make_dataclass("Foreign", ["command"]), raising=False)
-    assert "is not a dataclass of tigerrec" in refused(
-        build, {"_target_": "tigerrec.artifacts.Foreign", "command": "ls"}, "x"
+def test_an_import_path_is_no_option():
+    node = {"family": "rqvae", "_target_": "os.system"}
+    assert refused(build_choice, node, "tokenizer", Tokenizer).startswith("tokenizer._target_ is not an option; ")
+    assert refused(build, {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}, "tokenizer", Tokenizer).startswith(
+        "tokenizer.family=None is unknown; allowed: "
     )
+
+
+def test_every_family_stands_in_the_module_of_its_name():
+    for protocol in (Dataset, Embedder, Tokenizer, Generator, Baseline):
+        for family, kind in families(protocol).items():
+            assert family_class(protocol, family, "x") is kind
 
 
 def test_reserved_keys_are_handed_to_the_stage():
-    part, keys = build_choice(T5_NODE | {"name": "t5", "seed": 4}, "generator", ("seed",))
+    part, keys = build_choice(T5_NODE | {"name": "t5", "seed": 4}, "generator", Generator, ("seed",))
     assert part == T5(num_layers=2)
     assert keys == {"name": "t5", "seed": 4}
-    assert "generator.seed is not an option" in refused(build_choice, T5_NODE | {"seed": 4}, "generator")
+    assert "generator.seed is not an option" in refused(build_choice, T5_NODE | {"seed": 4}, "generator", Generator)
     assert (
-        "allowed: d_ff, d_kv, d_model, decoder_reads, dropout_rate, history, item_loss, max_items, name, "
-        in refused(build_choice, T5_NODE | {"nmae": "x"}, "generator")
+        "allowed: d_ff, d_kv, d_model, decoder_reads, dropout_rate, family, history, item_loss, max_items, name, "
+        in refused(build_choice, T5_NODE | {"nmae": "x"}, "generator", Generator)
     )
     assert (
-        refused(build_choice, None, "generator")
+        refused(build_choice, None, "generator", Generator)
         == "generator must be one of the choices in configs/generator/, got None."
     )
 
@@ -195,9 +211,8 @@ def test_configuration_errors_are_user_errors():
 
 
 def test_a_part_given_as_a_word_is_refused_with_the_option_to_give():
-    node = {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "estimator": "rotation"}
-    with pytest.raises(
-        ConfigError,
-        match=r"tokenizer\.estimator='rotation' must be a part; give its class as `tokenizer\.estimator\._target_=",
-    ):
-        build(node, "tokenizer")
+    node = {"family": "rqvae", "estimator": "rotation"}
+    assert (
+        refused(build, node, "tokenizer", Tokenizer)
+        == "tokenizer.estimator='rotation' must be a part; give `tokenizer.estimator.family=<name>`."
+    )

@@ -1,19 +1,27 @@
-"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy
-import."""
+"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy import."""
 
 import dataclasses
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from tigerrec import artifacts
-from tigerrec.config import ConfigError, build_choice, compose, config_folder, target_class
-from tigerrec.pipeline import GROUPS, STAGES, plan
-from tigerrec.table.rows import plan_rows
+from tigerrec.analysis.table.rows import plan_rows
+from tigerrec.baselines.base import Baseline
+from tigerrec.config import ConfigError, build_choice, compose, config_folder, family_class
+from tigerrec.data.base import Dataset
+from tigerrec.embed.base import Embedder
+from tigerrec.evaluation.stage import EvaluateConfig
+from tigerrec.models.base import Generator
+from tigerrec.pipeline import STAGES, plan
+from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.text import GROUPS
+from tigerrec.tokenizers.base import Tokenizer
+from tigerrec.training.options import Training
 
 RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",), "baseline": ("seed",)}
 OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some
@@ -51,15 +59,30 @@ def test_a_choice_composes_and_plans(group, name):
     steps = plan(cfg)
     assert [key for key in steps if key in STAGES] == list(STAGES)
     for step in steps.values():
-        artifacts.canonical_json(artifacts.describe(step.config))
+        canonical_json(describe(step.config))
 
 
-def unsaid(node, where):
+PROTOCOLS = {
+    "dataset": Dataset,
+    "embedder": Embedder,
+    "tokenizer": Tokenizer,
+    "generator": Generator,
+    "baseline": Baseline,
+    "train": Training,
+    "evaluate": EvaluateConfig,
+}
+
+
+def unsaid(node, where, kind):
     """Fields of dataclasses that their nodes do not say, and keys that are no fields, by dotted name."""
-    fields = {field.name for field in dataclasses.fields(target_class(node["_target_"], where)) if field.init}
-    parts = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
-    return {f"{where}.{key}" for key in (set(node) - {"_target_"}) ^ fields}.union(
-        *(unsaid(part, f"{where}.{key}") for key, part in parts.items())
+    chosen = family_class(kind, node["family"], where) if "family" in node else kind
+    types = typing.get_type_hints(chosen)
+    fields = {field.name for field in dataclasses.fields(chosen) if field.init}
+    parts = {
+        key: value for key, value in node.items() if isinstance(value, dict) and "family" in value and key in types
+    }
+    return {f"{where}.{key}" for key in (set(node) - {"family"}) ^ fields}.union(
+        *(unsaid(part, f"{where}.{key}", types[key]) for key, part in parts.items())
     )
 
 
@@ -68,7 +91,7 @@ def test_a_yaml_says_every_field_of_its_dataclass(group, name):
     node = OmegaConf.to_container(
         compose([f"{group}={name}"] if group == "dataset" else ["dataset=beauty", f"{group}={name}"])[group]
     )
-    assert unsaid(node, group) - {f"{group}.{key}" for key in OPTIONAL} == {
+    assert unsaid(node, group, PROTOCOLS[group]) - {f"{group}.{key}" for key in OPTIONAL} == {
         f"{group}.{key}" for key in ("name", *RESERVED.get(group, ()))
     }
     assert node["name"] == name
@@ -129,7 +152,7 @@ def test_the_sample_is_small_and_the_command_line_wins():
     assert small["train"].config.generator.d_model < full["train"].config.generator.d_model
     assert small["tokenize"].config.tokenizer.codebook_size < full["tokenize"].config.tokenizer.codebook_size == 256
     yaml = OmegaConf.load(config_folder() / "generator" / "t5.yaml")
-    assert full["train"].config.generator == build_choice(yaml, "generator", ("seed",))[0]
+    assert full["train"].config.generator == build_choice(yaml, "generator", Generator, ("seed",))[0]
     chosen = plan(compose(["generator.d_model=32", "train.epochs=3", "tokenizer.codebook_size=5"]))
     assert chosen["train"].config.generator.d_model == 32
     assert chosen["train"].config.training.epochs == 3

@@ -17,21 +17,24 @@ from tests.oracles import score_catalogue
 from tests.test_beam_search import catalogue, random_histories
 from tests.test_train import STRIDE, TRAINING, made_of, weights
 from tests.tiny_run import build_run
-from tigerrec import artifacts, stack_gpt2
-from tigerrec.batches import NO_ITEM, Batch, padded
-from tigerrec.beam_search import Searcher
-from tigerrec.benchmark.sides import allowed_next
+from tigerrec.analysis.benchmark.sides import allowed_next
 from tigerrec.config import ConfigError, compose
-from tigerrec.decoder_only import DecoderOnly
-from tigerrec.dropout import Dropout
-from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.generator import load_generator, save_generator
-from tigerrec.histories import load_histories
-from tigerrec.history_gpt2 import HistoryGPT2
+from tigerrec.data.batches import NO_ITEM, Batch, padded
+from tigerrec.data.histories import load_histories
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.models import gpt2_stack
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.gpt2 import DecoderOnly
+from tigerrec.models.gpt2_model import HistoryGPT2
+from tigerrec.models.loading import load_generator, save_generator
 from tigerrec.pipeline import plan
-from tigerrec.semantic_ids import PAD, SemanticIds, TokenLayout, load_semantic_ids
-from tigerrec.train import TrainConfig, Training, train
-from tigerrec.trainer import Trainer, new_optimizer
+from tigerrec.search.beam_search import Searcher
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.files import ArtifactError
+from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout, load_semantic_ids
+from tigerrec.training.loop import Trainer, new_optimizer
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.stage import train
 
 SIZES = DecoderOnly(num_layers=2, d_model=32, num_heads=2, d_ff=48, dropout_rate=0.0, max_items=6)
 IDS = catalogue(60)
@@ -71,8 +74,8 @@ def test_logits_and_all_gradients_are_those_of_the_stock_model():
     expected.square().mean().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    found = stack_gpt2.next_token_logits(
-        model.gpt2, stack_gpt2.read_sequence(model.gpt2, tokens, torch.float32, EXACT), torch.float32
+    found = gpt2_stack.next_token_logits(
+        model.gpt2, gpt2_stack.read_sequence(model.gpt2, tokens, torch.float32, EXACT), torch.float32
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     found.square().mean().backward()
@@ -83,7 +86,7 @@ def test_logits_and_all_gradients_are_those_of_the_stock_model():
 def test_bf16_products_stay_near_the_exact_logits():
     model, tokens = generator(), torch.arange(1, 25).view(2, 12)
     exact, rough = (
-        stack_gpt2.next_token_logits(model.gpt2, stack_gpt2.read_sequence(model.gpt2, tokens, dtype, EXACT), dtype)
+        gpt2_stack.next_token_logits(model.gpt2, gpt2_stack.read_sequence(model.gpt2, tokens, dtype, EXACT), dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert rough.dtype == torch.bfloat16
@@ -98,8 +101,8 @@ def test_under_dropout_logits_are_distributed_as_those_of_the_stock_model():
     torch.manual_seed(0)
     with torch.no_grad():
         stock = model.gpt2.train()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-        states = stack_gpt2.read_sequence(model.gpt2, tokens, torch.float32, Dropout(0.3, seed=1))
-        driven = stack_gpt2.next_token_logits(model.gpt2, states, torch.float32)
+        states = gpt2_stack.read_sequence(model.gpt2, tokens, torch.float32, Dropout(0.3, seed=1))
+        driven = gpt2_stack.next_token_logits(model.gpt2, states, torch.float32)
     error = (stock.var(0) / rows + driven.var(0) / rows).sqrt()
     assert ((stock.mean(0) - driven.mean(0)).abs() / error).max() < 5
     ratio = driven.std(0) / stock.std(0)
@@ -295,7 +298,7 @@ def test_a_gpt2_that_is_not_ours_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["tigerrec"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(artifacts.ArtifactError, match="how the model reads histories"):
+    with pytest.raises(ArtifactError, match="how the model reads histories"):
         load_generator(tmp_path, IDS)
 
 
@@ -357,7 +360,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_and_is_evaluated(t
         undisturbed / "eval-full",
     )
     n_users = len(load_histories(folders["prepare"]))
-    assert {(row["model"], row["users"]) for row in artifacts.read_json(out, "metrics.json")} == {
+    assert {(row["model"], row["users"]) for row in read_json(out, "metrics.json")} == {
         ("decoder_only", n_users),
         ("popularity", n_users),
     }

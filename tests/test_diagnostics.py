@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tigerrec.diagnostics import collisions, level_usage, neighbour_agreement, prefix_purity, reconstruction_error
+from tigerrec.tokenizers.diagnostics import (
+    collisions,
+    level_usage,
+    neighbour_agreement,
+    prefix_purity,
+    reconstruction_error,
+)
 
 
 def test_groups_of_equal_codes_are_counted_by_size():

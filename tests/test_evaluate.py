@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tests.tiny_run import N_USERS, build_run
-from tigerrec import artifacts
-from tigerrec import evaluate as stage
 from tigerrec.baselines.popularity import Popularity
-from tigerrec.beam_search import Searcher
-from tigerrec.evaluate import EvaluateConfig, Ranking, check_lists, evaluate
-from tigerrec.histories import load_histories, split
-from tigerrec.metrics import item_ranks, metrics
+from tigerrec.data.histories import load_histories, split
+from tigerrec.evaluation.metrics import item_ranks, metrics
+from tigerrec.evaluation.stage import EvaluateConfig, Ranking, check_lists, evaluate
+from tigerrec.search.beam_search import Searcher
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.manifests import StaleError, read_manifest
 
 CONFIG = EvaluateConfig(model="tiny", precision="fp32", device="cpu")
 FILES = ("metrics.json", "recommendations.parquet", "ranks.parquet")
@@ -27,7 +27,7 @@ def evaluated(run):
 
 
 def test_rows_cover_every_case(evaluated):
-    rows = artifacts.read_json(evaluated, "metrics.json")
+    rows = read_json(evaluated, "metrics.json")
     found = {(row["model"], row["hit"], row["seen"]) for row in rows}
     assert found == {
         (model, hit, seen) for model in ("tiny", "popularity") for hit in ("item", "sid") for seen in ("kept", "masked")
@@ -41,17 +41,17 @@ def test_rows_cover_every_case(evaluated):
 
 
 def test_metrics_follow_from_ranks_to_the_last_digit(evaluated):
-    ranks = artifacts.read_table(evaluated, "ranks.parquet").to_pandas()
-    for row in artifacts.read_json(evaluated, "metrics.json"):
+    ranks = read_table(evaluated, "ranks.parquet").to_pandas()
+    for row in read_json(evaluated, "metrics.json"):
         chosen = ranks[(ranks["model"] == row["model"]) & (ranks["hit"] == row["hit"]) & (ranks["seen"] == row["seen"])]
         assert {key: row[key] for key in row if "@" in key} == metrics(chosen["rank"].to_numpy())
 
 
 def test_metrics_follow_from_recommendations_and_the_split(run, evaluated):
-    table = artifacts.read_table(evaluated, "recommendations.parquet").to_pandas()
+    table = read_table(evaluated, "recommendations.parquet").to_pandas()
     histories = load_histories(run["prepare"])
     targets = np.array([split(histories[user], "test")[1] for user in range(N_USERS)])
-    for row in artifacts.read_json(evaluated, "metrics.json"):
+    for row in read_json(evaluated, "metrics.json"):
         if row["hit"] == "item":
             chosen = table[(table["model"] == row["model"]) & (table["seen"] == row["seen"])]
             items = np.full((N_USERS, 20), -1)
@@ -63,13 +63,13 @@ def test_the_validation_split_has_its_own_targets(run, tmp_path):
     config = EvaluateConfig(model="tiny", split="validation", precision="fp32", device="cpu")
     out = evaluate(run["prepare"], run["tokenize"], run["train"], config, tmp_path / "out")
     histories = load_histories(run["prepare"])
-    ranks = artifacts.read_table(out, "ranks.parquet").to_pandas()
+    ranks = read_table(out, "ranks.parquet").to_pandas()
     assert all(histories[user][-2] == target for user, target in zip(ranks["user"], ranks["target"], strict=True))
-    assert {row["split"] for row in artifacts.read_json(out, "metrics.json")} == {"validation"}
+    assert {row["split"] for row in read_json(out, "metrics.json")} == {"validation"}
 
 
 def test_masked_lists_are_full_and_hold_nothing_seen(run, evaluated):
-    table = artifacts.read_table(evaluated, "recommendations.parquet").to_pandas()
+    table = read_table(evaluated, "recommendations.parquet").to_pandas()
     histories = load_histories(run["prepare"])
     masked = table[table["seen"] == "masked"]
     assert (masked.groupby(["model", "user"], observed=True).size() == 20).all()
@@ -80,7 +80,7 @@ def test_masked_lists_are_full_and_hold_nothing_seen(run, evaluated):
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run, evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "SHARD_USERS", 20)
+    monkeypatch.setattr("tigerrec.evaluation.stage.SHARD_USERS", 20)
     folders = [run[name] for name in ("prepare", "tokenize", "train")]
     whole = evaluate(*folders, CONFIG, tmp_path / "whole")
     ranked, real = [], Searcher.rank
@@ -95,7 +95,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, evaluated, tmp_path, m
     monkeypatch.setattr(Searcher, "rank", dying)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*folders, CONFIG, out)
-    assert artifacts.read_manifest(out) is None
+    assert read_manifest(out) is None
     ranked[:] = [None, None]
     evaluate(*folders, CONFIG, out)
     assert len(ranked) == 4
@@ -107,7 +107,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, evaluated, tmp_path, m
 
 def test_a_generator_of_other_semantic_ids_is_refused(run, tmp_path):
     other = build_run(tmp_path / "other", seed=1)
-    with pytest.raises(artifacts.StaleError, match="made from another 'tokenize'"):
+    with pytest.raises(StaleError, match="made from another 'tokenize'"):
         evaluate(run["prepare"], other["tokenize"], run["train"], CONFIG, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 

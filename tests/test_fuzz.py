@@ -24,19 +24,23 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny_run import build_embedded_run
-from tigerrec import TigerrecError, artifacts
-from tigerrec.amazon import AmazonReviews
-from tigerrec.embed import load_embeddings
-from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.export import export
-from tigerrec.histories import load_histories
-from tigerrec.prepare import prepare
-from tigerrec.recommender import Recommender
-from tigerrec.semantic_ids import load_semantic_ids
-from tigerrec.tables import TablesDataset
-from tigerrec.tokenizers import TokenizeConfig, encode_items, tokenize
+from tigerrec import TigerrecError
+from tigerrec.data.amazon import AmazonReviews
+from tigerrec.data.histories import load_histories
+from tigerrec.data.prepare import prepare
+from tigerrec.data.tables import TablesDataset
+from tigerrec.embed.stage import load_embeddings
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.serving.export import export
+from tigerrec.serving.recommender import Recommender
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.files import ArtifactError, sha256_file
+from tigerrec.storage.fingerprints import content_digest
+from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, read_manifest
+from tigerrec.storage.stages import open_stage, writing
+from tigerrec.tokenizers.ids import load_inputs, load_semantic_ids
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
-from tigerrec.train import load_inputs
+from tigerrec.tokenizers.stage import TokenizeConfig, encode_items, tokenize
 
 FUZZ = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 EXECUTING = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class")
@@ -177,7 +181,7 @@ def check_prepared(raw: Any, out: Path) -> None:
     assert all(type(name) is str and name.strip() for name in (*raw.user_ids, *raw.item_ids, *raw.items))
     histories = load_histories(out)
     assert len(histories) >= 1
-    stats = artifacts.read_json(out, "stats.json")
+    stats = read_json(out, "stats.json")
     assert (stats["lines"], stats["dropped"], stats["raw"]["interactions"]) == (
         raw.lines,
         dict(sorted(raw.dropped.items())),
@@ -331,9 +335,9 @@ FILE_NAMES = st.sampled_from(["../x", "/x", "a\nb", ".", "x" * 300, "\udcff", "f
 
 
 def some_manifest(folder: Path) -> dict[str, Any]:
-    with artifacts.writing(folder, "embed", {"seed": 0}) as files:
+    with writing(folder, "embed", {"seed": 0}) as files:
         files.json("facts.json", {})
-    manifest: dict[str, Any] = json.loads((folder / artifacts.MANIFEST).read_bytes())
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     return manifest | {"provenance": {"seconds": 1.0}}
 
 
@@ -358,18 +362,18 @@ def test_a_manifest_is_one_or_is_refused(data: st.DataObject) -> None:
                 st.dictionaries(st.sampled_from(["sha256", "bytes"]), JSON_VALUES),
             ).map(lambda pair: json.dumps(sealed(manifest | {"files": {pair[0]: entry | pair[1]}})).encode())
         )
-        (folder / artifacts.MANIFEST).write_bytes(changed)
-        for read in (artifacts.read_manifest, lambda folder: artifacts.open_stage(folder, "embed")):
+        (folder / MANIFEST).write_bytes(changed)
+        for read in (read_manifest, lambda folder: open_stage(folder, "embed")):
             try:
-                assert isinstance(read(folder), artifacts.Manifest)
-            except artifacts.ArtifactError as error:
+                assert isinstance(read(folder), Manifest)
+            except ArtifactError as error:
                 refusal(error)
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest that agrees with its own content digest, where that can be made."""
     with contextlib.suppress(ValueError):
-        return manifest | {"content": artifacts.content_digest(manifest["files"])}
+        return manifest | {"content": content_digest(manifest["files"])}
     return manifest
 
 
@@ -399,7 +403,7 @@ def recommended(folder: Path) -> Any:
 
 def exported(run: dict[str, Path]) -> dict[str, bytes]:
     out = export(run["train"], run["root"] / "out")
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != artifacts.MANIFEST}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != MANIFEST}
 
 
 def evaluated(run: dict[str, Path]) -> bytes:
@@ -580,15 +584,15 @@ def replace_file(run: dict[str, Path], stage: str, name: str, content: bytes) ->
     """Put other bytes in the place of a file, in a way that all manifests agree."""
     path = run[stage] / name
     path.write_bytes(content)
-    manifest = json.loads((run[stage] / artifacts.MANIFEST).read_bytes())
-    manifest["files"][name] |= {"sha256": artifacts.sha256_file(path), "bytes": len(content)}
+    manifest = json.loads((run[stage] / MANIFEST).read_bytes())
+    manifest["files"][name] |= {"sha256": sha256_file(path), "bytes": len(content)}
     manifest = sealed(manifest)
-    (run[stage] / artifacts.MANIFEST).write_text(json.dumps(manifest))
+    (run[stage] / MANIFEST).write_text(json.dumps(manifest))
     for folder in {run[key] for key in ("embed", "tokenize", "train")} - {run[stage]}:
-        other = json.loads((folder / artifacts.MANIFEST).read_bytes())
+        other = json.loads((folder / MANIFEST).read_bytes())
         if stage in other["inputs"]:
             other["inputs"][stage]["content"] = manifest["content"]
-            (folder / artifacts.MANIFEST).write_text(json.dumps(other))
+            (folder / MANIFEST).write_text(json.dumps(other))
 
 
 @pytest.fixture
@@ -645,7 +649,7 @@ def test_a_config_of_another_model_is_refused(run: dict[str, Path], changes: dic
     config = json.loads((run["train"] / "config.json").read_bytes())
     inner = {key: config[key] | value for key, value in changes.items() if key == "tigerrec"}
     replace_file(run, "train", "config.json", json.dumps(config | changes | inner).encode())
-    with pytest.raises(artifacts.ArtifactError, match=r"(config\.json|model\.safetensors) does not ") as caught:
+    with pytest.raises(ArtifactError, match=r"(config\.json|model\.safetensors) does not ") as caught:
         CONSUMERS["from_pretrained"](run)
     refusal(caught.value)
 
@@ -655,7 +659,7 @@ def test_a_config_of_another_model_is_refused(run: dict[str, Path], changes: dic
 def test_vectors_that_are_none_are_refused(run: dict[str, Path], content: bytes, consumer: str) -> None:
     replace_file(run, "embed", "embeddings.safetensors", content)
     with pytest.raises(
-        artifacts.DamagedError,
+        DamagedError,
         match=r"embeddings\.safetensors does not hold .*; add `overwrite=embed` to build it again\.$",
     ):
         CONSUMERS[consumer](run)

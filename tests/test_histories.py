@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tigerrec import artifacts
-from tigerrec.histories import Histories, load_histories, split, training_part, validation_sample
-from tigerrec.identity import not_identity
-from tigerrec.prepare import DatasetError, RawData, RawItem, arrange, item_text, k_core, prepare
+from tigerrec.data.base import DatasetError, RawData, RawItem
+from tigerrec.data.histories import Histories, load_histories, split, training_part, validation_sample
+from tigerrec.data.prepare import arrange, item_text, k_core, prepare
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.fingerprints import not_identity
+from tigerrec.storage.stages import open_stage
 
 pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=80)
 
@@ -63,6 +65,7 @@ ROWS = (
 )
 
 
+@settings(deadline=None)
 @given(pairs)
 def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -> None:
     users, items = (np.array(column) for column in zip(*interactions, strict=True))
@@ -76,6 +79,7 @@ def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -
     assert np.flatnonzero(k_core(users, items, 3, 2)).tolist() == kept
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(-2, 2)), min_size=1, max_size=60)
 )
@@ -108,8 +112,8 @@ def test_arrange_keeps_each_users_stable_order(rows: list[tuple[str, str, int]])
 
 def test_prepare_writes_the_contract(tmp_path: Path) -> None:
     out = prepare(Fixed(tmp_path / "raw.json", ROWS), tmp_path / "out")
-    artifacts.open_stage(out, "prepare")
-    items = artifacts.read_table(out, "items.parquet")
+    open_stage(out, "prepare")
+    items = read_table(out, "items.parquet")
     assert items.schema.names == ["item", "item_id", "title", "brand", "categories", "price", "text"]
     assert [str(kind) for kind in items.schema.types] == [
         "int32",
@@ -127,18 +131,18 @@ def test_prepare_writes_the_contract(tmp_path: Path) -> None:
         "Item c.",
     ]
     assert items["title"].to_pylist() == [None, "Ann's soap", None]
-    interactions = artifacts.read_table(out, "interactions.parquet")
+    interactions = read_table(out, "interactions.parquet")
     assert [f"{field.name} {field.type}" for field in interactions.schema] == [
         "user int32",
         "item int32",
         "timestamp int64",
         "position int32",
     ]
-    assert artifacts.read_table(out, "users.parquet").to_pylist() == [
+    assert read_table(out, "users.parquet").to_pylist() == [
         {"user": 0, "user_id": "u"},
         {"user": 1, "user_id": "v"},
     ]
-    stats = artifacts.read_json(out, "stats.json")
+    stats = read_json(out, "stats.json")
     assert (stats["users"], stats["items"], stats["interactions"]) == (2, 3, 6)
     assert (stats["users_with_fewer_than_3"], stats["repeated_interactions"], stats["items_without_metadata"]) == (
         1,
@@ -158,7 +162,7 @@ def test_prepare_writes_the_contract(tmp_path: Path) -> None:
 def test_identity_is_content_and_filters_not_paths(tmp_path: Path) -> None:
     def fingerprint(name: str, rows: tuple[tuple[str, str, int], ...] = ROWS, minimum: int = 0) -> str:
         out = prepare(Fixed(tmp_path / f"{name}.json", rows, min_item_interactions=minimum), tmp_path / name)
-        return artifacts.open_stage(out, "prepare").fingerprint
+        return open_stage(out, "prepare").fingerprint
 
     first = fingerprint("first")
     assert fingerprint("second") == first
@@ -175,7 +179,7 @@ def test_too_many_dropped_lines_stop_the_stage(tmp_path: Path) -> None:
         prepare(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     out = prepare(dataclasses.replace(dataset, max_dropped=0.1), tmp_path / "out")
-    assert artifacts.read_json(out, "stats.json")["dropped"] == {"not JSON": 1}
+    assert read_json(out, "stats.json")["dropped"] == {"not JSON": 1}
 
 
 def test_unexpected_counts_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

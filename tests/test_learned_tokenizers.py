@@ -4,21 +4,21 @@ training itself."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from tests.test_tokenizers import make_vectors
-from tigerrec.tokenizers import TokenizeConfig, TokenizeError, fit
-from tigerrec.tokenizers.assignments import Nearest, Sinkhorn
-from tigerrec.tokenizers.autoencoder import Progress
-from tigerrec.tokenizers.codebooks import INITS
-from tigerrec.tokenizers.estimators import Gumbel, Reflection, Rotation, StraightThrough
+from tigerrec.tokenizers.base import TokenizeError
 from tigerrec.tokenizers.fsq import FSQ, bounded, grid_codes, grid_points, scaled
-from tigerrec.tokenizers.learned_codebooks import Gradient, MovingAverage, SimVQ
-from tigerrec.tokenizers.objectives import (
+from tigerrec.tokenizers.quantizer.assignments import Nearest, Sinkhorn
+from tigerrec.tokenizers.quantizer.autoencoder import Progress
+from tigerrec.tokenizers.quantizer.codebooks import Init
+from tigerrec.tokenizers.quantizer.estimators import Gumbel, Reflection, Rotation, StraightThrough
+from tigerrec.tokenizers.quantizer.learned_codebooks import Gradient, MovingAverage, SimVQ
+from tigerrec.tokenizers.quantizer.objectives import (
     Contrast,
     Letter,
     Quantized,
@@ -27,9 +27,10 @@ from tigerrec.tokenizers.objectives import (
     main_components,
     own_row_loss,
 )
-from tigerrec.tokenizers.residual import ResidualQuantizer
+from tigerrec.tokenizers.quantizer.residual import ResidualQuantizer
 from tigerrec.tokenizers.rqvae import RQVAE
 from tigerrec.tokenizers.rvq import RVQ
+from tigerrec.tokenizers.stage import TokenizeConfig, fit
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,12 @@ def progress(share: float = 0.0, epoch: int = 0) -> Progress:
 
 def quantizer_with(words: list[torch.Tensor], beta: float = 0.25, **parts: Any) -> ResidualQuantizer:
     """A quantiser with these codewords."""
-    settings = small(levels=len(words), **parts)
-    quantizer = ResidualQuantizer(settings, np.zeros((1, words[0].shape[1]), np.float32), beta, seed=0)
-    quantizer.codebooks = settings.codebooks.start(words)
-    quantizer.begin_epoch()
+    options = {name: parts.pop(name) for name in ("epochs", "restart_share") if name in parts}
+    settings = RVQ(levels=len(words), **options)
+    parts = {"estimator": StraightThrough(), "codebooks": Gradient(), "assignment": Nearest()} | parts
+    quantizer = ResidualQuantizer(settings, np.zeros((1, words[0].shape[1]), np.float32), 0, beta, **parts)
+    quantizer.codebooks = parts["codebooks"].start(words)
+    quantizer.counts = quantizer.no_counts()
     return quantizer
 
 
@@ -184,7 +187,7 @@ def test_gumbel_far_apart_takes_the_nearest_and_sharpens_on_the_way():
     )
     assert Gumbel(2.0, 0.5).temperature(0.0) == 2
     assert Gumbel(2.0, 0.5).temperature(0.5) == 1
-    with pytest.raises(ValueError, match="end_temperature must be above 0 and at most start_temperature"):
+    with pytest.raises(ValueError, match=r"end_temperature must be at most start_temperature \(0\.1\), got 1\.0"):
         Gumbel(0.1, 1.0)
 
 
@@ -295,6 +298,19 @@ def test_sinkhorn_keeps_the_nearest_where_that_is_even():
     assert Sinkhorn(levels=(0,)).assign(0, distances).tolist() == [0, 1, 2, 0, 1, 2]
 
 
+@pytest.mark.parametrize("n", [10, 69])
+def test_sinkhorn_gives_fewer_residuals_than_codes_near_ones_and_not_by_rounding(n):
+    generator = torch.Generator().manual_seed(n)
+    residuals, words = torch.randn(n, 32, generator=generator), torch.randn(256, 32, generator=generator)
+    distances, sinkhorn = torch.cdist(residuals, words).square(), Sinkhorn(levels=(0,))
+    codes = sinkhorn.assign(0, distances)
+    assert len(codes.unique()) == n
+    assert distances[torch.arange(n), codes].mean() < 1.1 * distances.min(dim=1).values.mean()
+    for _ in range(5):
+        rounded = distances * (1 + 1e-6 * torch.randn(distances.shape, generator=generator))
+        assert torch.equal(sinkhorn.assign(0, rounded), codes)
+
+
 def test_sinkhorn_refuses_a_level_that_is_not_there():
     with pytest.raises(ValueError, match=r"assignment.levels must name levels from 0 to 2, got \(3,\)"):
         small(assignment=Sinkhorn(levels=(3,)))
@@ -303,9 +319,14 @@ def test_sinkhorn_refuses_a_level_that_is_not_there():
 def batch_of(**changes: Any) -> Quantized:
     torch.manual_seed(0)
     values: dict[str, Any] = {
-        "items": torch.arange(6), "vectors": torch.randn(6, 5), "latents": torch.randn(6, 4), "reconstructed": torch.randn(6, 5),
-        "codes": [torch.arange(6)], "codebooks": [torch.randn(6, 4)],
-    }  # fmt: skip
+        "items": torch.arange(6),
+        "vectors": torch.randn(6, 5),
+        "latents": torch.randn(6, 4),
+        "reconstructed": torch.randn(6, 5),
+        "codes": [torch.arange(6)],
+        "codebooks": [torch.randn(6, 4)],
+        "quantization": torch.tensor(0.0),
+    }
     return Quantized(**(values | changes))
 
 
@@ -342,11 +363,10 @@ def term(
     books = [torch.from_numpy(state[f"codebook_{level}"]) for level in range(3)]
     latents = sum(book[level] for book, level in zip(books, torch.from_numpy(codes.T).long(), strict=True))
     running = Letter(clusters=4).start({"collaborative": collaborative}, 4, seed=0)
-    running.begin_epoch(books, progress())
     batch = batch_of(items=torch.arange(len(vectors)), latents=latents)
     spread = sum(
         diversity_loss(book, torch.from_numpy(codes[:, level]).long(), group, progress())
-        for level, (book, group) in enumerate(zip(books, running.groups, strict=True))
+        for level, (book, group) in enumerate(zip(books, running.grouped(books, 0), strict=True))
     )
     return running.alignment(batch).item(), float(spread)
 
@@ -374,11 +394,39 @@ def test_the_alignment_of_letter_by_hand():
     assert running.alignment(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_terms_of_letter_weigh_what_its_authors_gave_them():
+    """Means over dimensions and levels, summed with the default weights as in github.com/HonghuiBao2000/LETTER."""
+    torch.manual_seed(0)
+    vectors, reconstructed, latents = torch.randn(6, 5), torch.randn(6, 5), torch.randn(6, 4)
+    words, collaborative = [torch.randn(20, 4) for _ in range(3)], make_vectors(6)
+    quantized, codes, quantization = quantizer_with(words).quantize(latents, progress())
+    running = Letter().start({"collaborative": collaborative}, 4, seed=0)
+    groups = running.grouped(words, 0)
+    batch = Quantized(torch.arange(6), vectors, quantized, reconstructed, codes, words, quantization)
+    expected, rest = torch.nn.functional.mse_loss(reconstructed, vectors) + 0.02 * running.alignment(batch), latents
+    drawing = progress()
+    for level, (book, used) in enumerate(zip(words, codes, strict=True)):
+        error = torch.nn.functional.mse_loss(book[used], rest)
+        diversity = diversity_loss(book, used, groups[level], drawing)
+        expected = expected + (error + 0.25 * error + 0.0001 * diversity) / 3
+        rest = rest - book[used]
+    assert running(batch, progress()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_letter_agrees_more_with_collaborative_vectors_than_rqvae():
+    vectors, collaborative = make_vectors(300, dim=100), make_vectors(300, seed=7)
+    alignments = {}
+    for objective in (Reconstruction(), Letter()):
+        tokenizer = small(codebook_size=16, objective=objective, epochs=60)
+        fits = [tokenizer.fit(vectors, seed=seed, extra={"collaborative": collaborative})[0] for seed in range(3)]
+        alignments[objective] = [term(state, tokenizer, vectors, collaborative)[0] for state in fits]
+    assert max(alignments[Letter()]) < min(alignments[Reconstruction()]) - 1
+
+
 def test_letter_groups_codewords_evenly():
     running = Letter(clusters=4).start({"collaborative": make_vectors(30)}, 4, seed=0)
     words = torch.cat([0.01 * torch.randn(25, 4), 10 + torch.randn(5, 4)])
-    running.begin_epoch([words], progress())
-    assert running.groups[0].bincount(minlength=4).max() <= 8
+    assert running.grouped([words], 0)[0].bincount(minlength=4).max() <= 8
 
 
 def test_letter_lowers_its_own_terms():
@@ -405,6 +453,14 @@ def test_cost_lowers_its_own_term():
         batch = batch_of(vectors=torch.from_numpy(rows), reconstructed=torch.from_numpy(decoded.astype(np.float32)))
         losses[objective] = Contrast().loss(batch, progress()).item()
     assert losses[Contrast()] < losses[Reconstruction()] - 0.1
+
+
+def test_letter_refuses_a_diversity_without_a_gradient():
+    with pytest.raises(
+        ValueError, match=r"objective\.diversity must be 0 with MovingAverage codebooks, whose codewords have no"
+    ):
+        small(codebooks=MovingAverage(), objective=Letter())
+    assert small(codebooks=MovingAverage(), objective=Letter(diversity=0.0)).needs == ("collaborative",)
 
 
 def test_main_components_are_white_and_padded():
@@ -440,23 +496,23 @@ def test_fsq_decodes_each_item_from_its_grid_point():
 def test_rvq_learns_from_any_start():
     vectors = make_vectors(400)
     errors = {}
-    for init in INITS:
+    for init in get_args(Init):
         tokenizer = RVQ(codebook_size=8, epochs=30, batch_size=64, init=init)
         errors[init] = fit(vectors, TokenizeConfig(tokenizer)).diagnostics["reconstruction_error"]
         untrained = fit(
             vectors, TokenizeConfig(dataclasses.replace(tokenizer, epochs=1, learning_rate=1e-9, restart_share=0))
         ).diagnostics["reconstruction_error"]
         assert errors[init] < untrained * (0.9 if init == "random" else 1.01)
-    with pytest.raises(ValueError, match="init must be one of random, normal, kmeans, kmeans\\+\\+, got 'zeros'"):
+    with pytest.raises(ValueError, match=r"init must be 'random', 'normal', 'kmeans' or 'kmeans\+\+', got 'zeros'"):
         RVQ(init="zeros")
 
 
 def test_rqvae_learns_and_keeps_its_codes():
     vectors = make_vectors(600)
-    config_of = lambda epochs: TokenizeConfig(
-        RQVAE(codebook_size=16, hidden=(32,), latent_dim=8, epochs=epochs, batch_size=128)
+    short, long = (
+        fit(vectors, TokenizeConfig(RQVAE(codebook_size=16, hidden=(32,), latent_dim=8, epochs=epochs, batch_size=128)))
+        for epochs in (1, 40)
     )
-    short, long = fit(vectors, config_of(1)), fit(vectors, config_of(40))
     assert long.diagnostics["reconstruction_error"] < min(0.3, short.diagnostics["reconstruction_error"] / 2)
     assert all(level["used_codes"] >= 15 for level in long.diagnostics["levels"])
 
@@ -483,5 +539,5 @@ def test_rqvae_that_diverges_stops_and_says_how_to_go_on():
 
 
 def test_rqvae_must_end_without_restarts():
-    with pytest.raises(ValueError, match="restart_share must be between 0 and"):
+    with pytest.raises(ValueError, match=r"restart_share must be at most 0\.8, got 0\.9"):
         RQVAE(restart_share=0.9)

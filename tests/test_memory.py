@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tigerrec.memory import peak_mb, release_freed_memory, with_peak_mb
-from tigerrec.processes import in_own_process
+from tigerrec.runtime.memory import peak_mb, release_freed_memory, with_peak_mb
+from tigerrec.runtime.processes import in_own_process
 
 
 def resident_mb() -> int:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tigerrec.metrics import format_metrics, item_ranks, metrics, semantic_id_ranks
-from tigerrec.semantic_ids import group_codes
+from tigerrec.evaluation.metrics import format_metrics, item_ranks, metrics, semantic_id_ranks
+from tigerrec.tokenizers.ids import group_codes
 
 
 def test_item_ranks_by_hand():

@@ -13,12 +13,14 @@ import pytest
 
 from tests.test_tokenizers import edit_facts
 from tests.tiny_run import N_ITEMS, build_embedded_run, build_run
-from tigerrec import TigerrecError, artifacts
-from tigerrec.embed import load_embeddings
-from tigerrec.export import export
-from tigerrec.new_items import NewItemsError, add_items, new_semantic_ids, read_new_items
-from tigerrec.recommender import Recommender, RecommendError
-from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec import TigerrecError
+from tigerrec.embed.stage import load_embeddings
+from tigerrec.serving import new_items
+from tigerrec.serving.export import export
+from tigerrec.serving.new_items import NewItemsError, add_items, new_semantic_ids, read_new_items
+from tigerrec.serving.recommender import Recommender, RecommendError
+from tigerrec.storage.contracts import read_json
+from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
 ROWS = [
@@ -99,7 +101,7 @@ def test_adding_in_memory_equals_adding_on_disk(run, table, tmp_path):
 
 def test_an_identical_new_item_gets_the_next_id_of_the_policy(run, table, tmp_path):
     ids = load_semantic_ids(add_items(run["train"], table, tmp_path / "out"))
-    policy = artifacts.read_json(run["tokenize"], "tokenizer.json")["collisions"]
+    policy = read_json(run["tokenize"], "tokenizer.json")["collisions"]
     model, first, last = ids.codes[3], ids.codes[N_ITEMS], ids.codes[N_ITEMS + 2]
     if policy == "suffix":
         sharing = (ids.codes[:N_ITEMS, :-1] == model[:-1]).all(axis=1).sum()
@@ -205,6 +207,33 @@ def test_tables_that_cannot_be_added(content, message, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "runs"]
 
 
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path, table, monkeypatch):
+    run, read = build_embedded_run(tmp_path / "runs"), new_items.read_rows
+
+    def read_then_append(path):
+        columns, rows = read(path)
+        rows = list(rows)
+        path.write_text("\n".join([*ROWS, "new-d,Late,"]))
+        return columns, iter(rows)
+
+    monkeypatch.setattr(new_items, "read_rows", read_then_append)
+    with pytest.raises(TigerrecError, match=r"new\.csv changed while it was read; run the same command again\.$"):
+        add_items(run["train"], table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_item_that_a_table_repeats_is_counted_once(tmp_path):
+    path = tmp_path / "new.csv"
+    ids = [f"new-{number:03d}" for number in range(500)]
+    path.write_text(
+        "\n".join(["item_id,title", *(f"{item_id},Tent" for item_id in [*ids, "once", *ids[:300], *ids[:100]])])
+    )
+    with pytest.raises(
+        NewItemsError, match="has more than one row for new-000, new-001, new-002 and 297 more; keep one"
+    ):
+        read_new_items(path)
+
+
 def test_what_is_not_used_of_a_table_is_said(tmp_path, caplog):
     path = tmp_path / "new.csv"
     path.write_text("item_id,title,colour,price\nx,Tent,red,cheap\n")
@@ -225,12 +254,12 @@ def test_a_run_whose_embedder_cannot_be_had_asks_for_vectors(table, tmp_path):
     for number, (changes, message) in enumerate(
         [
             ({"sources": {"weights": "0" * 64}}, "are not those that made the vectors"),
-            ({"config": {"_target_": "tigerrec.embed.precomputed.Precomputed"}}, "were not made of texts here"),
+            ({"config": {"family": "precomputed"}}, "were not made of texts here"),
             (
-                {"config": {"_target_": "tigerrec.embed.hashed.Hashed", "dim": "${oc.env:HOME}"}},
+                {"config": {"family": "hashed", "dim": "${oc.env:HOME}"}},
                 "holds no plain settings",
             ),
-            ({"config": {"_target_": "os.system"}}, "is not a dataclass of tigerrec"),
+            ({"config": {"_target_": "os.system"}}, "family='os' is unknown"),
         ]
     ):
         folder = export(build_embedded_run(tmp_path / f"run-{number}")["train"], tmp_path / f"export-{number}")
@@ -254,10 +283,25 @@ def test_new_items_of_a_recommender_are_checked(run):
             recommender.with_items(ids, rows)
 
 
+@pytest.mark.parametrize("rows", [[0, 0], [0, 1]], ids=["of one another", "of a known item"])
+def test_new_items_with_the_semantic_id_of_another_item_are_refused(run, rows):
+    recommender = Recommender.from_pretrained(run["train"], device="cpu")
+    codes = load_semantic_ids(run["tokenize"]).codes
+    free = new_semantic_ids(run["tokenize"], load_embeddings(run["tokenize"].parent)[[3]])
+    given = np.concatenate([free, codes[[5]]])[rows]
+    if read_json(run["tokenize"], "tokenizer.json")["collisions"] == "keep":
+        assert len(recommender.with_items(["x", "y"], given).recommend(["x"], k=1000)) == N_ITEMS + 1
+        return
+    named = r"2 new items .* \(x, y\)" if rows == [0, 0] else r"1 new items .* \(y\)"
+    with pytest.raises(RecommendError, match=rf"^{named}; ") as caught:
+        recommender.with_items(["x", "y"], given)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_the_script_prints_the_folder_or_one_sentence(tmp_path, table):
-    run, script = build_embedded_run(tmp_path / "runs"), Path(__file__).parent.parent / "scripts" / "add_items.py"
+    run, command = build_embedded_run(tmp_path / "runs"), [sys.executable, "-m", "tigerrec", "add"]
     asked = lambda items: subprocess.run(
-        [sys.executable, script, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"],
+        [*command, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"],
         capture_output=True,
         text=True,
     )

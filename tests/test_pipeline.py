@@ -4,7 +4,6 @@ or damaged is refused."""
 import json
 import logging
 import os
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -15,10 +14,12 @@ import pyarrow.parquet
 import pytest
 
 from tigerrec import pipeline
-from tigerrec.artifacts import DamagedError, StaleError
+from tigerrec.cli import main
 from tigerrec.config import ConfigError, compose
-from tigerrec.pipeline import GROUPS, STAGES, make_command, plan
-from tigerrec.signals import Interrupted
+from tigerrec.pipeline import STAGES, plan
+from tigerrec.runtime.signals import Interrupted
+from tigerrec.storage.manifests import DamagedError, StaleError
+from tigerrec.text import GROUPS, make_command
 from tigerrec.tokenizers.random import RandomCodes
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,7 @@ METRICS = ["hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"]
 def arguments(name, runs, options) -> list[str]:
     flags = [option for option in options if option.startswith("-")]  # these must come first or last
     return [
-        str(ROOT / "scripts" / f"{name}.py"),
+        name,
         *flags,
         *TINY,
         f"paths.runs={runs}",
@@ -43,9 +44,9 @@ def arguments(name, runs, options) -> list[str]:
     ]
 
 
-def script(runs, *options, name="pipeline", cwd=ROOT, env=None):
-    """A script of scripts/ with the tiny options and more, in a process of its own."""
-    command = [sys.executable, *arguments(name, runs, options)]
+def script(runs, *options, name="evaluate", cwd=ROOT, env=None):
+    """A command with the tiny options and more, in a process of its own."""
+    command = [sys.executable, "-m", "tigerrec", *arguments(name, runs, options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -54,11 +55,11 @@ def script(runs, *options, name="pipeline", cwd=ROOT, env=None):
 def here(monkeypatch, capsys):
     """The same in this process, which saves starting one."""
 
-    def run(runs, *options, name="pipeline"):
+    def run(runs, *options, name="evaluate"):
         code = 0
-        monkeypatch.setattr(sys, "argv", arguments(name, runs, options))
+        monkeypatch.setattr(sys, "argv", ["tigerrec"])
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            main(arguments(name, runs, options))
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
@@ -136,8 +137,8 @@ def test_all_stages_stand_where_the_contract_says(finished):
     assert {path.name for path in runs.iterdir()} == {"sample", ".hydra"}
     for stage in STAGES:
         assert f"\n{stage}: done in " in done.stderr
-    assert f"next: make recommend RUN={runs / TRAINED} ITEMS=" in done.stderr
-    assert "DATASET=beauty" in done.stderr
+    assert f"next: tigerrec recommend --run {runs / TRAINED} --items " in done.stderr
+    assert "dataset=beauty runs the real thing" in done.stderr
 
 
 def test_the_metrics_are_flat_rows(finished):
@@ -186,14 +187,14 @@ def test_the_second_run_skips_everything_without_heavy_imports(finished):
 @pytest.mark.parametrize(
     ("name", "folder", "following"),
     [
-        ("prepare", "sample", "make embed EMBEDDER=hashed TOKENIZER=random ARGS="),
-        ("embed", "sample/hashed", "make tokenize EMBEDDER=hashed "),
-        ("tokenize_items", "sample/hashed/random-seed0", "make train EMBEDDER=hashed "),
-        ("train", str(TRAINED), "make eval EMBEDDER=hashed "),
-        ("evaluate", f"{TRAINED}/eval-full", "make recommend RUN="),
+        ("prepare", "sample", "tigerrec embed embedder=hashed embedder.dim=16 "),
+        ("embed", "sample/hashed", "tigerrec tokenize embedder=hashed "),
+        ("tokenize", "sample/hashed/random-seed0", "tigerrec train embedder=hashed "),
+        ("train", str(TRAINED), "tigerrec evaluate embedder=hashed "),
+        ("evaluate", f"{TRAINED}/eval-full", "tigerrec recommend --run "),
     ],
 )
-def test_each_stage_has_its_script(here, finished, name, folder, following):
+def test_each_stage_is_a_command_and_names_the_next(here, finished, name, folder, following):
     done = here(finished[0], name=name)
     assert succeeded(done) == finished[0] / folder
     assert f"\nnext: {following}" in done.stderr
@@ -205,7 +206,7 @@ def test_a_changed_option_is_refused_with_the_key_and_the_remedy(here, finished)
     assert f"{runs / TRAINED} was made with other settings (training.epochs: 1 → 2)" in text
     assert "add `train.name=<new name>` to keep both, or add `overwrite=train` to build it again" in text
     assert "(dim: 16 → 8)" in refused(here(runs, "embedder.dim=8"))
-    assert "(tokenizer.levels: 2 → 3)" in refused(here(runs, "tokenizer.levels=3", name="tokenize_items"))
+    assert "(tokenizer.levels: 2 → 3)" in refused(here(runs, "tokenizer.levels=3", name="tokenize"))
     assert succeeded(here(runs, "train.log_steps=7", "evaluate.batch_tokens=100", "train.device=cpu"))
 
 
@@ -217,13 +218,13 @@ def test_overwrite_rebuilds_a_stage_and_those_below_it(here, copy):
     assert "overwrite='train' is not among the steps asked for; allowed: prepare, embed." in refused(
         here(copy, "overwrite=train", name="embed")
     )
-    text = refused(here(copy, "overwrite=tokenize", "tokenizer.levels=1", "until=train", "train.epochs=0"))
-    assert text == "Error: train: epochs must be at least 1, got 0."
+    text = refused(here(copy, "overwrite=tokenize", "tokenizer.levels=1", "train.epochs=0", name="train"))
+    assert text == "Error: train.epochs must be at least 1, got 0."
     assert manifests(copy) == after
 
 
 def test_a_stage_under_a_rebuilt_one_is_stale(here, copy):
-    assert succeeded(here(copy, "overwrite=tokenize", "tokenizer.levels=1", name="tokenize_items"))
+    assert succeeded(here(copy, "overwrite=tokenize", "tokenizer.levels=1", name="tokenize"))
     text = refused(here(copy, "tokenizer.levels=1"))
     assert "made from other tokenize (tokenizer.levels: 2 → 1)" in text
     assert "overwrite=train" in text
@@ -285,8 +286,8 @@ def test_fused_vectors_are_one_command_and_their_parts_are_shared(here, fused):
     assert set(before) == {".", "hashed", "collaborative", "fusion", "fusion/random-seed0"}
     inputs = json.loads((fused / "sample/fusion/manifest.json").read_bytes())["inputs"]
     assert set(inputs) == {"prepare", "text", "collaborative"}
-    assert inputs["text"]["config"]["_target_"] == "tigerrec.embed.hashed.Hashed"
-    assert succeeded(here(fused, *FUSED, name="tokenize_items")) == fused / "sample/fusion/random-seed0"
+    assert inputs["text"]["config"]["family"] == "hashed"
+    assert succeeded(here(fused, *FUSED, name="tokenize")) == fused / "sample/fusion/random-seed0"
     assert succeeded(here(fused, *FUSED, name="embed")) == fused / "sample/fusion"
     assert succeeded(here(fused, name="embed")) == fused / "sample/hashed"
     done = here(fused, "embedder=collaborative", "embedder.dim=64", name="embed")
@@ -297,14 +298,14 @@ def test_fused_vectors_are_one_command_and_their_parts_are_shared(here, fused):
 
 def test_a_changed_part_is_refused_and_rebuilt_by_its_own_name(here, fused):
     before = finished_at(fused)
-    text = refused(here(fused, *FUSED, "embedder.parts.text.dim=12", name="tokenize_items"))
+    text = refused(here(fused, *FUSED, "embedder.parts.text.dim=12", name="tokenize"))
     assert f"{fused}/sample/hashed was made with other settings (dim: 16 → 12)" in text
     assert (
         "add `embedder.parts.text.name=<new name>` to keep both, or add `overwrite=embed:hashed` to build it again"
         in text
     )
     assert not changed(fused, before)
-    assert succeeded(here(fused, *FUSED, "embedder.parts.text.dim=12", "overwrite=embed:hashed", name="tokenize_items"))
+    assert succeeded(here(fused, *FUSED, "embedder.parts.text.dim=12", "overwrite=embed:hashed", name="tokenize"))
     assert changed(fused, before) == {"hashed", "fusion", "fusion/random-seed0"}
     text = refused(here(fused, *FUSED, "embedder.parts.text.name=other", name="embed"))
     assert f"{fused}/sample/fusion was made with other settings (made from other text (dim: 12 → 16))" in text
@@ -313,9 +314,9 @@ def test_a_changed_part_is_refused_and_rebuilt_by_its_own_name(here, fused):
 
 def test_overwriting_fused_vectors_leaves_their_parts_and_overwriting_the_data_does_not(here, fused):
     before = finished_at(fused)
-    assert succeeded(here(fused, *FUSED, "overwrite=embed", name="tokenize_items"))
+    assert succeeded(here(fused, *FUSED, "overwrite=embed", name="tokenize"))
     assert changed(fused, before) == {"fusion", "fusion/random-seed0"}
-    assert succeeded(here(fused, *FUSED, "overwrite=prepare", name="tokenize_items"))
+    assert succeeded(here(fused, *FUSED, "overwrite=prepare", name="tokenize"))
     assert changed(fused, before) == {".", "hashed", "collaborative", "fusion", "fusion/random-seed0"}
     text = refused(here(fused, *FUSED, "overwrite=embed:minilm", name="embed"))
     assert "allowed: prepare, embed:hashed, embed:collaborative, embed." in text
@@ -327,7 +328,7 @@ def test_a_damaged_part_is_refused_with_its_own_repair(here, fused):
     text = refused(here(fused, *FUSED, name="embed"))
     assert f"{path} is damaged" in text
     assert "add `overwrite=embed:collaborative` to build it again" in text
-    assert succeeded(here(fused, *FUSED, "overwrite=embed:collaborative", name="tokenize_items"))
+    assert succeeded(here(fused, *FUSED, "overwrite=embed:collaborative", name="tokenize"))
 
 
 def test_a_part_that_another_process_builds_is_waited_for(fused, monkeypatch):
@@ -358,7 +359,7 @@ def test_a_tokenizer_is_given_the_further_vectors_it_needs(here, fused, monkeypa
     monkeypatch.setattr(RandomCodes, "fit", remembering)
     shutil.rmtree(fused / "sample/collaborative")
     before = finished_at(fused)
-    out = succeeded(here(fused, NEEDED, name="tokenize_items"))
+    out = succeeded(here(fused, NEEDED, name="tokenize"))
     assert out == fused / "sample/hashed/random-seed0"
     assert changed(fused, before) == {"collaborative", "hashed/random-seed0"}
     assert {name: matrix.shape for name, matrix in given.items()} == {"collaborative": (492, 64)}
@@ -366,7 +367,7 @@ def test_a_tokenizer_is_given_the_further_vectors_it_needs(here, fused, monkeypa
     recorded = json.loads((fused / "sample/collaborative/manifest.json").read_bytes())
     assert inputs["collaborative"]["fingerprint"] == recorded["fingerprint"]
     assert succeeded(here(fused, NEEDED, name="embed")) == fused / "sample/hashed"
-    text = refused(here(fused, NEEDED, "tokenizer.inputs.collaborative.dim=8", name="tokenize_items"))
+    text = refused(here(fused, NEEDED, "tokenizer.inputs.collaborative.dim=8", name="tokenize"))
     assert (
         "add `tokenizer.inputs.collaborative.name=<new name>` to keep both, or add `overwrite=embed:collaborative` to "
         "build it again" in text
@@ -377,26 +378,26 @@ def test_a_tokenizer_is_given_the_further_vectors_it_needs(here, fused, monkeypa
             NEEDED,
             "tokenizer.inputs.collaborative.dim=8",
             "tokenizer.inputs.collaborative.name=other",
-            name="tokenize_items",
+            name="tokenize",
         )
     )
     assert f"{out} was made with other settings (made from other collaborative (dim: 64 → 8))" in text
     before = finished_at(fused)
-    assert succeeded(here(fused, NEEDED, "overwrite=embed", name="tokenize_items"))
+    assert succeeded(here(fused, NEEDED, "overwrite=embed", name="tokenize"))
     assert changed(fused, before) == {"hashed", "hashed/random-seed0"}
 
 
 def test_raw_files_are_no_longer_needed_once_prepared(here, tmp_path):
     raw, runs = tmp_path / "raw", tmp_path / "runs"
     shutil.copytree(ROOT / "data" / "sample", raw)
-    assert succeeded(here(runs, f"dataset.raw_dir={raw}", "until=embed")) == runs / "sample" / "hashed"
+    assert succeeded(here(runs, f"dataset.raw_dir={raw}", name="embed")) == runs / "sample" / "hashed"
     shutil.rmtree(raw)
-    done = here(runs, f"dataset.raw_dir={raw}", "until=embed")
+    done = here(runs, f"dataset.raw_dir={raw}", name="embed")
     assert succeeded(done)
     assert "prepare: up to date" in done.stderr
-    assert succeeded(here(runs, "until=embed"))  # the same files elsewhere
-    assert str(raw) in refused(here(runs, f"dataset.raw_dir={raw}", "overwrite=prepare", "until=prepare"))
-    assert succeeded(here(runs, f"dataset.raw_dir={raw}", "until=embed"))
+    assert succeeded(here(runs, name="embed"))  # the same files elsewhere
+    assert str(raw) in refused(here(runs, f"dataset.raw_dir={raw}", "overwrite=prepare", name="prepare"))
+    assert succeeded(here(runs, f"dataset.raw_dir={raw}", name="embed"))
 
 
 def test_other_raw_files_are_noticed(here, tmp_path):
@@ -413,7 +414,6 @@ def test_other_raw_files_are_noticed(here, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["until=predict"], "until='predict' is no stage; allowed: prepare, embed, tokenize, train, evaluate."),
         (
             ["overwrite=predict"],
             "overwrite='predict' is not among the steps asked for; allowed: prepare, embed, tokenize, train, evaluate.",
@@ -421,15 +421,15 @@ def test_other_raw_files_are_noticed(here, tmp_path):
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
         (["train.epoch=5"], "train.epoch is not an option; allowed: batch_targets, beam_size, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
-        (["evaluate.beam_size=5"], "evaluate: beam_size must be at least k=20, got 5."),
-        (["tokenizer._target_=os.system"], "tokenizer._target_='os.system' is not a dataclass of tigerrec"),
+        (["evaluate.beam_size=5"], "evaluate.beam_size must be at least k=20, got 5."),
+        (["tokenizer.family=os.system"], "tokenizer.family='os.system' is unknown; allowed: fsq, hkmeans, "),
         (
             ["tokenizer.name=../../etc"],
             "tokenizer.name='../../etc' must be a folder name; give `tokenizer.name=<name>`.",
         ),
         (["train.epochs=${nothing}"], "train cannot be read: Interpolation key 'nothing' not found."),
         (["-m", "tokenizer=nothing,random"], "tokenizer=nothing is not a choice; allowed: "),
-        (["-m", "train.epochs=0,1"], "train: epochs must be at least 1, got 0."),
+        (["-m", "train.epochs=0,1"], "train.epochs must be at least 1, got 0."),
         (["dataset=tables"], "dataset"),
     ],
 )
@@ -440,7 +440,7 @@ def test_a_wrong_option_is_one_sentence_before_any_work(here, tmp_path, options,
 
 def test_errors_come_from_a_real_process_too(tmp_path):
     refused(script(tmp_path / "runs", "tokenizer=nothing"))
-    refused(script(tmp_path / "runs", "until=predict"))
+    refused(script(tmp_path / "runs", name="predict"))
 
 
 @pytest.mark.parametrize(
@@ -451,9 +451,9 @@ def test_errors_come_from_a_real_process_too(tmp_path):
         (
             Interrupted(15, Path("runs")),
             143,
-            "Stopped by SIGTERM; a checkpoint is in runs; go on with: make eval EMBEDDER=hashed",
+            "Stopped by SIGTERM; a checkpoint is in runs; go on with: tigerrec evaluate embedder=hashed",
         ),
-        (KeyboardInterrupt(), 130, "Stopped; go on with: make eval EMBEDDER=hashed"),
+        (KeyboardInterrupt(), 130, "Stopped; go on with: tigerrec evaluate embedder=hashed"),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["-m"]])
@@ -483,7 +483,7 @@ def test_a_sweep_runs_every_cell(tmp_path):
     cwd, runs = tmp_path / "cwd", tmp_path / "runs"
     cwd.mkdir()
     (cwd / "data").symlink_to(ROOT / "data")
-    done = script(runs, "-m", "until=tokenize", "tokenizer=random,rkmeans", "tokenizer.seed=0,1", cwd=cwd)
+    done = script(runs, "-m", "tokenizer=random,rkmeans", "tokenizer.seed=0,1", cwd=cwd, name="tokenize")
     folders = [runs / f"sample/hashed/{name}-seed{seed}" for name in ("random", "rkmeans") for seed in (0, 1)]
     assert succeeded(done) == folders[-1]
     assert done.stdout.splitlines() == [str(folder) for folder in folders]
@@ -492,7 +492,7 @@ def test_a_sweep_runs_every_cell(tmp_path):
 
 
 def test_a_stage_that_fails_in_a_sweep_is_one_sentence(here, tmp_path):
-    done = here(tmp_path / "runs", "-m", "until=tokenize", "tokenizer.max_collision=0,1")
+    done = here(tmp_path / "runs", "-m", "tokenizer.max_collision=0,1", name="tokenize")
     assert "of the items share their codes with another item, more than tokenizer.max_collision=0 allows" in refused(
         done
     )
@@ -604,7 +604,7 @@ def test_inputs_of_a_tokenizer_are_those_it_needs(monkeypatch):
 
 
 def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
-    cfg = compose([*TINY, f"paths.runs={copy}", "overwrite=tokenize", "until=tokenize"])
+    cfg = compose([*TINY, f"paths.runs={copy}", "overwrite=tokenize"])
     steps = plan(cfg)
     tokenize = steps["tokenize"].run
 
@@ -629,7 +629,7 @@ def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
         ([], "make train"),
         (["dataset=beauty", "tokenizer=rkmeans"], "make train DATASET=beauty TOKENIZER=rkmeans"),
         (
-            ["train.epochs=5", "dataset=beauty", "until=train", "overwrite=embed"],
+            ["train.epochs=5", "dataset=beauty", "overwrite=embed"],
             "make train DATASET=beauty ARGS=train.epochs=5",
         ),
         (["train.epochs=5", "generator.seed=1"], 'make train ARGS="train.epochs=5 generator.seed=1"'),
@@ -640,17 +640,24 @@ def test_the_next_command_keeps_the_options(overrides, command):
     assert make_command("train", overrides) == command
 
 
-def test_the_next_command_keeps_interpolations_as_written(here, finished):
-    done = here(finished[0], "train.name='packed${train.learning_rate}'", name="tokenize_items")
+def test_the_next_command_of_make_keeps_interpolations_as_written(here, finished, monkeypatch):
+    monkeypatch.setenv("MAKELEVEL", "1")
+    done = here(finished[0], "train.name='packed${train.learning_rate}'", name="tokenize")
     assert "next: make train" in done.stderr
     assert "packed$${train.learning_rate}" in done.stderr
+
+
+def test_the_next_command_keeps_interpolations_as_written(here, finished):
+    done = here(finished[0], "train.name='packed${train.learning_rate}'", name="tokenize")
+    assert "\nnext: tigerrec train " in done.stderr
+    assert shlex.quote("train.name='packed${train.learning_rate}'") in done.stderr
 
 
 def test_every_choice_has_its_make_variable():
     text = (ROOT / "Makefile").read_text()
     for group in GROUPS:
         assert f"{group}:$({group.upper()})" in text
-    for target in pipeline.MAKE_TARGETS.values():
+    for target in text.MAKE_TARGETS.values():
         assert f"\n{target}: " in text
 
 

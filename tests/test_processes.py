@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tigerrec import TigerrecError
-from tigerrec.processes import in_own_process
+from tigerrec.runtime.processes import in_own_process
 
 SLEEPER = """
 import multiprocessing, sys

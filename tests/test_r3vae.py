@@ -8,19 +8,22 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.test_tokenizers import make_vectors
-from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, restart, unit
+from tigerrec.embed.vectors import unit
+from tigerrec.tokenizers.r3vae import R3VAE, discrimination_loss, quantize, restart
 
 
 def parts(n: int = 50, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Vectors of length 1, a reference and three codebooks, all random."""
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
-    return normalize(draw(n, dim)), draw(dim), [draw(9, dim) for _ in range(3)]
+    vectors, reference, *codebooks = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(n, dim), (1, dim), *[(9, dim)] * 3]
+    )
+    return normalize(vectors), reference, codebooks
 
 
 def test_each_level_takes_out_the_projection_on_the_codeword_of_the_smallest_angle():
     vectors, reference, codebooks = parts()
-    before = vectors - (vectors @ normalize(reference, dim=0))[:, None] * normalize(reference, dim=0)
+    before = vectors - vectors @ normalize(reference).T * normalize(reference)
     for (summed, left, codes), words in zip(quantize(vectors, reference, codebooks), codebooks, strict=True):
         cosines = normalize(before) @ normalize(words).T
         assert torch.equal(codes, cosines.argmax(dim=1))
@@ -61,6 +64,22 @@ def test_dead_codewords_move_to_directions_of_what_the_levels_before_leave_over(
     assert not residuals.equal(torch.zeros(2, 3))
 
 
+def test_no_codeword_moves_to_where_nothing_is_left_over():
+    residuals = torch.tensor([[0.0, 0.0, 0.0], [1e-8, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    codebook = torch.full((3, 3), 5.0)
+    restart(residuals, [codebook], [torch.tensor([0, 0, 1])], torch.Generator().manual_seed(0))
+    assert codebook.tolist() == [[0.0, 0.0, 1.0], [5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]
+
+
+@pytest.mark.parametrize("vectors", [make_vectors(1), make_vectors(5), np.eye(6, dtype=np.float32), -np.ones((9, 4))])
+@pytest.mark.parametrize("init", ["kmeans++", "random"])
+def test_all_codewords_have_length_one_also_where_levels_leave_nothing_over(vectors, init):
+    rows = np.concatenate([vectors, np.zeros_like(vectors[:1])]).astype(np.float32)
+    state, _ = R3VAE(codebook_size=4, epochs=3, init=init).fit(rows, seed=0, extra={})
+    for level in range(3):
+        np.testing.assert_allclose(np.linalg.norm(state[f"codebook_{level}"], axis=1), 1, rtol=1e-6)
+
+
 def test_vectors_of_any_length_become_directions():
     lengths = np.array([[1e-30], [1.0], [3e19]])
     assert np.allclose(unit(lengths * np.full((3, 4), 1.0)), 0.5)
@@ -89,7 +108,7 @@ def test_its_terms_are_lowered_by_their_weights():
         tokenizer = R3VAE(codebook_size=16, epochs=60, cohesion=weights[0], discrimination=weights[1], init="normal")
         state, _ = tokenizer.fit(vectors, seed=0, extra={})
         learned = [torch.from_numpy(state[f"codebook_{level}"]) for level in range(3)]
-        sums = [summed for summed, _, _ in quantize(unit, torch.from_numpy(state["reference"]), learned)]
+        sums = [summed for summed, _, _ in quantize(unit, torch.from_numpy(state["reference"])[None], learned)]
         distance = sum(1 - torch.cosine_similarity(summed, unit).mean().item() for summed in sums)
         found[name] = distance, sum(discrimination_loss(words, 2.0).item() for words in learned)
     assert found["cohesion"][0] < found["neither"][0] - 0.05

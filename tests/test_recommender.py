@@ -7,14 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tiny_run import N_ITEMS, build_run, write_train
-from tigerrec import TigerrecError, artifacts
-from tigerrec.evaluate import EvaluateConfig, evaluate
-from tigerrec.export import export
-from tigerrec.recommender import Recommender, RecommendError
-from tigerrec.semantic_ids import load_semantic_ids
+from tigerrec import TigerrecError
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.serving.export import export
+from tigerrec.serving.recommender import Recommender, RecommendError
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.files import ArtifactError
+from tigerrec.storage.manifests import MANIFEST, DamagedError, StaleError, read_manifest
+from tigerrec.storage.stages import open_stage, writing
+from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = ["0000000003", "0000000011", "0000000007"]
 
@@ -76,7 +81,7 @@ def test_requests_without_an_answer(recommender, history, k, message):
 
 
 def test_a_folder_that_is_no_run(run, tmp_path):
-    with pytest.raises(RecommendError, match="holds no finished stage; give the folder that `make train` printed"):
+    with pytest.raises(RecommendError, match="holds no finished stage; give the folder that `tigerrec train` printed"):
         Recommender.from_pretrained(tmp_path)
     with pytest.raises(RecommendError, match="does not exist; give the folder"):
         Recommender.from_pretrained(tmp_path / "nowhere")
@@ -89,7 +94,7 @@ def test_semantic_ids_of_another_run_are_refused(tmp_path):
     for path in other["tokenize"].iterdir():
         if path.is_file():
             shutil.copyfile(path, folders["tokenize"] / path.name)
-    with pytest.raises(artifacts.StaleError, match="made from another 'tokenize'"):
+    with pytest.raises(StaleError, match="made from another 'tokenize'"):
         Recommender.from_pretrained(folders["train"])
 
 
@@ -100,12 +105,31 @@ def test_an_export_recommends_the_same_anywhere(run, recommender, tmp_path):
     assert "was not evaluated" in (Path(moved) / "README.md").read_text()
 
 
+def test_an_export_holds_every_file_of_the_model(tmp_path):
+    """Also one of a family that this test makes up; timings and user data stay behind."""
+    run = build_run(tmp_path / "runs")
+    record = open_stage(run["train"], "train")
+    inputs = {name: run[name] for name in ("prepare", "tokenize")}
+    whole = {name: (run["train"] / name).read_bytes() for name in record.files}
+    with writing(run["train"], "train", {"seed": 0}, inputs) as files:
+        for name, content in whole.items():
+            with files.create(name) as path:
+                path.write_bytes(content)
+        files.arrays("adapter.safetensors", {"weights": np.arange(3.0)})
+        files.json("training.jsonl", {"seconds": 1.0}, measured=True)
+    folder = export(run["train"], tmp_path / "export")
+    assert (folder / "adapter.safetensors").read_bytes() == (run["train"] / "adapter.safetensors").read_bytes()
+    assert set(read_manifest(folder).files) == {
+        *whole, "adapter.safetensors", "semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors", "items.parquet", "README.md",
+    }  # fmt: skip
+
+
 def test_a_damaged_export_is_refused(run, tmp_path):
     folder = export(run["train"], tmp_path / "export")
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    with pytest.raises(artifacts.DamagedError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged"):
         Recommender.from_pretrained(folder)
 
 
@@ -113,16 +137,16 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     folder = export(run["train"], tmp_path / "export")
     (folder / "mine.txt").write_text("a note of the user's")
     assert {*os.listdir(export(run["train"], folder))} == {
-        *artifacts.read_manifest(folder).files,
-        artifacts.MANIFEST,
+        *read_manifest(folder).files,
+        MANIFEST,
         "mine.txt",
     }
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("keep me")
-    with pytest.raises(artifacts.ArtifactError, match="not empty and is no earlier export"):
+    with pytest.raises(ArtifactError, match="not empty and is no earlier export"):
         export(run["train"], mine)
-    with pytest.raises(artifacts.ArtifactError, match="not empty and is no earlier export"):
+    with pytest.raises(ArtifactError, match="not empty and is no earlier export"):
         export(run["train"], run["train"])
     assert (mine / "letter.txt").read_text() == "keep me"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "mine"]
@@ -135,7 +159,7 @@ def test_the_model_card_tells_what_was_measured(tmp_path):
     card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
     row = next(
         row
-        for row in artifacts.read_json(run["train"] / "eval-full", "metrics.json")
+        for row in read_json(run["train"] / "eval-full", "metrics.json")
         if row["model"] == "popularity" and row["seen"] == "masked"
     )
     for text in (
@@ -173,10 +197,11 @@ def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_
     assert "T5" not in card
 
 
-def test_the_scripts_say_one_sentence_and_fail(run, tmp_path):
-    scripts = Path(__file__).parent.parent / "scripts"
+def test_the_command_says_one_sentence_and_fails(run, tmp_path):
     asked = subprocess.run(
-        [sys.executable, scripts / "recommend.py", "--run", tmp_path, "--items", "x"], capture_output=True, text=True
+        [sys.executable, "-m", "tigerrec", "recommend", "--run", tmp_path, "--items", "x"],
+        capture_output=True,
+        text=True,
     )
     assert asked.returncode == 1
     assert asked.stdout == ""

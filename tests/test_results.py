@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 
 from tests.tiny_run import build_run
-from tigerrec import artifacts, table
-from tigerrec.audit.report import page
-from tigerrec.evaluate import EvaluateConfig, evaluate
+from tigerrec.analysis import table
+from tigerrec.analysis.audit.report import page
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.stages import open_stage
 
 ROOT = Path(__file__).parent.parent
 CELLS = sorted(path.parent for path in (ROOT / "results").glob("*/*/*/ranks.parquet"))
@@ -45,7 +47,7 @@ def assert_same(table: pd.DataFrame, rows: list[dict]) -> None:
 
 @pytest.mark.parametrize("cell", [pytest.param(cell, id="/".join(cell.parts[-3:])) for cell in CELLS])
 def test_a_committed_cell_is_whole_and_its_metrics_are_those_of_its_ranks(told, cell):
-    artifacts.open_stage(cell, "cell")
+    open_stage(cell, "cell")
     assert sum(path.stat().st_size for path in cell.iterdir()) <= 150_000
     assert_same(
         told["metrics"](pd.read_parquet(cell / "ranks.parquet")), json.loads((cell / "metrics.json").read_text())
@@ -59,7 +61,7 @@ def table_lines(text: str) -> list[str]:
 @pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
 def test_quoted_tables_are_those_of_the_tables(document):
     quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
-    assert ("beauty_table/t5-4-epochs", "masked") in [found[:2] for found in quoted]
+    assert ("beauty_table/t5-4-epochs", "masked") in [(folder, part) for folder, part, _ in quoted]
     for folder, part, lines in quoted:
         made = (ROOT / "results" / folder / "table.md").read_text()
         if part == "made":
@@ -72,12 +74,9 @@ def test_quoted_tables_are_those_of_the_tables(document):
 
 
 def test_the_audit_in_the_docs_is_what_the_checks_left():
-    (found,) = (ROOT / "results" / "audit").rglob("audit.json")
-    assert (
-        page(json.loads(found.read_text()))
-        == (ROOT / "docs" / "audit.md").read_text()
-        == found.with_suffix(".md").read_text()
-    )
+    (path,) = (ROOT / "results" / "audit").rglob("audit.json")
+    document = (ROOT / "docs" / "audit.md").read_text()
+    assert page(json.loads(path.read_text())) == document == path.with_suffix(".md").read_text()
 
 
 def test_a_runs_metrics_are_those_of_its_lists_and_the_split(told, tmp_path):
@@ -107,9 +106,7 @@ def test_a_committed_table_follows_from_its_cells_and_these_from_todays_options(
     monkeypatch.setattr(
         table,
         "_run_cells",
-        lambda cells, locks: [
-            cell.row for cell in cells if artifacts.read_manifest(cell.folder) and not cell.is_done()
-        ],
+        lambda cells, results, locks: [cell.row for cell in cells if read_manifest(cell.folder) and not cell.is_done()],
     )
     shutil.copytree(made.parent, tmp_path / "results" / made.parent.name)
     again = table.make_table([*options, f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results"])

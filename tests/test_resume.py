@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train import CONFIG, TRAINING, folders, run, weights
-from tigerrec import artifacts
+from tests.test_train import run, weights
+from tigerrec.storage.manifests import MANIFEST
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from tests.test_train import CONFIG
-from tigerrec import pipeline, train, trainer
+from tigerrec import cli, train, trainer
 import time
 step = trainer.Trainer.step
 def slow_step(self, number):
@@ -27,7 +27,7 @@ def slow_step(self, number):
     return step(self, number)
 trainer.Trainer.step = slow_step
 prepared, tokenized, out = map(Path, sys.argv[1:])
-with pipeline.reporting("make train"):
+with cli.reporting("tigerrec train"):
     train.train(prepared, tokenized, CONFIG, out)
 """
 
@@ -51,7 +51,7 @@ def test_signals(folders, number, code):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     if number != signal.SIGKILL:
-        assert "go on with: make train" in errors
+        assert "go on with: tigerrec train" in errors
         assert (out / "checkpoint" / "step-6.json").exists()
-    assert not (out / artifacts.MANIFEST).exists()
+    assert not (out / MANIFEST).exists()
     assert weights(run(folders)) == weights(undisturbed)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec.sample import META_FILE, REVIEWS_FILE
+from scripts.make_sample import META_FILE, REVIEWS_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample"

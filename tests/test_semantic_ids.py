@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tigerrec.diagnostics import collisions
-from tigerrec.semantic_ids import PAD, SemanticIdError, TokenLayout, add_suffix, next_suffixes, suffix_size, with_suffix
+from tigerrec.tokenizers.diagnostics import collisions
+from tigerrec.tokenizers.ids import (
+    PAD,
+    SemanticIdError,
+    TokenLayout,
+    add_suffix,
+    next_suffixes,
+    suffix_size,
+    with_suffix,
+)
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=5)
 
@@ -35,7 +43,7 @@ def test_tokens_and_codes_are_one_to_one(level_sizes, seed):
 
 
 def test_level_sizes_must_begin_with_code_sizes():
-    with pytest.raises(ValueError, match="must begin with code_sizes"):
+    with pytest.raises(ValueError, match="must be code_sizes"):
         TokenLayout((4, 3), (4, 8))
 
 

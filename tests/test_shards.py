@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tigerrec import shards
-from tigerrec.artifacts import ArtifactError
+from tigerrec.storage import shards
+from tigerrec.storage.files import ArtifactError
 
 NAMES = ["a", "b", "c"]
 

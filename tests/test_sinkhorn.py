@@ -1,4 +1,5 @@
-"""The plan of Sinkhorn's algorithm: even, scaled from the kernel, and at small epsilon the cheapest assignment."""
+"""The plan of Sinkhorn's algorithm: even, scaled from the kernel, and at small epsilon the cheapest assignment; and the
+codes taken from it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tigerrec.sinkhorn import LEAST_EPSILON, even_plan
+from tigerrec.tokenizers.quantizer.sinkhorn import LEAST_EPSILON, balanced_codes, even_plan
 
 
 @pytest.mark.parametrize("shape", [(60, 6), (20, 6), (5, 6)])
@@ -58,3 +59,8 @@ def test_the_smallest_epsilon_keeps_within_double_precision(side):
     plan = even_plan(distances, LEAST_EPSILON, iterations=500).exp()
     torch.testing.assert_close(plan.sum(1), torch.ones(50, dtype=torch.float64))
     torch.testing.assert_close(plan.sum(0), torch.full((20,), 2.5, dtype=torch.float64), rtol=0.05, atol=0)
+
+
+def test_balanced_codes_are_the_nearest_of_the_codes_a_row_holds():
+    assert balanced_codes(np.array([[1.0, 2.0, 9.0, 9.0], [1.1, 9.0, 5.0, 4.0]]), 0.003, 50).tolist() == [0, 3]
+    assert set(balanced_codes(np.ones((3, 2)), 0.003, 50).tolist()) <= {0, 1}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from tigerrec import stacks
-from tigerrec.batches import Batch
-from tigerrec.dropout import Dropout
-from tigerrec.generator import T5
-from tigerrec.semantic_ids import SemanticIds, TokenLayout
+from tigerrec.data.batches import Batch
+from tigerrec.models import t5_stack
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.t5 import T5
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout
 
 
 def stock_model(dropout_rate: float = 0.0) -> T5ForConditionalGeneration:
@@ -40,8 +40,8 @@ def driven_logits(
     model, input_ids, there, decoder_inputs, dropout: Dropout, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     visible = there[:, None, None, :]
-    encoded = stacks.encode(model, model.shared(input_ids), visible, dtype, dropout)
-    return stacks.decode(model, encoded, decoder_inputs[:, None], visible, dtype, dropout)[:, 0]
+    encoded = t5_stack.encode(model, model.shared(input_ids), visible, dtype, dropout)
+    return t5_stack.decode(model, encoded, decoder_inputs[:, None], visible, dtype, dropout)[:, 0]
 
 
 def test_logits_and_all_gradients_are_those_of_the_stock_model(inputs):
@@ -66,7 +66,7 @@ def test_attention_to_one_position_is_that_of_the_stock_model_without_its_idle_w
         name: parameter for name, parameter in model.named_parameters() if name.startswith(("decoder", "shared"))
     }
     gradients = torch.autograd.grad(expected.square().mean(), [encoded, *parameters.values()])
-    found = stacks.decode(model, encoded, decoder_inputs[:, None], None, torch.float32, Dropout(0.0))[:, 0]
+    found = t5_stack.decode(model, encoded, decoder_inputs[:, None], None, torch.float32, Dropout(0.0))[:, 0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     own = torch.autograd.grad(found.square().mean(), [encoded, *parameters.values()], allow_unused=True)
     for name, stock, driven in zip(["encoded", *parameters], gradients, own, strict=True):
@@ -82,7 +82,7 @@ def test_dropout_never_hides_a_history_of_one_position(inputs):
     encoded = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
     seen = []
     for seed in range(20):
-        logits = stacks.decode(
+        logits = t5_stack.decode(
             model, encoded, decoder_inputs[:, None, :1], None, torch.float32, Dropout(0.6, seed=seed)
         )
         seen.append(torch.autograd.grad(logits.square().sum(), encoded)[0].abs().sum(-1) > 0)
@@ -118,7 +118,7 @@ def test_under_dropout_logits_are_distributed_as_those_of_the_stock_model(inputs
 def test_cross_entropy_is_that_of_torch(label_smoothing):
     logits = (3 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0))).requires_grad_()
     labels = torch.randint(-1, 20, (50,), generator=torch.Generator().manual_seed(1))
-    found = stacks.CrossEntropy.apply(logits, labels, label_smoothing)
+    found = t5_stack.CrossEntropy.apply(logits, labels, label_smoothing)
     expected = torch.nn.functional.cross_entropy(
         logits, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
@@ -129,7 +129,7 @@ def test_cross_entropy_is_that_of_torch(label_smoothing):
 
 
 def test_cross_entropy_of_a_hopeless_target_is_finite():
-    loss = stacks.CrossEntropy.apply(torch.tensor([[0.0, 500.0]]), torch.tensor([0]), 0.0)
+    loss = t5_stack.CrossEntropy.apply(torch.tensor([[0.0, 500.0]]), torch.tensor([0]), 0.0)
     assert loss.item() == 500.0
 
 
@@ -142,7 +142,7 @@ def test_gradients_of_attention_under_dropout_are_those_of_plain_operations_with
     visible = torch.arange(6) <= torch.arange(5)[:, None]
     upstream = torch.randn(3, 2, 5, 4, generator=generator)
     inputs = [tensor for tensor in (queries, keys, values, bias) if tensor is not None]
-    found = stacks.Attention.apply(queries, keys, values, bias, visible, Dropout(0.4, seed=3))
+    found = t5_stack.Attention.apply(queries, keys, values, bias, visible, Dropout(0.4, seed=3))
     found_gradients = torch.autograd.grad((found * upstream).sum(), inputs)
     kept = Dropout(0.4, seed=3)(torch.ones(3, 2, 5, 6))
     scores = queries @ keys.mT + (0 if bias is None else bias)
@@ -155,7 +155,7 @@ def test_gradients_of_attention_under_dropout_are_those_of_plain_operations_with
 def test_gradients_of_relu_under_dropout_pass_where_its_result_is_positive():
     values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kept = Dropout(0.4, seed=3)
-    result = stacks.DroppedRelu.apply(values, kept.mask(values))
+    result = t5_stack.DroppedRelu.apply(values, kept.mask(values))
     expected = values.detach().relu() * Dropout(0.4, seed=3)(torch.ones(40, 30))
     assert torch.equal(result, expected)
     result.sum().backward()
@@ -188,7 +188,7 @@ def test_a_training_step_reads_nothing_back_from_its_device(decoder_reads):
 
 
 def test_no_private_function_of_torch_is_called():
-    sources = {path: path.read_text() for path in Path(stacks.__file__).parent.rglob("*.py")}
+    sources = {path: path.read_text() for path in Path(t5_stack.__file__).parent.rglob("*.py")}
     assert {
         path.name: found for path, text in sources.items() if (found := re.findall(r"torch(?:\.\w+)*\._[a-z]\w*", text))
     } == {}

@@ -17,13 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import TigerrecError, artifacts, files, pipeline
+from tigerrec import TigerrecError, text
+from tigerrec.analysis import table
+from tigerrec.analysis.table import budgets, cells, how_it_was_made, make_table, markdown, plot
+from tigerrec.analysis.table.rows import METRICS, CellResults, Row, RowResults, gains_of, plan_rows, results_of
+from tigerrec.analysis.table.summary import Summary, spread
 from tigerrec.config import ConfigError, compose
-from tigerrec.metrics import metrics
-from tigerrec.provenance import short_commit
-from tigerrec.table import budgets, cells, facts_of, make_table, markdown, plot
-from tigerrec.table.rows import METRICS, Result, Row, Run, gains_of, plan_rows, result_of
-from tigerrec.table.summary import Summary, spread
+from tigerrec.evaluation.metrics import metrics
+from tigerrec.runtime.provenance import short_commit
+from tigerrec.storage.files import BusyError
+from tigerrec.storage.manifests import DamagedError, StaleError, read_manifest
+from tigerrec.storage.stages import writing
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -124,9 +128,9 @@ def test_the_table_holds_every_row_best_first(made):
     assert "make table EXPERIMENT=beauty_table DATASET=sample EMBEDDER=hashed" in text
     assert str(made.results) not in text
     assert (made.out / "table.png").read_bytes().startswith(b"\x89PNG")
-    facts = json.loads((made.out / "table.json").read_text())
-    assert facts["dataset"] == {"name": "sample", "users": 2000, "items": 492, "interactions": 19415}
-    assert {found["row"] for found in facts["comparisons"]} == {"hkmeans", "popularity"}
+    about = json.loads((made.out / "table.json").read_text())
+    assert about["dataset"] == {"name": "sample", "users": 2000, "items": 492, "interactions": 19415}
+    assert {comparison["row"] for comparison in about["comparisons"]} == {"hkmeans", "popularity"}
 
 
 def test_what_was_tried_of_a_baseline_stays_with_its_cell(tmp_path):
@@ -197,7 +201,7 @@ def test_more_seeds_are_more_cells(asked, tmp_path):
 
 def test_results_of_other_settings_are_not_taken(elsewhere, asked):
     with pytest.raises(
-        artifacts.StaleError,
+        StaleError,
         match=r"rkmeans-seed0_seed0 holds results of other settings \(.*training\.epochs: 1 → 2.*train\.name=<new "
         r"name>",
     ):
@@ -210,7 +214,7 @@ def test_results_of_other_data_are_not_taken(elsewhere, asked, tmp_path):
     shutil.copytree("data/sample", other)
     with (other / "reviews_Sample_5.json.gz").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(artifacts.StaleError, match=r"holds results of other settings \(prepare\.interactions: "):
+    with pytest.raises(StaleError, match=r"holds results of other settings \(prepare\.interactions: "):
         make_table([*elsewhere.options, f"dataset.raw_dir={other}"])
 
 
@@ -233,7 +237,7 @@ def test_damaged_results_are_not_taken(elsewhere, asked):
     content[200] ^= 1
     path.write_bytes(content)
     with pytest.raises(
-        artifacts.DamagedError,
+        DamagedError,
         match=rf"ranks\.parquet is damaged .*; delete {path.parent} and run the same command again\.",
     ):
         make_table(elsewhere.options)
@@ -245,17 +249,17 @@ def test_damaged_results_are_not_taken(elsewhere, asked):
 def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, monkeypatch):
     finished = elsewhere.table / CELLS[1]
     shutil.rmtree(finished)
-    real, waited = files.locked, []
+    real, waited = table.locked, []
 
     def locked(folder, wait=False, announce=None):
         if folder.name == finished.name and not wait:
-            raise files.BusyError("another process")
+            raise BusyError("another process")
         if folder.name == finished.name:
             shutil.copytree(made.results / "sample_table" / CELLS[1], finished)  # by the other process, meanwhile
             waited.append(folder.name)
         return real(folder)
 
-    monkeypatch.setattr(files, "locked", locked)
+    monkeypatch.setattr(table, "locked", locked)
     out = make_table(elsewhere.options)
     assert waited == [finished.name]
     assert asked == []
@@ -298,17 +302,8 @@ def test_a_row_named_twice_is_one_row(tmp_path):
     assert [row.name for row in plan_rows(options, compose(options), tmp_path)] == ["popularity", "rkmeans"]
 
 
-def test_without_matplotlib_no_older_picture_stays(elsewhere, asked, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    out = make_table(elsewhere.options)
-    assert not (out / "table.png").exists()
-    text = (out / "table.md").read_text()
-    assert "table.png" not in text
-    assert "pip install matplotlib" in text
-
-
 def test_nothing_of_this_machine_is_told():
-    told = pipeline.told_command(
+    told = text.told_command(
         "table",
         [
             "dataset=tables",
@@ -333,14 +328,14 @@ def test_budgets_are_told(made):
 def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> None:
     """A cell whose table of ranks is in an order of its own."""
     n_users = len(ranks["masked"])
-    parts = [pd.DataFrame({"model": "t5", "hit": "item", "seen": seen, "user": np.arange(n_users), "target": np.arange(n_users) % 7, "rank": found})
+    parts = [pd.DataFrame({"model": "t5", "hit": "item", "seen": seen, "user": np.arange(n_users, dtype=np.int32), "target": np.arange(n_users, dtype=np.int32) % 7, "rank": found})
              for seen, found in ranks.items()]  # fmt: skip
     table = pd.concat(parts).sample(frac=1, random_state=int(rng.integers(1000)))
     rows = [
         {"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)}
         for seen, found in ranks.items()
     ]
-    with artifacts.writing(cell.folder, "cell", cell.chain) as out:
+    with writing(cell.folder, "cell", cell.chain) as out:
         out.provenance |= {"facts": {"distinct_items": 3}, "stages": {}}
         out.json("metrics.json", rows)
         with out.create("ranks.parquet") as path:
@@ -356,17 +351,17 @@ def test_rows_are_paired_by_user_and_averaged_over_runs(tmp_path):
         for seeds, cell in row.cells.items():
             ranks[row.name, seeds] = np.where(rng.random(400) < likely, rng.integers(1, 21, 400), 0).astype(np.int16)
             write_cell(cell, {"masked": ranks[row.name, seeds], "kept": np.zeros(400, np.int16)}, rng)
-    summary = Summary([result for row in rows if (result := result_of(row))], "rkmeans")
+    summary = Summary([result for row in rows if (result := results_of(row))], "rkmeans")
     means = {row.name: np.mean([gains_of(ranks[row.name, seeds]) for seeds in row.cells], axis=0) for row in rows}
     change = means["hkmeans"] - means["rkmeans"]
     draws = np.random.default_rng(9).integers(0, 400, (4_000, 400))
-    for found in summary.comparisons:
-        values = change[:, METRICS.index(found.metric)]
+    for row in summary.comparisons:
+        values = change[:, METRICS.index(row["metric"])]
         resampled = values[draws].mean(1)
         low, high = np.percentile(resampled, [2.5, 97.5])
-        assert found.difference == pytest.approx(values.mean(), abs=1e-7)
-        assert [found.low, found.high] == pytest.approx([low, high], abs=0.15 * (high - low))
-        assert found.p == pytest.approx(2 * min((resampled <= 0).mean(), (resampled >= 0).mean()), abs=0.05)
+        assert row["difference"] == pytest.approx(values.mean(), abs=1e-7)
+        assert [row["low"], row["high"]] == pytest.approx([low, high], abs=0.15 * (high - low))
+        assert row["p"] == pytest.approx(2 * min((resampled <= 0).mean(), (resampled >= 0).mean()), abs=0.05)
     for line in summary.rows:
         if line["seen"] == "masked":
             assert line["ndcg@10"] == pytest.approx(means[line["row"]][:, METRICS.index("ndcg@10")].mean(), abs=1e-7)
@@ -400,13 +395,13 @@ def test_beauty_table_plans_all_its_rows():
 
 def test_the_script_prints_the_folder_last(elsewhere):
     done = subprocess.run(
-        [sys.executable, "scripts/table.py", *elsewhere.options], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tigerrec", "table", *elsewhere.options], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(elsewhere.table / "t5-4-epochs")]
     assert "popularity" in done.stderr
     done = subprocess.run(
-        [sys.executable, "scripts/table.py", *elsewhere.options, "seeds=none"],
+        [sys.executable, "-m", "tigerrec", "table", *elsewhere.options, "seeds=none"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -429,7 +424,7 @@ def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
         [f"paths.runs={tmp_path}/{name}/runs", f"paths.results={tmp_path}/{name}/results"]
         for name in ("stopped", "whole")
     ]
-    table = subprocess.Popen([sys.executable, "scripts/table.py", *options, *folders[0]], stderr=subprocess.PIPE)
+    table = subprocess.Popen([sys.executable, "-m", "tigerrec", "table", *options, *folders[0]], stderr=subprocess.PIPE)
     checkpoints = (
         tmp_path / "stopped" / "runs" / "sample" / "hashed" / "rkmeans-seed0" / "t5-4-epochs-seed0" / "checkpoint"
     )
@@ -441,13 +436,13 @@ def test_a_table_that_is_stopped_goes_on_to_the_same_bytes(tmp_path):
     for names in folders:
         make_table([*options, *names])
     stopped, whole = (tmp_path / name / "results" / "sample_table" / CELLS[0] for name in ("stopped", "whole"))
-    stages = [artifacts.read_manifest(cell).provenance["stages"] for cell in (stopped, whole)]
+    stages = [read_manifest(cell).provenance["stages"] for cell in (stopped, whole)]
     assert stages[0]["train"]["content"] == stages[1]["train"]["content"]
     for name in ("metrics.json", "ranks.parquet"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
-def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = True) -> Run:
+def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = True) -> CellResults:
     """A run that hits that share of targets, at a random rank; on the level of ids a few more."""
     ranks = {}
     for seen in ("masked", "kept"):
@@ -456,9 +451,8 @@ def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = 
             more = np.where(rng.random(n_users) < 0.05, 1, ranks["item", seen]).astype(np.int16)
             ranks["sid", seen] = more
     rows = {key: {"hit": key[0], "seen": key[1], "users": n_users, **metrics(found)} for key, found in ranks.items()}
-    facts = {"users": n_users, "items": 100, "interactions": 1_000, "distinct_items": 50} | (
-        {"collision_rate": 0.25} if sharing else {}
-    )
+    details = {"users": n_users, "items": 100, "interactions": 1_000, "distinct_items": 50}
+    details |= {"collision_rate": 0.25} if sharing else {}
     stage = {"seconds": 120.0 + 60 * rng.random(), "git": "0" * 40, "machine": "x86_64", "cores": 2, "threads": 1}
     other = stage | {"git": "1" * 40, "threads": 2}
     stages = {
@@ -475,18 +469,16 @@ def a_run(rng: np.random.Generator, share: float, n_users: int, sharing: bool = 
             "tune": stage | {"seconds_of_trials": 90.0},
             "baseline": stage | {"fitting_seconds": 30.0, "ranking_seconds": 6.0},
         }
-    return Run(ranks, np.arange(n_users), rows, {"facts": facts, "stages": stages})
+    return CellResults(ranks, np.arange(n_users), rows, details, stages)
 
 
 def a_result(
     name: str, shares: dict[tuple[int, int], float], seed: int, kind: str = "generator", n_users: int = 1_500
-) -> Result:
+) -> RowResults:
     rng = np.random.default_rng(seed)
     runs = {seeds: a_run(rng, share, n_users, kind == "generator") for seeds, share in shares.items()}
-    first = next(iter(runs.values()))
-    found = {key: np.mean([gains_of(run.ranks[key]) for run in runs.values()], axis=0) for key in first.ranks}
     cell = SimpleNamespace(model=name if kind == "baseline" else "t5")
-    return Result(Row(name, kind, None, None, dict.fromkeys(shares, cell)), runs, found)  # type: ignore[arg-type]
+    return RowResults(Row(name, kind, None, None, dict.fromkeys(shares, cell)), runs)  # type: ignore[arg-type]
 
 
 FOUR = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -516,57 +508,47 @@ def test_rows_are_means_over_runs_with_the_spread_of_three_runs_up(summary):
         assert line["hr@10"] == pytest.approx(np.mean(values))
         assert line["hr@10_runs"] == values
         assert line["hr@10_low"] < line["hr@10"] < line["hr@10_high"]
-        assert line["hr@10_sd"] == (pytest.approx(np.std(values, ddof=1)) if len(values) > 2 else None)
+        apart = [(values[0] - values[3]) ** 2 / 2, (values[1] - values[2]) ** 2 / 2] if len(values) > 2 else None
+        assert line["hr@10_sd"] == (pytest.approx(np.mean(apart) ** 0.5) if apart else None)
         assert result.user_gains["item", "masked"][:, METRICS.index("hr@10")].mean() == pytest.approx(
             np.mean(values), abs=1e-7
         )
 
 
 def test_comparisons_are_paired_and_corrected(summary):
-    found = {comparison.row: comparison for comparison in summary.comparisons if comparison.metric == "hr@10"}
-    assert set(found) == {"poor", "strong", "like good"}
-    assert found["poor"].high < 0
-    assert found["strong"].low > 0
-    assert found["poor"].p_holm < 0.01
-    assert found["like good"].low < found["like good"].difference < found["like good"].high
-    for comparison in found.values():
-        assert comparison.p <= comparison.p_holm <= min(1, 3 * comparison.p)
+    rows = {row["row"]: row for row in summary.comparisons if row["metric"] == "hr@10"}
+    assert set(rows) == {"poor", "strong", "like good"}
+    assert rows["poor"]["high"] < 0
+    assert rows["strong"]["low"] > 0
+    assert rows["poor"]["p_holm"] < 0.01
+    assert rows["like good"]["low"] < rows["like good"]["difference"] < rows["like good"]["high"]
+    for row in rows.values():
+        assert row["p"] <= row["p_holm"] <= min(1, 3 * row["p"])
 
 
 def test_components_leave_out_rows_without_seeds_and_baselines(summary):
-    freedom = {
-        (line["row"], line["component"]): line["degrees_of_freedom"]
-        for line in summary.variance
-        if line["metric"] == "hr@10"
-    }
-    of_a_whole_row = {"tokenizer seed": 1, "generator seed": 2}
-    whole = {(row, seed): count for row in ("good", "poor") for seed, count in of_a_whole_row.items()}
     head, *lines = spread(summary.variance, "{:.3f}".format)
+    kinds = ("tokenizer", "generator", "interaction")
     assert head == [
-        "row",
-        *(f"{metric}, {seed}" for metric in ("HR@10", "NDCG@10") for seed in ("tokenizer", "generator")),
-        "degrees of freedom",
-    ]
+        "row", *(f"{metric}, {kind}" for metric in ("HR@10", "NDCG@10") for kind in kinds), "degrees of freedom"
+    ]  # fmt: skip
     assert {line[0]: line[-1] for line in lines} == {
-        "all, pooled": "2, 5",
-        "good": "1, 2",
-        "poor": "1, 2",
-        "like good": "–, 1",
+        "all, pooled": "2, 2, 2",
+        "good": "1, 1, 1",
+        "poor": "1, 1, 1",
+        "like good": "–, 1, –",
     }
-    assert (
-        freedom
-        == {
-            ("all, pooled", "tokenizer seed"): 2,
-            ("all, pooled", "generator seed"): 5,
-            ("like good", "generator seed"): 1,
-        }
-        | whole
+    by_name = {(line["row"], line["component"]): line["sd"] for line in summary.variance if line["metric"] == "hr@10"}
+    unseen = by_name["like good", "generator seed"] ** 2
+    first, second = (
+        next(result for result in summary.results if result.row.name == "like good").values("hr@10").values()
     )
+    assert unseen == pytest.approx((first - second) ** 2 / 2)
 
 
 def test_minutes_are_those_of_the_fastest_run_by_kind_of_work(summary):
     by_name = {result.row.name: result for result in summary.results}
-    seconds = [run.provenance["stages"]["evaluate"]["seconds"] for run in by_name["good"].runs.values()]
+    seconds = [run.stages["evaluate"]["seconds"] for run in by_name["good"].runs.values()]
     assert len(set(seconds)) == 4
     assert by_name["good"].minutes("minutes_evaluate") == min(seconds) / 60
     assert by_name["good"].minutes("minutes_tune") is None
@@ -575,17 +557,17 @@ def test_minutes_are_those_of_the_fastest_run_by_kind_of_work(summary):
 
 
 def test_what_made_the_data_and_the_vectors_does_not_count_as_what_made_the_rows(summary):
-    facts = facts_of(summary, compose(["experiment=beauty_table"]), ["experiment=beauty_table"])
-    assert facts["machine"] == "x86_64, 2 cores, 1 thread a run"
-    assert facts["commits"] == [short_commit("0" * 40)]
+    made = how_it_was_made(summary, compose(["experiment=beauty_table"]), ["experiment=beauty_table"])
+    assert made["machine"] == "x86_64, 2 cores, 1 thread a run"
+    assert made["commits"] == [short_commit("0" * 40)]
 
 
 def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
-    facts = {
+    made = {
         "dataset": {"name": "toy", "users": 1_500, "items": 100, "interactions": 1_000}, "split": "test", "commands": ["make table"],
         "commits": ["abcdef0123"], "machine": "x86_64, 2 cores", "picture": True, "notes": [],
     }  # fmt: skip
-    text = markdown.page("Toy", summary, facts, ["a failed: b."])
+    text = markdown.page("Toy", summary, made, ["a failed: b."])
     heading, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.split("## Seen items kept")[0].splitlines()
@@ -600,7 +582,7 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
     assert re.search(r"^\| like good +\| +HR@10 .*\] \| +0\.\d{4} \|$", text, re.MULTILINE)
     inflation = re.search(r"^\| good .*\| +\+(\d+\.\d)% ", text, re.MULTILINE)
     good = next(result for result in summary.results if result.row.name == "good")
-    assert float(inflation[1]) == pytest.approx(100 * (good.value("hr@10", "sid") / good.value("hr@10") - 1), abs=0.06)
+    assert float(inflation[1]) == pytest.approx(100 * (good.mean("hr@10", "sid") / good.mean("hr@10") - 1), abs=0.06)
     plot.draw(summary, "Toy", tmp_path / "table.png")
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 

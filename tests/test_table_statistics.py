@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tigerrec.table.statistics import (
+from tigerrec.analysis.table.statistics import (
     holm,
     intervals,
     resampled_means,
@@ -63,50 +63,90 @@ def test_holm_of_a_worked_example():
     assert holm([0.2]) == pytest.approx([0.2])
 
 
-def test_a_standard_deviation_needs_three_runs():
-    assert standard_deviation([1.0, 2.0]) is None
-    assert standard_deviation([1.0, 2.0, 3.0]) == pytest.approx(1.0)
+def crossed_runs(rng: np.random.Generator, tokenizer: float, generator: float, interaction: float, sizes=(2, 2)):
+    """A row whose tokenizer seeds, generator seeds and pairs of both have effects of these standard deviations."""
+    n_tokenizer, n_generator = sizes
+    values = rng.normal(0, interaction, sizes) + rng.normal(0, tokenizer, (n_tokenizer, 1))
+    values += 10 + rng.normal(0, generator, n_generator)
+    return {(t, g): float(values[t, g]) for t in range(n_tokenizer) for g in range(n_generator)}
+
+
+def mean_squares(runs) -> tuple[float, float, float]:
+    """The mean squares of tokenizer seeds, of generator seeds and of the rest in the two-way analysis of variance."""
+    sizes = [len({seeds[place] for seeds in runs}) for place in range(2)]
+    values = np.array([runs[seeds] for seeds in sorted(runs)]).reshape(sizes)
+    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    by_tokenizer, by_generator = (values.mean(axis).var(ddof=1) for axis in (1, 0))
+    return sizes[1] * by_tokenizer, sizes[0] * by_generator, (rest**2).sum() / ((sizes[0] - 1) * (sizes[1] - 1))
+
+
+def test_plus_minus_needs_three_runs():
+    assert standard_deviation({(0, 0): 1.0, (1, 0): 2.0}) is None
+    assert standard_deviation({(0, 0): 1.0, (1, 0): 2.0, (2, 0): 3.0}) == pytest.approx(1.0)
+    assert standard_deviation({(0, 0): 1.0, (0, 1): 2.0, (0, 2): 3.0}) == pytest.approx(1.0)
+
+
+def test_plus_minus_is_that_of_a_run_with_new_seeds_although_the_runs_share_theirs():
+    rng = np.random.default_rng(5)
+    rows = [crossed_runs(rng, tokenizer=2.0, generator=1.0, interaction=0.5) for _ in range(4_000)]
+    of_a_new_run = 2.0**2 + 1.0**2 + 0.5**2
+    assert np.mean([standard_deviation(runs) ** 2 for runs in rows]) == pytest.approx(of_a_new_run, rel=0.05)
+    as_if_independent = np.mean([np.var(list(runs.values()), ddof=1) for runs in rows])
+    assert as_if_independent < 0.75 * of_a_new_run
+    unfinished = [{seeds: value for seeds, value in runs.items() if seeds != (1, 1)} for runs in rows]
+    assert np.mean([standard_deviation(runs) ** 2 for runs in unfinished]) == pytest.approx(of_a_new_run, rel=0.07)
 
 
 def test_components_of_a_worked_example():
-    # means of tokenizer seeds 2 and 6 of one row, 5 and 5 of the other; each pair of runs one apart from its mean:
-    # within = 8 / 4 = 2
-    rows = [{(0, 0): 1, (0, 1): 3, (1, 0): 5, (1, 1): 7}, {(0, 0): 4, (0, 1): 6, (1, 0): 4, (1, 1): 6}]
-    found = {component.name: component for component in variance_components(rows)}
-    assert found["generator seed"].sd == pytest.approx(2**0.5)
-    assert found["generator seed"].degrees_of_freedom == 4
-    # between = 2 * (4 + 4 + 0 + 0) / 2 = 8, so (8 - 2) / 2 = 3
-    assert found["tokenizer seed"].sd == pytest.approx(3**0.5)
-    assert found["tokenizer seed"].degrees_of_freedom == 2
+    # half squared differences of pairs: of one tokenizer seed 2 and 8, of one generator seed 18 and 32, of neither
+    # 50 and 8
+    components = variance_components([{(0, 0): 0, (0, 1): 2, (1, 0): 6, (1, 1): 10}])
+    assert {component.name: component.sd for component in components} == pytest.approx(
+        {"tokenizer seed": 24**0.5, "generator seed": 4**0.5, "interaction": 1.0}
+    )
+    assert [component.degrees_of_freedom for component in components] == [1, 1, 1]
+    assert standard_deviation({(0, 0): 0, (0, 1): 2, (1, 0): 6, (1, 1): 10}) == pytest.approx(29**0.5)
 
 
-def test_components_are_those_that_made_the_runs():
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 2), (2, 4), (5, 3)])
+def test_components_are_those_of_the_two_way_analysis_of_variance(sizes):
+    runs = crossed_runs(np.random.default_rng(6), 3.0, 2.0, 0.3, sizes)
+    n_tokenizer, n_generator = sizes
+    tokenizer, generator, rest = mean_squares(runs)
+    components = variance_components([runs])
+    expected = [(tokenizer - rest) / n_generator, (generator - rest) / n_tokenizer, rest]
+    assert [component.sd**2 for component in components] == pytest.approx([max(0, variance) for variance in expected])
+    freedom = [n_tokenizer - 1, n_generator - 1, (n_tokenizer - 1) * (n_generator - 1)]
+    assert [component.degrees_of_freedom for component in components] == freedom
+    assert standard_deviation(runs) ** 2 == pytest.approx(sum(expected))
+
+
+def test_components_are_those_that_made_crossed_runs_where_nested_ones_would_not_be():
     rng = np.random.default_rng(4)
-    rows = []
-    for _ in range(300):
-        seeds = rng.normal(0, 2.0, 3)
-        rows.append({(t, g): 10 + seeds[t] + rng.normal(0, 0.5) for t in range(3) for g in range(2)})
-    tokenizer, generator = variance_components(rows)
-    assert tokenizer.sd == pytest.approx(2.0, rel=0.1)
-    assert generator.sd == pytest.approx(0.5, rel=0.1)
+    rows = [crossed_runs(rng, tokenizer=1.0, generator=2.0, interaction=0.5) for _ in range(4_000)]
+    sds = {component.name: component.sd for component in variance_components(rows)}
+    assert sds == pytest.approx({"tokenizer seed": 1.0, "generator seed": 2.0, "interaction": 0.5}, rel=0.1)
+    between, within = (
+        np.mean([mean_squares(runs)[0] for runs in rows]),
+        np.mean([[(runs[t, 0] - runs[t, 1]) ** 2 / 2 for t in range(2)] for runs in rows]),
+    )
+    assert (between - within) / 2 < -0.5  # the estimate for nested seeds of a variance of 1
 
 
-def test_no_component_is_told_from_one_generator_seed_and_none_is_negative():
-    assert variance_components([{(0, 0): 1.0, (1, 0): 2.0}]) == []
-    assert variance_components([{(0, 0): 1.0}]) == []
-    assert variance_components([]) == []
-    alone = variance_components([{(0, 0): 1.0, (0, 1): 3.0}])
-    assert [component.name for component in alone] == ["generator seed"]
-    crossed = variance_components([{(0, 0): 1.0, (0, 1): 3.0, (1, 0): 1.0, (1, 1): 3.0}])
-    assert crossed[0].sd == 0
+def test_no_component_is_negative():
+    lower, upper = {(0, 0): 1.0, (0, 1): 3.0}, {(1, 0): 3.0, (1, 1): 1.0}
+    assert [component.sd for component in variance_components([lower | upper])] == [0, 0, 2]
 
 
-def test_of_an_unfinished_row_only_what_its_seeds_share_counts():
-    whole = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0, (1, 1): 7.0}
-    unfinished = {(0, 0): 10.0, (0, 1): 16.0, (1, 0): 500.0}
-    tokenizer, generator = variance_components([whole, unfinished])
-    assert tokenizer.degrees_of_freedom == 1
-    assert generator.degrees_of_freedom == 3
-    assert generator.sd == pytest.approx(((2 + 2 + 18) / 3) ** 0.5)
-    assert tokenizer.sd == pytest.approx(((16 - 22 / 3) / 2) ** 0.5)  # between = 2 * (4 + 4) / 1, of the whole row
-    assert [component.name for component in variance_components([unfinished])] == ["generator seed"]
+def test_a_seed_that_was_not_varied_has_no_component():
+    assert variance_components([]) == variance_components([{(0, 0): 1.0}]) == []
+    for name, first, second in (("generator seed", (0, 0), (0, 1)), ("tokenizer seed", (0, 0), (1, 0))):
+        (component,) = variance_components([{first: 1.0, second: 3.0}, {first: 5.0, second: 5.0}, {first: 9.0}])
+        assert (component.name, component.sd, component.degrees_of_freedom) == (name, 1.0, 2)
+
+
+def test_unfinished_rows_are_left_out_of_components_of_crossed_seeds():
+    whole = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0, (1, 1): 9.0}
+    for unfinished in ({(0, 0): 10.0, (0, 1): 16.0, (1, 0): 500.0}, {(0, 0): 10.0, (0, 1): 16.0}):
+        assert variance_components([whole, unfinished]) == variance_components([whole])
+    assert variance_components([{(0, 0): 10.0, (0, 1): 16.0, (1, 0): 500.0}]) == []

@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec import artifacts
-from tigerrec.prepare import DatasetError, prepare
-from tigerrec.tables import TablesDataset
+from tigerrec import TigerrecError
+from tigerrec.data.base import DatasetError, RawData
+from tigerrec.data.prepare import prepare
+from tigerrec.data.tables import TablesDataset
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.manifests import read_manifest
 
 INTERACTIONS = [
     ("001", "007", "10"),
@@ -52,16 +55,16 @@ def test_every_format_gives_the_same_histories(tmp_path: Path, kind: str) -> Non
     interactions = write_table(tmp_path / f"orders.{kind}", ["user", "item", "time"], INTERACTIONS)
     dataset = TablesDataset(interactions, write_table(tmp_path / f"items.{kind}", COLUMNS, ITEMS))
     out = prepare(dataset, tmp_path / "out")
-    items = artifacts.read_table(out, "items.parquet").to_pylist()
+    items = read_table(out, "items.parquet").to_pylist()
     assert [item["item_id"] for item in items] == ["007", "NA", "9"]
     assert [item["text"] for item in items] == [
         "Title: NA; Categories: Home > Bath&Body; Price: 1.50.",
         "Item NA.",
         'Title: Soap, "fine"; Brand: Ann; Categories: Home.',
     ]
-    assert artifacts.read_table(out, "users.parquet")["user_id"].to_pylist() == ["001", "02"]
-    assert artifacts.read_table(out, "interactions.parquet")["item"].to_pylist() == [1, 0, 2, 2, 0, 1]
-    assert artifacts.read_json(out, "stats.json")["noted"] == {"price is not a number": 1, "repeated items": 1}
+    assert read_table(out, "users.parquet")["user_id"].to_pylist() == ["001", "02"]
+    assert read_table(out, "interactions.parquet")["item"].to_pylist() == [1, 0, 2, 2, 0, 1]
+    assert read_json(out, "stats.json")["noted"] == {"price is not a number": 1, "repeated items": 1}
 
 
 def test_named_columns_dates_numbers_and_no_items(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_filters_apply(tmp_path: Path) -> None:
         min_user_interactions=3,
         min_item_interactions=3,
     )
-    stats = artifacts.read_json(prepare(dataset, tmp_path / "out"), "stats.json")
+    stats = read_json(prepare(dataset, tmp_path / "out"), "stats.json")
     assert (stats["users"], stats["items"], stats["interactions"], stats["items_filtered"]) == (3, 3, 9, 1)
 
 
@@ -161,6 +164,21 @@ def test_errors_name_the_repair(tmp_path: Path, name: str | None, content: bytes
     with pytest.raises(DatasetError, match=message):
         prepare(TablesDataset(path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_table(tmp_path / "orders.csv", ["user", "item", "time"], INTERACTIONS)
+    read = TablesDataset.read
+
+    def read_then_append(dataset: TablesDataset) -> RawData:
+        raw = read(dataset)
+        path.write_text(path.read_text() + "03,9,1\n")
+        return raw
+
+    monkeypatch.setattr(TablesDataset, "read", read_then_append)
+    with pytest.raises(TigerrecError, match=r"orders\.csv changed while it was read; run the same command again\.$"):
+        prepare(TablesDataset(path), tmp_path / "out")
+    assert read_manifest(tmp_path / "out") is None
 
 
 def test_a_named_title_column_must_exist(tmp_path: Path) -> None:

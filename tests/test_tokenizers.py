@@ -16,22 +16,18 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from tigerrec import TigerrecError, artifacts, config
-from tigerrec.files import sha256_text
-from tigerrec.semantic_ids import load_semantic_ids
-from tigerrec.tokenizers import (
-    MeasuresDistances,
-    TokenizeConfig,
-    TokenizeError,
-    Tokenizer,
-    encode_items,
-    families,
-    fit,
-    load_tokenizer,
-    tokenize,
-)
+from tigerrec import TigerrecError, config
+from tigerrec.config import families
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.files import sha256_file, sha256_text, write_json
+from tigerrec.storage.fingerprints import canonical_json
+from tigerrec.storage.manifests import MANIFEST, read_manifest
+from tigerrec.storage.stages import open_stage, writing
+from tigerrec.tokenizers.base import MeasuresDistances, TokenizeError, Tokenizer
+from tigerrec.tokenizers.ids import load_semantic_ids
 from tigerrec.tokenizers.random import RandomCodes
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
+from tigerrec.tokenizers.stage import TokenizeConfig, encode_items, fit, load_tokenizer, tokenize
 
 RESERVED = tuple(field.name for field in dataclasses.fields(TokenizeConfig) if field.name != "tokenizer")
 SMALL = {"codebook_size": 8, "hidden": [16], "latent_dim": 4, "epochs": 4, "batch_size": 64, "iterations": 5}
@@ -56,7 +52,7 @@ def composed(choice: str) -> dict[str, Any]:
 def build(choice: str, **overrides: Any) -> TokenizeConfig:
     node = dict(composed(choice))
     node |= {key: value for key, value in SMALL.items() if key in node} | overrides
-    tokenizer, taken = config.build_choice(node, "tokenizer", RESERVED)
+    tokenizer, taken = config.build_choice(node, "tokenizer", Tokenizer, RESERVED)
     return TokenizeConfig(tokenizer, **{key: value for key, value in taken.items() if key in RESERVED})
 
 
@@ -88,7 +84,7 @@ def same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool
 
 
 def embedded(folder: Path, vectors: np.ndarray) -> Path:
-    with artifacts.writing(folder, "embed", {"made": "up"}) as files:
+    with writing(folder, "embed", {"made": "up"}) as files:
         files.arrays("embeddings.safetensors", {"embeddings": vectors})
     return folder
 
@@ -173,9 +169,9 @@ class TestContract:
         assert np.array_equal(encode_items(out, vectors[5:8]), codes[5:8])
         with pytest.raises(TokenizeError, match="have 3 dimensions"):
             encode_items(out, vectors[:, :3])
-        content = artifacts.open_stage(out, "tokenize").content
+        content = open_stage(out, "tokenize").content
         again = tokenize(tmp_path / "embed", chosen, tmp_path / "again", extra)
-        assert artifacts.open_stage(again, "tokenize").content == content
+        assert open_stage(again, "tokenize").content == content
 
     @pytest.mark.parametrize("n", [3, 200])
     def test_the_nearest_codes_are_those_of_encode(self, choice, n):
@@ -230,7 +226,7 @@ class TestContract:
         extra = {name: embedded(tmp_path / name, matrix) for name, matrix in extra_of(chosen, len(vectors)).items()}
         with pytest.raises(TokenizeError, match=r"NaN or infinity in 2 rows \(items 3, 17\)"):
             tokenize(embedded(tmp_path / "embed", vectors), chosen, tmp_path / "out", extra)
-        assert artifacts.read_manifest(tmp_path / "out") is None
+        assert read_manifest(tmp_path / "out") is None
 
     def test_sizes_out_of_range_are_refused_before_any_work(self, choice):
         fields = {field.name for field in dataclasses.fields(build(choice).tokenizer)}
@@ -241,42 +237,38 @@ class TestContract:
 
     def test_its_family_is_known(self, choice):
         tokenizer = build(choice).tokenizer
-        assert families()[tokenizer.family] is type(tokenizer)
+        assert families(Tokenizer)[tokenizer.family] is type(tokenizer)
 
 
 def edit_facts(folder: Path, name: str = "tokenizer.json", **changes: Any) -> None:
     """Rewrite a JSON file of a stage as someone would who also mends the manifest."""
-    facts = artifacts.read_json(folder, name) | changes
-    artifacts.write_json(folder / name, facts)
-    manifest = artifacts.read_json(folder, artifacts.MANIFEST)
-    manifest["files"][name]["sha256"] = artifacts.sha256_file(folder / name)
+    facts = read_json(folder, name) | changes
+    write_json(folder / name, facts)
+    manifest = read_json(folder, MANIFEST)
+    manifest["files"][name]["sha256"] = sha256_file(folder / name)
     hashes = {name: entry["sha256"] for name, entry in manifest["files"].items() if not entry.get("measured")}
     manifest["files"][name]["bytes"] = (folder / name).stat().st_size
-    manifest["content"] = sha256_text(artifacts.canonical_json(hashes))
-    artifacts.write_json(folder / artifacts.MANIFEST, manifest)
+    manifest["content"] = sha256_text(canonical_json(hashes))
+    write_json(folder / MANIFEST, manifest)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "os.system"}, "names the tokenizer 'os.system', and this version knows"),
-        ({"family": ["rkmeans"]}, "names the tokenizer"),
+        ({"family": "os.system"}, "family='os.system' is unknown; allowed: fsq, "),
+        ({"family": ["rkmeans"]}, "is unknown; allowed: "),
         ({"hyper_parameters": {"levels": 3, "command": "true"}}, "command is not an option"),
         ({"hyper_parameters": {"levels": "three"}}, "levels='three' has the wrong type"),
         (
-            {"hyper_parameters": {"levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}},
-            "levels must be a int, not a RQVAE",
+            {"hyper_parameters": {"levels": {"family": "rqvae"}}},
+            r"levels=\{.family.: .rqvae.\} has the wrong type",
         ),
-        ({"hyper_parameters": {"levels": {"_target_": "tigerrec.pipeline.Step"}}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"levels": {"family": "pipeline"}}}, "has the wrong type"),
         (
-            {
-                "hyper_parameters": {
-                    "levels": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE", "hidden": {"_target_": "os.system"}}
-                }
-            },
-            "no plain hyper-parameters",
+            {"hyper_parameters": {"levels": {"family": "rqvae", "hidden": {"family": "os.system"}}}},
+            "has the wrong type",
         ),
-        ({"hyper_parameters": {"_target_": "tigerrec.tokenizers.rqvae.RQVAE"}}, "no plain hyper-parameters"),
+        ({"hyper_parameters": {"family": "rqvae"}}, "no plain hyper-parameters"),
         ({"hyper_parameters": None}, "no plain hyper-parameters"),
     ],
 )
@@ -293,7 +285,7 @@ def test_too_many_collisions_fail_the_stage_by_their_rate(tmp_path):
         tokenize(
             embedded(tmp_path / "embed", vectors), TokenizeConfig(ResidualKMeans(), max_collision=0.5), tmp_path / "out"
         )
-    assert artifacts.read_manifest(tmp_path / "out") is None
+    assert read_manifest(tmp_path / "out") is None
 
 
 @pytest.mark.parametrize(("field", "value"), [("collisions", "hope"), ("max_collision", 1.5), ("seed", -1)])

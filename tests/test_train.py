@@ -15,16 +15,22 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.tiny_run import build_run
-from tigerrec import TigerrecError, artifacts
-from tigerrec.batches import Batch
-from tigerrec.beam_search import Searcher
-from tigerrec.dropout import Dropout
-from tigerrec.generator import T5, load_generator
-from tigerrec.histories import Histories, load_histories, training_part
-from tigerrec.schedules import warmup_cosine
-from tigerrec.semantic_ids import SemanticIds, TokenLayout, load_semantic_ids
-from tigerrec.train import TrainConfig, Training, train
-from tigerrec.trainer import Trainer
+from tigerrec import TigerrecError
+from tigerrec.data.batches import Batch
+from tigerrec.data.histories import Histories, load_histories, training_part
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.loading import load_generator
+from tigerrec.models.t5 import T5
+from tigerrec.search.beam_search import Searcher
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.files import ArtifactError
+from tigerrec.storage.manifests import StaleError, read_manifest
+from tigerrec.storage.stages import writing
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, load_semantic_ids
+from tigerrec.training.loop import Trainer
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.schedules import warmup_cosine
+from tigerrec.training.stage import train
 
 MODEL = T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 TRAINING = Training(
@@ -60,21 +66,21 @@ def weights(folder: Path) -> bytes:
 def test_one_seed_gives_the_same_bytes_twice_and_another_seed_others(folders):
     first, second = run(folders, name="a"), run(folders, name="b")
     assert weights(first) == weights(second)
-    assert artifacts.read_manifest(first).content == artifacts.read_manifest(second).content
+    assert read_manifest(first).content == read_manifest(second).content
     assert weights(run(folders, dataclasses.replace(CONFIG, seed=1), "c")) != weights(first)
 
 
 def test_test_targets_are_never_read(folders):
     """Replace every user's test target by one sentinel item: not a bit of the training may change."""
     clean = run(folders, name="clean")
-    table = artifacts.read_table(folders["prepare"], "interactions.parquet").to_pandas()
+    table = read_table(folders["prepare"], "interactions.parquet").to_pandas()
     last = table.groupby("user")["position"].transform("max") == table["position"]
     table.loc[last, "item"] = np.int32(0)
-    manifest = artifacts.read_manifest(folders["prepare"])
-    with artifacts.writing(folders["prepare"], "prepare", manifest.config) as files:
-        files.parquet("items.parquet", artifacts.read_table(folders["prepare"], "items.parquet"))
+    manifest = read_manifest(folders["prepare"])
+    with writing(folders["prepare"], "prepare", manifest.config) as files:
+        files.parquet("items.parquet", read_table(folders["prepare"], "items.parquet"))
         files.parquet("interactions.parquet", pa.Table.from_pandas(table, preserve_index=False))
-        files.json("stats.json", artifacts.read_json(folders["prepare"], "stats.json"))
+        files.json("stats.json", read_json(folders["prepare"], "stats.json"))
     poisoned = run(folders, name="poisoned")
     assert weights(clean) == weights(poisoned)
     losses = [
@@ -242,7 +248,7 @@ def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
     assert {"step", "epoch", "loss", "lr", "seconds"} <= set(lines[0])
     validations = [line for line in lines if "validation_ndcg@10" in line and not line.get("selection")]
     assert [line["epoch"] for line in validations] == [1, 2, 3]
-    selected = artifacts.read_manifest(out).provenance["selected"]
+    selected = read_manifest(out).provenance["selected"]
     candidates = {line["step"]: line["validation_ndcg@10"] for line in lines if line.get("selection")}
     assert selected["validation_ndcg@10"] == max(candidates.values())
     assert candidates[selected["step"]] == max(candidates.values())
@@ -347,14 +353,14 @@ def test_weights_that_are_no_numbers_are_never_saved(folders, monkeypatch):
 
 
 def test_semantic_ids_of_another_catalogue_are_refused(folders):
-    manifest = artifacts.read_manifest(folders["prepare"])
-    with artifacts.writing(folders["prepare"], "prepare", manifest.config) as files:
-        files.parquet("items.parquet", artifacts.read_table(folders["prepare"], "items.parquet").slice(0, 39))
-        table = artifacts.read_table(folders["prepare"], "interactions.parquet")
+    manifest = read_manifest(folders["prepare"])
+    with writing(folders["prepare"], "prepare", manifest.config) as files:
+        files.parquet("items.parquet", read_table(folders["prepare"], "items.parquet").slice(0, 39))
+        table = read_table(folders["prepare"], "interactions.parquet")
         items = pa.array(np.minimum(table["item"].to_numpy(), 38))
         files.parquet("interactions.parquet", table.set_column(table.column_names.index("item"), "item", items))
-        files.json("stats.json", artifacts.read_json(folders["prepare"], "stats.json") | {"items": 39})
-    with pytest.raises(artifacts.StaleError, match="40 items"):
+        files.json("stats.json", read_json(folders["prepare"], "stats.json") | {"items": 39})
+    with pytest.raises(StaleError, match="40 items"):
         run(folders)
 
 
@@ -380,7 +386,7 @@ def test_a_model_that_does_not_say_what_its_decoder_reads_is_refused(folders):
     config = json.loads((out / "config.json").read_text())
     del config["tigerrec"]["decoder_reads"]
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(artifacts.ArtifactError, match="how the model reads histories"):
+    with pytest.raises(ArtifactError, match="how the model reads histories"):
         load_generator(out, load_semantic_ids(folders["tokenize"]))
 
 

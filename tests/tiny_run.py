@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tigerrec import artifacts
-from tigerrec.decoder_only import DecoderOnly
-from tigerrec.embed import embed
 from tigerrec.embed.hashed import Hashed
-from tigerrec.generator import T5, save_generator
-from tigerrec.semantic_ids import SemanticIds, TokenLayout, add_suffix, load_semantic_ids
-from tigerrec.tokenizers import TokenizeConfig, tokenize
+from tigerrec.embed.stage import embed
+from tigerrec.models.gpt2 import DecoderOnly
+from tigerrec.models.loading import save_generator
+from tigerrec.models.t5 import T5
+from tigerrec.storage.stages import writing
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, add_suffix, load_semantic_ids
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
+from tigerrec.tokenizers.stage import TokenizeConfig, tokenize
 
 N_USERS = 50
 N_ITEMS = 40
@@ -37,7 +38,7 @@ def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Pa
     _write_prepare(folders["prepare"], rng, seed)
     codes = rng.integers(0, CODE_SIZES, (N_ITEMS, len(CODE_SIZES))).astype(np.int32)
     layout = TokenLayout(CODE_SIZES, (*CODE_SIZES, 40))
-    with artifacts.writing(folders["tokenize"], "tokenize", {"seed": seed}) as files:
+    with writing(folders["tokenize"], "tokenize", {"seed": seed}) as files:
         columns = {
             "item": np.arange(N_ITEMS, dtype=np.int32),
             "code_0": codes[:, 0],
@@ -88,7 +89,7 @@ def build_embedded_run(
 def _write_prepare(folder: Path, rng: np.random.Generator, seed: int) -> None:
     lengths = rng.integers(3, 9, N_USERS)
     histories = [rng.permutation(N_ITEMS)[:length].astype(np.int32) for length in lengths]
-    with artifacts.writing(folder, "prepare", {"seed": seed}) as files:
+    with writing(folder, "prepare", {"seed": seed}) as files:
         files.parquet("items.parquet", _items())
         users = np.repeat(np.arange(N_USERS, dtype=np.int32), lengths)
         positions = np.concatenate([np.arange(length) for length in lengths])
@@ -108,7 +109,7 @@ def write_train(
     """An untrained generator as a train stage: a T5 by what it reads, or `decoder_only`."""
     model = GENERATORS[history].new(semantic_ids, mask, seed)
     inputs = {name: folders[name] for name in ("prepare", "tokenize")}
-    with artifacts.writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
+    with writing(folders["train"], "train", {"seed": seed}, inputs=inputs) as files:
         scratch = folders["train"] / "scratch"
         for path in save_generator(model, scratch):
             files.adopt(path, path.name)

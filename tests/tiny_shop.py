@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tigerrec import artifacts, pipeline
+from tigerrec import pipeline
 from tigerrec.config import compose
+from tigerrec.storage.manifests import MANIFEST
 
 N_USERS, N_ITEMS = 40, 30
 OPTIONS = shlex.split(
@@ -64,10 +65,9 @@ def run(orders: Path, runs: Path, *more: str, until: str = "evaluate") -> Path:
 
 
 def contents(runs: Path) -> dict[str, str]:
-    """The sha256 of every file of every finished stage, of the manifest's identity too; without timings and
-    provenance."""
+    """The sha256 of every file of every finished stage, of the manifest's identity too; without timings and provenance."""
     found = {}
-    for path in runs.rglob(artifacts.MANIFEST):
+    for path in runs.rglob(MANIFEST):
         manifest = json.loads(path.read_bytes())
         for name, entry in manifest["files"].items():
             if not entry.get("measured"):

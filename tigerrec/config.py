@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import pkgutil
 import re
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +21,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 from tigerrec import TigerrecError
 
 NAME = "name"
-TARGET = "_target_"
+FAMILY = "family"
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -98,10 +100,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def shipped_folder(installed: str, checkout: str) -> Path:
+    """A folder that comes with tigerrec: inside an installed package, or at its place in a checkout."""
+    inside = Path(__file__).parent / installed
+    return inside if inside.is_dir() else Path(__file__).parent.parent / checkout
+
+
 def config_folder() -> Path:
-    """The folder of the yaml files: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+    """The folder of the yaml files."""
+    return shipped_folder("configs", "configs")
 
 
 def compose(overrides: list[str] | None = None) -> DictConfig:
@@ -134,34 +141,57 @@ def composition_fault(error: Exception) -> str:
         return f"{group}={choice} is not a choice; allowed: {', '.join(choices)}."
     parent = getattr(cause, "parent_node", None)
     if isinstance(parent, DictConfig) and getattr(cause, "key", None) not in parent:
-        allowed = sorted(str(key) for key in parent if key != TARGET)
+        allowed = sorted(map(str, parent))
         return f"{getattr(cause, 'full_key', '')} is not an option; allowed: {', '.join(allowed)}."
     return f"The configuration cannot be read: {_first_line(error)}."
 
 
-def target_class(path: Any, where: str) -> type:
-    """The tigerrec dataclass that a `_target_` names.
+def families_in(module: Any) -> dict[str, type]:
+    """The dataclasses that a module defines under a family name, by that name."""
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    named = [kind for kind in kinds if dataclasses.is_dataclass(kind) and hasattr(kind, FAMILY)]
+    return {getattr(kind, FAMILY): kind for kind in named}
+
+
+def families(protocol: type) -> dict[str, type]:
+    """The classes that can stand for a protocol, by family: those of its own module, or else the one that each module
+    of its room has under the module's name."""
+    module = sys.modules[protocol.__module__]
+    if parts := families_in(module):
+        return parts
+    room = _room(protocol)
+    names = [info.name for info in pkgutil.iter_modules(sys.modules[room].__path__)]
+    found = {name: families_in(importlib.import_module(f"{room}.{name}")).get(name) for name in names}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _room(protocol: type) -> str:
+    """The package in which the families of a protocol stand, each in a module of its name."""
+    module = protocol.__module__
+    return module if hasattr(sys.modules[module], "__path__") else module.rpartition(".")[0]
+
+
+def family_class(protocol: type, family: Any, where: str) -> Any:
+    """The class of a family name.
 
     Raises:
-        ConfigError: the path names anything but a dataclass of this package.
+        ConfigError: there is no such family, or its module cannot be imported.
     """
-    if isinstance(path, str) and path.startswith("tigerrec."):
-        module, _, name = path.rpartition(".")
+    parts = families_in(sys.modules[protocol.__module__])
+    if not parts and isinstance(family, str) and family.isidentifier():
+        name = f"{_room(protocol)}.{family}"
         try:
-            found = getattr(importlib.import_module(module), name)
+            parts = families_in(importlib.import_module(name))
         except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):
+            if error.name != name:
                 raise ConfigError(
-                    f"{module}, which {where}._target_ names, imports {error.name}, which is not installed."
+                    f"{name}, which {where}.{FAMILY} names, imports {error.name}, which is not installed."
                 ) from error
-            found = None
         except ImportError as error:
-            raise ConfigError(f"{module}, which {where}._target_ names, cannot be imported: {error}.") from error
-        except AttributeError:
-            found = None
-        if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__.startswith("tigerrec."):
-            return found
-    raise ConfigError(f"{where}._target_={path!r} is not a dataclass of tigerrec; correct the yaml of this choice.")
+            raise ConfigError(f"{name}, which {where}.{FAMILY} names, cannot be imported: {error}.") from error
+    if isinstance(family, str) and family in parts:
+        return parts[family]
+    raise ConfigError(f"{where}.{FAMILY}={family!r} is unknown; allowed: {', '.join(sorted(families(protocol)))}.")
 
 
 def _check_keys(node: Mapping[str, Any], allowed: list[str], where: str) -> None:
@@ -181,66 +211,63 @@ def plain(node: Any, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def build(node: Any, where: str) -> Any:
-    """The dataclass that a yaml node describes: children first, then keys, types and values.
+def _is_protocol(kind: Any) -> bool:
+    return getattr(kind, "_is_protocol", False)
+
+
+def build(node: Any, where: str, kind: type[Kind]) -> Kind:
+    """The dataclass that a yaml node describes: parts first, then keys, types and values.
 
     Args:
-        node: a mapping with a `_target_` inside `tigerrec.` and that dataclass's fields; a field that is itself built
-            may come as a node or as a dataclass.
+        node: a mapping of that dataclass's fields; a field that is itself built may come as a node or as a dataclass.
         where: what to call the node in errors, for instance `tokenizer`.
+        kind: the dataclass, or a protocol, of which the node's key `family` names one.
 
     Raises:
         ConfigError: names the key, what is wrong with it and what is allowed.
     """
     values = plain(node, where)
-    kind = target_class(values.pop(TARGET, None), where)
-    types = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    chosen: Any = family_class(kind, values.pop(FAMILY, None), where) if _is_protocol(kind) else kind
+    types = typing.get_type_hints(chosen)
+    fields = {field.name: field for field in dataclasses.fields(chosen) if field.init}
     _check_keys(values, list(fields), where)
-    parts = {}
-    for name, value in list(values.items()):
-        if (isinstance(value, Mapping) and TARGET in value) or dataclasses.is_dataclass(value):
-            del values[name]
-            parts[name] = build(value, f"{where}.{name}") if isinstance(value, Mapping) else value
-        elif getattr(types[name], "_is_protocol", False):
-            raise ConfigError(
-                f"{where}.{name}={value!r} must be a part; give its class as "
-                f"`{where}.{name}._target_=tigerrec.<module>.<class>`."
-            )
-    arguments = values | parts
+    for name, value in values.items():
+        if isinstance(value, Mapping) and (_is_protocol(types[name]) or dataclasses.is_dataclass(types[name])):
+            values[name] = build(value, f"{where}.{name}", types[name])
+        elif _is_protocol(types[name]) and not dataclasses.is_dataclass(value):
+            raise ConfigError(f"{where}.{name}={value!r} must be a part; give `{where}.{name}.{FAMILY}=<name>`.")
     missing = [
         name for name, field in fields.items()
-        if name not in arguments and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]  # fmt: skip
     if missing:
         raise ConfigError(f"{where}.{missing[0]} is missing; give it as `{where}.{missing[0]}=<value>`.")
     try:
-        return kind(**arguments)
+        built = chosen(**values)
     except ValueError as error:
-        glue = "." if re.match(r"\w+", str(error))[0] in fields else ": "  # type: ignore[index]
+        glue = "." if re.match(r"\w*", str(error))[0] in fields else ": "  # type: ignore[index]
         raise ConfigError(f"{where}{glue}{error}.") from None
+    if not isinstance(built, kind):
+        raise ConfigError(f"{where} must be a {kind.__name__}, not a {type(built).__name__}.")
+    return built
 
 
-def build_choice(node: Any, where: str, reserved: tuple[str, ...] = ()) -> tuple[Any, dict[str, Any]]:
+def build_choice(
+    node: Any, where: str, kind: type[Kind], reserved: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
+) -> tuple[Kind, dict[str, Any]]:
     """A config group's part and the keys that the stage itself reads.
+
+    Args:
+        defaults: values that the data set gives to options; those that this choice does not have are left out.
 
     Returns:
         The dataclass built of the node without its reserved keys, and those keys (`name` is always one).
     """
     values = plain(node, where)
+    chosen: Any = family_class(kind, values.get(FAMILY), where) if _is_protocol(kind) else kind
+    allowed = [field.name for field in dataclasses.fields(chosen) if field.init] + [FAMILY, NAME, *reserved]
+    foreign = {key for key, value in (defaults or {}).items() if key not in allowed and values.get(key) == value}
+    values = {key: value for key, value in values.items() if key not in foreign}
+    _check_keys(values, allowed, where)
     taken = {key: values.pop(key) for key in (NAME, *reserved) if key in values}
-    kind = target_class(values.get(TARGET), where)
-    allowed = [field.name for field in dataclasses.fields(kind) if field.init]
-    _check_keys({key: value for key, value in values.items() if key != TARGET}, [*allowed, NAME, *reserved], where)
-    return build(values, where), taken
-
-
-def check_precision(precision: str) -> None:
-    """Raise ValueError for a precision that is none."""
-    if precision not in typing.get_args(Precision):
-        raise ValueError(f"precision must be one of {', '.join(typing.get_args(Precision))}, got {precision!r}")
-
-
-def check_device(device: str) -> None:
-    """Raise ValueError for a device that torch could not have."""
-    _device(device)
+    return build(values, where, kind), taken

@@ -6,45 +6,41 @@ import contextlib
 import dataclasses
 import importlib
 import logging
-import os
-import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from tigerrec import TigerrecError, artifacts, distributed, files
-from tigerrec.config import ConfigError, build, build_choice, composition_fault
-from tigerrec.embed import needed_parts
-from tigerrec.reading import first_line
-from tigerrec.signals import Interrupted
+from tigerrec.baselines.base import Baseline
+from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
+from tigerrec.config import FAMILY, NAME, ConfigError, build, build_choice, plain
+from tigerrec.data.base import Dataset
+from tigerrec.embed.base import Embedder, needed_parts
+from tigerrec.evaluation.stage import EvaluateConfig
+from tigerrec.models.base import Generator
+from tigerrec.runtime import distributed
+from tigerrec.storage.files import ArtifactError, check_writable, locked, sha256_file, sha256_text, wait_for_writer
+from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.storage.manifests import MANIFEST, StaleError, read_manifest
+from tigerrec.storage.stages import (
+    begin_rebuild,
+    check_current,
+    discard_working_files,
+    end_rebuild,
+    input_records,
+    rebuild_of,
+    working_files,
+)
+from tigerrec.tokenizers.base import Tokenizer
+from tigerrec.tokenizers.stage import TokenizeConfig
+from tigerrec.training.options import TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("prepare", "embed", "tokenize", "train", "evaluate")
-MAKE_TARGETS = {
-    "prepare": "data",
-    "embed": "embed",
-    "tokenize": "tokenize",
-    "train": "train",
-    "evaluate": "eval",
-    "audit": "audit",
-}
-GROUPS = ("dataset", "embedder", "tokenizer", "generator", "train", "evaluate", "baseline")
-OF_THIS_MACHINE = (
-    "paths.",
-    "audit.folder",
-    "audit.checks",
-    "dataset.raw_dir",
-    "train.device",
-    "evaluate.device",
-    "embedder.device",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Step:
         Raises:
             ArtifactError: one of them is not finished.
         """
-        return artifacts.input_records(self.inputs)
+        return input_records(self.inputs)
 
     def identity(self) -> str:
         """What the stage would be made of now, as one sha256.
@@ -85,7 +81,7 @@ class Step:
         Raises:
             ArtifactError: a stage that it reads is not finished.
         """
-        return artifacts.sha256_text(artifacts.canonical_json([artifacts.describe(self.config), self.input_records()]))
+        return sha256_text(canonical_json([describe(self.config), self.input_records()]))
 
     def is_current(self) -> bool:
         """Whether the stage is finished, undamaged, made of exactly this, and not to be built again.
@@ -93,10 +89,10 @@ class Step:
         Raises:
             ArtifactError: it is finished but damaged, or made of something else.
         """
-        rebuild = artifacts.rebuild_of(self.folder)
+        rebuild = rebuild_of(self.folder)
         if rebuild is not None and rebuild == self.identity():
             return False
-        manifest = artifacts.read_manifest(self.folder)
+        manifest = read_manifest(self.folder)
         if manifest is None:
             return False
         inputs = self.input_records()
@@ -105,10 +101,8 @@ class Step:
             for role, record in manifest.inputs.items()
             if role not in self.inputs and "content" not in record
         }  # those of stages have content
-        outside |= {role: {"fingerprint": artifacts.sha256_file(path)} for role, path in self.present().items()}
-        return artifacts.check_current(
-            self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key
-        )
+        outside |= {role: {"fingerprint": sha256_file(path)} for role, path in self.present().items()}
+        return check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
 
 
 def _nothing() -> Mapping[str, Path]:
@@ -159,12 +153,12 @@ def checked_seed(values: Mapping[str, Any], where: str) -> int:
 
 def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], key: str | None = None) -> Path:
     """Plan an embed step behind those of its parts, once for all that read it; returns its folder."""
-    embedder, keys = build_choice(node, where, ("parts",))
+    embedder, keys = build_choice(node, where, Embedder, ("parts",))
     folder = prepared / folder_name(keys, where)
     parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
         key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **parts}, embedder.present, f"{where}.name",
-        lambda out: _function("tigerrec.embed.embed")(prepared, embedder, out, parts), shared=True,
+        lambda out: _function("tigerrec.embed.stage.embed")(prepared, embedder, out, parts), shared=True,
     )  # fmt: skip
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
@@ -210,10 +204,10 @@ def plan_prepare(cfg: DictConfig) -> Step:
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
-    dataset, keys = build_choice(cfg.get("dataset"), "dataset")
+    dataset, keys = build_choice(cfg.get("dataset"), "dataset", Dataset)
     return Step(
         "prepare", "prepare", _runs(cfg) / folder_name(keys, "dataset"), dataset, {}, dataset.present, "dataset.name",
-        lambda out: _function("tigerrec.prepare.prepare")(dataset, out),
+        lambda out: _function("tigerrec.data.prepare.prepare")(dataset, out),
     )  # fmt: skip
 
 
@@ -224,29 +218,21 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     Raises:
         ConfigError: an option is unknown, has the wrong type or is out of range.
     """
-    tokenize_keys = ("seed", "collisions", "max_collision")
     prepare = plan_prepare(cfg)
-    tokenizer, token_keys = build_choice(cfg.get("tokenizer"), "tokenizer", (*tokenize_keys, "inputs"))
-    generator, generator_keys = build_choice(cfg.get("generator"), "generator", ("seed",))
-    training, train_keys = build_choice(cfg.get("train"), "train")
-    evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate")
-    tokenize_config = build(
-        {
-            "_target_": "tigerrec.tokenizers.TokenizeConfig",
-            "tokenizer": tokenizer,
-            **{key: token_keys[key] for key in tokenize_keys if key in token_keys},
-        },
-        "tokenizer",
+    defaults = plain(cfg.dataset_defaults, "dataset_defaults")
+    tokenize_keys = ("seed", "collisions", "max_collision")
+    tokenizer, token_keys = build_choice(
+        cfg.get("tokenizer"), "tokenizer", Tokenizer, (*tokenize_keys, "inputs"), defaults.get("tokenizer")
     )
-    train_config = build(
-        {
-            "_target_": "tigerrec.train.TrainConfig",
-            "generator": generator,
-            "training": training,
-            "seed": checked_seed(generator_keys, "generator"),
-        },
-        "train",
+    generator, generator_keys = build_choice(
+        cfg.get("generator"), "generator", Generator, ("seed",), defaults.get("generator")
     )
+    training, train_keys = build_choice(cfg.get("train"), "train", Training, (), defaults.get("train"))
+    evaluation, evaluate_keys = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
+    tokenize_options = {key: token_keys[key] for key in tokenize_keys if key in token_keys}
+    tokenize_config = build({"tokenizer": tokenizer} | tokenize_options, "tokenizer", TokenizeConfig)
+    train_options = {"generator": generator, "training": training, "seed": checked_seed(generator_keys, "generator")}
+    train_config = build(train_options, "train", TrainConfig)
     prepared, steps = prepare.folder, {"prepare": prepare}
     embedded = _plan_embed(cfg.get("embedder"), "embedder", prepared, steps, "embed")
     inputs = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)
@@ -258,16 +244,66 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     evaluated = trained / f"eval-{folder_name(evaluate_keys, 'evaluate')}"
     following = [
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
-             lambda out: _function("tigerrec.tokenizers.tokenize")(embedded, tokenize_config, out, inputs)),
+             lambda out: _function("tigerrec.tokenizers.stage.tokenize")(embedded, tokenize_config, out, inputs)),
         Step("train", "train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
-             lambda out: _function("tigerrec.train.train")(prepared, tokenized, train_config, out), shared=True),
+             lambda out: _function("tigerrec.training.stage.train")(prepared, tokenized, train_config, out), shared=True),
         Step("evaluate", "evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
-             lambda out: _function("tigerrec.evaluate.evaluate")(prepared, tokenized, trained, evaluation, out), shared=True),
+             lambda out: _function("tigerrec.evaluation.stage.evaluate")(prepared, tokenized, trained, evaluation, out), shared=True),
     ]  # fmt: skip
     return steps | {step.key: step for step in following}
 
 
-def run(cfg: DictConfig, until: str | None = None) -> Path:
+def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
+    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration,
+    checked before any work.
+
+    Raises:
+        ConfigError: an option is unknown, has the wrong type or is out of range.
+    """
+    prepare = plan_prepare(cfg)
+    baseline, keys, trials = _trials(cfg.get("baseline"))
+    evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
+    name, seed = folder_name(keys, "baseline"), checked_seed(keys, "baseline")
+    folder, steps = prepare.folder / "baselines", {"prepare": prepare}
+    inputs, tuned = {"prepare": prepare.folder}, None
+    if len(trials) > 1:
+        tuning = TuneConfig(baseline, trials)
+        tuned = inputs["tune"] = folder / f"{name}-tuning"
+        steps["tune"] = Step(
+            "tune", "tune", tuned, tuning, {"prepare": prepare.folder}, _nothing, "baseline.name",
+            lambda out: tune(prepare.folder, tuning, out),
+        )  # fmt: skip
+    config = BaselineConfig(baseline, name, evaluation.split, evaluation.k, seed)
+    steps["baseline"] = Step(
+        "baseline", "baseline", folder / f"{name}-seed{seed}", config, inputs, _nothing, "baseline.name",
+        lambda out: measure(prepare.folder, tuned, config, out),
+    )  # fmt: skip
+    return steps
+
+
+def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], ...]]:
+    """A baseline with the first value of every setting, the keys that the stages read, and all combinations of the
+    settings that are lists of values.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type, out of range or an empty list.
+    """
+    values = plain(node, "baseline")
+    lists = {
+        key: value for key, value in values.items() if isinstance(value, list) and key not in (NAME, FAMILY, "seed")
+    }
+    for name, given in lists.items():
+        if not given:
+            raise ConfigError(
+                f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: "
+                f"`baseline.{name}=[<value>,…]`."
+            )
+    built = [build_choice(values | trial, "baseline", Baseline, ("seed",)) for trial in combinations(lists)]
+    several = [name for name, given in lists.items() if len(given) > 1]
+    return *built[0], tuple({name: getattr(trial, name) for name in several} for trial, _ in built)
+
+
+def run(cfg: DictConfig, until: str) -> Path:
     """Bring a stage and everything it needs up to date.
 
     What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of
@@ -275,7 +311,7 @@ def run(cfg: DictConfig, until: str | None = None) -> Path:
 
     Args:
         cfg: a composed configuration.
-        until: the stage asked for; `cfg.until` by default.
+        until: the stage asked for.
 
     Returns:
         The folder of the stage asked for.
@@ -283,9 +319,6 @@ def run(cfg: DictConfig, until: str | None = None) -> Path:
     Raises:
         TigerrecError: an option is wrong, something on the way is stale or damaged, or a stage failed.
     """
-    until = until or cfg.until
-    if until not in STAGES:
-        raise ConfigError(f"until={until!r} is no stage; allowed: {', '.join(STAGES)}.")
     return bring_up_to_date(plan(cfg), until, cfg.overwrite)
 
 
@@ -319,7 +352,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Pa
         if not distributed.agreed(lambda: _has_to_run(step, rebuild, asked, held)):
             return
         for folder in later if distributed.is_first() else ():
-            files.check_writable(folder)
+            check_writable(folder)
         logger.info("%s: %s", step.stage, step.folder)
         started = time.perf_counter()
         read = step.input_records()
@@ -329,7 +362,7 @@ def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Pa
         else:
             distributed.agreed(lambda: step.run(step.folder))
         distributed.agreed(lambda: _check_inputs_stayed(step, read))
-        distributed.agreed(lambda: artifacts.end_rebuild(step.folder))
+        distributed.agreed(lambda: end_rebuild(step.folder))
         logger.info("%s: done in %.1f s", step.stage, time.perf_counter() - started)
 
 
@@ -338,11 +371,11 @@ def _has_to_run(step: Step, rebuild: bool, asked: bool, held: contextlib.ExitSta
     written_by_others = list(step.inputs.values())
     if not rebuild and _is_up_to_date(step, written_by_others if asked else [*written_by_others, step.folder]):
         return False
-    held.enter_context(files.locked(step.folder, wait=not asked, announce=logger.info))
+    held.enter_context(locked(step.folder, wait=not asked, announce=logger.info))
     if not rebuild and _is_up_to_date(step, written_by_others):
         return False
     if rebuild:
-        artifacts.begin_rebuild(step.folder, step.identity())
+        begin_rebuild(step.folder, step.identity())
     return True
 
 
@@ -351,24 +384,24 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
     writing."""
     try:
         current = step.is_current()
-    except artifacts.ArtifactError:
+    except ArtifactError:
         for folder in written_by_others:
-            files.wait_for_writer(folder)
+            wait_for_writer(folder)
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
         if (
-            artifacts.working_files(step.folder) and artifacts.rebuild_of(step.folder) is None
+            working_files(step.folder) and rebuild_of(step.folder) is None
         ):  # of a process that was killed after its last word
-            with contextlib.suppress(artifacts.ArtifactError), files.locked(step.folder):
-                artifacts.discard_working_files(step.folder)
+            with contextlib.suppress(ArtifactError), locked(step.folder):
+                discard_working_files(step.folder)
     return current
 
 
 def _give_up_vain_rebuild(folder: Path) -> None:
     """Let the older version of a stage stand where its rebuild failed and left nothing to go on from."""
-    if distributed.is_first() and not artifacts.working_files(folder):
-        artifacts.end_rebuild(folder)
+    if distributed.is_first() and not working_files(folder):
+        end_rebuild(folder)
 
 
 def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
@@ -378,115 +411,13 @@ def _check_inputs_stayed(step: Step, read: Mapping[str, Any]) -> None:
         StaleError: they did.
     """
     if step.input_records() != read:
-        (step.folder / artifacts.MANIFEST).unlink()
-        raise artifacts.StaleError(
+        (step.folder / MANIFEST).unlink()
+        raise StaleError(
             f"What {step.folder} is made from was built again by another process meanwhile; run the same command again."
         )
-
-
-def make_command(stage: str, overrides: list[str]) -> str:
-    """The make command that runs a stage, or the make target of that name, with these Hydra overrides."""
-    choices, options = [], []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in (*GROUPS, "experiment"):
-            choices.append(f"{key.upper()}={shlex.quote(value)}")
-        elif key not in ("until", "overwrite"):
-            options.append(shlex.quote(override))
-    arguments = [f"ARGS={_as_one_word(' '.join(options))}"] if options else []
-    return " ".join([f"make {MAKE_TARGETS.get(stage, stage)}", *choices, *arguments]).replace("$", "$$")
-
-
-def _as_one_word(text: str) -> str:
-    """A text as one word for a shell, in double quotes where it holds nothing that means something there."""
-    return shlex.quote(text) if shlex.quote(text) == text or set(text) & set('"$`\\!') else f'"{text}"'
-
-
-def told_command(target: str, overrides: Sequence[str]) -> str:
-    """The make command to tell others of, without the options that say where things are on this machine; of absolute
-    paths only the last part."""
-    told = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not key.lstrip("+~").startswith(OF_THIS_MACHINE):
-            told.append(f"{key}{equals}{Path(value).name if value.startswith('/') else value}")
-    return make_command(target, told)
-
-
-def given_overrides() -> list[str]:
-    """The overrides that this script was given, `${…}` as written."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return [str(override) for override in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)]  # type: ignore[union-attr]
-
-
-def _same_way(stage: str) -> str:
-    """The make command that runs a stage with the options and the launcher of this script."""
-    launch = os.environ.get("LAUNCH") if distributed.world_size() > 1 else None
-    return make_command(stage, given_overrides()) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
 
 
 def show_progress() -> None:
     """Show progress of the package on stderr, that of the first process where several share a task."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("tigerrec").setLevel(logging.INFO if distributed.is_first() else logging.ERROR)
-
-
-@contextlib.contextmanager
-def reporting(resume: str | None = None) -> Iterator[None]:
-    """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal.
-
-    Args:
-        resume: the command that goes on after a signal, for work that several processes may share; None for other work.
-    """
-    show_progress()
-    try:
-        if resume is None and distributed.world_size() > 1:
-            raise TigerrecError(
-                "Several processes share only prepare, embed, tokenize, train and evaluate; run this without torchrun "
-                "(`LAUNCH=`)."
-            )
-        yield
-    except TigerrecError as error:
-        sys.exit(f"Error: {error}")
-    except OSError as error:
-        sys.exit(f"Error: {first_line(error)}.")
-    except KeyboardInterrupt as stop:
-        if distributed.is_first():
-            logger.warning("%s; go on with: %s", str(stop) or "Stopped", resume or "the same command")
-        sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
-
-
-def command(cfg: DictConfig, until: str | None = None) -> None:
-    """What a script does: run up to a stage, say what comes next, print its folder as the last line; end with one
-    sentence on a user's error."""
-    from hydra.core.hydra_config import HydraConfig
-
-    until = until or cfg.until
-    hydra = HydraConfig.get()
-    with reporting(_same_way(until)):
-        distributed.join()
-        folder = run(cfg, until)
-    if until == "evaluate":
-        logger.info("next: make recommend RUN=%s ITEMS=<item id>,<item id>", folder.parent)
-    else:
-        logger.info("next: %s", _same_way(STAGES[STAGES.index(until) + 1]))
-    if hydra.runtime.choices["dataset"] == "sample":
-        logger.info("this is the bundled sample; DATASET=beauty runs the real thing")
-    if distributed.is_first():
-        print(folder, flush=True)
-
-
-def start(main: Callable[[], None]) -> None:
-    """Run a script's Hydra function; what Hydra itself refuses ends in one sentence too."""
-    from hydra.errors import HydraException
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let it raise what it would print
-    try:
-        main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"Error: {composition_fault(error)}")
-    except OSError as error:
-        sys.exit(f"Error: {str(error).splitlines()[0]}; choose a folder to write in with `paths.runs=<folder>`.")
-    finally:
-        distributed.leave()

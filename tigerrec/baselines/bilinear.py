@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tigerrec.baselines.next_item import NextItemModel
-from tigerrec.dropout import Dropout
+from tigerrec.models.dropout import Dropout
 
 INITIAL_DEVIATION = 0.02
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from tigerrec.baselines import Fitted, Validate
-from tigerrec.baselines.popularity import purchases
-from tigerrec.baselines.ranking import ranks_by
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.config import AtLeastOne, NotNegative, Share, options
+from tigerrec.search.ranking import purchases, ranks_by
 
 POPULARITY_WEIGHT = 1e-6
 
@@ -30,6 +29,8 @@ class ItemKNN:
         shrinkage: takes more from similarities of rare items.
         recency: the similarities of an item of the history count this factor less with every later item.
     """
+
+    family: ClassVar[str] = "item_knn"
 
     is_random: ClassVar[bool] = False
 

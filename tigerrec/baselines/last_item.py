@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.baselines import Fitted, Validate
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import CROSS_ENTROPY, Learning
 from tigerrec.config import AtLeastOne, options
-from tigerrec.seeds import derived_seed
+from tigerrec.runtime.seeds import derived_seed
 
 
 @options
@@ -25,6 +25,8 @@ class LastItem(Learning):
 
     The others are those of `learning.Learning`.
     """
+
+    family: ClassVar[str] = "last_item"
 
     is_random: ClassVar[bool] = True
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tigerrec.config import AtLeastOne, BelowOne, NotNegative, Positive, Precision, options
 
-CROSS_ENTROPY, BINARY = "ce", "bce"
+CROSS_ENTROPY: Final = "ce"
+BINARY: Final = "bce"
 
 
 @options

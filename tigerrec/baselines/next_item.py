@@ -1,5 +1,4 @@
-"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best
-epoch."""
+"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tigerrec import TigerrecError
-from tigerrec.baselines import Fitted, Validate
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, Learning
-from tigerrec.baselines.ranking import ranks_by
-from tigerrec.batches import NO_ITEM, Examples, padded, rows_and_places
-from tigerrec.dropout import Dropout
-from tigerrec.memory import release_freed_memory
-from tigerrec.precision import product_type
-from tigerrec.schedules import warmup_cosine
-from tigerrec.seeds import derived_seed
+from tigerrec.data.batches import NO_ITEM, Examples, padded, rows_and_places
+from tigerrec.models.dropout import Dropout
+from tigerrec.runtime.devices import product_type
+from tigerrec.runtime.memory import release_freed_memory
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.search.ranking import ranks_by
+from tigerrec.training.schedules import warmup_cosine
 
 logger = logging.getLogger(__name__)
 WARMUP = 0.05

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from tigerrec.baselines import Fitted, Validate
+from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, Learning
 from tigerrec.config import AtLeastOne, BelowOne, Positive, options
-from tigerrec.seeds import derived_seed
+from tigerrec.runtime.seeds import derived_seed
 
 
 @options
@@ -31,6 +31,8 @@ class SASRec(Learning):
 
     The others are those of `learning.Learning`.
     """
+
+    family: ClassVar[str] = "sasrec"
 
     is_random: ClassVar[bool] = True
 

@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from tigerrec import artifacts, evaluate
-from tigerrec.baselines import Baseline, Fitted, Rank
-from tigerrec.files import sha256_text
-from tigerrec.histories import Histories, load_histories, training_part, validation_sample
-from tigerrec.metrics import VALIDATION_K, format_metrics, item_ranks, validation_metrics
+from tigerrec.baselines.base import Baseline, Fitted
+from tigerrec.data.histories import Histories, load_histories, training_part, validation_sample
+from tigerrec.evaluation.metrics import VALIDATION_K, format_metrics, item_ranks, validation_metrics
+from tigerrec.evaluation.stage import known_and_targets, rank_all, warn_of_repeats, write_rankings
+from tigerrec.search.ranking import Rank
+from tigerrec.storage.contracts import contract, read_json
+from tigerrec.storage.files import remove_tree, sha256_text, write_json
+from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.storage.stages import check_made_from, input_record, open_stage, writing
 
 logger = logging.getLogger(__name__)
 EPOCH_USERS = 5000
@@ -53,7 +57,7 @@ def combinations(values: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], .
 
 def validate(rank: Rank, histories: Histories, users: np.ndarray) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
-    known, targets = evaluate.known_and_targets(histories, "validation", users)
+    known, targets = known_and_targets(histories, "validation", users)
     items, _ = rank(known, k=VALIDATION_K, mask_seen=True)
     return validation_metrics(item_ranks(items, targets))
 
@@ -98,26 +102,26 @@ def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
         TigerrecError: a trial failed; those before it are kept, and the next call goes on with it.
     """
     started = time.perf_counter()
-    histories, record = load_histories(prepared), artifacts.input_record(prepared)
+    histories, record = load_histories(prepared), input_record(prepared)
     trials = []
     for number, settings in enumerate(config.trials, 1):
         baseline = replace(config.baseline, **settings)  # type: ignore[type-var]
-        identity = [artifacts.describe(baseline), config.seed, record["fingerprint"], record["content"]]
-        path = out / TRIALS / f"{sha256_text(artifacts.canonical_json(identity))[:16]}.json"
+        identity = [describe(baseline), config.seed, record["fingerprint"], record["content"]]
+        path = out / TRIALS / f"{sha256_text(canonical_json(identity))[:16]}.json"
         trial = finished_trial(path)
         if trial is None:
             trial = run_trial(histories, baseline, config.seed)
-            artifacts.write_json(path, trial)
+            write_json(path, trial)
         trials.append({"settings": dict(settings), **trial})
         score, seconds = trial["validation_ndcg@10"], trial["seconds"]
         logger.info("trial %d of %d: %s: NDCG@10 %.4f in %.1f s", number, len(config.trials), settings, score, seconds)
     best = max(trials, key=lambda trial: trial["validation_ndcg@10"])
-    with artifacts.writing(out, "tune", config, {"prepare": prepared}, started=started) as files:
+    with writing(out, "tune", config, {"prepare": prepared}, started=started) as files:
         files.json("trials.json", trials, measured=True)
         files.json(CHOSEN, best["settings"])
         total = round(sum(trial["seconds"] for trial in trials), 3)
         files.provenance |= {"threads": _threads(), "seconds_of_trials": total}
-    artifacts.remove_tree(out / TRIALS)
+    remove_tree(out / TRIALS)
     logger.info("chosen: %s, validation NDCG@10 %.4f", best["settings"], best["validation_ndcg@10"])
     return out
 
@@ -136,19 +140,19 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
     histories = load_histories(prepared)
     inputs, baseline = {"prepare": prepared}, config.baseline
     if tuned is not None:
-        artifacts.check_made_from(tuned, artifacts.open_stage(tuned, "tune"), "prepare", prepared)
-        inputs, settings = inputs | {"tune": tuned}, artifacts.read_json(tuned, CHOSEN, {})
-        with artifacts.contract(tuned, CHOSEN):
+        check_made_from(tuned, open_stage(tuned, "tune"), "prepare", prepared)
+        inputs, settings = inputs | {"tune": tuned}, read_json(tuned, CHOSEN, {})
+        with contract(tuned, CHOSEN):
             baseline = replace(baseline, **settings)  # type: ignore[type-var]
     fitted = fit(histories, baseline, config.seed)
     fitting_seconds = round(time.perf_counter() - started, 3)
-    known, targets = evaluate.known_and_targets(histories, config.split)
-    evaluate.warn_of_repeats(known, targets)
-    rankings = evaluate.rank_all(config.model, fitted.rank, known, config.k, histories.n_items)
-    with artifacts.writing(out, "baseline", config, inputs, started=started) as files:
-        rows = evaluate.write_rankings(files, rankings, targets, config.split)
+    known, targets = known_and_targets(histories, config.split)
+    warn_of_repeats(known, targets)
+    rankings = rank_all(config.model, fitted.rank, known, config.k, histories.n_items)
+    with writing(out, "baseline", config, inputs, started=started) as files:
+        rows = write_rankings(files, rankings, targets, config.split)
         files.provenance |= fitted.facts | {
-            "settings": artifacts.describe(baseline),
+            "settings": describe(baseline),
             "threads": _threads(),
             "fitting_seconds": fitting_seconds,
             "ranking_seconds": round(time.perf_counter() - started - fitting_seconds, 3),

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tigerrec.baselines.next_item import NextItemModel
-from tigerrec.dropout import Dropout
-from tigerrec.stacks import Attention, DroppedRelu, heads
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.t5_stack import Attention, DroppedRelu, heads
 
 INITIAL_DEVIATION = 0.02
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.embed import ReadsNoFiles, fixed_signs, unit
-from tigerrec.histories import load_histories, training_part
-from tigerrec.ranges import at_least_one
+from tigerrec.config import AtLeastOne, NotNegative, options
+from tigerrec.data.histories import load_histories, training_part
+from tigerrec.embed.base import EmbedsCatalogue
+from tigerrec.embed.vectors import fixed_signs, unit
 
 logger = logging.getLogger(__name__)
 
@@ -23,32 +23,25 @@ SMALLEST = 1e-6
 
 
 @options
-class Collaborative(ReadsNoFiles):
-    """Factors of the shifted positive PMI of items' co-occurrence in the training part of the histories (Levy and
-    Goldberg 2014, NeurIPS).
+class Collaborative(EmbedsCatalogue):
+    """Factors of the shifted positive PMI of items' co-occurrence in the training histories.
 
-    Validation and test items are never read. An item that does not occur in training has a zero vector.
+    After Levy and Goldberg 2014 (NeurIPS). Validation and test items are never read; an item that does not occur in
+    training has a zero vector.
 
-    Args:
+    Attributes:
         dim: the dimension of the vectors.
         window: items of a history that stand at most so many places apart count as a pair; None: all of a history.
         shift: what is subtracted from the PMI, in nats: log k for k negative samples.
         normalize: whether vectors have length 1.
     """
 
-    dim: int = 64
-    window: int | None = 5
-    shift: float = 0.0
+    family: ClassVar[str] = "collaborative"
+
+    dim: AtLeastOne = 64
+    window: AtLeastOne | None = 5
+    shift: NotNegative = 0.0
     normalize: bool = True
-
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "dim")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1 place or null, got {self.window}")
-        if self.shift < 0:
-            raise ValueError(f"shift must be at least 0, got {self.shift}")
 
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors, float32 (items, dim), of the training interactions alone."""
@@ -61,8 +54,7 @@ class Collaborative(ReadsNoFiles):
 
 
 def count_pairs(histories: Sequence[np.ndarray], n_items: int, window: int | None) -> Any:
-    """How often two different items stand at most `window` places apart in a history: a sparse symmetric matrix
-    (n_items, n_items)."""
+    """How often two different items stand at most `window` places apart: sparse, symmetric (n_items, n_items)."""
     from scipy.sparse import coo_array, csr_array
 
     items, lengths = np.concatenate(histories), np.array([len(history) for history in histories])
@@ -88,12 +80,11 @@ def shifted_ppmi(counts: Any, shift: float) -> Any:
 
 
 def symmetric_factors(matrix: Any, dim: int) -> np.ndarray:
-    """The W, float64 (n, dim), whose W Wᵀ is nearest to a sparse symmetric matrix (n, n); zero columns where it has
-    fewer positive eigenvalues.
+    """The W, float64 (n, dim), whose W Wᵀ is nearest to a sparse symmetric matrix (n, n).
 
-    Half the sum of word and context vectors of its SVD (Levy, Goldberg and Dagan 2015, TACL), in which the negative
-    eigenvalues cancel:
-    word vectors alone set two items apart that occur with each other only.
+    It is half the sum of word and context vectors of the matrix's SVD (Levy, Goldberg and Dagan 2015, TACL), in which
+    the negative eigenvalues cancel: word vectors alone set two items apart that occur with each other only. Columns
+    beyond the positive eigenvalues are zero.
     """
     from scipy.sparse.linalg import eigsh
 

@@ -8,25 +8,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.embed import Encode, ReadsNoFiles, unit
-from tigerrec.ranges import at_least_one
+from tigerrec.config import AtLeastOne, options
+from tigerrec.embed.base import EmbedsTexts, Encode
+from tigerrec.embed.vectors import unit
 
 
 @options
-class Hashed(ReadsNoFiles):
-    """Signed feature hashing of words and character n-grams (Weinberger et al. 2009, arXiv:0902.2206): no model, for
-    tests and offline use."""
+class Hashed(EmbedsTexts):
+    """Signed feature hashing of words and character n-grams, for tests and offline use.
 
-    dim: int = 256
-    ngram: int = 4
+    After Weinberger et al. 2009 (arXiv:0902.2206).
+    """
 
-    shard_items: ClassVar[int | None] = None
+    family: ClassVar[str] = "hashed"
 
-    def __post_init__(self) -> None:
-        at_least_one(self, "dim")
-        if self.ngram < 1:
-            raise ValueError(f"ngram must be at least 1 character, got {self.ngram}")
+    dim: AtLeastOne = 256
+    ngram: AtLeastOne = 4
 
     def open(self) -> Encode:
         """A function of the texts alone, whose vectors have length 1."""
@@ -35,11 +32,9 @@ class Hashed(ReadsNoFiles):
     def _vector(self, text: str) -> np.ndarray:
         words = re.findall(r"\w+", text.lower()) or [text]
         spelled = [f" {word} " for word in words]
-        grams = [
-            word[start : start + self.ngram] for word in spelled for start in range(max(len(word) - self.ngram + 1, 1))
-        ]
-        hashes = np.array(
-            [zlib.crc32(feature.encode()) for feature in [f"word:{word}" for word in words] + grams], dtype=np.int64
-        )
+        n = self.ngram
+        grams = [word[start : start + n] for word in spelled for start in range(max(len(word) - n + 1, 1))]
+        features = [f"word:{word}" for word in words] + grams
+        hashes = np.array([zlib.crc32(feature.encode()) for feature in features], dtype=np.int64)
         signs = np.where(hashes >> 31, 1.0, -1.0)
         return np.bincount((hashes & 0x7FFFFFFF) % self.dim, weights=signs, minlength=self.dim).astype(np.float32)

@@ -9,74 +9,71 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.autoencoder import (
+from tigerrec.config import AtLeastOne, NotNegative, Positive, options
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.autoencoder import (
+    GradientTraining,
     Progress,
-    build_networks,
+    Widths,
+    build_autoencoder,
+    decoded,
+    encoded,
     networks_state,
     optimise,
-    restored,
-    run_mlp,
     standardisation,
     standardised,
 )
-from tigerrec.tokenizers.codebooks import in_blocks
-from tigerrec.tokenizers.estimators import with_value
+from tigerrec.tokenizers.quantizer.codebooks import AtLeastTwo, EqualLevels, in_blocks
+from tigerrec.tokenizers.quantizer.estimators import with_value
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
 
 @options
-class FSQ:
+class FSQ(GradientTraining, EqualLevels):
     """An autoencoder with a bounded latent dimension a level, rounded to one of `codebook_size` grid points; there is
     no codebook to learn.
 
     Args:
-        levels: the number of codes an item, which is the number of latent dimensions.
-        codebook_size: the number of grid points a dimension.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
-        epochs: passes over all items.
-        batch_size: items a step.
-        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
         weight_decay: decay of the weights.
     """
 
     family: ClassVar[str] = "fsq"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 4
-    codebook_size: int = 32
-    hidden: tuple[int, ...] = (512, 256, 128)
-    epochs: int = 200
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2, epochs=1, batch_size=1, weight_decay=0)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of grid points a dimension."""
-        return (self.codebook_size,) * self.levels
+    levels: AtLeastOne = 4
+    codebook_size: AtLeastTwo = 32
+    hidden: Widths = (512, 256, 128)
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder.
+        """Train the autoencoder with straight-through gradients.
 
         Returns:
             `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes,
             int32 (I, L), under the final weights.
+
+        Raises:
+            TokenizeError: the loss is no longer finite.
         """
-        scale = standardisation(vectors)
-        state = {**scale, **train(self, standardised(scale, vectors), seed)}
+        import torch
+
+        scale, size = standardisation(vectors), self.codebook_size
+        data = torch.from_numpy(standardised(scale, vectors))
+        encoder, decoder = build_autoencoder((vectors.shape[1], *self.hidden, self.levels), seed)
+
+        def step(items: Tensor, progress: Progress) -> Tensor:
+            latents = bounded(encoder(data[items]), size, torch.tanh)
+            reconstructed = decoder(scaled(with_value(latents.round(), latents), size))
+            loss: Tensor = (reconstructed - data[items]).square().sum(dim=1).mean()
+            return loss
+
+        weights = [*encoder.parameters(), *decoder.parameters()]
+        optimise(self, [{"params": weights, "weight_decay": self.weight_decay}], len(data), seed, step)
+        state = scale | networks_state(encoder=encoder, decoder=decoder)
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -85,9 +82,7 @@ class FSQ:
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), that the decoder makes of the grid points."""
-        return restored(
-            state, run_mlp(state, "decoder", scaled(grid_points(codes, self.codebook_size), self.codebook_size))
-        )
+        return decoded(state, scaled(grid_points(codes, self.codebook_size), self.codebook_size))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, `codebook_size`), to the grid points of the next dimension."""
@@ -95,10 +90,9 @@ class FSQ:
         return np.abs(self._bounded(state, vectors)[:, codes.shape[1], None] - points)
 
     def _bounded(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        return in_blocks(
-            lambda block: bounded(run_mlp(state, "encoder", standardised(state, block)), self.codebook_size, np.tanh),
-            vectors,
-        )
+        """The latent vectors, float64 (n, L), that are rounded."""
+        size = self.codebook_size
+        return in_blocks(lambda block: bounded(encoded(state, block), size, np.tanh), vectors)
 
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:
@@ -127,26 +121,3 @@ def grid_points(codes: np.ndarray, size: int) -> np.ndarray:
 def scaled(points: Any, size: int) -> Any:
     """Grid points as the decoder reads them, between -1 and 1."""
     return points / (size // 2)
-
-
-def train(tokenizer: FSQ, rows: np.ndarray, seed: int) -> State:
-    """The weights learned from standardised rows, float32 (I, D), with straight-through gradients.
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
-    import torch
-
-    data, size = torch.from_numpy(rows), tokenizer.codebook_size
-    networks = build_networks((rows.shape[1], *tokenizer.hidden, tokenizer.levels), seed)
-    encoder, decoder = networks.values()
-
-    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
-        latents = bounded(encoder(data[items]), size, torch.tanh)
-        reconstructed = decoder(scaled(with_value(latents.round(), latents), size))
-        loss: torch.Tensor = (reconstructed - data[items]).square().sum(dim=1).mean()
-        return loss
-
-    weights = [weight for network in networks.values() for weight in network.parameters()]
-    optimise(tokenizer, [{"params": weights, "weight_decay": tokenizer.weight_decay}], len(data), seed, step)
-    return networks_state(networks)

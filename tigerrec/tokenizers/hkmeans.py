@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.codebooks import fit_codebook
+from tigerrec.config import AtLeastOne, options
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import AtLeastTwo, EqualLevels, fit_codebook
 
 BLOCK = 64
 
@@ -26,50 +26,37 @@ def child_distances(
         centroids: float32 (M, D), the children of all nodes, one node after the other.
         offsets: int64 (N + 1,), where the children of each node begin and end.
     """
-    found = np.full((len(rows), size), np.inf)
+    distances = np.full((len(rows), size), np.inf)
     for start in range(0, len(rows), BLOCK):
         block = slice(start, start + BLOCK)
         children = offsets[nodes[block], None] + np.arange(size)
         row, child = np.nonzero(children < offsets[nodes[block] + 1, None])
         gaps = rows[block].astype(np.float64)[row] - centroids[children[row, child]]
-        found[block][row, child] = np.square(gaps).sum(axis=1)
-    return found
+        distances[block][row, child] = np.square(gaps).sum(axis=1)
+    return distances
 
 
 @options
-class HierarchicalKMeans:
+class HierarchicalKMeans(EqualLevels):
     """A tree of k-means centroids: a Semantic ID is the path from the root to a leaf, so the meaning of a code depends
     on the codes before it.
 
     Args:
-        levels: the depth of the tree, the number of codes an item.
         codebook_size: the most children that a node has.
         iterations: k-means iterations a node.
     """
 
     family: ClassVar[str] = "hkmeans"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 3
-    codebook_size: int = 32
-    iterations: int = 50
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2, iterations=1)
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
+    codebook_size: AtLeastTwo = 32
+    iterations: AtLeastOne = 50
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Grow the tree level by level; a node with no more different vectors than codes gives each its own.
 
         Returns:
             For each level `centroids_<level>` float32 (M, D), the children of all nodes of the level above, one node
-            after the other, and
-            `offsets_<level>` int64 (N + 1,), where the children of each of these N nodes begin and end; and the items'
-            codes, int32 (I, L).
+            after the other, and `offsets_<level>` int64 (N + 1,), where the children of each of these N nodes begin and
+            end; and the items' codes, int32 (I, L).
         """
         state: State = {}
         codes = np.empty((len(vectors), self.levels), dtype=np.int32)
@@ -78,15 +65,12 @@ class HierarchicalKMeans:
             grown, offsets = [], np.zeros(count + 1, dtype=np.int64)
             order = np.argsort(nodes, kind="stable")
             for node, members in enumerate(np.split(order, np.searchsorted(nodes[order], np.arange(1, count)))):
-                found = fit_codebook(
-                    vectors[members], self.codebook_size, self.iterations, derived_seed(seed, "node", level, node)
-                )
-                only = np.zeros(len(members), dtype=np.int64)
-                chosen = child_distances(
-                    vectors[members], only, found, np.array([0, len(found)]), self.codebook_size
-                ).argmin(axis=1)
+                rows, node_seed = vectors[members], derived_seed(seed, "node", level, node)
+                centroids = fit_codebook(rows, self.codebook_size, self.iterations, node_seed)
+                root, whole = np.zeros(len(members), dtype=np.int64), np.array([0, len(centroids)])
+                chosen = child_distances(rows, root, centroids, whole, self.codebook_size).argmin(axis=1)
                 used, codes[members, level] = np.unique(chosen, return_inverse=True)
-                grown.append(found[used])
+                grown.append(centroids[used])
                 offsets[node + 1] = offsets[node] + len(used)
             nodes, count = offsets[nodes] + codes[:, level], int(offsets[-1])
             state |= {f"centroids_{level}": np.concatenate(grown), f"offsets_{level}": offsets}
@@ -112,12 +96,7 @@ class HierarchicalKMeans:
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Squared distances, float64 (n, `codebook_size`), of vectors (n, D) to the children of the node that codes (n,
-        l) lead to."""
-        level = codes.shape[1]
-        return child_distances(
-            vectors,
-            self._nodes(state, codes),
-            state[f"centroids_{level}"],
-            state[f"offsets_{level}"],
-            self.codebook_size,
-        )
+        l) lead to; inf for codes without a child."""
+        nodes, level = self._nodes(state, codes), codes.shape[1]
+        centroids, offsets = state[f"centroids_{level}"], state[f"offsets_{level}"]
+        return child_distances(vectors, nodes, centroids, offsets, self.codebook_size)

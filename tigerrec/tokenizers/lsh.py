@@ -9,36 +9,21 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.codebooks import in_blocks
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import EqualLevels, in_blocks
 
 
 @options
-class LSH:
+class LSH(EqualLevels):
     """Codes by random hyperplanes through the origin: each level has log2(`codebook_size`) of them, whose sides are the
-    bits of its code.
-
-    Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codes a level, a power of two.
-    """
+    bits of its code; `codebook_size` is a power of two."""
 
     family: ClassVar[str] = "lsh"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 3
-    codebook_size: int = 256
 
     def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2)
         if self.codebook_size.bit_count() != 1:
             raise ValueError(f"codebook_size must be a power of two, got {self.codebook_size}")
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
 
     @property
     def bits(self) -> int:
@@ -49,9 +34,8 @@ class LSH:
         """Draw the normals of the hyperplanes, `hyperplanes` float32 (L · `bits`, D), from a normal distribution;
         nothing is learned from the vectors."""
         generator = np.random.default_rng(derived_seed(seed, "hyperplanes"))
-        state = {
-            "hyperplanes": generator.standard_normal((self.levels * self.bits, vectors.shape[1]), dtype=np.float32)
-        }
+        normals = generator.standard_normal((self.levels * self.bits, vectors.shape[1]), dtype=np.float32)
+        state = {"hyperplanes": normals}
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:

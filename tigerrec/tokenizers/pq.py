@@ -8,94 +8,84 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.codebooks import code_distances, fit_codebook, in_blocks, nearest
+from tigerrec.config import AtLeastOne, options
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import (
+    EqualLevels,
+    code_distances,
+    codebooks_of,
+    fit_codebook,
+    in_blocks,
+    nearest,
+)
 
 
 @options
-class ProductQuantizer:
+class ProductQuantizer(EqualLevels):
     """Product quantisation (Jégou et al. 2011), after a learned rotation if asked for (OPQ: Ge et al. 2013).
 
     VQ-Rec (Hou et al. 2023, arXiv 2210.12316) and RPG (Hou et al. 2025, arXiv 2506.05781) make item ids this way.
 
     Args:
         levels: the number of slices, one code each; zeros are appended to vectors that it does not divide.
-        codebook_size: the number of codewords a slice.
         iterations: k-means iterations a slice.
         rotate: whether to learn a rotation first that spreads what varies together over the slices.
     """
 
     family: ClassVar[str] = "pq"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 4
-    codebook_size: int = 256
-    iterations: int = 50
+    levels: AtLeastOne = 4
+    iterations: AtLeastOne = 50
     rotate: bool = False
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2, iterations=1)
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn the rotation, if any, and a codebook a slice.
 
         Returns:
             `codebook_<level>` float32 (k, W), k ≤ `codebook_size`, W = ceil(D / L), `dim` int64 (1,), which is D, and
-            with `rotate` the orthogonal matrix
-            `rotation` float32 (L · W, L · W); and the codes, int32 (I, L).
+            with `rotate` the orthogonal matrix `rotation` float32 (L · W, L · W); and the codes, int32 (I, L).
         """
         state: State = {"dim": np.array([vectors.shape[1]], dtype=np.int64)}
         if self.rotate:
-            state["rotation"] = fit_rotation(
-                self._padded(vectors), self.levels, self.codebook_size, derived_seed(seed, "rotation")
-            )
-        slices = np.split(in_blocks(lambda block: self._rotated(state, block), vectors), self.levels, axis=1)
-        for level, part in enumerate(slices):
-            state[f"codebook_{level}"] = fit_codebook(
-                part, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level)
-            )
+            rotation_seed = derived_seed(seed, "rotation")
+            state["rotation"] = fit_rotation(self._padded(vectors), self.levels, self.codebook_size, rotation_seed)
+        rotated = in_blocks(lambda block: self._rotated(state, block), vectors)
+        for level, part in enumerate(np.split(rotated, self.levels, axis=1)):
+            level_seed = derived_seed(seed, "codebook", level)
+            state[f"codebook_{level}"] = fit_codebook(part, self.codebook_size, self.iterations, level_seed)
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
         """Codes, int32 (n, L), of each slice the nearest codeword."""
+        codebooks = codebooks_of(state, self.levels)
 
         def encode_block(block: np.ndarray) -> np.ndarray:
             slices = np.split(self._rotated(state, block), self.levels, axis=1)
-            return np.stack(
-                [nearest(part, state[f"codebook_{level}"]) for level, part in enumerate(slices)], axis=1
-            ).astype(np.int32)
+            codes = [nearest(part, codebook) for part, codebook in zip(slices, codebooks, strict=True)]
+            return np.stack(codes, axis=1).astype(np.int32)
 
         return in_blocks(encode_block, vectors)
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D): the codewords side by side, rotated back."""
-        rows = np.concatenate(
-            [state[f"codebook_{level}"][codes[:, level]] for level in range(self.levels)], axis=1
-        ).astype(np.float64)
+        words = [words[used] for words, used in zip(codebooks_of(state, self.levels), codes.T, strict=True)]
+        rows = np.concatenate(words, axis=1).astype(np.float64)
         rotated_back = rows @ state["rotation"] if self.rotate else rows
         return rotated_back[:, : state["dim"][0]]
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Squared distances, float64 (n, `codebook_size`), of slice l of vectors (n, D) to its codewords, whatever the
-        codes (n, l) of the slices before."""
+        codes (n, l) of the slices before; inf for codes without a codeword."""
         level = codes.shape[1]
         rotated = in_blocks(lambda block: self._rotated(state, block), vectors)
-        return code_distances(
-            np.split(rotated, self.levels, axis=1)[level], state[f"codebook_{level}"], self.codebook_size
-        )
+        part = np.split(rotated, self.levels, axis=1)[level]
+        return code_distances(part, state[f"codebook_{level}"], self.codebook_size)
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         return np.pad(rows, ((0, 0), (0, -rows.shape[1] % self.levels)))
 
     def _rotated(self, state: State, block: np.ndarray) -> np.ndarray:
-        """A float64 block (n, D) as its slices see it, (n, L · W)."""
+        """The slices, side by side (n, L · W), of a float64 block (n, D)."""
         padded = self._padded(block)
         return padded @ state["rotation"].T.astype(np.float64) if self.rotate else padded
 

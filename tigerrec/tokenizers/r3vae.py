@@ -8,79 +8,84 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State, check_least
-from tigerrec.tokenizers.autoencoder import Progress, build_mlp, optimise
-from tigerrec.tokenizers.codebooks import INITS, fit_codebook, in_blocks
-from tigerrec.tokenizers.residual import INIT_ITERATIONS, check_codebooks
+from tigerrec.config import AtLeastOne, NotNegative, Positive, options
+from tigerrec.embed.vectors import unit
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.autoencoder import Progress, Widths, build_mlps, optimise
+from tigerrec.tokenizers.quantizer.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
+from tigerrec.tokenizers.quantizer.residual import INIT_ITERATIONS, LearnedCodebooks
 
 if TYPE_CHECKING:
-    import torch
-
+    from torch import Generator, Tensor
 
 ROUNDING = 1e-6
 """What is left over of a vector of length 1 and shorter than this has no direction of its own."""
 
 
 @options
-class R3VAE:
+class R3VAE(LearnedCodebooks):
     """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of
     length 1, then one codeword a level.
 
     The codeword at the smallest angle to the residual is taken, and what is subtracted is the residual's projection on
-    it, the codeword times its rating.
-    Ratings have gradients, so nothing is passed straight through. A decoder of the sum helps training and is not kept.
+    it, the codeword times its rating. Ratings have gradients, so nothing is passed straight through. A decoder of the
+    sum helps training and is not kept.
 
     Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codewords a level.
         hidden: widths of the decoder's hidden layers.
         cohesion: weight of the cosine distance between vectors and the sums after each level.
         discrimination: weight of how alike the codewords of a level are.
         temperature: how much more it counts that codewords are alike than that they are far apart.
-        init: where codewords begin, as in `fit_codebook`.
-        epochs: passes over all items.
-        batch_size: items a step.
-        learning_rate: the largest learning rate of AdamW; it decays to 0 as a cosine.
-        restart_share: the share of the epochs, from the first on, after which codes that no item used are moved to
-            random residuals.
     """
 
     family: ClassVar[str] = "r3vae"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 3
-    codebook_size: int = 256
-    hidden: tuple[int, ...] = (512,)
-    cohesion: float = 0.1
-    discrimination: float = 0.05
-    temperature: float = 2.0
-    init: str = "kmeans++"
-    epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    restart_share: float = 0.7
-
-    def __post_init__(self) -> None:
-        check_least(
-            self, levels=1, codebook_size=2, cohesion=0, discrimination=0, temperature=0, epochs=1, batch_size=1
-        )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        check_codebooks(self, INITS)
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
+    hidden: Widths = (512,)
+    cohesion: NotNegative = 0.1
+    discrimination: NotNegative = 0.05
+    temperature: NotNegative = 2.0
+    epochs: AtLeastOne = 100
+    learning_rate: Positive = 1e-3
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn `reference` (D,) and `codebook_<level>` (k, D), k ≤ `codebook_size`, all of length 1; and the codes,
-        int32 (I, L), under them."""
-        state = train(self, unit(vectors.astype(np.float64)).astype(np.float32), seed)
+        """Learn `reference` (D,), which begins at the mean of all vectors of length 1, and `codebook_<level>` (k, D), k
+        ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them.
+
+        Raises:
+            TokenizeError: the loss is no longer finite.
+        """
+        import torch
+        from torch.nn.functional import cosine_similarity
+
+        rows = unit(vectors.astype(np.float64)).astype(np.float32)
+        data, mean, dim = torch.from_numpy(rows), rows.mean(axis=0, keepdims=True), rows.shape[1]
+        initial = initial_codebooks(self, without(rows, unit(mean)), seed)
+        reference, *codebooks = (torch.from_numpy(words).requires_grad_() for words in (mean, *initial))
+        (decoder,) = build_mlps(derived_seed(seed, "decoder weights"), (dim, *self.hidden, dim))
+        counts = [torch.zeros(len(words), dtype=torch.int64) for words in codebooks]
+
+        def step(items: Tensor, progress: Progress) -> Tensor:
+            vectors, cohesion, alike = data[items], data.new_zeros(()), data.new_zeros(())
+            summed = vectors
+            for level, (summed, _, codes) in enumerate(quantize(vectors, reference, codebooks)):
+                counts[level] += codes.bincount(minlength=len(codebooks[level]))
+                cohesion = cohesion + (1 - cosine_similarity(summed, vectors).mean()) / self.levels
+                alike = alike + discrimination_loss(codebooks[level], self.temperature) / self.levels
+            reconstruction = 1 - cosine_similarity(decoder(summed), vectors).mean()
+            loss: Tensor = reconstruction + self.cohesion * cohesion + self.discrimination * alike
+            return loss
+
+        @torch.no_grad()
+        def end_epoch(progress: Progress) -> None:
+            if self.restarts(progress):
+                restart(data - projected(data, reference)[0], codebooks, counts, progress.generator)
+            for count in counts:
+                count.zero_()
+
+        groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
+        optimise(self, groups, len(data), seed, step, end_epoch)
+        state = {f"codebook_{level}": unit(words.detach().numpy()) for level, words in enumerate(codebooks)}
+        state["reference"] = unit(reference.detach().numpy())[0]
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -88,7 +93,7 @@ class R3VAE:
 
         def encode_block(block: np.ndarray) -> np.ndarray:
             residuals, codes = without(unit(block), state["reference"]), []
-            for words in self._codebooks(state):
+            for words in codebooks_of(state, self.levels):
                 codes.append(angular_distances(residuals, words).argmin(axis=1))
                 residuals = without(residuals, words[codes[-1]])
             return np.stack(codes, axis=1).astype(np.int32)
@@ -96,24 +101,13 @@ class R3VAE:
         return in_blocks(encode_block, vectors)
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """One less the cosines, float64 (n, `codebook_size`), of what the codes before leave over and the next level's
-        codewords; inf where there is none."""
+        """One less the cosines, float64 (n, `codebook_size`), between what codes (n, l) leave over and the codewords of
+        level l; inf for codes without one."""
+        codebooks = codebooks_of(state, self.levels)
         residuals = without(unit(vectors.astype(np.float64)), state["reference"])
-        codebooks = self._codebooks(state)
         for words, used in zip(codebooks, codes.T, strict=False):
             residuals = without(residuals, words[used])
-        words = codebooks[codes.shape[1]]
-        found = in_blocks(lambda block: angular_distances(block, words), residuals)
-        return np.pad(found, ((0, 0), (0, self.codebook_size - len(words))), constant_values=np.inf)
-
-    def _codebooks(self, state: State) -> list[np.ndarray]:
-        return [state[f"codebook_{level}"] for level in range(self.levels)]
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows (n, D) at length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size, angular_distances)
 
 
 def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -129,7 +123,7 @@ def angular_distances(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
     return np.maximum(1 - unit(np.where(lengths > ROUNDING, rows, 0)) @ words.T.astype(np.float64), 0)
 
 
-def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def projected(residuals: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The projections (n, D) of residuals (n, D) on their codewords at the smallest angle, and the codes, int64 (n,);
     codewords (k, D) of any length."""
     from torch.nn.functional import normalize
@@ -141,23 +135,18 @@ def projected(residuals: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Te
 
 
 def quantize(
-    vectors: torch.Tensor, reference: torch.Tensor, codebooks: Sequence[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,).
-
-    Args:
-        vectors: (n, D), of length 1.
-        reference: (D,), of any length.
-        codebooks: (k, D) a level, of any length.
-    """
-    summed, _ = projected(vectors, reference[None])
+    vectors: Tensor, reference: Tensor, codebooks: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """After each level: the sum of the parts so far and what is left over, (n, D), and the codes, int64 (n,), for
+    vectors (n, D) of length 1 and a reference (1, D) and codebooks (k, D) of any length."""
+    summed, _ = projected(vectors, reference)
     for codebook in codebooks:
         part, codes = projected(vectors - summed, codebook)
         summed = summed + part
         yield summed, vectors - summed, codes
 
 
-def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Tensor:
+def discrimination_loss(codebook: Tensor, temperature: float) -> Tensor:
     """How alike codewords (k, D) are: the logarithm of the mean of exp(-temperature (1 - cosine)) over all pairs."""
     from torch.nn.functional import normalize
 
@@ -166,85 +155,33 @@ def discrimination_loss(codebook: torch.Tensor, temperature: float) -> torch.Ten
     return (temperature * (cosines - 1)).exp().mean().log() if len(cosines) else codebook.new_zeros(())
 
 
-def restart(
-    residuals: torch.Tensor,
-    codebooks: Sequence[torch.Tensor],
-    counts: Sequence[torch.Tensor],
-    generator: torch.Generator,
-) -> None:
+def restart(residuals: Tensor, codebooks: Sequence[Tensor], counts: Sequence[Tensor], generator: Generator) -> None:
     """Move the codewords of each level with count 0, in place, to the directions of what the levels before leave over
-    of random items.
-
-    Args:
-        residuals: of all items before the first level, (I, D).
-    """
+    of random items, where something is left over; `residuals` (I, D) are those of all items before the first level."""
     import torch
     from torch.nn.functional import normalize
 
     for codebook, count in zip(codebooks, counts, strict=True):
-        dead = torch.nonzero(count == 0)[:, 0][: len(residuals)]
-        codebook[dead] = normalize(residuals[torch.randperm(len(residuals), generator=generator)[: len(dead)]])
+        directed = residuals[residuals.norm(dim=1) > ROUNDING]
+        dead = torch.nonzero(count == 0)[:, 0][: len(directed)]
+        codebook[dead] = normalize(directed[torch.randperm(len(directed), generator=generator)[: len(dead)]])
         residuals = residuals - projected(residuals, codebook)[0]
+
+
+def directions(rows: np.ndarray) -> np.ndarray:
+    """The rows (n, D) that are not almost 0, at length 1; the first axis where all are."""
+    directed = rows[np.linalg.norm(rows, axis=1) > ROUNDING]
+    return unit(directed) if len(directed) else np.eye(1, rows.shape[1], dtype=rows.dtype)
 
 
 def initial_codebooks(tokenizer: R3VAE, residuals: np.ndarray, seed: int) -> list[np.ndarray]:
     """One codebook a level, each fitted to the directions of what the levels before left over of rows (n, D)."""
     codebooks = []
     for level in range(tokenizer.levels):
-        words = unit(
-            fit_codebook(
-                unit(residuals),
-                tokenizer.codebook_size,
-                INIT_ITERATIONS,
-                derived_seed(seed, "codebook", level),
-                tokenizer.init,
-            )
+        level_seed = derived_seed(seed, "codebook", level)
+        words = directions(
+            fit_codebook(directions(residuals), tokenizer.codebook_size, INIT_ITERATIONS, level_seed, tokenizer.init)
         )
         residuals = without(residuals, words[angular_distances(residuals, words).argmin(axis=1)])
         codebooks.append(words)
     return codebooks
-
-
-def train(tokenizer: R3VAE, rows: np.ndarray, seed: int) -> State:
-    """The reference, which begins at the mean of all vectors, and the codebooks, from rows of length 1, float32 (I, D).
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
-    import torch
-    from torch.nn.functional import cosine_similarity
-
-    data, mean = torch.from_numpy(rows), rows.mean(axis=0)
-    reference = torch.from_numpy(mean).requires_grad_()
-    codebooks = [
-        torch.from_numpy(words).requires_grad_()
-        for words in initial_codebooks(tokenizer, without(rows, unit(mean)), seed)
-    ]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(seed, "decoder weights"))
-        decoder = build_mlp((rows.shape[1], *tokenizer.hidden, rows.shape[1]))
-    counts: list[torch.Tensor] = []
-
-    def begin_epoch(progress: Progress) -> None:
-        counts[:] = [torch.zeros(len(words), dtype=torch.int64) for words in codebooks]
-
-    def step(items: torch.Tensor, progress: Progress) -> torch.Tensor:
-        vectors, cohesion, alike = data[items], data.new_zeros(()), data.new_zeros(())
-        summed = vectors
-        for level, (summed, _, codes) in enumerate(quantize(vectors, reference, codebooks)):
-            counts[level] += codes.bincount(minlength=len(codebooks[level]))
-            cohesion = cohesion + (1 - cosine_similarity(summed, vectors).mean()) / tokenizer.levels
-            alike = alike + discrimination_loss(codebooks[level], tokenizer.temperature) / tokenizer.levels
-        reconstruction = 1 - cosine_similarity(decoder(summed), vectors).mean()
-        loss: torch.Tensor = reconstruction + tokenizer.cohesion * cohesion + tokenizer.discrimination * alike
-        return loss
-
-    @torch.no_grad()
-    def end_epoch(progress: Progress) -> None:
-        if progress.epoch < tokenizer.restart_share * tokenizer.epochs:
-            restart(data - projected(data, reference[None])[0], codebooks, counts, progress.generator)
-
-    groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
-    optimise(tokenizer, groups, len(data), seed, step, before_epoch=begin_epoch, after_epoch=end_epoch)
-    learned = {"reference": reference, **{f"codebook_{level}": words for level, words in enumerate(codebooks)}}
-    return {name: unit(value.detach().numpy()) for name, value in learned.items()}

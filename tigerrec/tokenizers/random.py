@@ -9,31 +9,15 @@ from typing import ClassVar
 import numpy as np
 
 from tigerrec.config import options
-from tigerrec.tokenizers import Codes, State, check_least
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.codebooks import EqualLevels
 
 
 @options
-class RandomCodes:
-    """Codes by a hash of the vector: equal vectors get equal codes, all else is chance.
-
-    Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codes a level.
-    """
+class RandomCodes(EqualLevels):
+    """Codes by a hash of the vector: equal vectors get equal codes, all else is chance."""
 
     family: ClassVar[str] = "random"
-    needs: ClassVar[tuple[str, ...]] = ()
-    assigns_jointly: ClassVar[bool] = False
-    levels: int = 3
-    codebook_size: int = 256
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1, codebook_size=2)
-
-    @property
-    def code_sizes(self) -> tuple[int, ...]:
-        """The number of codes a level."""
-        return (self.codebook_size,) * self.levels
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn nothing but the seed, `seed` int64 (1,)."""

@@ -7,63 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.config import options
-from tigerrec.seeds import derived_seed
-from tigerrec.tokenizers import Codes, State
-from tigerrec.tokenizers.codebooks import KMEANS_PLUS_PLUS, code_distances, fit_codebook
+from tigerrec.config import AtLeastOne, options
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer.balanced import fit_balanced
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
-
-
-def assign_balanced(distances: np.ndarray) -> np.ndarray:
-    """The codeword's index, int64 (n,), of each row by deferred acceptance (Gale and Shapley 1962), given its distances
-    (n, k).
-
-    Each row goes to the nearest codeword that does not refuse it; a codeword keeps the ceil(n / k) nearest of the rows
-    that come and refuses the others.
-    So no row and codeword would both gain by leaving what they have for each other.
-    """
-    n, k = distances.shape
-    capacity = -(-n // k)
-    wishes, refusals = np.argsort(distances, axis=1, kind="stable"), np.zeros(n, dtype=np.int64)
-    codes, contesting = wishes[:, 0].copy(), np.arange(n)
-    while len(contesting):
-        order = contesting[np.lexsort((distances[contesting, codes[contesting]], codes[contesting]))]
-        queue = codes[order]
-        refused = order[np.arange(len(order)) - np.searchsorted(queue, queue) >= capacity]
-        refusals[refused] += 1
-        codes[refused] = wishes[refused, refusals[refused]]
-        contesting = np.flatnonzero(np.isin(codes, codes[refused]))
-    return codes
-
-
-def fit_balanced(
-    rows: np.ndarray, size: int, iterations: int, seed: int, init: str = KMEANS_PLUS_PLUS
-) -> tuple[np.ndarray, np.ndarray]:
-    """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n /
-    k) of them.
-
-    Plain k-means gives the start; from there on balanced assignments and means alternate, so that a codeword ends as
-    the mean of its rows.
-    """
-    codebook, codes = fit_codebook(rows, size, iterations, seed, init), np.empty(0, dtype=np.int64)
-    for _ in range(iterations):
-        before, codes = codes, assign_balanced(code_distances(rows, codebook, len(codebook)))
-        if np.array_equal(codes, before):
-            break
-        codebook = means(rows, codes, codebook)
-    return codebook, codes
-
-
-def means(rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """The mean, float32 (k, D), of the rows (n, D) of each code (n,); the old codeword of a codebook (k, D) where a
-    code has none."""
-    counts = np.bincount(codes, minlength=len(codebook))
-    order = np.argsort(codes, kind="stable")
-    used = np.flatnonzero(counts)
-    sums = np.add.reduceat(rows[order], (np.cumsum(counts) - counts)[used], axis=0)
-    updated = codebook.copy()
-    updated[used] = sums / counts[used, None]
-    return updated
 
 
 @options
@@ -80,7 +28,7 @@ class BalancedResidualKMeans(ResidualKMeans):
 
     family: ClassVar[str] = "rkmeans_balanced"
     assigns_jointly: ClassVar[bool] = True
-    iterations: int = 10
+    iterations: AtLeastOne = 10
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items
@@ -88,9 +36,8 @@ class BalancedResidualKMeans(ResidualKMeans):
         distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
         residuals, codes, state = distinct.astype(np.float64), [], {}
         for level in range(self.levels):
-            codebook, chosen = fit_balanced(
-                residuals, self.codebook_size, self.iterations, derived_seed(seed, "codebook", level), self.init
-            )
+            level_seed = derived_seed(seed, "codebook", level)
+            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, level_seed, self.init)
             residuals = residuals - codebook[chosen]
             state[f"codebook_{level}"] = codebook
             codes.append(chosen)

@@ -1,0 +1,70 @@
+"""What an evaluation leaves of every user, read back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tigerrec.evaluation.lists import RANKS, RECOMMENDATIONS, read_lists, read_ranks
+from tigerrec.evaluation.stage import Ranking, recommendations_table
+from tigerrec.storage.manifests import DamagedError
+from tigerrec.storage.stages import writing
+
+N_USERS = 5
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Lists of two models, one shorter than the other, and ranks whose rows are in no order."""
+    rng = np.random.default_rng(0)
+    lists = {name: rng.permutation(40)[: N_USERS * k].reshape(N_USERS, k) for name, k in (("long", 4), ("short", 3))}
+    lists["long"][1, 2:] = lists["short"][3] = -1
+    rankings = [
+        Ranking(name, "masked", items.astype(np.int32), items.astype(np.float32) / 7) for name, items in lists.items()
+    ]
+    ranks = {("long", hit, "masked"): rng.integers(0, 5, N_USERS).astype(np.int16) for hit in ("item", "sid")}
+    targets = np.arange(N_USERS, dtype=np.int32) * 3
+    columns = [
+        {"model": model, "hit": hit, "seen": seen, "user": user, "target": int(targets[user]), "rank": int(rank)}
+        for (model, hit, seen), of_users in ranks.items()
+        for user, rank in enumerate(of_users)
+    ]
+    table = pa.Table.from_pylist(columns)
+    for name, kind in (("user", pa.int32()), ("target", pa.int32()), ("rank", pa.int16())):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(kind))
+    with writing(tmp_path, "evaluate", {}) as files:
+        files.parquet(RECOMMENDATIONS, recommendations_table(rankings))
+        files.parquet(RANKS, table.take(rng.permutation(2 * N_USERS)))
+    return tmp_path, rankings, ranks, targets
+
+
+def test_lists_are_read_as_they_were_written(folder):
+    path, rankings, _, _ = folder
+    lists = read_lists(path, N_USERS)
+    assert set(lists) == {("long", "masked"), ("short", "masked")}
+    for ranking in rankings:
+        found = lists[ranking.model, ranking.seen]
+        np.testing.assert_array_equal(found.items, ranking.items)
+        np.testing.assert_array_equal(found.scores, np.where(ranking.items >= 0, ranking.scores, np.nan))
+
+
+def test_ranks_are_read_in_the_order_of_users(folder):
+    path, _, ranks, targets = folder
+    found, found_targets = read_ranks(path)
+    assert set(found) == set(ranks)
+    for key, expected in ranks.items():
+        assert found[key].dtype == np.int16
+        assert found[key].tolist() == expected.tolist()
+    assert found_targets.tolist() == targets.tolist()
+
+
+def test_tables_of_other_users_are_refused(folder):
+    path, *_ = folder
+    pq.write_table(pq.read_table(path / RANKS).slice(1), path / RANKS)
+    with pytest.raises(DamagedError, match=r"ranks\.parquet does not hold what it should .*overwrite=eval"):
+        read_ranks(path)
+    with pytest.raises(DamagedError, match=r"recommendations\.parquet does not hold what it should"):
+        read_lists(path, N_USERS - 1)

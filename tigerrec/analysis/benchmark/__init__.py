@@ -1,0 +1,157 @@
+"""Training and search against the stock way of transformers and against the arithmetic limit, measured on one machine
+in one run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tigerrec import TigerrecError, pipeline
+from tigerrec.models.t5 import T5
+from tigerrec.runtime.processes import in_own_process
+from tigerrec.runtime.provenance import provenance
+from tigerrec.storage.files import write_json
+from tigerrec.storage.fingerprints import describe
+from tigerrec.text import aligned
+from tigerrec.training.options import TrainConfig
+
+logger = logging.getLogger(__name__)
+SIDES, GROWTH = "tigerrec.analysis.benchmark.sides", "tigerrec.analysis.benchmark.growth.growth"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides are given: the folders of data and Semantic IDs, the generator and its training."""
+
+    prepared: Path
+    tokenized: Path
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    warmup_steps: int = 2  # training steps before the clock starts
+    stock_steps: int = 30  # training steps of the stock side that are timed
+    stock_users: int = 256  # whom the stock side searches for
+    beam_size: int = 20  # of the search
+    matrix_size: int = 2048  # of the products that give the machine's rate
+    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # numbers of made-up items
+    beams: tuple[int, ...] = (20, 50)  # beam sizes on the made-up catalogues
+    history_lengths: tuple[int, ...] = (5, 20, 50)  # items of made-up histories
+    growth_users: int = 256  # made-up histories
+
+
+def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
+    """All measurements, one after the other, each in a process of its own.
+
+    `ratio` is how many times faster our side is than the stock side, `of_limit` how many times longer it takes than
+    arithmetic alone.
+    """
+
+    def run(label: str, function: str, *arguments: Any) -> dict[str, Any]:
+        logger.info("measuring %s", label)
+        return in_own_process(function, *arguments)
+
+    limits = run("the machine", f"{SIDES}.limits", setting, effort.beam_size, effort.matrix_size)
+    results: dict[str, Any] = {"machine": limits["machine"]}
+    for name, arguments, stock_arguments in (
+        ("epoch", (effort.warmup_steps,), (effort.stock_steps, effort.warmup_steps)),
+        ("search", (effort.beam_size,), (effort.beam_size, effort.stock_users)),
+    ):
+        ours = run(f"{name}, ours", f"{SIDES}.{name}", setting, *arguments)
+        stock = run(f"{name}, stock", f"{SIDES}.stock_{name}", setting, *stock_arguments)
+        limit_seconds = limits[name] / limits["machine"]["operations_per_second"]
+        results[name] = {
+            "seconds": ours["seconds"],
+            "stock_seconds": stock["seconds"],
+            "stock_measured": stock["measured"],
+            "ratio": stock["seconds"] / ours["seconds"],
+            "limit_seconds": limit_seconds,
+            "of_limit": ours["seconds"] / limit_seconds,
+            "peak_mb": ours["peak_mb"],
+            "stock_peak_mb": stock["peak_mb"],
+        }
+    growth = run(
+        "growth", GROWTH, setting.config, effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
+    )
+    return results | {"growth": {"catalogue": growth["catalogue"], "history": growth["history"]}}
+
+
+def rounded(value: Any) -> Any:
+    """A JSON value, its fractions to four digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], heading: Sequence[str] | None = None) -> str:
+    """Rows of equal keys as a table, its columns aligned."""
+    lines = [
+        [
+            f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+            for cell in row.values()
+        ]
+        for row in rows
+    ]
+    return aligned([heading or [key.replace("_", " ") for key in rows[0]], *lines])
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The results as tables, readable by people."""
+    columns = ("seconds", "stock_seconds", "ratio", "limit_seconds", "of_limit", "peak_mb", "stock_peak_mb")
+    heading = ("", "seconds", "stock", "ratio", "limit", "of limit", "peak MB", "stock peak MB")
+    sides = [{"": name, **{key: results[name][key] for key in columns}} for name in ("epoch", "search")]
+    growth, machine = results["growth"], results["machine"]
+    return f"""\
+{as_table(sides, heading)}
+stock: transformers in fp32, extrapolated from {results["epoch"]["stock_measured"]:,} steps and \
+{results["search"]["stock_measured"]:,} users; weights are random on both sides; limit: seconds of the matrix products \
+alone, without padding, at the machine's rate
+
+made-up catalogues, histories of 5 items:
+{as_table(growth["catalogue"])}
+
+histories over {growth["catalogue"][0]["items"]:,} items:
+{as_table(growth["history"])}
+
+{machine["cpu"]}, {machine["device"]}, {machine["threads"]} threads, torch {machine["torch"]}, transformers \
+{machine["transformers"]}, {machine["precision"]}, {machine["operations_per_second"] / 1e9:,.0f} billion operations a \
+second"""
+
+
+def benchmark(cfg: DictConfig, effort: Effort) -> Path:
+    """Bring the Semantic IDs of a configuration up to date, measure, and write the results.
+
+    Returns:
+        The JSON file of the results.
+
+    Raises:
+        TigerrecError: an option is wrong, a stage cannot be used, or a measurement failed.
+    """
+    started = time.perf_counter()
+    steps = pipeline.plan(cfg)
+    if not isinstance(steps["train"].config.generator, T5):
+        raise TigerrecError(
+            f"The benchmark measures a T5, and generator={cfg.generator.name} is none; give `generator=t5_paper`, t5 "
+            "or t5_items."
+        )
+    pipeline.run(cfg, "tokenize")
+    prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
+    results = rounded(measure(Setting(prepared, tokenized, config), effort))
+    facts = provenance(started)
+    results |= {"config": describe(config), **{key: facts[key] for key in ("git", "finished", "seconds")}}
+    name = f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
+    path = prepared.parent / "benchmark" / name
+    write_json(path, results)
+    logger.info("%s", report(results))
+    return path

@@ -1,0 +1,64 @@
+"""How the search slows with the size of the catalogue and the length of histories, on made-up items with random
+weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tigerrec.analysis.benchmark.sides import new_model, seconds_of
+from tigerrec.search.beam_search import Searcher
+from tigerrec.search.trie import build_trie
+from tigerrec.tokenizers.ids import SemanticIds, with_suffix
+from tigerrec.training.options import TrainConfig
+
+CODE_SIZES = (256, 256, 256)
+HISTORY = 5
+
+
+def made_up_items(n_items: int) -> SemanticIds:
+    """Semantic IDs of uniformly random codes."""
+    codes = np.random.default_rng(0).integers(0, CODE_SIZES, (n_items, len(CODE_SIZES)), dtype=np.int32)
+    return with_suffix(codes, CODE_SIZES)
+
+
+def milliseconds_per_user(searcher: Searcher, n_users: int, length: int, beam_size: int) -> float:
+    """Time to rank for random histories, the best of three after doing it once."""
+    histories = list(np.random.default_rng(1).integers(0, len(searcher.trie.leaf_item), (n_users, length)))
+
+    def rank() -> None:
+        searcher.rank(histories, k=beam_size, beam_size=beam_size, mask_seen=False)
+
+    rank()
+    return 1000 * min(seconds_of(searcher.model.device, rank) for _ in range(3)) / n_users
+
+
+def catalogue(config: TrainConfig, n_items: int, beams: Sequence[int], n_users: int) -> dict[str, Any]:
+    """Building the trie of a catalogue and searching it, for histories of five items."""
+    semantic_ids = made_up_items(n_items)
+    tokens = semantic_ids.tokens
+    started = time.perf_counter()
+    trie = build_trie(tokens)
+    trie_seconds = time.perf_counter() - started
+    tensors = (*trie.first_child, *trie.token, *trie.n_items_below, trie.path, trie.leaf_item)
+    row = {"items": n_items, "trie_seconds": trie_seconds, "trie_bytes": sum(tensor.nbytes for tensor in tensors)}
+    model = new_model(config, semantic_ids)
+    searcher = Searcher(model, trie.to(model.device), config.training.precision)
+    return row | {f"ms_per_user_beam_{size}": milliseconds_per_user(searcher, n_users, HISTORY, size) for size in beams}
+
+
+def growth(
+    config: TrainConfig, catalogues: Sequence[int], beams: Sequence[int], lengths: Sequence[int], n_users: int
+) -> dict[str, Any]:
+    """A row for each size of catalogue, and for each length of histories over the smallest catalogue and beam."""
+    rows = [catalogue(config, n_items, beams, n_users) for n_items in catalogues]
+    model = new_model(config, made_up_items(min(catalogues)), max_items=max(lengths))
+    searcher = Searcher.of(model, config.training.precision)
+    by_length = [
+        {"items": length, "ms_per_user": milliseconds_per_user(searcher, n_users, length, min(beams))}
+        for length in lengths
+    ]
+    return {"catalogue": rows, "history": by_length}

@@ -1,0 +1,101 @@
+"""One self-contained HTML page about a run or about a table of results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tigerrec import TigerrecError
+from tigerrec.storage.files import atomic
+from tigerrec.text import NOTHING
+
+logger = logging.getLogger(__name__)
+
+NAME = "report.html"
+METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
+
+
+def report_run(folder: Path, out: Path | None = None) -> Path:
+    """Write the page about an evaluated run.
+
+    Args:
+        folder: an evaluate folder, or a train folder with one evaluation; the folders above it are read too.
+        out: the file; `report.html` in the folder by default, where it is no part of the stage.
+
+    Raises:
+        TigerrecError: the folder is no such run, or the file cannot be written.
+    """
+    from tigerrec.analysis.report.evaluated import read_evaluated_run
+    from tigerrec.analysis.report.run_page import run_page
+
+    out = _html_file(out or folder / NAME)
+    return _write("run.html.j2", run_page(read_evaluated_run(folder)), out)
+
+
+def report_table(folder: Path, out: Path | None = None) -> Path:
+    """Write the page about a table of results.
+
+    Args:
+        folder: it holds `table.parquet` and `table.json`.
+        out: the file; `report.html` in the folder by default.
+
+    Raises:
+        TigerrecError: the folder holds no table, or the file cannot be written.
+    """
+    from tigerrec.analysis.report.table_page import read_results, results_page
+
+    out = _html_file(out or folder / NAME)
+    return _write("results.html.j2", results_page(read_results(folder)), out)
+
+
+def _html_file(out: Path) -> Path:
+    if out.suffix != ".html":
+        raise TigerrecError(f"{out} must end in .html; give for instance `--out {out.with_suffix('.html')}`.")
+    return out
+
+
+def _write(template: str, page: dict[str, Any], out: Path) -> Path:
+    """Render a page whose parts are the macros of a template, called with what `page` holds for them."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {shown.__name__: shown for shown in (percent, interval, duration, cell)}
+    environment.filters["thousands"] = "{:,}".format
+    html = environment.get_template("page.html.j2").render(page, parts=environment.get_template(template).module)
+    with atomic(out) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    logger.info("wrote %s (%.0f kB); open it in a browser", out, out.stat().st_size / 1000)
+    return out
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A share as per cent, on one line."""
+    return f"{100 * share:.{decimals}f}\u00a0%"
+
+
+def interval(row: Mapping[str, float], metric: str) -> str:
+    """The ends of the interval around a metric."""
+    return f"{row[f'{metric}_low']:.4f}–{row[f'{metric}_high']:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def cell(value: Any) -> Any:
+    """A value in a table: counts with separators, metrics with four decimals, a dash for what is not there."""
+    if value is None:
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else value

@@ -1,0 +1,167 @@
+"""The benchmark table: tokenizers and seeds beside baselines; each run is a cell that resumes and stays."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tigerrec import TigerrecError, text
+from tigerrec.analysis.table.cells import Cell
+from tigerrec.analysis.table.rows import Row, plan_rows, results_of
+from tigerrec.analysis.table.summary import Summary
+from tigerrec.config import ConfigError, compose
+from tigerrec.runtime.provenance import short_commit
+from tigerrec.storage.files import BusyError, atomic, locked, write_json
+
+logger = logging.getLogger(__name__)
+
+ONE_RUN_A_CELL = ("tokenizer", "tokenizer.seed", "generator.seed", "baseline", "baseline.seed", "until", "overwrite")
+
+
+def _folder(cfg: DictConfig) -> Path:
+    """Where the results of the table's cells stand."""
+    for name, value in (("table", cfg.table), ("paths.results", cfg.paths.results)):
+        if not isinstance(value, str) or not value:
+            raise ConfigError(
+                f"{name}={value!r} must be a folder name; choose one with `experiment=beauty_table` or `{name}=<name>`."
+            )
+    return Path(cfg.paths.results) / cfg.table
+
+
+def _run_cells(cells: Sequence[Cell], results: Path, locks: Path) -> list[str]:
+    """Run the cells that are not done; those that another process runs are left to it and looked at again in the end.
+
+    Args:
+        results: the folder above all cells.
+        locks: the folder of their locks.
+
+    Returns:
+        What failed, a sentence a cell.
+    """
+    failures: list[str] = []
+    remaining = [cell for cell in cells if not cell.is_done()]
+    for wait in (False, True):
+        waiting, remaining = remaining, []
+        for cell in waiting:
+            try:
+                with locked(locks / cell.folder.relative_to(results), wait=wait, announce=logger.info):
+                    if not cell.is_done():
+                        logger.info("table: %s → %s", cell.row, cell.folder)
+                        cell.run()
+            except BusyError:
+                remaining.append(cell)
+            except TigerrecError as error:
+                failures.append(f"{cell.folder.name} failed: {error}")
+                logger.warning("%s", failures[-1])
+    return failures
+
+
+def make_table(overrides: Sequence[str]) -> Path:
+    """Run the cells that are not done and write `table.md`, `table.parquet`, `table.json` and `table.png` of all.
+
+    A cell that fails while it is run is told of in the table and does not stop the others; results that are damaged or
+    of other settings stop the table before anything is run. Several processes may make one table: each cell is run by
+    one of them.
+
+    Args:
+        overrides: Hydra overrides; `experiment=…` names a table.
+
+    Returns:
+        The folder of the table, with the cells of its generator; baselines stand beside it.
+
+    Raises:
+        TigerrecError: an option is wrong, a cell's results are of other settings, or no cell could be run.
+    """
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0] in ONE_RUN_A_CELL:
+            raise ConfigError(
+                f"{override} is for one run; choose rows by `tokenizers=[<tokenizer>,<tokenizer>@<embedder>]`, "
+                "`baselines=[…]` and `seeds=`."
+            )
+    cfg = compose(list(overrides))
+    folder = _folder(cfg)
+    rows = plan_rows(overrides, cfg, folder)
+    by_seeds = sorted(((seeds, cell) for row in rows for seeds, cell in row.cells.items()), key=lambda pair: pair[0])
+    locks = Path(cfg.paths.runs) / ".table" / cfg.table
+    failures = _run_cells([cell for _, cell in by_seeds], folder, locks)  # every row once before any has a second run
+    with locked(locks / "table", wait=True):
+        return write_table(rows, cfg, overrides, folder / f"{cfg.generator.name}-{cfg.train.name}", failures)
+
+
+def write_table(
+    rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], out: Path, failures: Sequence[str]
+) -> Path:
+    """The table of the cells that are there, in the folder `out`.
+
+    Raises:
+        TigerrecError: there are none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tigerrec.analysis.table import markdown, plot
+
+    results = [result for row in rows if (result := results_of(row))]
+    if not results:
+        raise TigerrecError(f"No cell of the table could be run; {failures[0]}")
+    summary = Summary(results, cfg.reference)
+    title = f"{cfg.dataset.name}: tokenizers for {cfg.generator.name} ({cfg.train.name}) and baselines"
+    notes = budgets(summary, cfg)
+    if not summary.comparisons:
+        notes.append(
+            f"Nothing is compared: reference={cfg.reference} is not a row with others beside it; give "
+            "`reference=<row>`."
+        )
+    plot.draw(summary, title, out / "table.png")
+    made = how_it_was_made(summary, cfg, overrides) | {"picture": True, "notes": notes}
+    with atomic(out / "table.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(summary.rows), temporary)
+    trials = {result.row.name: result.trials for result in results if result.trials}
+    said = {"variance": summary.variance, "comparisons": summary.comparisons, "trials": trials}
+    write_json(out / "table.json", {"name": title, **made, **said})
+    with atomic(out / "table.md") as temporary:
+        temporary.write_text(markdown.page(title, summary, made, failures), encoding="utf-8")
+    shown = markdown.metrics_table(summary, "masked")
+    logger.info("wrote the table of %d rows to %s\n%s", len(results), out / "table.md", shown)
+    return out
+
+
+def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
+    """What each row was given, so that nobody takes a difference of budgets for one of methods."""
+    notes = [
+        f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row and ranks in "
+        f"{cfg.evaluate.precision}."
+    ]
+    steps = {result.row.name: next(iter(result.row.cells.values())).steps for result in summary.results}
+    tuned = sorted(f"{name} ({len(steps[name]['tune'].config.trials)})" for name in steps if "tune" in steps[name])
+    if tuned:
+        notes.append(
+            f"The baselines {', '.join(tuned)} were tuned on validation, in parentheses over how many settings; the "
+            "generator was not tuned for this table. So where they differ, budgets and tuning differ too."
+        )
+    return notes
+
+
+def how_it_was_made(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Data, commands, commits and machines behind a table."""
+    runs = [run for result in summary.results for run in result.runs.values()]
+    stages = [
+        stage
+        for run in runs
+        for name, stage in run.stages.items()
+        if name.partition(":")[0] not in ("prepare", "embed")
+    ]
+    machines = sorted({f"{stage['machine']}, {stage['cores']} cores" for stage in stages})
+    threads = sorted({str(stage["threads"]) for stage in stages if "threads" in stage})
+    sizes = {name: runs[0].details[name] for name in ("users", "items", "interactions")}
+    return {
+        "dataset": {"name": cfg.dataset.name, **sizes},
+        "split": cfg.evaluate.split,
+        "commands": [text.told_command("table", overrides)],
+        "commits": sorted({short_commit(stage["git"]) for stage in stages if stage.get("git")}),
+        "machine": f"{' and '.join(machines)}, {'/'.join(threads)} thread{'s' if threads != ['1'] else ''} a run",
+    }

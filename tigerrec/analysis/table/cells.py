@@ -1,0 +1,175 @@
+"""The cells of a table: one run each, whose results are small files that count as done wherever they are."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import pipeline
+from tigerrec.config import compose
+from tigerrec.data.histories import read_stats
+from tigerrec.evaluation.lists import RANKS, read_lists
+from tigerrec.runtime.processes import in_own_process
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.files import ArtifactError, sha256_file
+from tigerrec.storage.fingerprints import canonical_json, changed_keys, describe
+from tigerrec.storage.manifests import DamagedError, StaleError, read_manifest
+from tigerrec.storage.stages import open_stage, writing
+
+logger = logging.getLogger(__name__)
+
+CELL = "cell"
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table.
+
+    Attributes:
+        row: the table's row it belongs to.
+        model: what it is called in the rows of `metrics.json`.
+        overrides: the Hydra overrides that make it.
+        steps: its stages, each behind those it reads; the last one ranks.
+        folder: of its results.
+    """
+
+    row: str
+    model: str
+    overrides: tuple[str, ...]
+    steps: Mapping[str, pipeline.Step]
+    folder: Path
+
+    @property
+    def last(self) -> pipeline.Step:
+        """The stage that ranks all users."""
+        return list(self.steps.values())[-1]
+
+    @functools.cached_property
+    def chain(self) -> dict[str, Any]:
+        """The configuration of every stage of the cell and the stages it reads; known before any of them ran."""
+        keys = {step.folder: key for key, step in self.steps.items()}
+        stages = {
+            key: {
+                "stage": step.stage,
+                "config": describe(step.config),
+                "inputs": {name: keys[folder] for name, folder in step.inputs.items()},
+            }
+            for key, step in self.steps.items()
+        }
+        return {"model": self.model, **stages}
+
+    def is_done(self) -> bool:
+        """Whether the results of exactly this cell are there, undamaged; the folders of its stages are not needed.
+
+        Raises:
+            StaleError: results are there, of other settings or of other files.
+            DamagedError: a file of the results is missing or changed.
+        """
+        if read_manifest(self.folder) is None:
+            return False
+        try:
+            manifest = open_stage(self.folder, CELL)
+        except ArtifactError as error:
+            fault = str(error).partition(";")[0]
+            raise DamagedError(f"{fault}; delete {self.folder} and run the same command again.") from None
+        recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
+        there = {
+            f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()
+        }
+        chain = json.loads(canonical_json(self.chain))
+        differences = changed_keys(manifest.config | recorded, chain | recorded | there)
+        if differences:
+            raise StaleError(
+                f"{self.folder} holds results of other settings ({'; '.join(differences)}); "
+                "add `train.name=<new name>` (or `baseline.name=`) to keep both, or delete that folder to run it again."
+            )
+        return True
+
+    def run(self) -> None:
+        """Run the stages that are missing, in a process of their own, and leave the results in the cell's folder."""
+        in_own_process(f"{__name__}.run_in_this_process", list(self.overrides), self.last.key)
+        collect(self)
+
+
+_sha256 = functools.cache(sha256_file)
+
+
+def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
+    """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`.
+
+    Raises:
+        ConfigError: an option is unknown, has the wrong type or is out of range.
+    """
+    return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(compose(overrides))
+
+
+def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
+    """Bring the stages of a cell up to date."""
+    pipeline.show_progress()
+    pipeline.bring_up_to_date(steps_of(overrides, last), last, overwrite=None)
+    return {}
+
+
+def collect(cell: Cell) -> None:
+    """Write `metrics.json`, `ranks.parquet` and `manifest.json` of a cell from its stages.
+
+    Raises:
+        ArtifactError: one of its stages is missing or damaged.
+    """
+    manifests = {key: open_stage(step.folder, step.stage) for key, step in cell.steps.items()}
+    ranked = cell.last.folder
+    sources = {
+        f"{key}.{role}": record["fingerprint"]
+        for key, step in cell.steps.items()
+        for role, record in manifests[key].inputs.items()
+        if role not in step.inputs
+    }
+    metrics = read_json(ranked, "metrics.json", [{"model": str}])
+    with writing(cell.folder, CELL, cell.chain, sources=sources) as files:
+        files.provenance["facts"] = _details(cell)
+        files.provenance["stages"] = {
+            key: {"content": manifest.content, **manifest.provenance} for key, manifest in manifests.items()
+        }
+        files.json("metrics.json", [row for row in metrics if row["model"] == cell.model])
+        with files.create(RANKS) as path:
+            write_ranks(read_table(ranked, RANKS), cell.model, path)
+    logger.info("wrote the results of %s to %s", cell.row, cell.folder)
+
+
+def _details(cell: Cell) -> dict[str, Any]:
+    """Sizes of the data, collisions of the ids, number of different items recommended, trials of a tuned baseline."""
+    stats = read_stats(cell.steps["prepare"].folder)
+    listed = read_lists(cell.last.folder, stats["users"])[cell.model, "masked"].items[:, :LISTED]
+    details = {name: stats[name] for name in ("users", "items", "interactions")}
+    details["distinct_items"] = len(np.unique(listed[listed >= 0]))
+    if "tokenize" in cell.steps:
+        diagnostics = read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})
+        names = ("collision_rate", "unique_ids", "largest_group")
+        details |= {name: diagnostics["collisions"][name] for name in names}
+    if "tune" in cell.steps:
+        details["trials"] = read_json(cell.steps["tune"].folder, "trials.json")
+    return details
+
+
+def write_ranks(ranks: Any, model: str, path: Path) -> None:
+    """One model's ranks in the columns of `ranks.parquet`, ordered by user and packed tightly."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    own = ranks.filter(pc.field("model") == model)
+    ordered = own.take(np.argsort(own["user"].to_numpy(), kind="stable"))
+    ordered = ordered.set_column(ordered.schema.get_field_index("rank"), "rank", ordered["rank"].cast(pa.int16()))
+    encodings = {"user": "DELTA_BINARY_PACKED", "target": "BYTE_STREAM_SPLIT", "rank": "BYTE_STREAM_SPLIT"}
+    labels = ["model", "hit", "seen"]
+    pq.write_table(
+        ordered, path, compression="zstd", compression_level=19, use_dictionary=labels, column_encoding=encodings
+    )

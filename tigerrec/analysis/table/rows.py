@@ -1,0 +1,225 @@
+"""The rows of a table: which cells they have, and what their results say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from tigerrec.analysis.table.cells import CELL, Cell, steps_of
+from tigerrec.config import ConfigError, config_folder
+from tigerrec.evaluation.lists import read_ranks
+from tigerrec.evaluation.metrics import gains
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.stages import open_stage
+
+METRICS = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
+BASELINE, GENERATOR = "baseline", "generator"
+WORK = {
+    "minutes_tokenize": "tokenizer",
+    "minutes_tune": "tuning",
+    "minutes_train": "training",
+    "minutes_evaluate": "ranking",
+}
+SECONDS = {
+    "minutes_tokenize": {"tokenize": "seconds"},
+    "minutes_tune": {"tune": "seconds_of_trials"},
+    "minutes_train": {"train": "training_seconds", "baseline": "fitting_seconds"},
+    "minutes_evaluate": {"evaluate": "seconds", "baseline": "ranking_seconds"},
+}  # what is counted of which stage
+Seeds = tuple[int, int]
+"""Tokenizer seed and generator seed; the seed of a baseline and 0."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table and its runs.
+
+    Attributes:
+        name: `<tokenizer>`, `<tokenizer>@<embedder>`, or a baseline's name.
+        kind: `generator` or `baseline`.
+        cells: its runs by seeds.
+    """
+
+    name: str
+    kind: str
+    embedder: str | None
+    tokenizer: str | None
+    cells: dict[Seeds, Cell]
+
+
+def _listed(values: Any) -> list[str]:
+    """The values of an option that takes one or several, each once."""
+    return list(dict.fromkeys([values] if isinstance(values, str) else map(str, values or [])))
+
+
+def _check_choice(name: str, option: str, group: str) -> None:
+    known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"{option}={name} is not a choice of {group}; allowed: {', '.join(known)}.")
+
+
+def numbers_of_seeds(seeds: Any) -> Seeds:
+    """How many tokenizer seeds and generator seeds a row has.
+
+    Raises:
+        ConfigError: it is neither a number nor two.
+    """
+    values = list(seeds) if OmegaConf.is_list(seeds) else [seeds] * 2
+    if len(values) != 2 or any(type(value) is not int or value < 1 for value in values):
+        raise ConfigError(
+            f"seeds={seeds} must be a number from 1 up, or two: `seeds=[<tokenizer seeds>,<generator seeds>]`."
+        )
+    return values[0], values[1]
+
+
+def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[Row]:
+    """The rows that a configuration asks for, checked before any work.
+
+    Args:
+        overrides: that `cfg` was composed with.
+        folder: of the results of all tables of one kind.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
+    seeds = numbers_of_seeds(cfg.seeds)
+    rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in _listed(cfg.baselines)]
+    own = folder / f"{cfg.generator.name}-{cfg.train.name}"
+    rows += [_generator_row(name, overrides, seeds, own) for name in _listed(cfg.tokenizers)]
+    if not rows:
+        raise ConfigError("There is no row; give `tokenizers=[<tokenizer>,…]` or `baselines=[<baseline>,…]`.")
+    owners: dict[Path, str] = {}
+    for row in rows:
+        for place in (place for cell in row.cells.values() for place in (cell.folder, cell.last.folder)):
+            if place in owners:
+                raise ConfigError(
+                    f"The rows {owners[place]} and {row.name} would both stand in {place}; leave one out, and give no "
+                    "option that names one run."
+                )
+            owners[place] = row.name
+    return rows
+
+
+def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: Path) -> Row:
+    tokenizer, _, embedder = name.partition("@")
+    _check_choice(tokenizer, "tokenizers", "tokenizer")
+    options = [*overrides, f"tokenizer={tokenizer}"]
+    if embedder:
+        _check_choice(embedder, "tokenizers", "embedder")
+        options = [*(option for option in options if not option.startswith("embedder=")), f"embedder={embedder}"]
+    cells = {}
+    for seed, generator_seed in np.ndindex(n_seeds):
+        of_cell = (*options, f"tokenizer.seed={seed}", f"generator.seed={generator_seed}")
+        steps = steps_of(list(of_cell), "evaluate")
+        embedded, tokenized = steps["embed"].folder.name, steps["tokenize"].folder.name
+        place = folder / f"{embedded}_{tokenized}_seed{generator_seed}"
+        cells[seed, generator_seed] = Cell(name, steps["evaluate"].config.model, of_cell, steps, place)
+    return Row(name, GENERATOR, embedded, tokenized.removesuffix(f"-seed{seed}"), cells)
+
+
+def _baseline_row(name: str, overrides: Sequence[str], n_seeds: int, folder: Path) -> Row:
+    _check_choice(name, "baselines", BASELINE)
+    cells = {}
+    for seed in range(n_seeds):
+        options = (*overrides, f"baseline={name}", f"baseline.seed={seed}")
+        steps = steps_of(list(options), BASELINE)
+        step = steps[BASELINE]
+        cells[seed, 0] = Cell(name, step.config.model, options, steps, folder / step.folder.name)
+        if not step.config.baseline.is_random:
+            break
+    return Row(name, BASELINE, None, None, cells)
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """The results of one cell.
+
+    Attributes:
+        ranks: of each user's target by (hit, seen), int16 (users,); 0 = not in the list.
+        targets: each user's target, int32 (users,).
+        metrics: the rows of `metrics.json` by (hit, seen).
+        details: sizes of the data, collisions of the ids, different items recommended, trials of a tuned baseline.
+        stages: the provenance of its stages by key.
+    """
+
+    ranks: dict[tuple[str, str], np.ndarray]
+    targets: np.ndarray
+    metrics: dict[tuple[str, str], dict[str, Any]]
+    details: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+
+
+def read_cell(folder: Path) -> CellResults:
+    """The results in a cell's folder.
+
+    Raises:
+        ArtifactError: there are none, or they are damaged.
+    """
+    manifest = open_stage(folder, CELL)
+    ranks, targets = read_ranks(folder)
+    by_list = {(hit, seen): of_users for (_, hit, seen), of_users in ranks.items()}
+    rows = read_json(folder, "metrics.json", [{"hit": str, "seen": str}])
+    metrics = {(row["hit"], row["seen"]): row for row in rows}
+    return CellResults(by_list, targets, metrics, manifest.provenance["facts"], manifest.provenance["stages"])
+
+
+@dataclass(frozen=True)
+class RowResults:
+    """A row with the results of its cells that are done, by seeds."""
+
+    row: Row
+    runs: dict[Seeds, CellResults]
+
+    @cached_property
+    def user_gains(self) -> dict[tuple[str, str], np.ndarray]:
+        """What each user adds to the mean over runs of each of `METRICS`, by (hit, seen), float64 (users, metrics)."""
+        first = next(iter(self.runs.values()))
+        return {key: np.mean([gains_of(run.ranks[key]) for run in self.runs.values()], axis=0) for key in first.ranks}
+
+    @property
+    def model(self) -> str:
+        """What the row's runs are called in `metrics.json`."""
+        return next(iter(self.row.cells.values())).model
+
+    def values(self, metric: str, hit: str = "item", seen: str = "masked") -> dict[Seeds, float]:
+        """A metric of every run."""
+        return {seeds: run.metrics[hit, seen][metric] for seeds, run in self.runs.items()}
+
+    def mean(self, metric: str, hit: str = "item", seen: str = "masked") -> float:
+        """The mean of a metric over runs."""
+        return float(np.mean(list(self.values(metric, hit, seen).values())))
+
+    def mean_detail(self, name: str) -> float | None:
+        """The mean of a detail over runs; None where runs have none."""
+        values = [run.details[name] for run in self.runs.values() if name in run.details]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The settings that were compared on validation, with metrics and seconds; empty where nothing was tuned."""
+        return next((run.details["trials"] for run in self.runs.values() if "trials" in run.details), [])
+
+    def minutes(self, column: str) -> float | None:
+        """Minutes of a kind of work in the run that took the fewest: others shared the machine."""
+        counted = SECONDS[column].items()
+        spent = [run.stages[key][name] / 60 for run in self.runs.values() for key, name in counted if key in run.stages]
+        return min(spent, default=None)
+
+
+def results_of(row: Row) -> RowResults | None:
+    """A row with the results of its cells that are done; None where there are none."""
+    runs = {seeds: read_cell(cell.folder) for seeds, cell in row.cells.items() if read_manifest(cell.folder)}
+    return RowResults(row, runs) if runs else None
+
+
+def gains_of(ranks: np.ndarray) -> np.ndarray:
+    """What each user adds to `METRICS`, float64 (users, metrics)."""
+    by_metric = gains(max(int(ranks.max()), 1))
+    return np.stack([by_metric[metric][ranks] for metric in METRICS], axis=1)

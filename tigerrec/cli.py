@@ -1,0 +1,266 @@
+"""The command `tigerrec`: one subcommand a stage and a job."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tigerrec import TigerrecError, __version__, pipeline, text
+from tigerrec.config import composition_fault, config_folder
+from tigerrec.runtime import distributed
+from tigerrec.runtime.signals import Interrupted
+from tigerrec.text import first_line
+
+logger = logging.getLogger(__name__)
+
+STAGES = {
+    "prepare": "raw files → items, users and histories",
+    "embed": "item text → vectors",
+    "tokenize": "vectors → Semantic IDs, then frozen",
+    "train": "histories of Semantic IDs → generator",
+    "evaluate": "rank all items for all users → HR and NDCG",
+}
+JOBS = {
+    "baseline": "tune a baseline on validation, fit it, measure it as the generator is",
+    "table": "tokenizers × seeds beside baselines → one table; resumes",
+    "audit": "checks on the numbers of a run",
+    "compare-tokenizers": "all tokenizers, or those of tokenizers=[…], as a table and pictures",
+    "benchmark": "training and search against transformers' own, and how cost grows",
+}
+TOOLS = {
+    "demo": "the whole pipeline on the bundled sample, then a recommendation",
+    "recommend": "the best items for a history of items",
+    "export": "a trained run as one self-contained folder",
+    "add": "new items for a trained run, without training",
+    "report": "a page about a run or a table, for the browser",
+    "compare-runs": "trained runs as a table and a picture",
+}
+DEMO_HISTORY = "B00SP2RMPG,B00VM0APYS"
+
+
+def _help() -> str:
+    def listed(commands: dict[str, str]) -> str:
+        return "\n".join(f"  {name:<20}{text}" for name, text in commands.items())
+
+    choices = "\n".join(
+        f"  {group + '=':<20}{'  '.join(sorted(path.stem for path in (config_folder() / group).glob('*.yaml')))}"
+        for group in text.GROUPS
+    )
+    return f"""tigerrec {__version__}: generative recommendation with Semantic IDs, from raw logs to honest metrics
+
+usage: tigerrec <command> [<option>=<value> …]
+
+Stages; each runs what it needs and is missing, and skips what is up to date:
+{listed(STAGES)}
+
+Jobs, with the same options:
+{listed(JOBS)}
+
+With arguments of their own (tigerrec <command> --help):
+{listed(TOOLS)}
+
+Choices:
+{choices}
+
+Any other option of a choice: train.epochs=5 tokenizer.seed=1. A new name keeps the older result: train.name=short.
+overwrite=<stage> builds a stage again; -m runs a sweep: tigerrec evaluate -m tokenizer=rkmeans,opq generator.seed=0,1;
+--cfg job prints all options. Results stand in runs/ below the folder where you are; paths.runs=<folder> moves them.
+
+  tigerrec demo
+  tigerrec evaluate dataset=beauty tokenizer=rkmeans
+  tigerrec evaluate dataset=tables dataset.interactions=orders.csv dataset.items=products.csv dataset.name=shop"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name; a user's error ends in one sentence."""
+    name, *options = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help", "help") or (name in STAGES | JOBS and {"-h", "--help"} & set(options)):
+        print(_help())
+    elif name == "--version":
+        print(__version__)
+    elif name in STAGES:
+        _with_hydra(name, options, lambda cfg, overrides: run_stage(cfg, name))
+    elif name in JOBS:
+        _with_hydra(name, options, lambda cfg, overrides: run_job(name, cfg, overrides))
+    elif name == "demo":
+        _demo(options)
+    elif name in TOOLS:
+        _use_tool(name, options)
+    else:
+        sys.exit(f"Error: {name} is no command; allowed: {', '.join(STAGES | JOBS | TOOLS)}.")
+
+
+def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, list[str]], None]) -> None:
+    """Compose the configuration by Hydra, which also runs sweeps, and run the command with it."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+
+    def task(cfg: DictConfig) -> None:
+        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        if name in JOBS:
+            GlobalHydra.instance().clear()  # cells of a table are composed anew
+        run(cfg, [str(override) for override in overrides])  # type: ignore[union-attr]
+
+    sys.argv = [f"tigerrec {name}", *options]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let it raise what it would print
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"Error: {composition_fault(error)}")
+    except OSError as error:
+        sys.exit(f"Error: {first_line(error)}; choose a folder to write in with `paths.runs=<folder>`.")
+    finally:
+        distributed.leave()
+
+
+@contextmanager
+def reporting(resume: str | None = None) -> Iterator[None]:
+    """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal.
+
+    Args:
+        resume: the command that goes on after a signal, for work that several processes may share; None for other work.
+    """
+    pipeline.show_progress()
+    try:
+        if resume is None and distributed.world_size() > 1:
+            raise TigerrecError(
+                f"Several processes share only {', '.join(STAGES)}; run this without torchrun (`LAUNCH=`)."
+            )
+        yield
+    except TigerrecError as error:
+        sys.exit(f"Error: {error}")
+    except OSError as error:
+        sys.exit(f"Error: {first_line(error)}.")
+    except KeyboardInterrupt as stop:
+        if distributed.is_first():
+            logger.warning("%s; go on with: %s", str(stop) or "Stopped", resume or "the same command")
+        sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
+
+
+def run_stage(cfg: DictConfig, stage: str) -> None:
+    """Bring a stage up to date, say what comes next, and print its folder as the last line."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    overrides = [str(override) for override in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
+    with reporting(text.same_command(stage, overrides)):
+        distributed.join()
+        folder = pipeline.run(cfg, stage)
+    stages = list(STAGES)
+    if stage == stages[-1]:
+        logger.info("next: %s", text.recommend_command(folder.parent))
+    else:
+        logger.info("next: %s", text.same_command(stages[stages.index(stage) + 1], overrides))
+    if hydra.runtime.choices["dataset"] == "sample":
+        logger.info("this is the bundled sample; %s runs the real thing", text.choice_of_data("beauty"))
+    if distributed.is_first():
+        print(folder, flush=True)
+
+
+def run_job(name: str, cfg: DictConfig, overrides: list[str]) -> None:
+    """Do a job and print what it wrote as the last line."""
+    with reporting():
+        if name == "baseline":
+            path = pipeline.bring_up_to_date(pipeline.plan_baseline(cfg), "baseline", cfg.overwrite)
+        elif name == "table":
+            from tigerrec.analysis.table import make_table
+
+            path = make_table(overrides)
+        elif name == "audit":
+            from tigerrec.analysis.audit import audit
+
+            path = audit(cfg, text.told_command("audit", overrides))
+        elif name == "compare-tokenizers":
+            from tigerrec.analysis.tokenizers.comparison import compare
+
+            path = compare(overrides)
+        else:
+            from tigerrec.analysis.benchmark import Effort, benchmark
+
+            path = benchmark(cfg, Effort())
+    print(path, flush=True)
+
+
+def _demo(options: Sequence[str]) -> None:
+    """Run all stages on the bundled sample and recommend something; the last line is the folder of the evaluation."""
+    recommended: list[Path] = []
+
+    def run(cfg: DictConfig, overrides: list[str]) -> None:
+        with reporting():
+            folder = pipeline.run(cfg, "evaluate")
+        recommended.append(folder)
+
+    _with_hydra("demo", [*options, "dataset=sample"], run)
+    for folder in recommended:
+        _use_tool("recommend", ["--run", str(folder.parent), "--items", DEMO_HISTORY, "--k", "5"])
+        print(folder, flush=True)
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    """The arguments of a command that has some of its own."""
+    parser = argparse.ArgumentParser(prog=f"tigerrec {name}", description=f"{TOOLS[name][0].upper()}{TOOLS[name][1:]}.")
+    if name == "compare-runs":
+        parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
+        parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
+    elif name == "report":
+        about = parser.add_mutually_exclusive_group(required=True)
+        about.add_argument("--run", type=Path, help="evaluate folder, or a train folder with one evaluation")
+        about.add_argument("--table", type=Path, help="folder of a table of results")
+        parser.add_argument("--out", type=Path, help="the page to write; report.html in the folder by default")
+    else:
+        parser.add_argument("--run", required=True, type=Path, help="folder of a finished train stage, or an export")
+        if name == "recommend":
+            parser.add_argument("--items", required=True, help="item ids, oldest first, separated by commas")
+            parser.add_argument("--k", type=int, default=10, help="how many items")
+        if name == "add":
+            columns = "item_id and any of title, brand, categories, price, text, vector"
+            parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
+        if name in ("add", "export"):
+            parser.add_argument("--out", required=True, type=Path, help="new folder, or an older export to replace")
+    return parser
+
+
+def _use_tool(name: str, arguments: Sequence[str]) -> None:
+    """Run a command with arguments of its own; it prints its result as the last lines."""
+    options = _parser(name).parse_args(arguments)
+    with reporting():
+        print(_result_of(name, options), flush=True)
+
+
+def _result_of(name: str, options: Any) -> Any:
+    """What a command with arguments of its own prints."""
+    if name == "recommend":
+        from tigerrec.serving.recommender import Recommender
+
+        history = [item.strip() for item in options.items.split(",") if item.strip()]
+        return Recommender.from_pretrained(options.run).report(history, options.k)
+    if name == "export":
+        from tigerrec.serving.export import export
+
+        return export(options.run, options.out)
+    if name == "add":
+        from tigerrec.serving.new_items import add_items
+
+        return add_items(options.run, options.items_file, options.out)
+    if name == "report":
+        from tigerrec.analysis.report import report_run, report_table
+
+        return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
+    from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
+
+    runs = read_runs(options.folders)
+    if options.plot:
+        plot_validation(runs, options.plot)
+    return training_table(runs)

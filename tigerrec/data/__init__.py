@@ -1,0 +1,1 @@
+"""Raw files become items and histories: readers, the prepare stage, splits, training batches."""

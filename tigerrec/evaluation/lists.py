@@ -1,0 +1,70 @@
+"""What an evaluation leaves of every user: the rank of the target, and the lists of recommended items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec.storage.contracts import contract, read_table
+
+RANKS, RECOMMENDATIONS = "ranks.parquet", "recommendations.parquet"
+
+
+@dataclass(frozen=True)
+class Lists:
+    """One model's recommendations.
+
+    Attributes:
+        items: int32 (users, k), best first, -1 where a list is shorter.
+        scores: float32 (users, k), NaN there.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+
+
+def _groups(folder: Path, name: str, keys: tuple[str, ...], columns: Mapping[str, str]) -> dict[Any, Any]:
+    """A table's rows by the values of some columns, each a data frame in the order of users."""
+    rows = read_table(folder, name, columns).to_pandas().sort_values("user", kind="stable")
+    return dict(list(rows.groupby(list(keys), observed=True)))
+
+
+def read_ranks(folder: Path) -> tuple[dict[tuple[str, str, str], np.ndarray], np.ndarray]:
+    """The ranks of the targets in a folder that an evaluation left.
+
+    Returns:
+        The rank of each user's target by (model, hit, seen), int16 (users,), 0 = not in the list; and the targets,
+        int32 (users,).
+
+    Raises:
+        DamagedError: there is no such table, or not one rank a user.
+    """
+    with contract(folder, RANKS):
+        groups = _groups(folder, RANKS, ("model", "hit", "seen"), {"user": "int32", "target": "int32", "rank": "int16"})
+        targets = next(iter(groups.values()))["target"].to_numpy()
+        for rows in groups.values():
+            if not np.array_equal(rows["user"], np.arange(len(targets))):
+                raise ValueError("it has not one rank for each user")
+    return {key: rows["rank"].to_numpy() for key, rows in groups.items()}, targets
+
+
+def read_lists(folder: Path, n_users: int) -> dict[tuple[str, str], Lists]:
+    """The lists in a folder that an evaluation left, by (model, seen).
+
+    Raises:
+        DamagedError: there is no such table, or it has other users.
+    """
+    lists = {}
+    with contract(folder, RECOMMENDATIONS):
+        columns = {"user": "int32", "rank": "int16", "item": "int32", "score": "float"}
+        for key, rows in _groups(folder, RECOMMENDATIONS, ("model", "seen"), columns).items():
+            users, places = rows["user"].to_numpy(), rows["rank"].to_numpy() - 1
+            items = np.full((n_users, places.max() + 1), -1, np.int32)
+            scores = np.full(items.shape, np.nan, np.float32)
+            items[users, places], scores[users, places] = rows["item"], rows["score"]
+            lists[key] = Lists(items, scores)
+    return lists

@@ -1,0 +1,1 @@
+"""The machine: devices, precision, seeds, processes, signals, memory."""

@@ -1,0 +1,64 @@
+"""A function in a process of its own, so that its memory is its own."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tigerrec import TigerrecError
+from tigerrec.runtime.memory import peak_mb
+
+
+def _end_with_parent() -> None:
+    """Send this process SIGTERM once the process that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    module, _, name = function.rpartition(".")
+    try:
+        result = getattr(importlib.import_module(module), name)(*arguments)
+        results.send(result | {"peak_mb": peak_mb()})
+    except TigerrecError as error:
+        results.send(error)
+
+
+def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
+    """The dict that a function gives in a new process, with the largest memory of that process as `peak_mb`.
+
+    The new process is sent SIGTERM when this one ends, however it ends.
+
+    Args:
+        function: its dotted path, imported only there.
+
+    Raises:
+        TigerrecError: the function raised it, or the process ended without a result.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sending, function, arguments), daemon=True)
+    process.start()
+    sending.close()
+    try:
+        result = receiving.recv()
+    except EOFError:
+        result = None
+    process.join()
+    if result is None:
+        is_killed = process.exitcode == -signal.SIGKILL
+        reason = "most likely for want of memory" if is_killed else "what it printed last says why"
+        name = function.rpartition(".")[2]
+        raise TigerrecError(f"The process of {name} ended without a result (exit code {process.exitcode}): {reason}.")
+    if isinstance(result, TigerrecError):
+        raise result
+    return dict(result)

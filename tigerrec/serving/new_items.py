@@ -1,0 +1,228 @@
+"""New items for a trained recommender, without training again: read, embedded, given Semantic IDs, and exported."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import TigerrecError, config
+from tigerrec.data.histories import ITEMS, read_items
+from tigerrec.data.prepare import ITEM_FIELDS, item_text
+from tigerrec.data.raw import Tally, Unreadable, clean, make_item
+from tigerrec.data.tables import is_table, plain_id, read_rows, shown
+from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
+from tigerrec.embed.precomputed import Precomputed
+from tigerrec.serving.export import CARD, EMBEDDER, check_free, write_export
+from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run, read_popularity
+from tigerrec.storage.contracts import read_json
+from tigerrec.storage.files import remove_tree, unchanged
+from tigerrec.storage.fingerprints import with_families
+from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.stages import open_stage, writing
+from tigerrec.tokenizers.collisions import COLLISION_POLICIES
+from tigerrec.tokenizers.ids import SEMANTIC_IDS, TOKENIZER, SemanticIds, load_semantic_ids
+from tigerrec.tokenizers.stage import code_items
+
+logger = logging.getLogger(__name__)
+
+ID, VECTOR = "item_id", "vector"
+FIELDS = (*ITEM_FIELDS, "text")
+GIVE_VECTORS = f"give the vectors of the new items as a column '{VECTOR}' of a Parquet or JSON Lines table"
+
+
+class NewItemsError(TigerrecError):
+    """New items that cannot be added."""
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """The rows of a user's table of new items.
+
+    Attributes:
+        records: one for each item, with the columns of `items.parquet` but `item`.
+        vectors: float32 (n, D), where the table has them.
+        sha256: of the table.
+    """
+
+    records: list[dict[str, Any]]
+    vectors: np.ndarray | None
+    sha256: str
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The data set's own ids."""
+        return [record[ID] for record in self.records]
+
+
+def read_new_items(path: Path) -> NewItems:
+    """The items of a table: the column `item_id` and any of title, brand, categories, price, text and vector.
+
+    Raises:
+        NewItemsError: the file is no such table, a row cannot be read, an item comes twice, or there is none.
+    """
+    if not path.is_file() or not is_table(path):
+        raise NewItemsError(
+            f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
+            "`ITEMS_FILE=<file>`."
+        )
+    with unchanged({"items": path}) as digests:
+        records, vectors = _read(path)
+    if not records:
+        raise NewItemsError(f"{path} holds no items; give a table with one row a new item.")
+    repeated = sorted(item_id for item_id, count in Counter(record[ID] for record in records).items() if count > 1)
+    if repeated:
+        raise NewItemsError(f"{path} has more than one row for {few(repeated)}; keep one row an item.")
+    return NewItems(records, None if vectors is None else _matrix(vectors, path), digests["items"])
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """The records of a table, and its vectors where it has any."""
+    columns, rows = read_rows(path)
+    if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
+        lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
+        raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
+    ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
+    if ignored:
+        logger.warning("ignored the columns %s of %s", shown(ignored), path)
+    tally, records, vectors = Tally(), [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            if isinstance(row, Unreadable):
+                raise row
+            records.append(_record(row, tally))
+        except Unreadable as reason:
+            raise NewItemsError(
+                f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out."
+            ) from None
+        vectors.append(row.get(VECTOR))
+    if tally.noted:
+        noted = ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items())
+        logger.warning("left out of the texts: %s", noted)
+    return records, vectors if VECTOR in columns else None
+
+
+def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
+    item_id, item = plain_id(row.get(ID), ID), make_item(row, tally, ">")
+    text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
+    return {ID: item_id, **vars(item), "text": text}
+
+
+def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
+    try:
+        return np.stack([np.array(vector, dtype=np.float32).reshape(len(vector)) for vector in vectors])
+    except (TypeError, ValueError):
+        raise NewItemsError(
+            f"The column '{VECTOR}' of {path} must hold lists of numbers of one length; {GIVE_VECTORS}."
+        ) from None
+
+
+def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
+    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export.
+
+    Raises:
+        TigerrecError: the export does not say which it was, or it is not on this machine, or with other weights.
+    """
+    if not (folder / EMBEDDER).exists():
+        raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
+    recorded = read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
+    if "${" in str(recorded["config"]):
+        raise NewItemsError(f"{folder / EMBEDDER} holds no plain settings; {GIVE_VECTORS}.")
+    embedder = config.build(with_families(recorded["config"]), str(folder / EMBEDDER), Embedder)
+    if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
+        raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
+    with unchanged(embedder.sources()) as digests:
+        if digests != recorded["sources"]:
+            raise NewItemsError(
+                f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get "
+                f"them, or {GIVE_VECTORS}."
+            )
+        vectors = embedder.open()(new.item_ids, [record["text"] for record in new.records])
+    return checked(vectors, new.item_ids)
+
+
+def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
+    """The Semantic IDs of new items beside the known ones, by the frozen tokenizer and the stage's collision policy.
+
+    Args:
+        folder: a tokenize stage or an export.
+        vectors: float32 (n, D), from the same embedder as the fitted ones.
+
+    Returns:
+        int32 (n, T).
+
+    Raises:
+        TigerrecError: the folder or the vectors cannot be used, or there is no id left for an item.
+    """
+    policy = read_json(Path(folder), TOKENIZER, {"collisions": str})["collisions"]
+    if policy not in COLLISION_POLICIES:
+        raise NewItemsError(
+            f"{folder}/tokenizer.json names the collision policy {policy!r}, and this version knows "
+            f"{', '.join(COLLISION_POLICIES)}."
+        )
+    return COLLISION_POLICIES[policy].extend(load_semantic_ids(folder), code_items(folder, vectors))
+
+
+def add_items(run: Path, items_file: Path, out: Path) -> Path:
+    """Write an export that holds the items of a trained run and new ones; nothing is trained again.
+
+    Args:
+        run: the folder of a finished train stage, or an export.
+        items_file: the table of new items, see `read_new_items`.
+        out: a new or empty folder, or an older export, which is replaced.
+
+    Raises:
+        TigerrecError: the run, the table or `out` cannot be used, an item is known already, or there is no Semantic ID
+            left for one.
+    """
+    out = out.resolve()
+    check_free(out)
+    check_run(run)
+    new = read_new_items(items_file)
+    manifest = read_manifest(run)
+    if manifest is not None and manifest.stage == EXPORT:
+        return _write(run.resolve(), new, out, items_file)
+    base = out.with_name(f".{out.name}.base")
+    try:
+        write_export(run, base)
+        return _write(base, new, out, items_file)
+    finally:
+        remove_tree(base)
+
+
+def _write(base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
+    """The export with the items of the export `base` and the new ones."""
+    import pyarrow as pa
+
+    manifest = open_stage(base, EXPORT)
+    items = read_items(base)
+    known = set(items["item_id"].to_pylist()) & set(new.item_ids)
+    if known:
+        raise NewItemsError(
+            f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out."
+        )
+    vectors = embed_as_before(base, new) if new.vectors is None else new.vectors
+    old, codes = load_semantic_ids(base), new_semantic_ids(base, vectors)
+    semantic_ids = SemanticIds(np.concatenate([old.codes, codes]), old.layout)
+    records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]
+    card = (base / CARD).read_text(encoding="utf-8")
+    with writing(out, EXPORT, {}, {"export": base}, {"items": new.sha256}) as files:
+        files.parquet(ITEMS, pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
+        files.parquet(SEMANTIC_IDS, semantic_ids.table())
+        if POPULARITY in manifest.files:
+            counts = read_popularity(base, len(items))
+            files.arrays(POPULARITY, {"training_counts": np.append(counts, np.zeros(len(records), counts.dtype))})
+        with files.create(CARD) as temporary:
+            temporary.write_text(
+                f"{card}\n## Added items\n\n{len(records):,} items were added after training, by the frozen tokenizer; "
+                "the results above are of the items before.\n",
+                encoding="utf-8",
+            )
+        for name in manifest.files.keys() - files.entries.keys():
+            files.copy(base / name)
+    logger.info("added %d items to the %d of the run and wrote %s", len(records), len(items), out)
+    return out

@@ -1,0 +1,241 @@
+"""Recommendations for histories of item ids, from a trained run or an exported folder."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tigerrec import TigerrecError
+from tigerrec.data.histories import load_histories, read_items, training_counts
+from tigerrec.embed.base import few
+from tigerrec.storage.contracts import contract, read_arrays
+from tigerrec.storage.folders import upstream_folders
+from tigerrec.storage.manifests import StaleError, read_manifest
+from tigerrec.storage.stages import open_stage
+from tigerrec.tokenizers.ids import TokenLayout, group_codes, load_semantic_ids
+
+if TYPE_CHECKING:
+    from tigerrec.search.beam_search import Searcher
+
+logger = logging.getLogger(__name__)
+
+EXPORT = "export"
+POPULARITY = "popularity.safetensors"
+SMALLEST_BEAM = 20
+SHOWN_IDS = 10
+
+
+class RecommendError(TigerrecError):
+    """A request that cannot be answered: no known item, or no items asked for."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item; `score` is the log-probability of its Semantic ID."""
+
+    item_id: str
+    title: str | None
+    score: float
+    semantic_id: tuple[int, ...]
+
+
+def check_run(folder: Path) -> None:
+    """Refuse a folder in which no stage was finished, or another than a user means.
+
+    Raises:
+        RecommendError: says which folder to give.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.stage not in ("train", EXPORT):
+        holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
+        raise RecommendError(
+            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` printed, "
+            "or an export, as `--run <folder>`."
+        )
+
+
+def read_popularity(exported: Path, n_items: int) -> np.ndarray:
+    """How often training histories hold each item of an export whose items may share Semantic IDs, int64 (n_items,).
+
+    Raises:
+        DamagedError: the file holds anything else.
+    """
+    counts: np.ndarray = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})[
+        "training_counts"
+    ]
+    with contract(exported, POPULARITY):
+        if (counts < 0).any():
+            raise ValueError("it has negative counts")
+    return counts
+
+
+@dataclass(frozen=True, repr=False)
+class Recommender:
+    """A trained generator with the catalogue that it ranks.
+
+    Attributes:
+        codes: int32 (n_items, n_levels), the Semantic IDs.
+        item_ids: the data set's own item ids, by item index.
+        titles: the items' titles, by item index.
+        numbers: the item index of each item id.
+    """
+
+    searcher: Searcher
+    codes: np.ndarray
+    item_ids: list[str]
+    titles: list[str | None]
+    numbers: dict[str, int]
+
+    @staticmethod
+    def from_pretrained(folder: Path | str, device: str = "auto") -> Recommender:
+        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
+
+        Args:
+            device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
+
+        Raises:
+            ArtifactError: the folder is neither, or something in it is damaged.
+        """
+        from tigerrec.models.loading import load_generator
+        from tigerrec.runtime.devices import resolve_device
+        from tigerrec.search.beam_search import Searcher
+
+        folder = Path(folder)
+        check_run(folder)
+        exported = open_stage(folder, "train", EXPORT).stage == EXPORT
+        folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
+        semantic_ids = load_semantic_ids(folders["tokenize"])
+        items = read_items(folders["prepare"], {"title": "string?"})
+        item_ids, titles, n_items = items["item_id"].to_pylist(), items["title"].to_pylist(), len(items)
+        if n_items != len(semantic_ids.codes):
+            raise StaleError(
+                f"{folder} has {n_items} items and Semantic IDs for {len(semantic_ids.codes)}; export it again, or add "
+                "`overwrite=embed`."
+            )
+        model = load_generator(folder, semantic_ids).to(resolve_device(device))
+        logger.info("read the generator and %s items from %s", f"{n_items:,}", folder)
+        popularity = None
+        if semantic_ids.may_share:
+            prepared = folders["prepare"]
+            popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
+        return Recommender(
+            Searcher.of(model, "fp32", popularity),
+            semantic_ids.codes,
+            item_ids,
+            titles,
+            {item_id: number for number, item_id in enumerate(item_ids)},
+        )
+
+    def with_items(
+        self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None
+    ) -> Recommender:
+        """A recommender of these and of new items, without training; the scores of these stay.
+
+        Args:
+            item_ids: of the new items.
+            codes: their Semantic IDs, int (n, n_levels): `new_items.new_semantic_ids`.
+            titles: their titles.
+
+        Raises:
+            RecommendError: there is no new item, one is known already or comes twice, its codes are those of another
+                where items may not share them, or ids, codes and titles do not fit together.
+        """
+        ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
+        repeated = [item_id for item_id, count in Counter([*self.numbers, *ids]).items() if count > 1]
+        layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
+        if repeated:
+            raise RecommendError(
+                f"{len(repeated)} new items are in the catalogue already or come twice "
+                f"({few(repeated, SHOWN_IDS)}); leave them out."
+            )
+        fits = len(titles) == len(ids) > 0 and codes.shape == (len(ids), layout.n_levels)
+        if not fits or (codes < 0).any() or (codes >= layout.level_sizes).any():
+            raise RecommendError(
+                f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and "
+                f"codes of shape {codes.shape}."
+            )
+        all_codes = np.concatenate([self.codes, codes]).astype(np.int32)
+        if self.searcher.popularity is None:
+            groups, sizes = group_codes(all_codes)
+            n_sharing = sizes[groups[len(self.codes) :]]
+            shared = [item_id for item_id, count in zip(ids, n_sharing, strict=True) if count > 1]
+            if shared:
+                raise RecommendError(
+                    f"{len(shared)} new items have the Semantic ID of another item ({few(shared, SHOWN_IDS)}); get "
+                    "their codes from `new_semantic_ids`, all at once."
+                )
+        all_ids = self.item_ids + ids
+        return Recommender(
+            self.searcher.with_items(layout.to_tokens(codes)),
+            all_codes,
+            all_ids,
+            self.titles + titles,
+            {item_id: number for number, item_id in enumerate(all_ids)},
+        )
+
+    def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
+        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.
+
+        Args:
+            item_ids: the history, oldest first; unknown ids are ignored with a warning.
+            k: how many items.
+            mask_seen: recommend nothing of the history.
+
+        Raises:
+            RecommendError: k is below 1, or no item of the history is known.
+        """
+        return self.recommend_batch([item_ids], k, mask_seen)[0]
+
+    def recommend_batch(
+        self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True
+    ) -> list[list[Recommendation]]:
+        """`recommend` for many histories at once."""
+        if k < 1:
+            raise RecommendError(f"k must be at least 1, got {k}; give for instance `K=10`.")
+        known = [self._known(history) for history in histories]
+        k = min(k, len(self.item_ids))
+        items, scores = self.searcher.rank(known, k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen)
+        return [
+            [self._recommendation(item, score) for item, score in zip(*pair, strict=True) if item >= 0]
+            for pair in zip(items.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def report(self, item_ids: Sequence[str], k: int = 10) -> str:
+        """A history and its recommendations as text to read: item id, log-probability, Semantic ID and title."""
+        recommended = self.recommend(item_ids, k)
+        known = [self.numbers[item_id] for item_id in item_ids if item_id in self.numbers]
+        history = [self._recommendation(item, float("nan")) for item in known]
+
+        def line(rank: int | str, item: Recommendation, score: str) -> str:
+            semantic_id = "-".join(map(str, item.semantic_id))
+            return f"{rank:>3}  {item.item_id}  {score:>8}  {semantic_id:<16}  {item.title or '(no title)'}"
+
+        lines = ["history:", *(line("", item, "") for item in history), "recommended, with log-probabilities:"]
+        lines += [line(rank, item, f"{item.score:.3f}") for rank, item in enumerate(recommended, start=1)]
+        return "\n".join(lines)
+
+    def _recommendation(self, item: int, score: float) -> Recommendation:
+        return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
+
+    def _known(self, history: Sequence[str]) -> np.ndarray:
+        """The item indices of a history without its unknown ids, int32 (n,)."""
+        ids = [history] if isinstance(history, str) else list(history)
+        unknown = [item_id for item_id in ids if item_id not in self.numbers]
+        shown = few([repr(item_id) for item_id in unknown], SHOWN_IDS)
+        example = ",".join(self.item_ids[:2])
+        if not ids:
+            raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")
+        if len(unknown) == len(ids):
+            raise RecommendError(
+                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of "
+                f"items.parquet, for instance `ITEMS={example}`."
+            )
+        if unknown:
+            logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), len(ids), shown)
+        return np.array([self.numbers[item_id] for item_id in ids if item_id in self.numbers], np.int32)

@@ -1,0 +1,151 @@
+"""The files of a finished stage, held to what they must hold: columns and types, arrays and shapes, JSON fields."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tigerrec import TigerrecError
+from tigerrec.storage.files import ArtifactError
+from tigerrec.storage.manifests import DamagedError, read_manifest
+from tigerrec.text import first_line
+
+Shape = tuple[int | None, ...]
+"""The length of each dimension of an array; None = any."""
+
+
+def _remedy(folder: Path) -> str:
+    with contextlib.suppress(ArtifactError):
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest.stage == "export":
+            return "export it again"
+        if manifest is not None:
+            return f"add `overwrite={manifest.stage}` to build it again"
+    return "run the stage that makes it again"
+
+
+@contextlib.contextmanager
+def contract(folder: Path, name: str) -> Iterator[None]:
+    """Whatever goes wrong inside, in a library or in a check, is a fault of the file `name` of a stage; checks raise
+    ValueError.
+
+    Raises:
+        DamagedError: names the file, what is wrong with it, and the command that makes it again.
+    """
+    try:
+        yield
+    except TigerrecError:
+        raise
+    except Exception as error:
+        fault = (
+            "is missing"
+            if isinstance(error, FileNotFoundError)
+            else f"does not hold what it should ({first_line(error)})"
+        )
+        raise DamagedError(f"{folder / name} {fault}; {_remedy(folder)}.") from error
+
+
+def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None) -> Any:
+    """A Parquet file of a stage as a `pyarrow.Table`.
+
+    Args:
+        columns: the type of each column that must be there, as pyarrow calls it; with a `?` at the end it may hold
+            nulls.
+
+    Raises:
+        DamagedError: it is no such table.
+    """
+    import pyarrow.parquet
+
+    with contract(folder, name):
+        table = pyarrow.parquet.read_table(folder / name).replace_schema_metadata(None)
+        table.validate(full=True)
+        for column, kind in (columns or {}).items():
+            if table.column_names.count(column) != 1:
+                raise ValueError(f"it has no single column '{column}'")
+            if str(table[column].type) != kind.rstrip("?"):
+                raise ValueError(f"its column '{column}' is of type {table[column].type}, not {kind.rstrip('?')}")
+            if table[column].null_count and not kind.endswith("?"):
+                raise ValueError(f"its column '{column}' has nulls")
+    return table
+
+
+def read_arrays(
+    folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]] | None = None, finite: bool = False
+) -> dict[str, Any]:
+    """A safetensors file of a stage as numpy arrays by name.
+
+    Args:
+        arrays: type and shape of every array that must be there, and of no other.
+        finite: refuse NaN and infinity.
+
+    Raises:
+        DamagedError: it holds anything else.
+    """
+    import numpy
+    from safetensors.numpy import load_file
+
+    with contract(folder, name):
+        found: dict[str, Any] = load_file(folder / name)
+        if arrays is not None and found.keys() != arrays.keys():
+            lacking, surplus = sorted(arrays.keys() - found.keys()), sorted(found.keys() - arrays.keys())
+            raise ValueError(
+                f"it lacks the array {lacking[0]!r}" if lacking else f"it has an unknown array {surplus[0]!r}"
+            )
+        for key, (kind, shape) in (arrays or {}).items():
+            is_shape = len(shape) == found[key].ndim and all(
+                want in (None, length) for want, length in zip(shape, found[key].shape, strict=True)
+            )
+            if found[key].dtype != kind or not is_shape:
+                wanted = tuple("any" if length is None else length for length in shape)
+                raise ValueError(
+                    f"its array {key!r} is {found[key].dtype} of shape {found[key].shape}, not {kind} of shape {wanted}"
+                )
+        for key, array in found.items():
+            if finite and not numpy.isfinite(array).all():
+                raise ValueError(f"its array {key!r} holds NaN or infinity")
+    return found
+
+
+def _check_shape(value: Any, shape: Any, where: str) -> None:
+    """Raise ValueError for a JSON value without a shape (see `read_json`); `where` is the path to it."""
+    if isinstance(shape, dict):
+        _check_shape(value, dict, where)
+        for key, part in shape.items():
+            if key not in value:
+                raise ValueError(f"{where} lacks '{key}'")
+            _check_shape(value[key], part, f"{where}.{key}")
+    elif isinstance(shape, list):
+        _check_shape(value, list, where)
+        for number, part in enumerate(value):
+            _check_shape(part, shape[0], f"{where}[{number}]")
+    elif shape is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is not finite")
+    elif type(value) is not shape:
+        raise ValueError(f"{where} is of type {type(value).__name__}, not {shape.__name__}")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+def read_json(folder: Path, name: str, shape: Any = None) -> Any:
+    """A JSON file of a stage.
+
+    Args:
+        shape: a type (float takes whole numbers too), a dict from the keys that must be there to their shapes, or a
+            list of the one shape of all elements.
+
+    Raises:
+        DamagedError: it is not JSON, or of another shape.
+    """
+    with contract(folder, name):
+        value = json.loads((folder / name).read_bytes(), parse_constant=_no_constant)
+        if shape is not None:
+            _check_shape(value, shape, "the JSON value")
+    return value

@@ -1,0 +1,94 @@
+"""Long work in pieces of fixed size, kept as files until the stage is finished: stopped runs go on, processes share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec.runtime import distributed
+from tigerrec.storage.files import atomic, not_writable, remove_temporaries, remove_tree, sha256_text
+from tigerrec.storage.fingerprints import canonical_json
+from tigerrec.storage.manifests import DamagedError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def prepare_folder(folder: Path, identity: Any) -> Path:
+    """A folder for the pieces of exactly this work, named by what decides them (plain values); others are removed."""
+    mine = folder / sha256_text(canonical_json(identity))[:16]
+    for other in folder.glob("*"):
+        if other != mine:
+            remove_tree(other)
+    try:
+        mine.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(mine)
+    except OSError as error:
+        raise not_writable(folder, error) from None
+    return mine
+
+
+def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
+    """The arrays of all pieces; each is computed, by one of the processes, where a stopped run left no whole file.
+
+    Args:
+        folder: from `prepare_folder`.
+        names: of the pieces' files, without ending.
+        compute: gives the arrays of a piece by its number.
+
+    Returns:
+        The pieces in order, and how many of them were computed now.
+    """
+    paths = [folder / f"{name}.safetensors" for name in names]
+    done: dict[int, Arrays] = {}
+    n_computed = 0
+    for number in range(distributed.rank(), len(paths), distributed.world_size()):
+        arrays = _read(paths[number])
+        if arrays is None:
+            arrays = compute(number)
+            _write(paths[number], arrays)
+            n_computed += 1
+        done[number] = arrays
+    n_computed = sum(distributed.gathered(n_computed))  # the files of all are there once all have answered
+    pieces = []
+    for number, path in enumerate(paths):
+        piece = done[number] if number in done else _read(path)
+        if piece is None:
+            raise DamagedError(
+                f"{path}, written by another process, cannot be read here; give all processes one disk and run again."
+            )
+        pieces.append(piece)
+    return pieces, n_computed
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with atomic(path) as temporary:
+        save_file(contiguous, temporary, metadata={"sha256": _digest(arrays)})
+
+
+def _read(path: Path) -> Arrays | None:
+    """A piece that was written before; None where there is none or it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            arrays = {name: file.get_tensor(name) for name in names}
+            expected = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError):  # damage can also name another type of number
+        return None
+    return arrays if _digest(arrays) == expected else None

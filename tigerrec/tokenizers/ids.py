@@ -1,0 +1,212 @@
+"""Semantic IDs: code and token arithmetic, and the suffix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tigerrec import TigerrecError
+from tigerrec.data.histories import Histories, load_histories
+from tigerrec.storage.contracts import contract, read_json, read_table
+from tigerrec.storage.manifests import StaleError
+from tigerrec.storage.stages import open_stage
+
+PAD = 0
+KEEP = "keep"
+MIN_SUFFIX_SIZE = 8
+MAX_TOKENS = 2**24
+TOKENIZER, SEMANTIC_IDS = "tokenizer.json", "semantic_ids.parquet"
+
+
+class SemanticIdError(TigerrecError):
+    """Codes that cannot become Semantic IDs."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How codes become tokens: 0 is padding and decoder start, then one block of tokens a level.
+
+    Args:
+        code_sizes: the number of codes a level of the tokenizer.
+        level_sizes: `code_sizes`, plus the size of the suffix level where there is one.
+    """
+
+    code_sizes: tuple[int, ...]
+    level_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("code_sizes", "level_sizes"):
+            object.__setattr__(self, name, tuple(int(size) for size in getattr(self, name)))
+        n_codes, n_levels = len(self.code_sizes), len(self.level_sizes)
+        if min(self.level_sizes, default=0) < 1:
+            raise ValueError(f"level_sizes must hold at least one positive size, got {self.level_sizes}")
+        if not self.code_sizes or self.level_sizes[:n_codes] != self.code_sizes or n_levels > n_codes + 1:
+            raise ValueError(
+                f"level_sizes must be code_sizes {self.code_sizes} and at most one more size, got {self.level_sizes}"
+            )
+        if self.vocab_size > MAX_TOKENS:
+            raise ValueError(f"level_sizes must add up to less than {MAX_TOKENS}, got {self.level_sizes}")
+
+    @property
+    def n_levels(self) -> int:
+        """Tokens an item, the suffix included."""
+        return len(self.level_sizes)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The token of code 0 at each level, int64 [T]."""
+        return 1 + np.concatenate([[0], np.cumsum(self.level_sizes[:-1])]).astype(np.int64)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in all, padding included."""
+        return 1 + sum(self.level_sizes)
+
+    @property
+    def column_names(self) -> list[str]:
+        """What the levels are called in `semantic_ids.parquet`."""
+        n_codes = len(self.code_sizes)
+        return [f"code_{level}" for level in range(n_codes)] + ["suffix"] * (self.n_levels - n_codes)
+
+    def to_tokens(self, codes: np.ndarray) -> np.ndarray:
+        """Tokens (int64) of codes (..., T)."""
+        return np.asarray(codes).astype(np.int64) + self.offsets
+
+    def to_codes(self, tokens: np.ndarray) -> np.ndarray:
+        """Codes (int32) of tokens (..., T)."""
+        return (np.asarray(tokens).astype(np.int64) - self.offsets).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class SemanticIds:
+    """The codes of every item.
+
+    Args:
+        codes: int32 [I, T], the suffix included where there is one; row = item index.
+        layout: the token layout of these codes.
+        may_share: whether several items may have one id; rows of `codes` are unique otherwise.
+    """
+
+    codes: np.ndarray
+    layout: TokenLayout
+    may_share: bool = False
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens of every item, int64 [I, T]."""
+        return self.layout.to_tokens(self.codes)
+
+    def table(self) -> Any:
+        """`semantic_ids.parquet`: the item and its codes, one column a level."""
+        import pyarrow as pa
+
+        columns = dict(zip(self.layout.column_names, self.codes.T, strict=True))
+        return pa.table({"item": np.arange(len(self.codes), dtype=np.int32)} | columns)
+
+
+def load_semantic_ids(folder: Path | str) -> SemanticIds:
+    """The Semantic IDs that a tokenize stage wrote.
+
+    Raises:
+        ArtifactError: no finished tokenize stage stands there, or it is damaged.
+    """
+    folder = Path(folder)
+    open_stage(folder, "tokenize", "export")
+    facts = read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
+    with contract(folder, TOKENIZER):
+        layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
+    table = read_table(folder, SEMANTIC_IDS, dict.fromkeys(["item", *layout.column_names], "int32"))
+    codes = np.stack([table[name].to_numpy() for name in layout.column_names], axis=1)
+    may_share = facts.get("collisions") == KEEP
+    with contract(folder, SEMANTIC_IDS):
+        if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):
+            raise ValueError("its items are not numbered 0, 1, 2, … in this order")
+        if not len(codes) or (codes < 0).any() or (codes >= layout.level_sizes).any():
+            raise ValueError(f"it has no items, or codes that are not below {layout.level_sizes}")
+        if not may_share and len(group_codes(codes)[1]) < len(codes):
+            raise ValueError("two items have one Semantic ID")
+    return SemanticIds(codes, layout, may_share)
+
+
+def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which items share their codes.
+
+    Returns:
+        The group of each item, int64 [I], and the size of each group, int64 [G].
+    """
+    _, groups, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return groups.reshape(-1), sizes
+
+
+def add_suffix(codes: np.ndarray) -> np.ndarray:
+    """Number the items that share their codes 0, 1, 2, …, by item index.
+
+    Args:
+        codes: int (I, L).
+
+    Returns:
+        int32 (I,); codes and suffix together are unique.
+    """
+    groups, sizes = group_codes(codes)
+    order = np.argsort(groups, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    suffix = np.empty(len(codes), dtype=np.int32)
+    suffix[order] = np.arange(len(codes)) - np.repeat(starts, sizes)
+    return suffix
+
+
+def suffix_size(codes: np.ndarray) -> int:
+    """Size of the suffix level: twice the largest group, so that new items fit, and at least 8."""
+    return max(2 * int(group_codes(codes)[1].max()), MIN_SUFFIX_SIZE)
+
+
+def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
+    """The Semantic IDs of TIGER: one more level tells items with equal codes apart.
+
+    After Rajput et al. 2023 (arXiv 2305.05065), section 3.1.
+    """
+    layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
+    return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
+
+
+def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
+    """The suffixes of new items, continuing those of the known items.
+
+    Args:
+        known: the Semantic IDs of the known items, with a suffix level.
+        codes: the codes of the new items without suffix, int (n, L).
+
+    Returns:
+        int32 (n,).
+
+    Raises:
+        SemanticIdError: more items share one tuple of codes than the suffix level holds.
+    """
+    suffixes = add_suffix(np.concatenate([known.codes[:, :-1], codes]))[len(known.codes) :]
+    size = known.layout.level_sizes[-1]
+    if len(suffixes) and suffixes.max() >= size:
+        raise SemanticIdError(
+            f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the "
+            f"suffix level holds {size}; fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
+        )
+    return suffixes
+
+
+def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:
+    """Histories and Semantic IDs of one catalogue.
+
+    Raises:
+        StaleError: the two were made from different items.
+    """
+    open_stage(prepared, "prepare")
+    open_stage(tokenized, "tokenize")
+    histories, semantic_ids = load_histories(prepared), load_semantic_ids(tokenized)
+    if histories.n_items != len(semantic_ids.codes):
+        raise StaleError(
+            f"{tokenized} has Semantic IDs for {len(semantic_ids.codes)} items, {prepared} has {histories.n_items}; "
+            "add `overwrite=embed` to build them again."
+        )
+    return histories, semantic_ids

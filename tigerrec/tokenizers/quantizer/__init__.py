@@ -1,0 +1,1 @@
+"""The parts of learned residual quantizers: codebooks, assignment, gradients, objectives."""

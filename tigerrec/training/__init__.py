@@ -1,0 +1,1 @@
+"""A generator learns to continue histories: the loop, its checkpoints, the train stage."""

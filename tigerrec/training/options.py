@@ -1,0 +1,95 @@
+"""The train stage: a generator learns to continue histories; the weights that validate best are kept."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import Field
+
+from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
+from tigerrec.evaluation.metrics import VALIDATION_K
+from tigerrec.models.base import BIDIRECTIONAL, ITEM_CAUSAL, EncoderMask, Generator
+from tigerrec.storage.fingerprints import not_identity
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+PACKED: Final = "packed"
+PREFIX: Final = "prefix"
+ENCODER_MASK: dict[str, EncoderMask] = {PACKED: ITEM_CAUSAL, PREFIX: BIDIRECTIONAL}
+
+
+@options
+class Training:
+    """How a generator learns to continue histories; every item but a history's first is a target once an epoch.
+
+    Attributes:
+        examples: `packed`: a window of a history passes the encoder once, each item seeing itself and the items before
+            it, and all its targets pass the decoder together; or `prefix`: each target has a pass of its own and the
+            encoder no mask, as in the paper of TIGER.
+        stride: items between the windows of long histories; None with prefix.
+        epochs: passes over all targets.
+        batch_targets: targets a step, of examples of similar length.
+        part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose
+            gradients add up.
+        learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
+        embedding_rate: the embeddings of tokens learn at this multiple of the learning rate, which their decay ignores.
+        item_embedding_rate: likewise those of items, each of which few targets reach.
+        warmup: share of all steps.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: gradients are scaled down to this norm.
+        label_smoothing: share of the target's probability spread over the vocabulary.
+        validate_every: epochs between validations.
+        validation_users: size of the seeded sample of users that validation ranks.
+        beam_size: of the search in validation.
+        patience: validations without a new best before training stops; 0 = never.
+        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
+        checkpoint_steps: steps between checkpoints.
+        log_steps: steps between lines of `training.jsonl`.
+        device: `auto`, `cpu` or `cuda`.
+        tensorboard: also write TensorBoard event files beside `training.jsonl`.
+    """
+
+    examples: Literal["packed", "prefix"] = PACKED
+    stride: AtLeastOne | None = 10
+    epochs: AtLeastOne = 20
+    batch_targets: AtLeastOne = 512
+    part_tokens: AtLeastOne = 8192
+    learning_rate: Positive = 1e-3
+    embedding_rate: Positive = 15.0
+    item_embedding_rate: Positive = 50.0
+    warmup: BelowOne = 0.05
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: Positive = 1.0
+    label_smoothing: BelowOne = 0.0
+    validate_every: AtLeastOne = 5
+    validation_users: AtLeastOne = 5000
+    beam_size: int = Field(default=20, ge=VALIDATION_K)
+    patience: int = Field(default=0, ge=0)
+    precision: Precision = "auto"
+    checkpoint_steps: AtLeastOne = not_identity(default=200)
+    log_steps: AtLeastOne = not_identity(default=50)
+    device: Device = not_identity(default="auto")
+    tensorboard: bool = not_identity(default=False)
+
+    def __post_init__(self) -> None:
+        if self.examples == PACKED and self.stride is None:
+            raise ValueError(f"stride must be at least 1 with examples={PACKED}, got None")
+        if self.examples == PREFIX and self.stride is not None:
+            raise ValueError(f"stride has no effect with examples={PREFIX}; leave it null, got {self.stride}")
+
+
+@options
+class TrainConfig:
+    """What identifies a train stage: the model, how it is trained, and the seed of both."""
+
+    generator: Generator
+    training: Training
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.training.stride is not None:
+            self.generator.window(self.training.stride)

@@ -1,0 +1,82 @@
+"""The train stage: a generator learns to continue histories; the weights that validate best are kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tigerrec.runtime import distributed
+from tigerrec.runtime.devices import environment
+from tigerrec.runtime.seeds import derived_seed
+from tigerrec.storage.files import remove_tree
+from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.storage.stages import input_records, writing
+from tigerrec.tokenizers.ids import load_inputs
+from tigerrec.training.options import ENCODER_MASK, TrainConfig
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Path:
+    """Train a generator on the training parts of all histories.
+
+    A killed run continues from its last checkpoint; on a CPU it ends in the same bytes as an undisturbed one.
+
+    Returns:
+        `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items,
+        input_module.safetensors.
+
+    Raises:
+        ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.
+        TigerrecError: the loss is not finite.
+    """
+    from tigerrec.models.loading import save_generator
+    from tigerrec.runtime.devices import resolve_device
+    from tigerrec.training.checkpoints import Checkpoints
+    from tigerrec.training.loop import Trainer, fit, select
+
+    started = time.perf_counter()
+    histories, semantic_ids = load_inputs(prepared, tokenized)
+    training, seed = config.training, derived_seed(config.seed, "weights")
+    device = resolve_device(training.device)
+    model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], seed).to(device)
+    trainer = Trainer(model, histories, config)
+    runs_under = environment(device, training.precision) | {"processes": distributed.world_size()}
+    counts = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "examples": len(trainer.examples),
+        "targets": trainer.n_targets,
+    }
+    sizes = (
+        f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, "
+        f"{counts['parameters'] / 1e6:.1f} M parameters"
+    )
+    logger.info("training on %s, %s, %s", sizes, device, runs_under["precision"])
+    inputs = {"prepare": prepared, "tokenize": tokenized}
+    identity = {"config": describe(config), "inputs": input_records(inputs)}
+    plain_identity = json.loads(canonical_json(identity))
+    checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, training.tensorboard)
+    fit(trainer, checkpoints, histories)
+    selected = select(trainer, checkpoints, histories)
+    state = checkpoints.state
+
+    def write() -> None:
+        with writing(out, "train", config, inputs, started=started) as files:
+            final = out / "checkpoint" / "final"
+            remove_tree(final)
+            for path in save_generator(model, final):
+                files.adopt(path, path.name)
+            with files.create("training.jsonl", measured=True) as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in state.log))
+            run = {"steps": state.step, "training_seconds": state.seconds, "environments": state.environments}
+            files.provenance = runs_under | counts | run | {"selected": selected}
+        remove_tree(out / "checkpoint")
+
+    distributed.agreed(write)
+    return out
