@@ -1,4 +1,4 @@
-"""The prepare stage: raw interactions → numbered items, users and per-user histories."""
+"""What a data set is: its protocol, and what reading one gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embed stage: every item becomes a vector, of its text, of the interactions, of a file, or of other vectors."""
+"""What an embedder is: its protocols."""
 
 from __future__ import annotations
 

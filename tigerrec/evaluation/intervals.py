@@ -1,4 +1,4 @@
-"""Ranks and what is read off them: HR@K, NDCG@K and their bootstrap intervals."""
+"""Means over users and their bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks and what is read off them: HR@K, NDCG@K and their bootstrap intervals."""
+"""Ranks and what is read off them: HR@K and NDCG@K."""
 
 from __future__ import annotations
 

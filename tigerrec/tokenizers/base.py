@@ -1,4 +1,4 @@
-"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+"""What a tokenizer is: its protocol, and the checks of what it is given and gives."""
 
 from __future__ import annotations
 

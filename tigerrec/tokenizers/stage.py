@@ -1,4 +1,4 @@
-"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+"""The tokenize stage: a tokenizer is fitted, every item gets a Semantic ID, and the tokenizer is frozen."""
 
 from __future__ import annotations
 

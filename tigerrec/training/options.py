@@ -1,4 +1,4 @@
-"""The train stage: a generator learns to continue histories; the weights that validate best are kept."""
+"""How a generator is trained: the options of the train stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Balanced residual k-means: residual k-means in which no codeword takes more than its share of the items."""
+"""k-means with clusters of equal size."""
 
 from __future__ import annotations
 
