@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
 
 
 class DatasetError(TigerrecError):

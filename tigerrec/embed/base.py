@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -10,9 +9,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
-
 
 Encode = Callable[[list[str], list[str]], np.ndarray]
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
-
 
 State = dict[str, np.ndarray]
 Codes = np.ndarray

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
@@ -15,7 +14,6 @@ from tigerrec.storage.fingerprints import not_identity
 if TYPE_CHECKING:
     pass
 
-logger = logging.getLogger(__name__)
 
 PACKED: Final = "packed"
 PREFIX: Final = "prefix"
