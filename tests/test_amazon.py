@@ -176,7 +176,8 @@ def test_values_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]
 
 
 class Shop(http.server.BaseHTTPRequestHandler):
-    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked for."""
+    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked
+    for."""
 
     content: dict[str, bytes]
     faults: list[int | str]

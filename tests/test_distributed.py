@@ -71,7 +71,9 @@ from tigerrec import TigerrecError, distributed
 assert not distributed.joined()
 distributed.join()
 world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-assert (world, rank, distributed.joined()) == (distributed.world_size(), distributed.rank(), True) == (3, int(os.environ["RANK"]), True)
+expected = (3, int(os.environ["RANK"]), True)
+assert (world, rank, distributed.joined()) == expected
+assert (distributed.world_size(), distributed.rank(), True) == expected
 assert distributed.is_first() == (rank == 0)
 assert distributed.gathered(rank * 10) == [0, 10, 20]
 assert distributed.anywhere(rank == 2) and not distributed.anywhere(False)

@@ -575,8 +575,10 @@ def test_further_vectors_stand_behind_what_they_are_made_of_and_once(monkeypatch
         "evaluate",
     ]
     assert dict(steps["tokenize"].inputs) == {
-        "embed": Path("runs/sample/fusion"), "bought": Path("runs/sample/collaborative"), "text": Path("runs/sample/words")
-    }  # fmt: skip
+        "embed": Path("runs/sample/fusion"),
+        "bought": Path("runs/sample/collaborative"),
+        "text": Path("runs/sample/words"),
+    }
     steps = tiny_plan("runs", *inputs)
     assert list(steps) == ["prepare", "embed", "embed:collaborative", "tokenize", "train", "evaluate"]
     assert steps["tokenize"].inputs["text"] == steps["embed"].folder

@@ -157,9 +157,16 @@ def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], k
     folder = prepared / folder_name(keys, where)
     parts = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
-        key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **parts}, embedder.present, f"{where}.name",
-        lambda out: _function("tigerrec.embed.stage.embed")(prepared, embedder, out, parts), shared=True,
-    )  # fmt: skip
+        key or f"embed:{folder.name}",
+        "embed",
+        folder,
+        embedder,
+        {"prepare": prepared, **parts},
+        embedder.present,
+        f"{where}.name",
+        lambda out: _function("tigerrec.embed.stage.embed")(prepared, embedder, out, parts),
+        shared=True,
+    )
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
         raise ConfigError(
@@ -243,13 +250,39 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     )
     evaluated = trained / f"eval-{folder_name(evaluate_keys, 'evaluate')}"
     following = [
-        Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **inputs}, _nothing, "tokenizer.name",
-             lambda out: _function("tigerrec.tokenizers.stage.tokenize")(embedded, tokenize_config, out, inputs)),
-        Step("train", "train", trained, train_config, {"prepare": prepared, "tokenize": tokenized}, _nothing, "train.name",
-             lambda out: _function("tigerrec.training.stage.train")(prepared, tokenized, train_config, out), shared=True),
-        Step("evaluate", "evaluate", evaluated, evaluation, {"prepare": prepared, "tokenize": tokenized, "train": trained}, _nothing, "evaluate.name",
-             lambda out: _function("tigerrec.evaluation.stage.evaluate")(prepared, tokenized, trained, evaluation, out), shared=True),
-    ]  # fmt: skip
+        Step(
+            "tokenize",
+            "tokenize",
+            tokenized,
+            tokenize_config,
+            {"embed": embedded, **inputs},
+            _nothing,
+            "tokenizer.name",
+            lambda out: _function("tigerrec.tokenizers.stage.tokenize")(embedded, tokenize_config, out, inputs),
+        ),
+        Step(
+            "train",
+            "train",
+            trained,
+            train_config,
+            {"prepare": prepared, "tokenize": tokenized},
+            _nothing,
+            "train.name",
+            lambda out: _function("tigerrec.training.stage.train")(prepared, tokenized, train_config, out),
+            shared=True,
+        ),
+        Step(
+            "evaluate",
+            "evaluate",
+            evaluated,
+            evaluation,
+            {"prepare": prepared, "tokenize": tokenized, "train": trained},
+            _nothing,
+            "evaluate.name",
+            lambda out: _function("tigerrec.evaluation.stage.evaluate")(prepared, tokenized, trained, evaluation, out),
+            shared=True,
+        ),
+    ]
     return steps | {step.key: step for step in following}
 
 

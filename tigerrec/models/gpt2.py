@@ -86,10 +86,19 @@ class DecoderOnly:
 
         layout = semantic_ids.layout
         config = GPT2Config(
-            vocab_size=layout.vocab_size, n_positions=(self.max_items + 1) * layout.n_levels, n_embd=self.d_model, n_layer=self.num_layers,
-            n_head=self.num_heads, n_inner=self.d_ff, resid_pdrop=self.dropout_rate, embd_pdrop=self.dropout_rate, attn_pdrop=self.dropout_rate,
-            pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
-        )  # fmt: skip
+            vocab_size=layout.vocab_size,
+            n_positions=(self.max_items + 1) * layout.n_levels,
+            n_embd=self.d_model,
+            n_layer=self.num_layers,
+            n_head=self.num_heads,
+            n_inner=self.d_ff,
+            resid_pdrop=self.dropout_rate,
+            embd_pdrop=self.dropout_rate,
+            attn_pdrop=self.dropout_rate,
+            pad_token_id=PAD,
+            bos_token_id=PAD,
+            eos_token_id=None,
+        )
         config.tigerrec = {
             "history": "codes",
             "max_items": self.max_items,
@@ -100,7 +109,13 @@ class DecoderOnly:
             torch.manual_seed(seed)
             gpt2 = GPT2LMHeadModel(config)
         gpt2.generation_config = GenerationConfig(
-            max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20, length_penalty=0.0, do_sample=False,
-            pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
-        )  # fmt: skip
+            max_new_tokens=layout.n_levels,
+            min_new_tokens=layout.n_levels,
+            num_beams=20,
+            length_penalty=0.0,
+            do_sample=False,
+            pad_token_id=PAD,
+            bos_token_id=PAD,
+            eos_token_id=None,
+        )
         return HistoryGPT2(gpt2, semantic_ids.tokens)

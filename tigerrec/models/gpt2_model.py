@@ -68,7 +68,8 @@ class HistoryGPT2(nn.Module):
         return self.tokens.shape[1]
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
-        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items read."""
+        """Tokens that pass the model for training examples, int64 (n,); targets but the last are among the items
+        read."""
         return (n_read + 1) * self.tokens.shape[1]
 
     def token_embeddings(self) -> list[Tensor]:

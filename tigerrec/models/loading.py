@@ -57,7 +57,8 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
 
 
 def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """Type and shape of each parameter of a part of the model; of the rows of items the file may hold the first only."""
+    """Type and shape of each parameter of a part of the model; of the rows of items the file may hold the first
+    only."""
     of_items = {id(parameter) for parameter in model.item_embeddings()}
     return {
         name: ("float32", (None, *parameter.shape[1:]) if id(parameter) in of_items else tuple(parameter.shape))

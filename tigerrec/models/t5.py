@@ -90,10 +90,18 @@ class T5:
 
         layout = semantic_ids.layout
         config = T5Config(
-            vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff, num_layers=self.num_layers,
-            num_decoder_layers=self.decoder_layers, num_heads=self.num_heads, dropout_rate=self.dropout_rate,
-            pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
-        )  # fmt: skip
+            vocab_size=layout.vocab_size,
+            d_model=self.d_model,
+            d_kv=self.d_kv,
+            d_ff=self.d_ff,
+            num_layers=self.num_layers,
+            num_decoder_layers=self.decoder_layers,
+            num_heads=self.num_heads,
+            dropout_rate=self.dropout_rate,
+            pad_token_id=PAD,
+            eos_token_id=None,
+            decoder_start_token_id=PAD,  # type: ignore[call-arg]
+        )
         config.tigerrec = {
             "encoder_mask": encoder_mask,
             "history": self.history,
@@ -109,7 +117,13 @@ class T5:
                 ItemInputs(len(semantic_ids.codes), layout.n_levels, self.d_model) if self.history == ITEMS else None
             )
         t5.generation_config = GenerationConfig(
-            max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20, length_penalty=0.0, do_sample=False,
-            pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,
-        )  # fmt: skip
+            max_new_tokens=layout.n_levels,
+            min_new_tokens=layout.n_levels,
+            num_beams=20,
+            length_penalty=0.0,
+            do_sample=False,
+            pad_token_id=PAD,
+            eos_token_id=None,
+            decoder_start_token_id=PAD,
+        )
         return HistoryT5(t5, semantic_ids.tokens, inputs)

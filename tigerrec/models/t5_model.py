@@ -83,7 +83,8 @@ class HistoryT5(nn.Module):
         self.register_buffer("tokens", torch.from_numpy(tokens), persistent=False)
 
     def with_items(self, tokens: np.ndarray) -> HistoryT5:
-        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their own."""
+        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their
+        own."""
         tokens = np.concatenate([self.tokens.cpu().numpy(), tokens])
         inputs = None if self.inputs is None else ItemInputs.of(self.inputs.state_dict(), len(tokens))
         return HistoryT5(self.t5, tokens, inputs).to(self.device)
@@ -95,7 +96,8 @@ class HistoryT5(nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all levels."""
+        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all
+        levels."""
         facts: dict[str, Any] = self.t5.config.tigerrec
         return facts
 

@@ -55,7 +55,8 @@ def check_run(folder: Path) -> None:
     if manifest is None or manifest.stage not in ("train", EXPORT):
         holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
         raise RecommendError(
-            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` printed, "
+            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` "
+            "printed, "
             "or an export, as `--run <folder>`."
         )
 

@@ -57,7 +57,8 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
         raise DamagedError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
     if actual != entry["sha256"] or stat.st_size != entry["bytes"]:
         raise DamagedError(
-            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
+            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found "
+            f"{actual[:12]}… and {stat.st_size} bytes); {remedy}."
         )
     _verified[key] = actual
 
@@ -84,7 +85,8 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
     overwrite = overwrite or manifest.stage
     if manifest.schema != SCHEMA:
         raise StaleError(
-            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={overwrite}` to build it again."
+            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add "
+            f"`overwrite={overwrite}` to build it again."
         )
     remedy = f"add `overwrite={overwrite}` to build it again" if manifest.stage == stage else "export it again"
     for name, entry in manifest.files.items():
@@ -133,7 +135,8 @@ def check_current(
             differences.append(f"made from other {name}" + (f" ({', '.join(keys)})" if keys else ""))
     if differences:
         raise StaleError(
-            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep both, "
+            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to "
+            "keep both, "
             f"or add `overwrite={overwrite or stage}` to build it again."
         )
     return True
@@ -148,7 +151,8 @@ def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path)
     recorded, found = manifest.inputs.get(name, {}), input_record(upstream)
     if any(recorded.get(key) != found[key] for key in ("fingerprint", "content")):
         raise StaleError(
-            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to build it again."
+            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to "
+            "build it again."
         )
 
 

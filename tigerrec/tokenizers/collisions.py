@@ -158,7 +158,8 @@ def _spilled(items: CodedItems) -> Codes:
 
 
 def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: int) -> np.ndarray:
-    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
+    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows
+    moved."""
     *parent, own = codes[members[0], :-1].tolist() or [0]
     beside = (codes[:, : len(parent)] == parent).all(axis=1)
     if codes.shape[1] == 1:

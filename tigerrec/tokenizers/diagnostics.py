@@ -1,4 +1,5 @@
-"""How good a set of codes is: how it is used, which items it cannot tell apart, and what its prefixes say of the items."""
+"""How good a set of codes is: how it is used, which items it cannot tell apart, and what its prefixes say of the
+items."""
 
 from __future__ import annotations
 

@@ -173,8 +173,11 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
         files.provenance["threads"] = max(threads, default=1)
     logger.info(
         "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s",
-        len(result.ids.codes), out, 100 * result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]],
-    )  # fmt: skip
+        len(result.ids.codes),
+        out,
+        100 * result.diagnostics["collision_rate"],
+        [level["used_codes"] for level in result.diagnostics["levels"]],
+    )
     return out
 
 

@@ -1,4 +1,5 @@
-"""The page about a table of results: rows side by side, what differs for sure, what it costs, and where results vary."""
+"""The page about a table of results: rows side by side, what differs for sure, what it costs, and where results
+vary."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def users(run: EvaluatedRun) -> dict[str, Any]:
 
 
 def recommended(run: EvaluatedRun) -> dict[str, Any]:
-    """How many different items all top 10 lists hold, how much of them the most recommended take, and which these are."""
+    """How many different items all top 10 lists hold, how much of them the most recommended take, and which these
+    are."""
     n_items, n_users = run.histories.n_items, len(run.histories)
     chosen = {model: run.lists[model, "masked"].items[:, :CUTOFF] for model in (run.model, POPULARITY)}
     chosen["the users' targets"] = np.array([run.history_and_target(user)[1] for user in range(n_users)])
