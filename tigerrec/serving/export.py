@@ -227,7 +227,7 @@ it reads {READERS[facts["history"]]}, and generates the Semantic ID of the next 
 ## Use
 
 ```python
-from tigerrec.recommender import Recommender
+from tigerrec.serving.recommender import Recommender
 
 recommender = Recommender.from_pretrained("<this folder>")
 for item in recommender.recommend({example!r}, k=10):
