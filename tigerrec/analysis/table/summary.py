@@ -109,11 +109,8 @@ class Summary:
         comparisons = []
         for metric in COMPARED:
             place = METRICS.index(metric)
-            means = {
-                name: self._resampled[(name, *MASKED)][:, place]
-                for name in (result.row.name for result in self.results)
-            }
-            differences = np.stack([means[other.row.name] - means[base.row.name] for other in others], axis=1)
+            means = [self._resampled[(result.row.name, *MASKED)][:, place] for result in (base, *others)]
+            differences = np.stack(means[1:], axis=1) - means[0][:, None]
             p_values = two_sided_p(differences)
             for other, *figures in zip(others, *intervals(differences), p_values, holm(list(p_values)), strict=True):
                 row = {"row": other.row.name, "reference": base.row.name, "metric": metric, "seen": "masked"}
