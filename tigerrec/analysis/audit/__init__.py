@@ -119,11 +119,7 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path, failures: 
 def audit(cfg: DictConfig, command: str = "make audit") -> Path:
     """Bring the run of a configuration up to date and check it; checks that were finished before are not run again.
 
-    A check that fails with an error of this package stops no other; the report names it.
-
-    Args:
-        cfg: a composed configuration.
-        command: what the report names as the command that made it.
+    A check that fails with an error of this package stops no other; the report names it, and `command` as what made it.
 
     Returns:
         The folder of `audit.md` and `audit.json`.

@@ -27,12 +27,7 @@ class LastTokens:
 
 class OpenTrie:
     """All sequences of tokens, in the form in which the search walks a `Trie`; what is no Semantic ID of an item leads
-    to `UNASSIGNED` or `MALFORMED`.
-
-    Args:
-        trie: of the catalogue.
-        tokens: int64 (n_items, T), those of the catalogue.
-        layout: which tokens belong to which level.
+    to `UNASSIGNED` or `MALFORMED`. `trie` and `tokens` (n_items, T) are those of the catalogue.
 
     Raises:
         NotApplicableError: there are too many sequences to number.

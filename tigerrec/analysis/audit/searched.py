@@ -78,9 +78,7 @@ def changed_histories(
     """What the generator is given instead of each history, by name; histories are first cut to the items that it reads.
 
     Args:
-        known: of the users of the sample.
-        everyone: of all users.
-        users: which of these the sample is, (n,).
+        known: the histories of the sample, which are those of `users` (n,) among `everyone`.
         max_items: how many items the generator reads.
     """
     rng = seeded_rng("changed histories")
