@@ -56,15 +56,11 @@ class Cell:
     def chain(self) -> dict[str, Any]:
         """The configuration of every stage of the cell and the stages it reads; known before any of them ran."""
         keys = {step.folder: key for key, step in self.steps.items()}
-        stages = {
-            key: {
-                "stage": step.stage,
-                "config": describe(step.config),
-                "inputs": {name: keys[folder] for name, folder in step.inputs.items()},
-            }
-            for key, step in self.steps.items()
-        }
-        return {"model": self.model, **stages}
+        chain: dict[str, Any] = {"model": self.model}
+        for key, step in self.steps.items():
+            inputs = {name: keys[folder] for name, folder in step.inputs.items()}
+            chain[key] = {"stage": step.stage, "config": describe(step.config), "inputs": inputs}
+        return chain
 
     def is_done(self) -> bool:
         """Whether the results of exactly this cell are there, undamaged; the folders of its stages are not needed.
@@ -103,11 +99,7 @@ _sha256 = functools.cache(sha256_file)
 
 
 def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
-    """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`.
-
-    Raises:
-        ConfigError: an option is unknown, has the wrong type or is out of range.
-    """
+    """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`."""
     return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(compose(overrides))
 
 
@@ -119,20 +111,15 @@ def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
 
 
 def collect(cell: Cell) -> None:
-    """Write `metrics.json`, `ranks.parquet` and `manifest.json` of a cell from its stages.
-
-    Raises:
-        ArtifactError: one of its stages is missing or damaged.
-    """
+    """Write `metrics.json`, `ranks.parquet` and `manifest.json` of a cell from its finished stages."""
     manifests = {key: open_stage(step.folder, step.stage) for key, step in cell.steps.items()}
-    ranked = cell.last.folder
     sources = {
         f"{key}.{role}": record["fingerprint"]
         for key, step in cell.steps.items()
         for role, record in manifests[key].inputs.items()
         if role not in step.inputs
     }
-    metrics = read_json(ranked, "metrics.json", [{"model": str}])
+    metrics = read_json(cell.last.folder, "metrics.json", [{"model": str}])
     with writing(cell.folder, CELL, cell.chain, sources=sources) as files:
         files.provenance["facts"] = _details(cell)
         files.provenance["stages"] = {
@@ -140,7 +127,7 @@ def collect(cell: Cell) -> None:
         }
         files.json("metrics.json", [row for row in metrics if row["model"] == cell.model])
         with files.create(RANKS) as path:
-            write_ranks(read_table(ranked, RANKS), cell.model, path)
+            write_ranks(read_table(cell.last.folder, RANKS), cell.model, path)
     logger.info("wrote the results of %s to %s", cell.row, cell.folder)
 
 
@@ -152,8 +139,8 @@ def _details(cell: Cell) -> dict[str, Any]:
     details["distinct_items"] = len(np.unique(listed[listed >= 0]))
     if "tokenize" in cell.steps:
         diagnostics = read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})
-        names = ("collision_rate", "unique_ids", "largest_group")
-        details |= {name: diagnostics["collisions"][name] for name in names}
+        of_ids = ("collision_rate", "unique_ids", "largest_group")
+        details |= {name: diagnostics["collisions"][name] for name in of_ids}
     if "tune" in cell.steps:
         details["trials"] = read_json(cell.steps["tune"].folder, "trials.json")
     return details
@@ -169,7 +156,5 @@ def write_ranks(ranks: Any, model: str, path: Path) -> None:
     ordered = own.take(np.argsort(own["user"].to_numpy(), kind="stable"))
     ordered = ordered.set_column(ordered.schema.get_field_index("rank"), "rank", ordered["rank"].cast(pa.int16()))
     encodings = {"user": "DELTA_BINARY_PACKED", "target": "BYTE_STREAM_SPLIT", "rank": "BYTE_STREAM_SPLIT"}
-    labels = ["model", "hit", "seen"]
-    pq.write_table(
-        ordered, path, compression="zstd", compression_level=19, use_dictionary=labels, column_encoding=encodings
-    )
+    packed = {"compression": "zstd", "compression_level": 19, "column_encoding": encodings}
+    pq.write_table(ordered, path, use_dictionary=["model", "hit", "seen"], **packed)

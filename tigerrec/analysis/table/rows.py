@@ -80,11 +80,8 @@ def numbers_of_seeds(seeds: Any) -> Seeds:
 
 
 def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[Row]:
-    """The rows that a configuration asks for, checked before any work.
-
-    Args:
-        overrides: that `cfg` was composed with.
-        folder: of the results of all tables of one kind.
+    """The rows that a configuration, composed with `overrides`, asks for, checked before any work; `folder` has the
+    results of all tables of one kind.
 
     Raises:
         ConfigError: an option is wrong.
@@ -143,7 +140,7 @@ class CellResults:
 
     Attributes:
         ranks: of each user's target by (hit, seen), int16 (users,); 0 = not in the list.
-        targets: each user's target, int32 (users,).
+        targets: int32 (users,).
         metrics: the rows of `metrics.json` by (hit, seen).
         details: sizes of the data, collisions of the ids, different items recommended, trials of a tuned baseline.
         stages: the provenance of its stages by key.
@@ -157,17 +154,13 @@ class CellResults:
 
 
 def read_cell(folder: Path) -> CellResults:
-    """The results in a cell's folder.
-
-    Raises:
-        ArtifactError: there are none, or they are damaged.
-    """
-    manifest = open_stage(folder, CELL)
-    ranks, targets = read_ranks(folder)
-    by_list = {(hit, seen): of_users for (_, hit, seen), of_users in ranks.items()}
+    """The results in a cell's folder."""
+    provenance = open_stage(folder, CELL).provenance
+    by_model, targets = read_ranks(folder)
+    ranks = {(hit, seen): of_users for (_, hit, seen), of_users in by_model.items()}
     rows = read_json(folder, "metrics.json", [{"hit": str, "seen": str}])
     metrics = {(row["hit"], row["seen"]): row for row in rows}
-    return CellResults(by_list, targets, metrics, manifest.provenance["facts"], manifest.provenance["stages"])
+    return CellResults(ranks, targets, metrics, provenance["facts"], provenance["stages"])
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,12 @@ Runs = Mapping[tuple[int, int], float]
 
 
 def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
-    """Means of columns over resamples of the rows, float64 (resamples, columns); the same resamples for all columns.
+    """Means of the columns of float (users, columns) over resamples of the users, float64 (resamples, columns).
 
-    A paired bootstrap (Efron 1979): rows are users, and every column of a user is drawn together.
-
-    Args:
-        values: float (users, columns).
+    A paired bootstrap (Efron 1979): every column of a user is drawn together.
     """
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    n_users = len(values)
-    means = np.empty((resamples, values.shape[1]))
+    n_users, means = len(values), np.empty((resamples, values.shape[1]))
     for start in range(0, resamples, CHUNK):
         stop = min(start + CHUNK, resamples)
         draws = (rng.integers(0, n_users, n_users) for _ in range(stop - start))
@@ -63,17 +59,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Component:
-    """The spread of runs that one kind of seed causes, or that two kinds cause together.
+    """The spread of runs that one kind of seed causes, or that two kinds cause together."""
 
-    Attributes:
-        name: `tokenizer seed`, `generator seed` or `interaction`.
-        sd: the square root of the variance component, in the metric's unit; 0 where the estimate is negative.
-        degrees_of_freedom: that the estimate rests on, over all rows.
-    """
-
-    name: str
-    sd: float
-    degrees_of_freedom: int
+    name: str  # one of `COMPONENTS`
+    sd: float  # the square root of the variance component, in the metric's unit; 0 where the estimate is negative
+    degrees_of_freedom: int  # that the estimate rests on, over all rows
 
 
 def _variances_of_pairs(runs: Runs) -> dict[tuple[bool, bool], float]:
