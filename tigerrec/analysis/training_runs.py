@@ -20,23 +20,14 @@ HR, NDCG = "validation_hr@10", "validation_ndcg@10"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a finished train stage says of itself.
+    """What a finished train stage says of itself."""
 
-    Attributes:
-        name: its folder, below the one that all runs share.
-        settings: every option of generator and training, by dotted name.
-        histories: the fingerprint of the histories it was trained on.
-        validations: the lines of `training.jsonl` with a validation on the sample of users.
-        validated: the line of the weights kept, on all validation users where there was a choice among them.
-        seconds: of training, validation included.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    histories: str | None
-    validations: list[dict[str, Any]]
-    validated: dict[str, Any]
-    seconds: float
+    name: str  # its folder, below the one that all runs share
+    settings: dict[str, Any]  # every option of generator and training, by dotted name
+    histories: str | None  # the fingerprint of the histories it was trained on
+    validations: list[dict[str, Any]]  # the lines of `training.jsonl` with a validation on the sample of users
+    validated: dict[str, Any]  # the line of the weights kept, on all users where there was a choice among them
+    seconds: float  # of training, validation included
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -62,10 +53,8 @@ def read_run(folder: Path, name: str) -> TrainedRun:
     lines = [line for line in map(json.loads, log.read_text().splitlines()) if NDCG in line]
     kept = [line for line in lines if line["step"] == manifest.provenance["selected"]["step"]]
     histories = manifest.inputs.get("prepare", {}).get("fingerprint")
-    validations, seconds = (
-        [line for line in lines if not line.get("selection")],
-        manifest.provenance["training_seconds"],
-    )
+    validations = [line for line in lines if not line.get("selection")]
+    seconds = manifest.provenance["training_seconds"]
     return TrainedRun(name, flat(manifest.config), histories, validations, kept[-1], seconds)
 
 

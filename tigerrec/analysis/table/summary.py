@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError
-from tigerrec.analysis.table.rows import BASELINE, GENERATOR, METRICS, WORK, RowResults
 from tigerrec.analysis.table import statistics
+from tigerrec.analysis.table.rows import BASELINE, GENERATOR, METRICS, WORK, RowResults
 from tigerrec.text import NOTHING
 
 COMPARED = ("hr@10", "ndcg@10")

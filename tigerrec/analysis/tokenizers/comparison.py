@@ -66,9 +66,6 @@ def compare(overrides: Sequence[str]) -> Path:
 
     A tokenizer that fails is told of in `comparison.md` and does not stop the others.
 
-    Args:
-        overrides: Hydra overrides; `tokenizers=[…]` limits the choices.
-
     Returns:
         The folder written, beside those of the tokenizers.
 
@@ -103,20 +100,13 @@ def compare(overrides: Sequence[str]) -> Path:
 def write_comparison(
     out: Path, fitted: Sequence[FittedTokenizer], categories: Categories, failures: Sequence[str]
 ) -> Path:
-    """The tables and pictures of some tokenizers of the same items; an older comparison in the folder is replaced.
-
-    Returns:
-        `out`.
-    """
+    """Write the tables and pictures of some tokenizers of the same items to `out` instead of an older comparison."""
     remove_tree(out / "pictures")
     known, n_items = int((categories.of_items >= 0).sum()), len(categories.of_items)
-    notes = [
-        f"Categories are the second elements of the items' category paths: {len(categories.names)} for {known:,} of "
-        f"{n_items:,} items.",
-        *failures,
-    ]
+    coverage = f"{len(categories.names)} for {known:,} of {n_items:,} items"
+    notes = [f"Categories are the second elements of the items' category paths: {coverage}.", *failures]
     drawn = pictures.draw(out / "pictures", fitted, categories)
-    parts = [
+    blocks = [
         "# Tokenizers of " + "/".join(out.parent.parts[-2:]),
         comparison_table(fitted),
         LEGEND,
@@ -125,7 +115,7 @@ def write_comparison(
     ]
     _write_parquet(out / "comparison.parquet", fitted)
     with atomic(out / "comparison.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     logger.info("wrote a comparison of %d tokenizers to %s", len(fitted), out / "comparison.md")
     return out
 
@@ -136,27 +126,19 @@ def _listed(values: Sequence[Any] | None, form: str = "") -> str:
 
 def comparison_table(fitted: Sequence[FittedTokenizer]) -> str:
     """Markdown with a row a tokenizer; `LEGEND` says what the columns are."""
-    rows = []
+    of_codes = ["codes", "sharing", "largest", "used", "perplexity"]
+    rows = [["tokenizer", *of_codes, "error", "neighbours", "purity (by chance)", "seconds", "MB"]]
     for tokenizer in fitted:
         measures = tokenizer.measures
-        error, purity = measures["reconstruction_error"], measures["purity"]
-        by_chance = f" ({_listed(measures['purity_by_chance'], '.2f')})" if purity else ""
-        rows.append(
-            {
-                "tokenizer": tokenizer.name,
-                "codes": _listed(measures["code_sizes"]),
-                "sharing": f"{measures['collision_rate']:.1%}",
-                "largest": f"{measures['largest_group']}",
-                "used": _listed(measures["used_codes"]),
-                "perplexity": _listed(measures["perplexity"], ".0f"),
-                "error": NOTHING if error is None else f"{error:.3f}",
-                "neighbours": _listed(measures["neighbour_agreement"], ".2f"),
-                "purity (by chance)": _listed(purity, ".2f") + by_chance,
-                "seconds": f"{measures['seconds']:.1f}",
-                "MB": f"{measures['peak_mb']}",
-            }
-        )
-    return text.table([list(rows[0]), *(list(row.values()) for row in rows)])
+        purity = _listed(measures["purity"], ".2f")
+        if measures["purity"]:
+            purity += f" ({_listed(measures['purity_by_chance'], '.2f')})"
+        sharing, largest = f"{measures['collision_rate']:.1%}", str(measures["largest_group"])
+        row = [tokenizer.name, _listed(measures["code_sizes"]), sharing, largest, _listed(measures["used_codes"])]
+        row += [_listed(measures["perplexity"], ".0f"), text.figure(measures["reconstruction_error"], ".3f")]
+        row += [_listed(measures["neighbour_agreement"], ".2f"), purity]
+        rows.append([*row, f"{measures['seconds']:.1f}", str(measures["peak_mb"])])
+    return text.table(rows)
 
 
 def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:
