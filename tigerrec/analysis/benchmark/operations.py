@@ -69,7 +69,8 @@ def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> An
 
 
 def epoch(sizes: Sizes, examples: Examples) -> int:
-    """Operations of one epoch, forward and backward; each product of the forward pass takes two in the backward pass."""
+    """Operations of one epoch, forward and backward; each product of the forward pass takes two in the
+    backward pass."""
     n_targets = int(examples.n_targets.sum())
     if sizes.generator.decoder_reads == LAST_ITEM:
         items_read = items_visible = n_targets

@@ -30,6 +30,7 @@ from tigerrec.training.loop import Trainer
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
 
 STOCK_BATCH_EXAMPLES, STOCK_BATCH_USERS = 256, 64
+Allowed = Mapping[tuple[int, ...], list[int]]
 
 
 def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
@@ -84,7 +85,7 @@ def stock_loss(model: HistoryT5, batch: Batch) -> Tensor:
     return loss
 
 
-def stock_epoch(setting: Setting, steps: int, warmup_steps: int) -> dict[str, float]:
+def stock_epoch(setting: Setting, warmup_steps: int, steps: int) -> dict[str, float]:
     """Seconds of an epoch of the stock model over every prefix, extrapolated from some steps."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model = stock_model(setting.config, semantic_ids).train()
@@ -118,7 +119,7 @@ def search(setting: Setting, beam_size: int) -> dict[str, float]:
     return {"seconds": seconds_of(model.device, lambda: rank(known))}
 
 
-def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
+def allowed_next(tokens: np.ndarray) -> Allowed:
     """For each prefix of an item's tokens (I, T) the tokens that continue it to an item, in order."""
     following: dict[tuple[int, ...], set[int]] = {}
     for row in tokens.tolist():
@@ -127,9 +128,7 @@ def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
     return {prefix: sorted(next_tokens) for prefix, next_tokens in following.items()}
 
 
-def stock_generate(
-    model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int
-) -> Tensor:
+def stock_generate(model: HistoryT5, items: Tensor, allowed: Allowed, beam_size: int) -> Tensor:
     """What `generate` finds for histories (B, n) along the tokens allowed, int64 (B * beam_size, 1 + T), the first of
     each row being the decoder's start; the model's own `generation_config` says the rest."""
     sequences: Tensor = model.t5.generate(
@@ -179,10 +178,8 @@ def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]
     sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
     known, _ = known_and_targets(histories, "test")
     items_read = np.array([min(len(history), generator.max_items) for history in known], np.int64)
-    beams = [
-        min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1
-        for level in range(sizes.n_levels)
-    ]
+    codes = semantic_ids.codes
+    beams = [1, *(min(beam_size, len(np.unique(codes[:, :level], axis=0))) for level in range(1, sizes.n_levels))]
     rate = matrix_rate(model.device, product_type(model.device, training.precision), matrix_size)
     return {
         "epoch": operations.epoch(sizes, Trainer(model, histories, setting.config).examples),

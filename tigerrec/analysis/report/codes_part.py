@@ -40,17 +40,11 @@ def code_use(run: EvaluatedRun) -> dict[str, Any]:
         groups.append([f"{rest[0][0]} and more", sum(count for _, count in rest), items])
     most = max(group[-1] for group in groups)
     layout = run.semantic_ids.layout
+    suffixes = run.semantic_ids.codes[:, -1].max() + 1 if layout.n_levels > len(layout.code_sizes) else 0
     has_diagnostics = "diagnostics.json" in run.manifests["tokenize"].files
     measured = read_json(run.folders["tokenize"], "diagnostics.json", {}) if has_diagnostics else {}
-    return {
-        "ids": run.semantic_ids,
-        "suffixes": run.semantic_ids.codes[:, -1].max() + 1 if layout.n_levels > len(layout.code_sizes) else 0,
-        "levels": levels,
-        "charts": charts,
-        "shared": shared,
-        "groups": [[*group, group[-1] / most] for group in groups],
-        "measured": measured,
-    }
+    of_items = {"shared": shared, "groups": [[*group, group[-1] / most] for group in groups], "measured": measured}
+    return {"ids": run.semantic_ids, "suffixes": suffixes, "levels": levels, "charts": charts} | of_items
 
 
 def prefix_tree(run: EvaluatedRun) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tokenizers side by side on one data set: fits those that are not up to date, and writes a table and pictures of all."""
+"""Tokenizers side by side on one data set: fits those that are not up to date, writes a table and pictures of all."""
 
 from __future__ import annotations
 
