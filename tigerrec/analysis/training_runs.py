@@ -39,11 +39,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_run(folder: Path, name: str) -> TrainedRun:
-    """The run in a folder; of its files only `manifest.json` and `training.jsonl` are needed.
-
-    Raises:
-        ArtifactError: the folder holds no finished train stage.
-    """
+    """The run of a finished train stage; of its files only `manifest.json` and `training.jsonl` are needed."""
     manifest = read_manifest(folder)
     log = folder / "training.jsonl"
     if manifest is None or manifest.stage != "train" or not log.is_file():
@@ -87,11 +83,7 @@ def training_table(runs: Sequence[TrainedRun]) -> str:
 
 
 def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
-    """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names.
-
-    Raises:
-        TigerrecError: the ending is another.
-    """
+    """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names."""
     if path.suffix not in PICTURES:
         raise TigerrecError(f"{path} must end in {' or '.join(PICTURES)}.")
     figure = new_figure(7, 4)

@@ -39,24 +39,15 @@ def hold_out(targets: np.ndarray, n_items: int, rng: np.random.Generator) -> np.
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A catalogue that some items join after training.
+    """A catalogue that some items join after training."""
 
-    Attributes:
-        held_out: bool (n_items,): which items join.
-        prepared: the stage of the other items' interactions.
-        numbers: of the items in the catalogue of both, int64 (n_items,): the known ones first, in their old order.
-        users: those whose test target is held out and who have known items, int64 (n,).
-        histories, targets: their known items and their test targets, as numbers of the new catalogue.
-        n_warm: how many items training knows.
-    """
-
-    held_out: np.ndarray
-    prepared: Path
-    numbers: np.ndarray
-    users: np.ndarray
-    histories: list[np.ndarray]
-    targets: np.ndarray
-    n_warm: int
+    held_out: np.ndarray  # bool (n_items,): which items join
+    prepared: Path  # the stage of the other items' interactions
+    numbers: np.ndarray  # of the items in the new catalogue, int64 (n_items,): known ones first, in their old order
+    users: np.ndarray  # those whose test target is held out and who have known items, int64 (n,)
+    histories: list[np.ndarray]  # their known items, as numbers of the new catalogue
+    targets: np.ndarray  # their test targets, likewise
+    n_warm: int  # how many items training knows
 
 
 def cold_start(run: AuditedRun) -> ColdStart:

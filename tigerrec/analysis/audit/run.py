@@ -44,15 +44,10 @@ class NotApplicableError(TigerrecError):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        summary: the result in plain words.
-        rows: the figures, one flat row each; intervals are further keys that end in `_low` and `_high`.
-    """
-
-    summary: str
-    rows: list[dict[str, Any]]
+    summary: str  # the result in plain words
+    rows: list[dict[str, Any]]  # the figures; intervals are further keys that end in `_low` and `_high`
 
 
 CheckFunction = Callable[["AuditedRun"], Finding]
@@ -60,21 +55,13 @@ CheckFunction = Callable[["AuditedRun"], Finding]
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """One check."""
 
-    Attributes:
-        title: what it is called in the report.
-        method: what is done, in plain words.
-        function: what it finds in an audited run.
-        samples: whether it reads a sample of users.
-        trains: whether it trains again; such checks run last.
-    """
-
-    title: str
-    method: str
-    function: CheckFunction
-    samples: bool
-    trains: bool
+    title: str  # what it is called in the report
+    method: str  # what is done, in plain words
+    function: CheckFunction  # what it finds in an audited run
+    samples: bool  # whether it reads a sample of users
+    trains: bool  # whether it trains again; such checks run last
 
     def __call__(self, run: AuditedRun) -> Finding:
         return self.function(run)

@@ -1,5 +1,4 @@
-"""Training and search against the stock way of transformers and against the arithmetic limit, measured on one machine
-in one run."""
+"""Training and search against the stock way of transformers and the arithmetic limit, on one machine in one run."""
 
 from __future__ import annotations
 
@@ -50,11 +49,8 @@ class Effort:
 
 
 def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
-    """All measurements, one after the other, each in a process of its own.
-
-    `ratio` is how many times faster our side is than the stock side, `of_limit` how many times longer it takes than
-    arithmetic alone.
-    """
+    """All measurements, each in its own process; `ratio` is how many times faster our side is than the stock side,
+    `of_limit` how many times longer it takes than arithmetic alone."""
 
     def run(label: str, function: str, *arguments: Any) -> dict[str, Any]:
         logger.info("measuring %s", label)

@@ -1,5 +1,4 @@
-"""How the search slows with the size of the catalogue and the length of histories, on made-up items with random
-weights."""
+"""How the search slows as catalogue and histories grow, on made-up items with random weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is measured: an epoch and a search of ours, the same the stock way of transformers, and the least time that the
-machine's arithmetic allows."""
+"""What is measured: an epoch and a search, the same the stock way of transformers, and the machine's arithmetic."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) ->
 
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
-    """The generator whose `t5` is the stock side: of the same sizes, with one position a token, all of which the
-    decoder reads."""
+    """The generator whose `t5` is the stock side: of the same sizes, its decoder reads one position a token."""
     return new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
 
 
@@ -71,8 +69,7 @@ def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
 
 
 def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
-    """Histories (B, n) as a stock model reads them: tokens padded on the right to the longest history possible, and the
-    mask of what is there."""
+    """Histories (B, n) as a stock model reads them: tokens, padded to the longest history possible, and their mask."""
     items = functional.pad(items, (0, model.facts["max_items"] - items.shape[1]), value=NO_ITEM)
     mask = model.attention_mask(items)
     tokens = model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD)
@@ -129,8 +126,7 @@ def allowed_next(tokens: np.ndarray) -> Allowed:
 
 
 def stock_generate(model: HistoryT5, items: Tensor, allowed: Allowed, beam_size: int) -> Tensor:
-    """What `generate` finds for histories (B, n) along the tokens allowed, int64 (B * beam_size, 1 + T), the first of
-    each row being the decoder's start; the model's own `generation_config` says the rest."""
+    """What `generate` finds for histories (B, n), int64 (B * beam_size, 1 + T), each row behind the decoder's start."""
     sequences: Tensor = model.t5.generate(
         **stock_inputs(model, items),
         # beams of score -inf have left the catalogue

@@ -1,5 +1,4 @@
-"""What a page says of the Semantic IDs: how codes are used, which items share them, and what stands under their
-prefixes."""
+"""What a page says of the Semantic IDs: use of codes, items that share them, and the tree of their prefixes."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ def _node(run: EvaluatedRun, prefix: str, items: np.ndarray, largest: Sequence[i
 
 
 def _category(run: EvaluatedRun, items: np.ndarray, depth: int) -> tuple[str, float] | None:
-    """The most frequent category of some items at a depth of their paths, with its share; None where no path is that
-    deep."""
+    """The most frequent category of items at a depth of their paths, with its share; None if no path is that deep."""
     paths = [run.items[item].get("categories") or [] for item in items.tolist()]
     names = Counter(path[depth] for path in paths if len(path) > depth)
     if not names:

@@ -25,15 +25,10 @@ TITLE_LENGTH = 140
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluate stage and the stages it was made from.
+    """An evaluate stage and the stages it was made from."""
 
-    Attributes:
-        folders: by stage; `embed` only where the vectors still stand above the tokenize folder.
-        manifests: of the same stages.
-    """
-
-    folders: dict[str, Path]
-    manifests: dict[str, Manifest]
+    folders: dict[str, Path]  # by stage; `embed` only where the vectors still stand above the tokenize folder
+    manifests: dict[str, Manifest]  # of the same stages
 
     @property
     def model(self) -> str:

@@ -34,11 +34,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """The table of results in a folder.
-
-    Raises:
-        ArtifactError: there is none, or it lacks columns.
-    """
+    """The table of results in a folder; an error where there is none, or where it lacks columns or rows."""
     import pyarrow.parquet
 
     for name in ("table.parquet", "table.json"):

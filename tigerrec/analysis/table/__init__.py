@@ -85,11 +85,7 @@ def make_table(overrides: Sequence[str]) -> Path:
 def write_table(
     rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], out: Path, failures: Sequence[str]
 ) -> Path:
-    """The table of the cells that are there, in the folder `out`.
-
-    Raises:
-        TigerrecError: there are none.
-    """
+    """Write the table of the cells that are there, of which there must be one, to the folder `out`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -31,21 +31,13 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table.
+    """One run of a table."""
 
-    Attributes:
-        row: the table's row it belongs to.
-        model: what it is called in the rows of `metrics.json`.
-        overrides: the Hydra overrides that make it.
-        steps: its stages, each behind those it reads; the last one ranks.
-        folder: of its results.
-    """
-
-    row: str
-    model: str
-    overrides: tuple[str, ...]
-    steps: Mapping[str, pipeline.Step]
-    folder: Path
+    row: str  # the table's row it belongs to
+    model: str  # what it is called in the rows of `metrics.json`
+    overrides: tuple[str, ...]  # the Hydra overrides that make it
+    steps: Mapping[str, pipeline.Step]  # its stages, each behind those it reads; the last one ranks
+    folder: Path  # of its results
 
     @property
     def last(self) -> pipeline.Step:

@@ -97,8 +97,7 @@ def tuning_table(summary: Summary) -> str:
 
 
 def page(title: str, summary: Summary, made: dict[str, Any], missing: Sequence[str]) -> str:
-    """The whole of `table.md`; `made` is how the table was made, as `table.json` says it, `missing` what could not be
-    run."""
+    """The whole of `table.md`; `made` is how it was made, as in `table.json`, `missing` what could not be run."""
     data, above = made["dataset"], ", ".join(summary.above_all_generators)
     blocks = [
         f"# {title}",

@@ -39,19 +39,13 @@ Seeds = tuple[int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table and its runs.
+    """A row of a table and its runs."""
 
-    Attributes:
-        name: `<tokenizer>`, `<tokenizer>@<embedder>`, or a baseline's name.
-        kind: `generator` or `baseline`.
-        cells: its runs by seeds.
-    """
-
-    name: str
-    kind: str
+    name: str  # `<tokenizer>`, `<tokenizer>@<embedder>`, or a baseline's name
+    kind: str  # `generator` or `baseline`
     embedder: str | None
     tokenizer: str | None
-    cells: dict[Seeds, Cell]
+    cells: dict[Seeds, Cell]  # its runs
 
 
 def _listed(values: Any) -> list[str]:
@@ -66,11 +60,7 @@ def _check_choice(name: str, option: str, group: str) -> None:
 
 
 def numbers_of_seeds(seeds: Any) -> Seeds:
-    """How many tokenizer seeds and generator seeds a row has.
-
-    Raises:
-        ConfigError: it is neither a number nor two.
-    """
+    """How many tokenizer seeds and generator seeds a row has, of the option `seeds`: a number or two."""
     values = list(seeds) if OmegaConf.is_list(seeds) else [seeds] * 2
     if len(values) != 2 or any(type(value) is not int or value < 1 for value in values):
         raise ConfigError(
@@ -136,21 +126,13 @@ def _baseline_row(name: str, overrides: Sequence[str], n_seeds: int, folder: Pat
 
 @dataclass(frozen=True)
 class CellResults:
-    """The results of one cell.
+    """The results of one cell."""
 
-    Attributes:
-        ranks: of each user's target by (hit, seen), int16 (users,); 0 = not in the list.
-        targets: int32 (users,).
-        metrics: the rows of `metrics.json` by (hit, seen).
-        details: sizes of the data, collisions of the ids, different items recommended, trials of a tuned baseline.
-        stages: the provenance of its stages by key.
-    """
-
-    ranks: dict[tuple[str, str], np.ndarray]
-    targets: np.ndarray
-    metrics: dict[tuple[str, str], dict[str, Any]]
-    details: dict[str, Any]
-    stages: dict[str, dict[str, Any]]
+    ranks: dict[tuple[str, str], np.ndarray]  # of each user's target by (hit, seen), int16 (users,); 0 = not listed
+    targets: np.ndarray  # each user's target, int32 (users,)
+    metrics: dict[tuple[str, str], dict[str, Any]]  # the rows of `metrics.json` by (hit, seen)
+    details: dict[str, Any]  # sizes of data, collisions of ids, different items recommended, trials of a baseline
+    stages: dict[str, dict[str, Any]]  # the provenance of its stages by key
 
 
 def read_cell(folder: Path) -> CellResults:

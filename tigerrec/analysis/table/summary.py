@@ -18,8 +18,7 @@ POOLED = "all, pooled"
 
 
 def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) -> list[list[str]]:
-    """The lines of a table of `Summary.variance`: a row of the table of results each, behind a head; `written` gives a
-    standard deviation as text."""
+    """`Summary.variance` as lines of a table: a head and a line a row; `written` gives a standard deviation as text."""
     metrics, components, rows = (
         list(dict.fromkeys(line[key] for line in variance)) for key in ("metric", "component", "row")
     )

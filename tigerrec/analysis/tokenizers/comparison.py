@@ -32,11 +32,7 @@ Few collisions and even use of codes do not make a good tokenizer: random codes 
 
 
 def chosen(tokenizers: Any) -> list[str]:
-    """The choices to compare: those named, or all.
-
-    Raises:
-        ConfigError: one of them does not exist.
-    """
+    """The choices to compare: those named, which must exist, or all."""
     known = sorted(path.stem for path in (config_folder() / "tokenizer").glob("*.yaml"))
     names = [tokenizers] if isinstance(tokenizers, str) else list(tokenizers or known)
     unknown = [name for name in names if name not in known]
@@ -46,8 +42,7 @@ def chosen(tokenizers: Any) -> list[str]:
 
 
 def fit_in_this_process(overrides: list[str]) -> dict[str, Any]:
-    """Run the pipeline up to the tokenize stage; called in a process of its own, so that the memory measured is that of
-    one tokenizer."""
+    """Run the pipeline up to the tokenize stage; in a process of its own it measures the memory of one tokenizer."""
     pipeline.show_progress()
     pipeline.run(compose(overrides), "tokenize")
     return {}

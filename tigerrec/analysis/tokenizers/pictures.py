@@ -1,5 +1,4 @@
-"""Pictures of fitted tokenizers: all at a glance, how each uses its codes, and what its first two codes say of the
-items' categories."""
+"""Pictures of fitted tokenizers: all at a glance, how each uses its codes, and the categories of its first codes."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ def _level_colours(count: int) -> np.ndarray:
 
 
 def overview(fitted: Sequence[FittedTokenizer]) -> Any:
-    """A row a tokenizer: items that share codes, use of codes, reconstruction error, neighbour agreement and purity by
-    prefix length."""
+    """A row a tokenizer: sharing and use of codes, reconstruction error, neighbour agreement and purity of prefixes."""
     n_levels = max(len(tokenizer.code_sizes) for tokenizer in fitted)
     figure = new_figure(13, 1.9 + (0.25 + 0.075 * n_levels) * len(fitted))
     sharing, evenness, error, neighbours, purity = panels = figure.subplots(1, 5, sharey=True)
@@ -97,8 +95,7 @@ def items_by_group_size(group_sizes: dict[int, int]) -> dict[str, int]:
 
 
 def code_use(tokenizer: FittedTokenizer) -> Any:
-    """Left, the frequencies of each level's codes against equal ones; right, how many items share all their codes with
-    how many."""
+    """Left, frequencies of each level's codes against equal ones; right, how many items share all codes with how many."""
     figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     n_items, sizes = len(tokenizer.codes), tokenizer.code_sizes
@@ -128,8 +125,7 @@ def code_use(tokenizer: FittedTokenizer) -> Any:
 
 
 def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
-    """Above, the categories of the items of each first code; below, the largest first codes with their second codes,
-    widths by numbers of items."""
+    """Above, categories of the items of each first code; below, the largest first codes with their second codes."""
     figure = new_figure(13, 7.6)
     upper, lower = figure.subplots(2, 1, height_ratios=[2, 3])
     shown = min(len(COLOURS), len(categories.names))
@@ -150,8 +146,7 @@ def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
 
 
 def main_category(counts: np.ndarray) -> np.ndarray:
-    """The most frequent category of each row (n, categories), int64 (n,); the last, of all others, only where there is
-    no other."""
+    """The most frequent category of each row (n, categories), int64 (n,); the last, `other`, only if there is no other."""
     return np.argmax(counts * np.append(np.ones(counts.shape[1] - 1), 1e-9), axis=1)
 
 
@@ -223,8 +218,7 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
 
 
 def _second_codes(axes: Any, left: float, counts: np.ndarray, colours: np.ndarray, smallest: float) -> None:
-    """The children of a first code, by size; those of a single item are pale, and a line follows each of more than
-    `smallest` items."""
+    """The children of a first code, by size; those of one item pale, a line after each of more than `smallest` items."""
     widths = counts.sum(axis=1)
     ends = left + np.cumsum(widths)
     for alpha, some in ((1, widths > 1), (0.4, widths == 1)):
