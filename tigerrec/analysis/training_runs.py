@@ -55,11 +55,7 @@ def read_run(folder: Path, name: str) -> TrainedRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
-    """The runs in some folders, which must have been trained on the same data.
-
-    Raises:
-        TigerrecError: there is none, or one was trained on other histories.
-    """
+    """The runs in some folders, of which there must be one; all must have been trained on the same histories."""
     if not folders:
         raise TigerrecError("There is no run to compare; give at least one folder of a train stage.")
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))

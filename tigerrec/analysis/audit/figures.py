@@ -16,7 +16,7 @@ HR, NDCG = f"hr@{CUTOFF}", f"ndcg@{CUTOFF}"
 
 
 def headline(ranks: np.ndarray) -> dict[str, float]:
-    """Number of users, and HR@10 and NDCG@10 with 95 % intervals if there are any, of ranks (n,), 0 = not in the list."""
+    """The number of users and, if any, HR@10 and NDCG@10 with 95 % intervals, of ranks (n,), 0 = not in the list."""
     of_ranks = metrics(ranks) if len(ranks) else {}
     return {"users": len(ranks)} | {name: of_ranks[name] for name in of_ranks if name.split("_")[0] in (HR, NDCG)}
 

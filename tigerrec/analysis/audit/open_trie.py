@@ -9,10 +9,8 @@ from tigerrec.analysis.audit.run import NotApplicableError
 from tigerrec.search.trie import Trie
 from tigerrec.tokenizers.ids import TokenLayout
 
-UNASSIGNED = -1
-"""A Semantic ID that no item has."""
-MALFORMED = -2
-"""Tokens that are no Semantic ID: one of them belongs to another level, or is padding."""
+UNASSIGNED = -1  # a Semantic ID that no item has
+MALFORMED = -2  # tokens that are no Semantic ID: one of them belongs to another level, or is padding
 
 
 class LastTokens:

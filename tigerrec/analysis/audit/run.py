@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 SEED = 0
 
 
-Build = Callable[[Path], Path]
-"""Writes a stage to a folder and returns it."""
+Build = Callable[[Path], Path]  # writes a stage to a folder and returns it
 
 
 class NotApplicableError(TigerrecError):

@@ -18,10 +18,8 @@ METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
 
 
 def report_run(folder: Path, out: Path | None = None) -> Path:
-    """Write the page about an evaluated run to `out`, by default to `report.html` in its folder.
-
-    Args:
-        folder: an evaluate folder, or a train folder with one evaluation; the folders above it are read too.
+    """Write the page about the run of an evaluate folder, or of a train folder with one evaluation, and of the folders
+    above it to `out`, by default to `report.html` in the folder.
 
     Raises:
         TigerrecError: the folder is no such run, or the file cannot be written.

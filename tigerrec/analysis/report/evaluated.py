@@ -86,11 +86,7 @@ class EvaluatedRun:
 
 
 def evaluation_of(folder: Path) -> Path:
-    """The evaluate folder that is meant: the folder itself, or the only one in a train folder.
-
-    Raises:
-        ArtifactError: the folder is neither, or the choice is not clear.
-    """
+    """The evaluate folder that is meant: the folder itself, or the only one in a train folder."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.stage == "evaluate":
         return folder

@@ -58,10 +58,7 @@ def make_table(overrides: Sequence[str]) -> Path:
 
     A cell that fails while it is run is told of in the table and does not stop the others; results that are damaged or
     of other settings stop the table before anything is run. Several processes may make one table: each cell is run by
-    one of them.
-
-    Returns:
-        The folder of the table, with the cells of its generator; baselines stand beside it.
+    one of them. The folder returned has the table and the cells of its generator; baselines stand beside it.
 
     Raises:
         TigerrecError: an option is wrong, a cell's results are of other settings, or no cell could be run.

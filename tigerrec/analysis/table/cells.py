@@ -69,11 +69,10 @@ class Cell:
             fault = str(error).partition(";")[0]
             raise DamagedError(f"{fault}; delete {self.folder} and run the same command again.") from None
         recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
-        there = {
-            f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()
-        }
+        steps = self.steps.items()
+        present = {f"{key}.{role}": _sha256(path) for key, step in steps for role, path in step.present().items()}
         chain = json.loads(canonical_json(self.chain))
-        differences = changed_keys(manifest.config | recorded, chain | recorded | there)
+        differences = changed_keys(manifest.config | recorded, chain | recorded | present)
         if differences:
             raise StaleError(
                 f"{self.folder} holds results of other settings ({'; '.join(differences)}); "

@@ -33,8 +33,7 @@ SECONDS = {
     "minutes_train": {"train": "training_seconds", "baseline": "fitting_seconds"},
     "minutes_evaluate": {"evaluate": "seconds", "baseline": "ranking_seconds"},
 }  # what is counted of which stage
-Seeds = tuple[int, int]
-"""Tokenizer seed and generator seed; the seed of a baseline and 0."""
+Seeds = tuple[int, int]  # tokenizer seed and generator seed; the seed of a baseline and 0
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,7 @@ def numbers_of_seeds(seeds: Any) -> Seeds:
 
 def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[Row]:
     """The rows that a configuration, composed with `overrides`, asks for, checked before any work; `folder` has the
-    results of all tables of one kind.
-
-    Raises:
-        ConfigError: an option is wrong.
-    """
+    results of all tables of one kind."""
     seeds = numbers_of_seeds(cfg.seeds)
     rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in _listed(cfg.baselines)]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"

@@ -17,8 +17,7 @@ LEAST_RUNS_FOR_SD = 3
 NEITHER, SAME_TOKENIZER, SAME_GENERATOR = (False, False), (True, False), (False, True)  # seeds that two runs share
 COMPONENTS = ("tokenizer seed", "generator seed", "interaction")
 
-Runs = Mapping[tuple[int, int], float]
-"""A metric of each run of a row, by (tokenizer seed, generator seed)."""
+Runs = Mapping[tuple[int, int], float]  # a metric of each run of a row, by (tokenizer seed, generator seed)
 
 
 def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
@@ -95,10 +94,7 @@ def variance_components(rows: Sequence[Runs]) -> list[Component]:
     difference of two runs has the expectation var b + var c where they share t, var a + var c where they share g, and
     var a + var b + var c where they share neither; solved for the three variances, the means over pairs are the
     estimates of the analysis of variance. Rows are averaged; those that lack a run of their seeds are left out.
-
-    Returns:
-        The three components; where no row has several seeds of both kinds, the component of the kind that was varied,
-        which holds the interaction too.
+    Where no row has several seeds of both kinds there is one component, of the kind varied; it holds the interaction.
     """
     by_row = [(runs, _variances_of_pairs(runs)) for runs in rows]
     crossed = []

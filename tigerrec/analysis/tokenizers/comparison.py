@@ -59,10 +59,8 @@ def _up_to_date(step: pipeline.Step, overrides: list[str], rebuild: bool) -> Pat
 def compare(overrides: Sequence[str]) -> Path:
     """Bring tokenizers up to date, one after the other, and write `comparison.md`, `comparison.parquet` and pictures.
 
-    A tokenizer that fails is told of in `comparison.md` and does not stop the others.
-
-    Returns:
-        The folder written, beside those of the tokenizers.
+    A tokenizer that fails is told of in `comparison.md` and does not stop the others. The folder written, which is
+    returned, stands beside those of the tokenizers.
 
     Raises:
         TigerrecError: an option is wrong, the data or the vectors cannot be used, or no tokenizer could be fitted.

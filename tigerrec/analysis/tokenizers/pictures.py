@@ -95,7 +95,7 @@ def items_by_group_size(group_sizes: dict[int, int]) -> dict[str, int]:
 
 
 def code_use(tokenizer: FittedTokenizer) -> Any:
-    """Left, frequencies of each level's codes against equal ones; right, how many items share all codes with how many."""
+    """Left, frequencies of each level's codes against equal ones; right, how many items share all codes."""
     figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     n_items, sizes = len(tokenizer.codes), tokenizer.code_sizes
@@ -146,7 +146,7 @@ def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
 
 
 def main_category(counts: np.ndarray) -> np.ndarray:
-    """The most frequent category of each row (n, categories), int64 (n,); the last, `other`, only if there is no other."""
+    """The most frequent category of each row (n, categories), int64 (n,); the last only if there is no other."""
     return np.argmax(counts * np.append(np.ones(counts.shape[1] - 1), 1e-9), axis=1)
 
 
@@ -218,7 +218,7 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
 
 
 def _second_codes(axes: Any, left: float, counts: np.ndarray, colours: np.ndarray, smallest: float) -> None:
-    """The children of a first code, by size; those of one item pale, a line after each of more than `smallest` items."""
+    """The children of a first code, by size; those of one item pale, a line after each of over `smallest` items."""
     widths = counts.sum(axis=1)
     ends = left + np.cumsum(widths)
     for alpha, some in ((1, widths > 1), (0.4, widths == 1)):
