@@ -57,7 +57,7 @@ def save_png(figure: Any, path: Path) -> None:
 
 
 def to_svg(figure: Any, description: str) -> Markup:
-    """A figure as an `<svg>` element, the same bytes each time; `description`, for screen readers, is unique on a page."""
+    """A figure as `<svg>`, the same bytes each time; `description`, for screen readers, is unique on a page."""
     import matplotlib
 
     file, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))

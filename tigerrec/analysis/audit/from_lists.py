@@ -138,7 +138,8 @@ def by_bucket(run: AuditedRun) -> Finding:
         for what, labelled in ranges.items()
         for label, members in labelled
     ]
-    rarest, *_, commonest = (row for row in rows if row["by"] == "target in training" and row["users"])
+    filled = [row for row in rows if row["by"] == "target in training" and row["users"]]
+    rarest, commonest = filled[0], filled[-1]
     return Finding(
         f"HR@10 goes from {figure(rarest[HR])} for targets that training holds {rarest['range']} times "
         f"({rarest['users']:,} users) to {figure(commonest[HR])} for those it holds {commonest['range']} times "
