@@ -41,12 +41,8 @@ def limits_of_data(run: AuditedRun) -> Finding:
     titles, texts = Counter(filter(None, items["title"])), Counter(items["text"])
     never = run.popularity == 0
     in_history = sum(int(target in history) for history, target in zip(run.known, run.targets, strict=True))
-    n_items, n_users, n_never, unreachable = (
-        len(never),
-        len(run.targets),
-        int(never.sum()),
-        int(never[run.targets].sum()),
-    )
+    n_items, n_users = len(never), len(run.targets)
+    n_never, unreachable = int(never.sum()), int(never[run.targets].sum())
     counts = {
         "items that never occur in training": (n_never, n_items),
         "users whose target never occurs in training": (unreachable, n_users),

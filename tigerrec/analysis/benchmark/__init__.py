@@ -65,9 +65,10 @@ def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
         ours = run(f"{name}, ours", f"{SIDES}.{name}", setting, argument)
         stock = run(f"{name}, stock", f"{SIDES}.stock_{name}", setting, argument, stock_argument)
         limit = limits[name] / limits["machine"]["operations_per_second"]
-        results[name] = {f"stock_{key}": value for key, value in stock.items()} | ours
-        results[name] |= {"ratio": stock["seconds"] / ours["seconds"]}
-        results[name] |= {"limit_seconds": limit, "of_limit": ours["seconds"] / limit}
+        seconds, stock_seconds = ours["seconds"], stock["seconds"]
+        results[name] = {"seconds": seconds, "stock_seconds": stock_seconds, "stock_measured": stock["measured"]}
+        results[name] |= {"ratio": stock_seconds / seconds, "limit_seconds": limit, "of_limit": seconds / limit}
+        results[name] |= {"peak_mb": ours["peak_mb"], "stock_peak_mb": stock["peak_mb"]}
     how_much = effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
     growth = run("growth", GROWTH, setting.config, *how_much)
     return results | {"growth": {"catalogue": growth["catalogue"], "history": growth["history"]}}

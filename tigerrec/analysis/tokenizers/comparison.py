@@ -119,19 +119,25 @@ def _listed(values: Sequence[Any] | None, form: str = "") -> str:
 
 def comparison_table(fitted: Sequence[FittedTokenizer]) -> str:
     """Markdown with a row a tokenizer; `LEGEND` says what the columns are."""
-    of_codes = ["codes", "sharing", "largest", "used", "perplexity"]
-    rows = [["tokenizer", *of_codes, "error", "neighbours", "purity (by chance)", "seconds", "MB"]]
+    rows = []
     for tokenizer in fitted:
         measures = tokenizer.measures
-        purity = _listed(measures["purity"], ".2f")
-        if measures["purity"]:
-            purity += f" ({_listed(measures['purity_by_chance'], '.2f')})"
-        sharing, largest = f"{measures['collision_rate']:.1%}", str(measures["largest_group"])
-        row = [tokenizer.name, _listed(measures["code_sizes"]), sharing, largest, _listed(measures["used_codes"])]
-        row += [_listed(measures["perplexity"], ".0f"), text.figure(measures["reconstruction_error"], ".3f")]
-        row += [_listed(measures["neighbour_agreement"], ".2f"), purity]
-        rows.append([*row, f"{measures['seconds']:.1f}", str(measures["peak_mb"])])
-    return text.table(rows)
+        by_chance = f" ({_listed(measures['purity_by_chance'], '.2f')})" if measures["purity"] else ""
+        row = {
+            "tokenizer": tokenizer.name,
+            "codes": _listed(measures["code_sizes"]),
+            "sharing": f"{measures['collision_rate']:.1%}",
+            "largest": f"{measures['largest_group']}",
+            "used": _listed(measures["used_codes"]),
+            "perplexity": _listed(measures["perplexity"], ".0f"),
+            "error": text.figure(measures["reconstruction_error"], ".3f"),
+            "neighbours": _listed(measures["neighbour_agreement"], ".2f"),
+            "purity (by chance)": _listed(measures["purity"], ".2f") + by_chance,
+            "seconds": f"{measures['seconds']:.1f}",
+            "MB": f"{measures['peak_mb']}",
+        }
+        rows.append(row)
+    return text.table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _write_parquet(path: Path, fitted: Sequence[FittedTokenizer]) -> None:
