@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tigerrec.data.download
 import tigerrec.data.raw
-
 from tigerrec.data.amazon import AmazonReviews
 from tigerrec.data.base import DatasetError
 from tigerrec.data.prepare import prepare
