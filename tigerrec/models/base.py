@@ -51,28 +51,16 @@ class Generator(Protocol):
         ...
 
     def window(self, stride: int) -> int:
-        """Items of a packed training window, of which there is one every `stride` items.
-
-        Raises:
-            ValueError: the family cannot be trained so.
-        """
+        """Items of a packed training window, one every `stride` items; ValueError where the family has no such."""
         ...
 
     @classmethod
     def of_config(cls, config: dict[str, Any]) -> Self:
-        """The sizes that a `config.json` of this family describes.
-
-        Raises:
-            KeyError, TypeError, ValueError: it was not written by this family.
-        """
+        """The sizes in a `config.json`; KeyError, TypeError or ValueError where this family did not write it."""
         ...
 
     def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryModel:
-        """A model with random weights for these items.
-
-        Args:
-            encoder_mask: of a family with an encoder.
-        """
+        """A model with random weights for these items; `encoder_mask` is for a family with an encoder."""
         ...
 
 
@@ -108,7 +96,7 @@ class HistoryModel(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `config.json` says of the reading of histories, `max_items` and the sizes of all levels among it."""
+        """How histories are read, as `config.json` says: `max_items`, the sizes of all levels and more."""
         ...
 
     @property
@@ -148,12 +136,8 @@ class HistoryModel(Protocol):
         ...
 
     def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
-        """What transformers' own forward pass gives for some targets after one history, (m, T, vocabulary).
-
-        Args:
-            history: int64 (n,), item indices.
-            targets: int64 (m, T), tokens.
-        """
+        """What transformers' own forward pass gives for targets of tokens (m, T) after one history of item indices
+        (n,): float32 (m, T, vocabulary)."""
         ...
 
     def token_embeddings(self) -> list[Tensor]:

@@ -57,7 +57,7 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
 
 
 def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """Type and shape of each parameter of a part of the model; of the rows of items the file may hold the first only."""
+    """Type and shape of each parameter of a module; of the rows of items the file may hold the first only."""
     of_items = {id(parameter) for parameter in model.item_embeddings()}
     return {
         name: ("float32", (None, *parameter.shape[1:]) if id(parameter) in of_items else tuple(parameter.shape))
@@ -68,9 +68,9 @@ def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tupl
 def _check_settings(folder: Path, file: str, settings: Any) -> None:
     """Refuse a file of transformers' settings that differ from those of the model built here, or that name code or a
     format of weights."""
-    found, expected = read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
+    saved, expected = read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
     with contract(folder, file):
-        for name, value in found.items():
+        for name, value in saved.items():
             if name in FOREIGN:
                 raise ValueError(f"it has the key '{name}'")
             if name not in NOT_THE_MODEL and name in expected and value != expected[name]:
