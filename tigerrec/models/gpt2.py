@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from tigerrec.models.gpt2_model import HistoryGPT2
 
 STOCK_NAMES = {
-    "num_layers": "n_layer", "d_model": "n_embd", "num_heads": "n_head", "d_ff": "n_inner", "dropout_rate": "resid_pdrop"
+    "num_layers": "n_layer", "d_model": "n_embd", "num_heads": "n_head", "d_ff": "n_inner",
+    "dropout_rate": "resid_pdrop",
 }  # fmt: skip
 
 
@@ -78,7 +79,8 @@ class DecoderOnly:
         config = GPT2Config(
             vocab_size=layout.vocab_size, n_positions=(self.max_items + 1) * layout.n_levels, n_embd=self.d_model,
             n_layer=self.num_layers, n_head=self.num_heads, n_inner=self.d_ff, resid_pdrop=self.dropout_rate,
-            embd_pdrop=self.dropout_rate, attn_pdrop=self.dropout_rate, pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
+            embd_pdrop=self.dropout_rate, attn_pdrop=self.dropout_rate,
+            pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
         )  # fmt: skip
         config.tigerrec = {
             "history": "codes",

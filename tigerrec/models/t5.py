@@ -90,8 +90,8 @@ class T5:
         layout = semantic_ids.layout
         config = T5Config(
             vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff,
-            num_layers=self.num_layers, num_decoder_layers=self.decoder_layers, num_heads=self.num_heads, dropout_rate=self.dropout_rate,
-            pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
+            num_layers=self.num_layers, num_decoder_layers=self.decoder_layers, num_heads=self.num_heads,
+            dropout_rate=self.dropout_rate, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
         )  # fmt: skip
         config.tigerrec = {
             "encoder_mask": encoder_mask,
