@@ -19,19 +19,10 @@ STOCK_NAMES = {
 
 @options
 class DecoderOnly:
-    """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch on
-    Semantic IDs.
+    """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch.
 
     It reads the start token, then the tokens of all items, oldest first. Positions count from the first item read.
-
-    Attributes:
-        num_layers: blocks.
-        d_model: width of the hidden states.
-        num_heads: attention heads a layer.
-        d_kv: width of one head: in GPT-2 always `d_model / num_heads`, which None stands for.
-        d_ff: width of the feed-forward layers.
-        dropout_rate: dropout everywhere GPT-2 has it.
-        max_items: how many of a history's last items are read.
+    Its sizes are those of `T5` without an encoder; `d_kv` is always `d_model / num_heads`, which None stands for.
     """
 
     family: ClassVar[str] = "gpt2"

@@ -74,14 +74,9 @@ class HistoryModule(nn.Module):
         self.stock.save_pretrained(folder)
 
     def losses(
-        self,
-        batch: Batch,
-        dtype: torch.dtype,
-        dropout: Dropout,
-        *,
-        label_smoothing: float = 0.0,
+        self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
         known: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Summed cross-entropies of a batch's targets, in nats.
 
         Args:

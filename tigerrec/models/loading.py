@@ -22,12 +22,11 @@ NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version"
 def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     """The trained generator of a train stage or an exported folder, in evaluation mode.
 
-    The model is built here, from the sizes in `config.json` alone, and its weights are copied into it: nothing else in
-    the folder has an effect. Items beyond those it was trained with have no item embedding.
+    Built from the sizes in `config.json` alone, it takes its weights from the folder and nothing else. Items beyond
+    those it was trained with have no item embedding.
 
     Raises:
-        ArtifactError: the folder's config was not written by tigerrec, does not fit the Semantic IDs, or the weights
-            are not those of such a model.
+        ArtifactError: the config was not written by tigerrec or does not fit the Semantic IDs or the weights.
     """
     import torch
 

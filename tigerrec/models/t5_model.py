@@ -141,11 +141,9 @@ class HistoryT5(HistoryModule):
         """
         dropout = dropout or Dropout(0.0)
         items_or_any = items.clamp(min=0)
-        embedded = self.t5.shared(self.tokens[items_or_any])
-        embedded = (
-            embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
-        )
-        return t5_stack.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
+        tokens = self.t5.shared(self.tokens[items_or_any])
+        read = tokens.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, tokens, dtype, dropout)
+        return t5_stack.encode(self.t5, read, self._encoder_visible(items), dtype, dropout)
 
     def read(self, items: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """What the decoder attends to for histories of item indices (B, n): the encoder's output, float32 (B, S, d),
@@ -168,12 +166,7 @@ class HistoryT5(HistoryModule):
         return logits
 
     def _at_items(self, encoded: Tensor, places: Tensor) -> Tensor:
-        """The encoder's output at some items of each history, (B * m, positions of an item, d).
-
-        Args:
-            encoded: (B, S, d).
-            places: int64 (B, m).
-        """
+        """The encoder's output (B, S, d) at items (B, m) of each history, (B * m, positions of an item, d)."""
         by_item = encoded.unflatten(1, (-1, self.positions_per_item)).flatten(2)
         chosen = by_item.gather(1, places[:, :, None].expand(-1, -1, by_item.shape[2]))
         return chosen.view(-1, self.positions_per_item, encoded.shape[2])
