@@ -81,8 +81,7 @@ class Step:
             role: record
             for role, record in manifest.inputs.items()
             if role not in self.inputs and "content" not in record  # that of a stage has content
-        }
-        outside |= {role: {"fingerprint": sha256_file(path)} for role, path in self.present().items()}
+        } | {role: {"fingerprint": sha256_file(path)} for role, path in self.present().items()}
         return stages.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
 
 
@@ -124,10 +123,8 @@ def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], k
     )  # fmt: skip
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
-        raise ConfigError(
-            f"{known.name_option} and {where}.name are both {folder.name!r}, with different settings; give "
-            f"`{where}.name=<new name>`."
-        )
+        both = f"{known.name_option} and {where}.name are both {folder.name!r}"
+        raise ConfigError(f"{both}, with different settings; give `{where}.name=<new name>`.")
     steps.setdefault(known.key, known)
     return folder
 
@@ -137,22 +134,20 @@ def _plan_further(
 ) -> dict[str, Path]:
     """Plan the embed steps of further item vectors, exactly those that are needed; returns their folders by name."""
     given = {} if nodes is None else nodes
+    choose = f"embedder@{where}"
     if not isinstance(given, Mapping):
-        raise ConfigError(
-            f"{where}={nodes!r} must hold an embedder a name; choose each with `+embedder@{where}.<name>=<embedder>`."
-        )
+        repair = f"choose each with `+{choose}.<name>=<embedder>`"
+        raise ConfigError(f"{where}={nodes!r} must hold an embedder a name; {repair}.")
     for name in needs:
         if name not in given:
-            raise ConfigError(
-                f"{where}.{name} is needed and missing; choose its embedder with `+embedder@{where}.{name}=<embedder>`."
-            )
+            repair = f"choose its embedder with `+{choose}.{name}=<embedder>`"
+            raise ConfigError(f"{where}.{name} is needed and missing; {repair}.")
     for name, node in given.items():
         if name not in needs:
             raise ConfigError(f"{where}.{name} is given, but only [{', '.join(needs)}] can be used; leave it out.")
         if not isinstance(node, Mapping):
-            raise ConfigError(
-                f"{where}.{name}={node!r} is no embedder; choose one with `embedder@{where}.{name}=<embedder>`."
-            )
+            repair = f"choose one with `{choose}.{name}=<embedder>`"
+            raise ConfigError(f"{where}.{name}={node!r} is no embedder; {repair}.")
     return {name: _plan_embed(node, f"{where}.{name}", prepared, steps) for name, node in given.items()}
 
 
@@ -168,11 +163,8 @@ def _plan_prepare(cfg: DictConfig) -> Step:
 
 
 def plan(cfg: DictConfig) -> dict[str, Step]:
-    """The five stages of a configuration and the embed steps of further vectors, each behind those it reads, by key.
-
-    Raises:
-        ConfigError: an option is unknown, has the wrong type or is out of range.
-    """
+    """The five stages of a configuration and the embed steps of further vectors, each behind those it reads, by key;
+    ConfigError where an option is unknown, has the wrong type or is out of range."""
     prepare = _plan_prepare(cfg)
     defaults = plain(cfg.dataset_defaults, "dataset_defaults")
 
@@ -207,11 +199,8 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
 
 
 def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
-    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration.
-
-    Raises:
-        ConfigError: an option is unknown, has the wrong type or is out of range.
-    """
+    """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration,
+    checked as in `plan`."""
     prepare = _plan_prepare(cfg)
     baseline, keys, trials = _trials(cfg.get("baseline"))
     evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
@@ -241,10 +230,8 @@ def _trials(node: Any) -> tuple[Baseline, dict[str, Any], tuple[dict[str, Any], 
     lists = {name: given for name, given in values.items() if name in settings and isinstance(given, list)}
     for name, given in lists.items():
         if not given:
-            raise ConfigError(
-                f"baseline.{name}=[] holds no value; give `baseline.{name}=<value>`, or several to choose from: "
-                f"`baseline.{name}=[<value>,…]`."
-            )
+            repair = f"give `baseline.{name}=<value>`, or several to choose from: `baseline.{name}=[<value>,…]`"
+            raise ConfigError(f"baseline.{name}=[] holds no value; {repair}.")
     built = [build_choice(values | trial, "baseline", Baseline, ("seed",)) for trial in combinations(lists)]
     several = [name for name, given in lists.items() if len(given) > 1]
     return *built[0], tuple({name: getattr(trial, name) for name in several} for trial, _ in built)
@@ -254,10 +241,7 @@ def run(cfg: DictConfig, until: str) -> Path:
     """Bring a stage and everything it needs up to date; returns its folder.
 
     What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of
-    fused vectors) is not.
-
-    Raises:
-        TigerrecError: an option is wrong, something on the way is stale or damaged, or a stage failed.
+    fused vectors) is not. Every error is a TigerrecError.
     """
     return bring_up_to_date(plan(cfg), until, cfg.overwrite)
 
@@ -278,12 +262,7 @@ def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | Non
 
 
 def _bring_up_to_date(step: Step, rebuild: bool, asked: bool, later: Sequence[Path]) -> None:
-    """Run a step that is not up to date.
-
-    Args:
-        asked: whether it is the one that was asked for, not only needed.
-        later: the folders of the steps that come behind it.
-    """
+    """Run a step that is not up to date, one `asked` for or only needed, with the folders of those `later`."""
     with contextlib.ExitStack() as held:
         if not distributed.agreed(lambda: _has_to_run(step, rebuild, asked, held)):
             return
@@ -325,8 +304,9 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
-        killed_at_its_end = stages.working_files(step.folder) and stages.rebuild_of(step.folder) is None
-        if killed_at_its_end:
+        if (
+            stages.working_files(step.folder) and stages.rebuild_of(step.folder) is None
+        ):  # it was killed at its very end
             with contextlib.suppress(ArtifactError), locked(step.folder):
                 stages.discard_working_files(step.folder)
     return current
