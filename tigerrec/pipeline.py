@@ -304,9 +304,8 @@ def _is_up_to_date(step: Step, written_by_others: Sequence[Path]) -> bool:
         current = step.is_current()
     if current:
         logger.info("%s: up to date in %s", step.stage, step.folder)
-        if (
-            stages.working_files(step.folder) and stages.rebuild_of(step.folder) is None
-        ):  # it was killed at its very end
+        # working files without a rebuild are those of a process that was killed after its last word
+        if stages.working_files(step.folder) and stages.rebuild_of(step.folder) is None:
             with contextlib.suppress(ArtifactError), locked(step.folder):
                 stages.discard_working_files(step.folder)
     return current
