@@ -117,11 +117,8 @@ class AmazonReviews(Dataset):
         return shipped_folder("sample", "data/sample") if self.raw_dir is None else self.raw_dir.expanduser()
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing raw file, downloaded where it was missing.
-
-        Raises:
-            TigerrecError: a file is missing and cannot be downloaded.
-        """
+        """Role → existing raw file, downloaded where it was missing. Raises TigerrecError if a file is missing and
+        cannot be downloaded."""
         folder = self.folder
         if not folder.is_dir() and DOWNLOADS not in folder.parents:
             raise DatasetError(
@@ -132,11 +129,8 @@ class AmazonReviews(Dataset):
         return self.files()
 
     def read(self) -> RawData:
-        """The raw files, read to their end; metadata only of items that a user with enough interactions has.
-
-        Raises:
-            DatasetError: a file is missing or damaged.
-        """
+        """The raw files, read to their end; metadata only of items that a user with enough interactions has. Raises
+        DatasetError if a file is missing or damaged."""
         tally = Tally()
         parse = parse_rating if ".csv" in self.interactions else parse_review
         lines = self._lines(self.interactions)

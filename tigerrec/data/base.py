@@ -30,11 +30,8 @@ class RawItem:
 
 @dataclasses.dataclass
 class RawData:
-    """Readable interactions in file order, the metadata of their items, and what was lost.
-
-    `timestamps` is int64. `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended
-    rather than dropped.
-    """
+    """Readable interactions in file order, the metadata of their items, and what was lost. `timestamps` is int64.
+    `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended rather than dropped."""
 
     user_ids: list[str]
     item_ids: list[str]
@@ -68,15 +65,7 @@ class Dataset(Protocol):
         return {role: path for role, path in self.files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing raw file, downloaded where that is possible.
-
-        Raises:
-            TigerrecError: a file is missing.
-        """
+        """Role → existing raw file, downloaded where that is possible. Raises TigerrecError if a file is missing."""
 
     def read(self) -> RawData:
-        """The raw files, read to their end.
-
-        Raises:
-            TigerrecError: a file is missing or damaged.
-        """
+        """The raw files, read to their end. Raises TigerrecError if a file is missing or damaged."""

@@ -97,11 +97,8 @@ class Examples:
     @staticmethod
     def windows(histories: Histories, window: int, stride: int, device: torch.device | str = "cpu") -> Examples:
         """Windows of at most `window` items, one every `stride` items, which are fewer; a target belongs to the first
-        window that holds it.
-
-        So a target is given all its earlier items up to `window - stride`, and between that many and `window - 1`
-        beyond.
-        """
+        window that holds it. So a target is given all its earlier items up to `window - stride`, and between that many
+        and `window - 1` beyond."""
         items, lengths = _training_items(histories)
         n_windows = np.where(lengths > 1, 1 + -(-np.maximum(lengths - window, 0) // stride), 0)
         rows, numbers = rows_and_places(n_windows)

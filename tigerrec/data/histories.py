@@ -40,11 +40,8 @@ class Histories:
 
 
 def load_histories(prepared: Path) -> Histories:
-    """The histories of a finished prepare stage.
-
-    Raises:
-        ArtifactError: no finished or no undamaged stage stands there.
-    """
+    """The histories of a finished prepare stage. Raises ArtifactError if no finished or no undamaged stage stands
+    there."""
     open_stage(prepared, "prepare")
     n_items = len(read_items(prepared))
     columns = {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"}
@@ -72,13 +69,11 @@ def load_histories(prepared: Path) -> Histories:
 
 
 def read_items(folder: Path, columns: Mapping[str, str] | None = None) -> Any:
-    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index.
+    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index. Raises DamagedError if
+    the file is another table.
 
     Args:
         columns: the types of further columns that must be there, see `artifacts.read_table`.
-
-    Raises:
-        DamagedError: the file is another table.
     """
     table = read_table(folder, ITEMS, {"item": "int32", "item_id": "string", **(columns or {})})
     with contract(folder, ITEMS):
@@ -90,11 +85,8 @@ def read_items(folder: Path, columns: Mapping[str, str] | None = None) -> Any:
 
 
 def read_stats(prepared: Path) -> dict[str, Any]:
-    """`stats.json` of a prepare stage.
-
-    Raises:
-        DamagedError: the file holds no counts of users, items and interactions.
-    """
+    """`stats.json` of a prepare stage. Raises DamagedError if the file holds no counts of users, items and
+    interactions."""
     stats: dict[str, Any] = read_json(prepared, STATS, {"users": int, "items": int, "interactions": int})
     return stats
 

@@ -44,10 +44,8 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -
 
 
 def item_text(item_id: str, item: RawItem) -> str:
-    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing.
-
-    `Item <id>.` where all is missing.
-    """
+    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing. `Item
+    <id>.` where all is missing."""
     fields = {
         "Title": item.title,
         "Brand": item.brand,
@@ -76,13 +74,9 @@ class Prepared:
 
 
 def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
-    """Drop repeated interactions, filter, number by first appearance, order by (user, time, place in the file).
-
-    Users with fewer than three interactions are always left out: leave-one-out needs three.
-
-    Raises:
-        DatasetError: nothing is left.
-    """
+    """Drop repeated interactions, filter, number by first appearance, order by (user, time, place in the file). Users
+    with fewer than three interactions are always left out: leave-one-out needs three. Raises DatasetError if nothing is
+    left."""
     import pandas as pd
 
     users, user_ids = pd.factorize(np.array(raw.user_ids, dtype=object))
@@ -162,12 +156,9 @@ def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None
 
 
 def prepare(dataset: Dataset, out: Path) -> Path:
-    """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set.
-
-    Raises:
-        TigerrecError: raw files missing, damaged or changed meanwhile, too many unreadable lines, or nothing left after
-            filtering.
-    """
+    """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set. Raises
+    TigerrecError if raw files are missing, damaged or changed meanwhile, too many lines are unreadable, or nothing is
+    left after filtering."""
     import pyarrow as pa
 
     sources = dataset.sources()

@@ -77,14 +77,12 @@ def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
 def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
     """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark.
 
-    A line beyond 10 MB comes as None.
+    A line beyond 10 MB comes as None. Raises DatasetError if the file cannot be read, is a web page, no gzip file, cut
+    short, or fails its checksum.
 
     Args:
         remedy: the end of the error's sentence, for instance "download it again".
         packed: whether it is a gzip file; None: its name tells.
-
-    Raises:
-        DatasetError: the file cannot be read, is a web page, no gzip file, cut short, or fails its checksum.
     """
     packed = path.suffix == ".gz" if packed is None else packed
     try:
@@ -113,11 +111,7 @@ def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[
 
 
 def text_of(line: bytes | None) -> str:
-    """A line as text.
-
-    Raises:
-        Unreadable: too long or not UTF-8.
-    """
+    """A line as text. Raises Unreadable if it is too long or not UTF-8."""
     if line is None:
         raise Unreadable("longer than 10 MB")
     try:
@@ -127,11 +121,7 @@ def text_of(line: bytes | None) -> str:
 
 
 def json_record(text: str) -> dict[str, Any]:
-    """A line of JSON as a dict.
-
-    Raises:
-        Unreadable: not JSON, or no object.
-    """
+    """A line of JSON as a dict. Raises Unreadable if it is not JSON, or no object."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
@@ -142,11 +132,8 @@ def json_record(text: str) -> dict[str, Any]:
 
 
 def checked_id(value: Any, name: str) -> str:
-    """An id as text, exactly as given (leading zeros stay).
-
-    Raises:
-        Unreadable: missing, empty, of another type, or with characters that no table can hold.
-    """
+    """An id as text, exactly as given (leading zeros stay). Raises Unreadable if it is missing, empty, of another type,
+    or has characters that no table can hold."""
     if value is None or value == "":
         raise Unreadable(f"no {name}")
     if not isinstance(value, str):
@@ -159,11 +146,8 @@ def checked_id(value: Any, name: str) -> str:
 
 
 def checked_time(value: Any) -> int:
-    """A number as int64; fractions are cut off downwards.
-
-    Raises:
-        Unreadable: missing, no finite number, or beyond int64.
-    """
+    """A number as int64; fractions are cut off downwards. Raises Unreadable if it is missing, no finite number, or
+    beyond int64."""
     if value is None or value == "":
         raise Unreadable("no time")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

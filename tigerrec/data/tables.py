@@ -111,10 +111,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
     """The names of a table's columns, and its rows; a row that cannot be read is an `Unreadable` with the reason.
-
-    Raises:
-        DatasetError: the file is damaged or no table (also while the rows are read).
-    """
+    Raises DatasetError, also while the rows are read, if the file is damaged or no table."""
     read = {".csv": _delimited_rows, ".tsv": _delimited_rows, ".parquet": _parquet_rows}.get(_format(path), _json_rows)
     rows = read(path)
     return list(next(rows) or {}), rows  # type: ignore[arg-type]
@@ -128,13 +125,8 @@ def plain_id(value: Any, name: str) -> str:
 
 
 def parse_time(value: Any) -> int:
-    """A time as int64: numbers keep their unit (fractions are cut off), dates become seconds since 1970.
-
-    Dates are ISO 8601, in UTC where they name no zone.
-
-    Raises:
-        Unreadable: neither a number nor an ISO date.
-    """
+    """A time as int64: numbers keep their unit (fractions are cut off), dates become seconds since 1970. Dates are ISO
+    8601, in UTC where they name no zone. Raises Unreadable if it is neither a number nor an ISO date."""
     if isinstance(value, str):
         text = value.strip()
         for read in (int, float, datetime.datetime.fromisoformat):
@@ -193,11 +185,8 @@ class TablesDataset(Dataset):
         return {role: path.expanduser() for role, path in named.items() if path is not None}
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing file.
-
-        Raises:
-            DatasetError: no file was named, or it does not exist, or its ending is unknown.
-        """
+        """Role → existing file. Raises DatasetError if no file was named, or it does not exist, or its ending is
+        unknown."""
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
         files = self.files()
@@ -212,11 +201,7 @@ class TablesDataset(Dataset):
         return files
 
     def read(self) -> RawData:
-        """Both tables, read to their end.
-
-        Raises:
-            DatasetError: a file or column is missing, or a file is damaged.
-        """
+        """Both tables, read to their end. Raises DatasetError if a file or column is missing, or a file is damaged."""
         sources, tally = self.sources(), Tally()
         rows = self._rows(sources["interactions"], ["user_column", "item_column", "time_column"])
         users, items, times = read_interactions(rows, self._interaction, tally)

@@ -115,11 +115,8 @@ class Precomputed(EmbedsTexts):
         return encode
 
     def _read(self, path: Path, ids: Path | None) -> tuple[list[str], np.ndarray]:
-        """The ids and their vectors, (n, dim) where the file holds what it should.
-
-        Raises:
-            KeyError: the file has no such column or tensor; says which.
-        """
+        """The ids and their vectors, (n, dim) where the file holds what it should. Raises KeyError, which says which,
+        if the file has no such column or tensor."""
         if ids is None:
             import pyarrow.parquet
 

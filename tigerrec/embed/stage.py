@@ -31,7 +31,9 @@ def embed(
 ) -> Path:
     """Write the vectors of a prepared data set's items: `embeddings`, finite float32 (items, dim), row = item index.
 
-    A run that was stopped goes on from the shards it left in `out/shards`.
+    A run that was stopped goes on from the shards it left in `out/shards`. Raises EmbedError if there is no encoder, an
+    item has no vector, or a vector is not finite. Raises ArtifactError if the input is not finished, damaged or changed
+    meanwhile, or `out` cannot be written.
 
     Args:
         prepared: the folder of the prepare stage.
@@ -39,10 +41,6 @@ def embed(
 
     Returns:
         `out`.
-
-    Raises:
-        EmbedError: there is no encoder, an item has no vector, or a vector is not finite.
-        ArtifactError: the input is not finished, damaged or changed meanwhile, or `out` cannot be written.
     """
     open_stage(prepared, "prepare")
     table = read_items(prepared, {"text": "string"})
@@ -79,11 +77,8 @@ def embed(
 
 
 def load_embeddings(folder: Path) -> np.ndarray:
-    """The vectors of a finished embed stage, float32 (items, dim), row = item index.
-
-    Raises:
-        ArtifactError: no finished embed stage stands there, or it is damaged.
-    """
+    """The vectors of a finished embed stage, float32 (items, dim), row = item index. Raises ArtifactError if no
+    finished embed stage stands there, or it is damaged."""
     open_stage(folder, "embed")
     vectors: np.ndarray = read_arrays(folder, FILE, {"embeddings": ("float32", (None, None))})["embeddings"]
     return vectors

@@ -60,11 +60,8 @@ def _end_with_launcher() -> None:
 
 
 def join() -> None:
-    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs.
-
-    Raises:
-        TigerrecError: there are fewer GPUs than processes on this machine.
-    """
+    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs. Raises TigerrecError if
+    there are fewer GPUs than processes on this machine."""
     if world_size() == 1:
         return
     _end_with_launcher()

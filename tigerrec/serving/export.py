@@ -64,14 +64,12 @@ PROTOCOL = (
 
 
 def export(run: Path, out: Path) -> Path:
-    """Write everything that recommending needs into one folder, whole or not at all.
+    """Write everything that recommending needs into one folder, whole or not at all. Raises ArtifactError if the run or
+    a folder above it cannot be used, or `out` holds something else.
 
     Args:
         run: the folder of a finished train stage.
         out: a new or empty folder, or an older export, which is replaced.
-
-    Raises:
-        ArtifactError: the run or a folder above it cannot be used, or `out` holds something else.
     """
     check_run(run)
     write_export(run, out.resolve())
@@ -80,10 +78,8 @@ def export(run: Path, out: Path) -> Path:
 
 
 def write_export(run: Path, out: Path) -> None:
-    """`export` of a train folder to an absolute path, silently; what nobody could load is refused.
-
-    It holds the items, every content file of the tokenize and train stages, and what else recommending needs.
-    """
+    """`export` of a train folder to an absolute path, silently; what nobody could load is refused. It holds the items,
+    every content file of the tokenize and train stages, and what else recommending needs."""
     check_free(out)
     folders = upstream_folders(run)
     semantic_ids = load_semantic_ids(folders["tokenize"])

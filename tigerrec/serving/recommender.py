@@ -46,11 +46,8 @@ class Recommendation:
 
 
 def check_run(folder: Path) -> None:
-    """Refuse a folder in which no stage was finished, or another than a user means.
-
-    Raises:
-        RecommendError: says which folder to give.
-    """
+    """Refuse a folder in which no stage was finished, or another than a user means. Raises RecommendError, which says
+    which folder to give."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.stage not in ("train", EXPORT):
         holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
@@ -62,10 +59,7 @@ def check_run(folder: Path) -> None:
 
 def read_popularity(exported: Path, n_items: int) -> np.ndarray:
     """How often training histories hold each item of an export whose items may share Semantic IDs, int64 (n_items,).
-
-    Raises:
-        DamagedError: the file holds anything else.
-    """
+    Raises DamagedError if the file holds anything else."""
     counts: np.ndarray = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})[
         "training_counts"
     ]
@@ -94,13 +88,11 @@ class Recommender:
 
     @staticmethod
     def from_pretrained(folder: Path | str, device: str = "auto") -> Recommender:
-        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
+        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder. Raises
+        ArtifactError if the folder is neither, or something in it is damaged.
 
         Args:
             device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
-
-        Raises:
-            ArtifactError: the folder is neither, or something in it is damaged.
         """
         from tigerrec.models.loading import load_generator
         from tigerrec.runtime.devices import resolve_device
@@ -135,16 +127,14 @@ class Recommender:
     def with_items(
         self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None
     ) -> Recommender:
-        """A recommender of these and of new items, without training; the scores of these stay.
+        """A recommender of these and of new items, without training; the scores of these stay. Raises RecommendError if
+        there is no new item, one is known already or comes twice, its codes are those of another where items may not
+        share them, or ids, codes and titles do not fit together.
 
         Args:
             item_ids: of the new items.
             codes: their Semantic IDs, int (n, n_levels): `new_items.new_semantic_ids`.
             titles: their titles.
-
-        Raises:
-            RecommendError: there is no new item, one is known already or comes twice, its codes are those of another
-                where items may not share them, or ids, codes and titles do not fit together.
         """
         ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
         repeated = [item_id for item_id, count in Counter([*self.numbers, *ids]).items() if count > 1]
@@ -180,15 +170,13 @@ class Recommender:
         )
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
-        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.
+        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller. Raises
+        RecommendError if k is below 1, or no item of the history is known.
 
         Args:
             item_ids: the history, oldest first; unknown ids are ignored with a warning.
             k: how many items.
             mask_seen: recommend nothing of the history.
-
-        Raises:
-            RecommendError: k is below 1, or no item of the history is known.
         """
         return self.recommend_batch([item_ids], k, mask_seen)[0]
 

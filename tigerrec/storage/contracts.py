@@ -31,11 +31,8 @@ def _remedy(folder: Path) -> str:
 @contextlib.contextmanager
 def contract(folder: Path, name: str) -> Iterator[None]:
     """Whatever goes wrong inside, in a library or in a check, is a fault of the file `name` of a stage; checks raise
-    ValueError.
-
-    Raises:
-        DamagedError: names the file, what is wrong with it, and the command that makes it again.
-    """
+    ValueError. Raises DamagedError, which names the file, what is wrong with it, and the command that makes it
+    again."""
     try:
         yield
     except TigerrecError:
@@ -50,14 +47,11 @@ def contract(folder: Path, name: str) -> Iterator[None]:
 
 
 def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None) -> Any:
-    """A Parquet file of a stage as a `pyarrow.Table`.
+    """A Parquet file of a stage as a `pyarrow.Table`. Raises DamagedError if it is no such table.
 
     Args:
         columns: the type of each column that must be there, as pyarrow calls it; with a `?` at the end it may hold
             nulls.
-
-    Raises:
-        DamagedError: it is no such table.
     """
     import pyarrow.parquet
 
@@ -77,14 +71,11 @@ def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None
 def read_arrays(
     folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]] | None = None, finite: bool = False
 ) -> dict[str, Any]:
-    """A safetensors file of a stage as numpy arrays by name.
+    """A safetensors file of a stage as numpy arrays by name. Raises DamagedError if it holds anything else.
 
     Args:
         arrays: type and shape of every array that must be there, and of no other.
         finite: refuse NaN and infinity.
-
-    Raises:
-        DamagedError: it holds anything else.
     """
     import numpy
     from safetensors.numpy import load_file
@@ -135,14 +126,11 @@ def _no_constant(name: str) -> None:
 
 
 def read_json(folder: Path, name: str, shape: Any = None) -> Any:
-    """A JSON file of a stage.
+    """A JSON file of a stage. Raises DamagedError if it is not JSON, or of another shape.
 
     Args:
         shape: a type (float takes whole numbers too), a dict from the keys that must be there to their shapes, or a
             list of the one shape of all elements.
-
-    Raises:
-        DamagedError: it is not JSON, or of another shape.
     """
     with contract(folder, name):
         value = json.loads((folder / name).read_bytes(), parse_constant=_no_constant)

@@ -59,11 +59,8 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _manifest_fault(data: Any) -> str | None:
-    """What is wrong with a parsed manifest, or None.
-
-    Raises:
-        ValueError: it holds what no manifest of ours can hold, such as NaN.
-    """
+    """What is wrong with a parsed manifest, or None. Raises ValueError if it holds what no manifest of ours can hold,
+    such as NaN."""
     if not isinstance(data, dict):
         return "is not a JSON object"
     types = {
@@ -98,11 +95,8 @@ def _manifest_fault(data: Any) -> str | None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None where no finished stage stands.
-
-    Raises:
-        DamagedError: the manifest is there but cannot be a manifest.
-    """
+    """The manifest of a folder, or None where no finished stage stands. Raises DamagedError if the manifest is there
+    but cannot be a manifest."""
     path = folder / MANIFEST
     data: Any = None
     try:

@@ -63,15 +63,12 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
 
 
 def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str | None = None) -> Manifest:
-    """The manifest of a finished stage, after every file in it was checked against its sha256 (once a process).
+    """The manifest of a finished stage, after every file in it was checked against its sha256 (once a process). Raises
+    MissingError if no finished stage stands there, or another one. Raises DamagedError if a file is missing or changed.
 
     Args:
         or_stages: other stages whose folders will do as well.
         overwrite: the value of the option `overwrite` that builds it again; the stage by default.
-
-    Raises:
-        MissingError: no finished stage stands there, or another one.
-        DamagedError: a file is missing or changed.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -116,11 +113,9 @@ def check_current(
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
     `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep
-    both versions, `overwrite` the value of that option that builds it again (the stage by default).
-
-    Raises:
-        StaleError: a finished stage stands there but was made of something else; names what changed.
-        DamagedError: a file is missing or changed.
+    both versions, `overwrite` the value of that option that builds it again (the stage by default). Raises StaleError,
+    which names what changed, if a finished stage stands there but was made of something else. Raises DamagedError if a
+    file is missing or changed.
     """
     if read_manifest(folder) is None:
         return False
@@ -140,11 +135,8 @@ def check_current(
 
 
 def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path) -> None:
-    """Refuse a finished stage beside an input stage that it was not made from.
-
-    Raises:
-        StaleError: the stage in `upstream` is not the `name` that the manifest of `folder` records.
-    """
+    """Refuse a finished stage beside an input stage that it was not made from. Raises StaleError if the stage in
+    `upstream` is not the `name` that the manifest of `folder` records."""
     recorded, found = manifest.inputs.get(name, {}), input_record(upstream)
     if any(recorded.get(key) != found[key] for key in ("fingerprint", "content")):
         raise StaleError(
@@ -232,7 +224,7 @@ def writing(
     started: float | None = None,
 ) -> Iterator[StageFiles]:
     """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended
-    well.
+    well. Raises ArtifactError if the folder cannot be written or an input is no finished stage.
 
     Args:
         out: the stage's folder.
@@ -240,9 +232,6 @@ def writing(
         inputs: the stage folders read, by stage name.
         sources: the sha256 of files read from outside, by role.
         started: when the stage's work began, on `time.perf_counter`; now by default.
-
-    Raises:
-        ArtifactError: the folder cannot be written or an input is no finished stage.
     """
     records = input_records(inputs or {})
     records |= {name: {"fingerprint": digest} for name, digest in (sources or {}).items()}

@@ -60,18 +60,13 @@ class MeasuresDistances(Protocol):
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, code_sizes[l]), of vectors (n, D) to all codes of level l, given the rows' codes at
-        the levels before, int (n, l).
-
-        They are inf where a code does not exist. The nearest is the code that `encode` gives.
-        """
+        the levels before, int (n, l). They are inf where a code does not exist. The nearest is the code that `encode`
+        gives."""
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
-    """The vectors as contiguous float32 (n, D).
-
-    Raises:
-        TokenizeError: they are no matrix, empty, or not finite; names the rows.
-    """
+    """The vectors as contiguous float32 (n, D). Raises TokenizeError, which names the rows, if they are no matrix,
+    empty or not finite."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or not vectors.size:
         raise TokenizeError(
@@ -88,11 +83,8 @@ def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_codes(tokenizer: Tokenizer, codes: Codes, n_items: int) -> None:
-    """Check what a tokenizer gives for some items.
-
-    Raises:
-        TokenizeError: it is no whole number below `code_sizes` for each item and level.
-    """
+    """Check what a tokenizer gives for some items. Raises TokenizeError if it is not a whole number below `code_sizes`
+    for each item and level."""
     sizes = tokenizer.code_sizes
     if (
         codes.shape != (n_items, len(sizes))

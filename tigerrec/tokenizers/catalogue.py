@@ -18,11 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:
-    """Histories and Semantic IDs of one catalogue.
-
-    Raises:
-        StaleError: the two were made from different items.
-    """
+    """Histories and Semantic IDs of one catalogue. Raises StaleError if the two were made from different items."""
     open_stage(prepared, "prepare")
     open_stage(tokenized, "tokenize")
     histories, semantic_ids = load_histories(prepared), load_semantic_ids(tokenized)

@@ -131,14 +131,9 @@ def _existing_codes(items: CodedItems, prefixes: np.ndarray) -> np.ndarray:
 
 
 def _spilled(items: CodedItems) -> Codes:
-    """The codes (n, L) of which no more items share all but the last than the last level has codes.
-
-    From a group that is too large the items farthest from its code of the level before move to the nearest code of that
-    level with room, and take the nearest code of the last level there.
-
-    Raises:
-        SemanticIdError: there is no room.
-    """
+    """The codes (n, L) of which no more items share all but the last than the last level has codes. From a group that
+    is too large the items farthest from its code of the level before move to the nearest code of that level with room,
+    and take the nearest code of the last level there. Raises SemanticIdError if there is no room."""
     codes = items.codes.copy()
     prefixes, _ = group_codes(codes[:, :-1])
     clashing = np.unique(prefixes[_colliding(codes)])
@@ -219,14 +214,12 @@ COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
 
 
 def resolve(items: CodedItems, policy: Policy) -> tuple[SemanticIds, dict[str, Any]]:
-    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`.
+    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`. Raises SemanticIdError if there are not enough
+    ids.
 
     Returns:
         The ids, and a report: how many items got other codes, and how often items share all codes after that, the
         suffix left out.
-
-    Raises:
-        SemanticIdError: there are not enough ids.
     """
     started = time.perf_counter()
     ids = COLLISION_POLICIES[policy].resolve(items)

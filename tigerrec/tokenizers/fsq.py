@@ -50,14 +50,11 @@ class FSQ(GradientTraining, EqualLevels):
     weight_decay: NotNegative = 0.0
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder with straight-through gradients.
+        """Train the autoencoder with straight-through gradients. Raises TokenizeError if the loss is no longer finite.
 
         Returns:
             `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes,
             int32 (I, L), under the final weights.
-
-        Raises:
-            TokenizeError: the loss is no longer finite.
         """
         import torch
 

@@ -106,11 +106,8 @@ class SemanticIds:
 
 
 def load_semantic_ids(folder: Path | str) -> SemanticIds:
-    """The Semantic IDs that a tokenize stage wrote.
-
-    Raises:
-        ArtifactError: no finished tokenize stage stands there, or it is damaged.
-    """
+    """The Semantic IDs that a tokenize stage wrote. Raises ArtifactError if no finished tokenize stage stands there, or
+    it is damaged."""
     folder = Path(folder)
     open_stage(folder, "tokenize", "export")
     facts = read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
@@ -162,16 +159,15 @@ def suffix_size(codes: np.ndarray) -> int:
 
 
 def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
-    """The Semantic IDs of TIGER: one more level tells items with equal codes apart.
-
-    After Rajput et al. 2023 (arXiv 2305.05065), section 3.1.
-    """
+    """The Semantic IDs of TIGER: one more level tells items with equal codes apart. After Rajput et al. 2023 (arXiv
+    2305.05065), section 3.1."""
     layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
     return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
 
 
 def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
-    """The suffixes of new items, continuing those of the known items.
+    """The suffixes of new items, continuing those of the known items. Raises SemanticIdError if more items share one
+    tuple of codes than the suffix level holds.
 
     Args:
         known: the Semantic IDs of the known items, with a suffix level.
@@ -179,9 +175,6 @@ def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
 
     Returns:
         int32 (n,).
-
-    Raises:
-        SemanticIdError: more items share one tuple of codes than the suffix level holds.
     """
     suffixes = add_suffix(np.concatenate([known.codes[:, :-1], codes]))[len(known.codes) :]
     size = known.layout.level_sizes[-1]

@@ -92,11 +92,8 @@ class ProductQuantizer(EqualLevels):
 
 def fit_rotation(rows: np.ndarray, slices: int, size: int, seed: int) -> np.ndarray:
     """The orthogonal matrix, float32 (D, D), that makes rows (n, D) lose least by product quantisation (Ge et al.
-    2013).
-
-    The identity where no more than `size` rows differ, for then nothing is lost. The codebooks behind the rotation have
-    the largest power of two up to `size`.
-    """
+    2013). The identity where no more than `size` rows differ, for then nothing is lost. The codebooks behind the
+    rotation have the largest power of two up to `size`."""
     import faiss
 
     dim = rows.shape[1]

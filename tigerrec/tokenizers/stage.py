@@ -74,15 +74,13 @@ class Tokenized:
 
 
 def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndarray] | None = None) -> Tokenized:
-    """Fit a tokenizer and give every item a Semantic ID.
+    """Fit a tokenizer and give every item a Semantic ID. Raises TokenizeError if vectors are not finite, a needed
+    matrix is missing, or too many items share their codes.
 
     Args:
         vectors: float32 (I, D), row = item index.
         config: the tokenizer, its seed and how to treat collisions.
         extra: further item-aligned matrices by name, for the tokenizer's `needs`.
-
-    Raises:
-        TokenizeError: vectors are not finite, a needed matrix is missing, or too many items share their codes.
     """
     tokenizer, extra = config.tokenizer, extra or {}
     missing = [name for name in tokenizer.needs if name not in extra]
@@ -145,7 +143,8 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
 
 
 def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[str, Path] | None = None) -> Path:
-    """The tokenize stage: vectors to Semantic IDs.
+    """The tokenize stage: vectors to Semantic IDs. Raises TigerrecError if an input is missing or damaged, vectors are
+    not finite, or too many items share their codes.
 
     Args:
         embedded: the folder of the embed stage.
@@ -155,9 +154,6 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
 
     Returns:
         `out`.
-
-    Raises:
-        TigerrecError: an input is missing or damaged, vectors are not finite, or too many items share their codes.
     """
     from tigerrec.embed.stage import load_embeddings
 
@@ -196,11 +192,8 @@ def _write(files: StageFiles, config: TokenizeConfig, result: Tokenized, dim: in
 
 
 def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
-    """The tokenizer of a finished tokenize stage and what it learned.
-
-    Raises:
-        TigerrecError: no finished stage stands there, it is damaged, or its tokenizer is unknown to this version.
-    """
+    """The tokenizer of a finished tokenize stage and what it learned. Raises TigerrecError if no finished stage stands
+    there, it is damaged, or its tokenizer is unknown to this version."""
     folder = Path(folder)
     open_stage(folder, "tokenize", "export")
     facts = read_json(folder, TOKENIZER, {"dim": int, "code_sizes": [int]})
@@ -218,10 +211,7 @@ def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
 
 def tokenizer_of(record: Any, folder: Path) -> Tokenizer:
     """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code.
-
-    Raises:
-        TigerrecError: the family or a hyper-parameter is unknown, or a value has the wrong type.
-    """
+    Raises TigerrecError if the family or a hyper-parameter is unknown, or a value has the wrong type."""
     with contract(folder, TOKENIZER):
         values = with_families(record["hyper_parameters"])
         if not isinstance(values, dict) or FAMILY in values or not _is_plain(values):
@@ -242,14 +232,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
-    """New items with their codes by the tokenizer of a finished stage or an export.
+    """New items with their codes by the tokenizer of a finished stage or an export. Raises TigerrecError if the folder
+    cannot be used, or the vectors have another dimension or are not finite.
 
     Args:
         folder: the folder of the tokenize stage, or an export.
         vectors: float32 (n, D), from the same embedder as the fitted ones.
-
-    Raises:
-        TigerrecError: the folder cannot be used, or the vectors have another dimension or are not finite.
     """
     tokenizer, state = load_tokenizer(folder)
     vectors = check_vectors(vectors, "The new items' vectors")

@@ -125,14 +125,12 @@ def optimise(
     step: Callable[[torch.Tensor, Progress], torch.Tensor],
     end_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train by AdamW in shuffled batches; the learning rate falls from epoch to epoch.
+    """Train by AdamW in shuffled batches; the learning rate falls from epoch to epoch. Raises TokenizeError if the loss
+    is no longer finite.
 
     Args:
         groups: the parameter groups of the optimizer; their weights decay only where they say so.
         step: the loss of some items, given their numbers, int64 (n,).
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
     """
     import torch
 

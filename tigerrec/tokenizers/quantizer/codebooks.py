@@ -91,10 +91,8 @@ def codebooks_of(state: State, levels: int) -> list[np.ndarray]:
 
 def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Apply a function to float64 blocks of one shape, so that a row's result does not depend on the rows beside it.
-
     Matrix products round differently for other shapes; double precision keeps what is left of that far below any gap
-    between two codewords.
-    """
+    between two codewords."""
     results = []
     for part in np.split(rows, range(BLOCK, len(rows), BLOCK)):
         block = np.pad(part.astype(np.float64), ((0, BLOCK - len(part)), (0, 0)))

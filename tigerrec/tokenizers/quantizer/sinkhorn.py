@@ -38,11 +38,8 @@ def even_plan(distances: torch.Tensor, epsilon: float, iterations: int) -> torch
 
 def balanced_codes(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
     """A code for each row of finite distances (n, k), int64 (n,): of the codes that the plan gives mostly to the row
-    the nearest, and where there is none the one of which it gives the row most.
-
-    Where codes outnumber rows, a row has many codes in about equal shares, so the largest share alone, which LC-Rec
-    takes, would be a choice by rounding.
-    """
+    the nearest, and where there is none the one of which it gives the row most. Where codes outnumber rows, a row has
+    many codes in about equal shares, so the largest share alone, which LC-Rec takes, would be a choice by rounding."""
     import torch
 
     plan = even_plan(torch.from_numpy(distances), epsilon, iterations).numpy()
