@@ -44,12 +44,9 @@ class RawData:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity).
-
-    Attributes:
-        max_dropped: the largest share of unreadable lines that is put up with.
-        expected: users, items and interactions of the known release; empty where nothing is known.
-    """
+    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity). `max_dropped` is
+    the largest share of unreadable lines that is put up with, `expected` the users, items and interactions of the known
+    release, empty where nothing is known."""
 
     family: ClassVar[str]
     min_user_interactions: int

@@ -19,12 +19,8 @@ ITEMS, INTERACTIONS, STATS = "items.parquet", "interactions.parquet", "stats.jso
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
-    """Every user's items, oldest first, as one ragged array.
-
-    Attributes:
-        offsets: int64 (n_users + 1,); user u's items are `items[offsets[u]:offsets[u + 1]]`.
-        items: int32 (n_interactions,), item indices.
-    """
+    """Every user's items, oldest first, as one ragged array: user u's are `items[offsets[u]:offsets[u + 1]]`, int32
+    item indices; `offsets` is int64 (n_users + 1,)."""
 
     offsets: np.ndarray
     items: np.ndarray
@@ -69,12 +65,8 @@ def load_histories(prepared: Path) -> Histories:
 
 
 def read_items(folder: Path, columns: Mapping[str, str] | None = None) -> Any:
-    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index. Raises DamagedError if
-    the file is another table.
-
-    Args:
-        columns: the types of further columns that must be there, see `artifacts.read_table`.
-    """
+    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index, with further columns of
+    the given types (see `read_table`). Raises DamagedError if the file is another table."""
     table = read_table(folder, ITEMS, {"item": "int32", "item_id": "string", **(columns or {})})
     with contract(folder, ITEMS):
         if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):

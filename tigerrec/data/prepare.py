@@ -23,15 +23,8 @@ ITEM_FIELDS = ("title", "brand", "categories", "price")
 
 
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
-    """Which interactions stay when users and items with too few are removed until none is left to remove.
-
-    Args:
-        users: int (n,), user numbers from 0.
-        items: int (n,), item numbers from 0.
-
-    Returns:
-        bool (n,).
-    """
+    """Which interactions stay, bool (n,), when users and items with too few are removed until none is left to remove;
+    users and items are numbers from 0, int (n,)."""
     keep = np.ones(len(users), dtype=bool)
     while keep.any():
         user_counts = np.bincount(users[keep], minlength=users.max() + 1)
@@ -44,7 +37,7 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -
 
 
 def item_text(item_id: str, item: RawItem) -> str:
-    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing. `Item
+    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing; `Item
     <id>.` where all is missing."""
     fields = {
         "Title": item.title,
@@ -58,11 +51,8 @@ def item_text(item_id: str, item: RawItem) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Numbered interactions, grouped by user, oldest first, with the old ids by number.
-
-    Attributes:
-        positions: the place of each interaction in its user's history, from 0.
-    """
+    """Numbered interactions, grouped by user, oldest first, with the old ids by number; `positions` are places in the
+    user's history, from 0."""
 
     users: np.ndarray
     items: np.ndarray

@@ -75,14 +75,11 @@ def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
-    """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark.
+    """The lines of a plain or gzip file to its very end, without empty ones and a byte order mark; one beyond 10 MB
+    comes as None. `packed` says whether it is gzip; None: its name tells.
 
-    A line beyond 10 MB comes as None. Raises DatasetError if the file cannot be read, is a web page, no gzip file, cut
-    short, or fails its checksum.
-
-    Args:
-        remedy: the end of the error's sentence, for instance "download it again".
-        packed: whether it is a gzip file; None: its name tells.
+    Raises DatasetError, which ends in the `remedy`, if the file cannot be read, is a web page, no gzip file, cut short,
+    or fails its checksum.
     """
     packed = path.suffix == ".gz" if packed is None else packed
     try:

@@ -63,12 +63,8 @@ class EmbedsCatalogue(Embedder, Protocol):
         return ()
 
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Vectors, float32 (items, dim), row = item index.
-
-        Args:
-            prepared: the folder of the prepare stage.
-            parts: the vectors that it `needs` by name, each float32 (items, any dim).
-        """
+        """Vectors, float32 (items, dim), row = item index, of the data in the folder of a prepare stage and of the
+        vectors (items, any dim) that it `needs`, by name."""
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:

@@ -30,17 +30,11 @@ def embed(
     prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, parts: Mapping[str, Path] | None = None
 ) -> Path:
     """Write the vectors of a prepared data set's items: `embeddings`, finite float32 (items, dim), row = item index.
+    `parts` are the embed folders of the vectors that the embedder needs, by name.
 
     A run that was stopped goes on from the shards it left in `out/shards`. Raises EmbedError if there is no encoder, an
-    item has no vector, or a vector is not finite. Raises ArtifactError if the input is not finished, damaged or changed
+    item has no vector, or a vector is not finite, and ArtifactError if the input is not finished, damaged or changed
     meanwhile, or `out` cannot be written.
-
-    Args:
-        prepared: the folder of the prepare stage.
-        parts: the embed folders, by name, of the vectors that the embedder needs.
-
-    Returns:
-        `out`.
     """
     open_stage(prepared, "prepare")
     table = read_items(prepared, {"text": "string"})

@@ -156,11 +156,8 @@ def anywhere(condition: bool) -> bool:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor) -> torch.Tensor:
-    """Add up gradients over all processes, in place; a parameter without one in any process keeps none.
-
-    Returns:
-        The sum over all processes of `total`, a scalar.
-    """
+    """Add up gradients over all processes, in place, and give the sum of the scalar `total`; a parameter without a
+    gradient in any process keeps none."""
     if world_size() == 1:
         return total
     import torch

@@ -64,13 +64,9 @@ PROTOCOL = (
 
 
 def export(run: Path, out: Path) -> Path:
-    """Write everything that recommending needs into one folder, whole or not at all. Raises ArtifactError if the run or
-    a folder above it cannot be used, or `out` holds something else.
-
-    Args:
-        run: the folder of a finished train stage.
-        out: a new or empty folder, or an older export, which is replaced.
-    """
+    """Write everything that recommending with a finished train stage needs into one folder, whole or not at all; `out`
+    is new, empty, or an older export, which is replaced. Raises ArtifactError if the run or a folder above it cannot be
+    used, or `out` holds something else."""
     check_run(run)
     write_export(run, out.resolve())
     logger.info("wrote the run %s to %s", run, out)

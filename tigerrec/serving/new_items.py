@@ -41,13 +41,8 @@ class NewItemsError(TigerrecError):
 
 @dataclass(frozen=True)
 class NewItems:
-    """The rows of a user's table of new items.
-
-    Attributes:
-        records: one for each item, with the columns of `items.parquet` but `item`.
-        vectors: float32 (n, D), where the table has them.
-        sha256: of the table.
-    """
+    """The rows of a user's table of new items: records with the columns of `items.parquet` but `item`, vectors float32
+    (n, D) where the table has them, and the sha256 of the table."""
 
     records: list[dict[str, Any]]
     vectors: np.ndarray | None
@@ -140,16 +135,9 @@ def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
 
 
 def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
-    """The Semantic IDs of new items beside the known ones, by the frozen tokenizer and the stage's collision policy.
-    Raises TigerrecError if the folder or the vectors cannot be used, or there is no id left for an item.
-
-    Args:
-        folder: a tokenize stage or an export.
-        vectors: float32 (n, D), from the same embedder as the fitted ones.
-
-    Returns:
-        int32 (n, T).
-    """
+    """The Semantic IDs, int32 (n, T), of new items beside the known ones, by the frozen tokenizer of a tokenize stage
+    or an export and its collision policy; the vectors, float32 (n, D), come from the same embedder. Raises
+    TigerrecError if the folder or the vectors cannot be used, or there is no id left for an item."""
     policy = read_json(Path(folder), TOKENIZER, {"collisions": str})["collisions"]
     if policy not in COLLISION_POLICIES:
         raise NewItemsError(
@@ -160,15 +148,9 @@ def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
 
 
 def add_items(run: Path, items_file: Path, out: Path) -> Path:
-    """Write an export that holds the items of a trained run and new ones; nothing is trained again. Raises
-    TigerrecError if the run, the table or `out` cannot be used, an item is known already, or there is no Semantic ID
-    left for one.
-
-    Args:
-        run: the folder of a finished train stage, or an export.
-        items_file: the table of new items, see `read_new_items`.
-        out: a new or empty folder, or an older export, which is replaced.
-    """
+    """Write an export that holds the items of a train stage or an export and those of a table (see `read_new_items`),
+    without training; `out` is new, empty, or an older export, which is replaced. Raises TigerrecError if the run, the
+    table or `out` cannot be used, an item is known already, or there is no Semantic ID left for one."""
     out = out.resolve()
     check_free(out)
     check_run(run)

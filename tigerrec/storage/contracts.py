@@ -47,12 +47,8 @@ def contract(folder: Path, name: str) -> Iterator[None]:
 
 
 def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None) -> Any:
-    """A Parquet file of a stage as a `pyarrow.Table`. Raises DamagedError if it is no such table.
-
-    Args:
-        columns: the type of each column that must be there, as pyarrow calls it; with a `?` at the end it may hold
-            nulls.
-    """
+    """A Parquet file of a stage as a `pyarrow.Table`. Raises DamagedError if it is none, or a column is not of the type
+    that pyarrow calls so; with a `?` after the type it may hold nulls."""
     import pyarrow.parquet
 
     with contract(folder, name):
@@ -71,12 +67,8 @@ def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None
 def read_arrays(
     folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]] | None = None, finite: bool = False
 ) -> dict[str, Any]:
-    """A safetensors file of a stage as numpy arrays by name. Raises DamagedError if it holds anything else.
-
-    Args:
-        arrays: type and shape of every array that must be there, and of no other.
-        finite: refuse NaN and infinity.
-    """
+    """A safetensors file of a stage as numpy arrays by name. Raises DamagedError if it is none, holds other `arrays`
+    than those of these types and shapes, or, where it must be `finite`, NaN or infinity."""
     import numpy
     from safetensors.numpy import load_file
 
@@ -126,12 +118,9 @@ def _no_constant(name: str) -> None:
 
 
 def read_json(folder: Path, name: str, shape: Any = None) -> Any:
-    """A JSON file of a stage. Raises DamagedError if it is not JSON, or of another shape.
-
-    Args:
-        shape: a type (float takes whole numbers too), a dict from the keys that must be there to their shapes, or a
-            list of the one shape of all elements.
-    """
+    """A JSON file of a stage. Raises DamagedError if it is not JSON, or of another shape: a type (float takes whole
+    numbers too), a dict from the keys that must be there to their shapes, or a list of the one shape of all
+    elements."""
     with contract(folder, name):
         value = json.loads((folder / name).read_bytes(), parse_constant=_no_constant)
         if shape is not None:

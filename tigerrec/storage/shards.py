@@ -32,16 +32,9 @@ def prepare_folder(folder: Path, identity: Any) -> Path:
 
 
 def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
-    """The arrays of all pieces; each is computed, by one of the processes, where a stopped run left no whole file.
-
-    Args:
-        folder: from `prepare_folder`.
-        names: of the pieces' files, without ending.
-        compute: gives the arrays of a piece by its number.
-
-    Returns:
-        The pieces in order, and how many of them were computed now.
-    """
+    """The arrays of all pieces in order, and how many of them were computed now: those of which a stopped run left no
+    whole file, each by one of the processes. `folder` is from `prepare_folder`, `compute` gives a piece by its
+    number."""
     paths = [folder / f"{name}.safetensors" for name in names]
     done: dict[int, Arrays] = {}
     n_computed = 0

@@ -63,13 +63,9 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
 
 
 def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str | None = None) -> Manifest:
-    """The manifest of a finished stage, after every file in it was checked against its sha256 (once a process). Raises
-    MissingError if no finished stage stands there, or another one. Raises DamagedError if a file is missing or changed.
-
-    Args:
-        or_stages: other stages whose folders will do as well.
-        overwrite: the value of the option `overwrite` that builds it again; the stage by default.
-    """
+    """The manifest of a finished stage, or of one of `or_stages`, after every file in it was checked against its sha256
+    (once a process); messages name `overwrite`, by default the stage, as the option that builds it again. Raises
+    MissingError if no finished stage stands there, or another one, and DamagedError if a file is missing or changed."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -112,10 +108,9 @@ def check_current(
 ) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
-    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep
-    both versions, `overwrite` the value of that option that builds it again (the stage by default). Raises StaleError,
-    which names what changed, if a finished stage stands there but was made of something else. Raises DamagedError if a
-    file is missing or changed.
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; messages name `name_option`, which would keep
+    both versions, and `overwrite` as in `open_stage`. Raises StaleError, which names what changed, if a finished stage
+    stands there but was made of something else, and DamagedError if a file is missing or changed.
     """
     if read_manifest(folder) is None:
         return False
@@ -145,14 +140,8 @@ def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path)
 
 
 class StageFiles:
-    """The files of a stage that is being written, in a folder aside until all of them are whole.
-
-    Attributes:
-        folder: where the stage will stand.
-        aside: where its files are meanwhile.
-        entries: what the manifest will say of each file.
-        provenance: what the manifest will say of how they came about.
-    """
+    """The files of a stage that is being written to `folder`, but until all of them are whole in the folder `aside`;
+    `entries` is what the manifest will say of each file, `provenance` of how they came about."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.aside = folder, folder / ASIDE
@@ -224,15 +213,9 @@ def writing(
     started: float | None = None,
 ) -> Iterator[StageFiles]:
     """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended
-    well. Raises ArtifactError if the folder cannot be written or an input is no finished stage.
-
-    Args:
-        out: the stage's folder.
-        config: the stage's checked dataclass, seed included.
-        inputs: the stage folders read, by stage name.
-        sources: the sha256 of files read from outside, by role.
-        started: when the stage's work began, on `time.perf_counter`; now by default.
-    """
+    well. `inputs` are the stage folders read, by stage name; `sources` the sha256 of files read from outside, by role;
+    `started` is when the work began, on `time.perf_counter`, now by default. Raises ArtifactError if the folder cannot
+    be written or an input is no finished stage."""
     records = input_records(inputs or {})
     records |= {name: {"fingerprint": digest} for name, digest in (sources or {}).items()}
     started = time.perf_counter() if started is None else started
@@ -275,15 +258,9 @@ def working_files(folder: Path) -> list[Path]:
 
 
 def begin_rebuild(folder: Path, identity: str) -> None:
-    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building
-    the same again.
-
-    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes
-    too.
-
-    Args:
-        identity: what the newer version is made of.
-    """
+    """Note that a finished stage is to be built again of what `identity` says, and forget what an unfinished run left,
+    unless it was building the same again. The older version stays until the newer one takes its place; until then
+    `rebuild_of` says so, in later processes too."""
     if rebuild_of(folder) != identity:
         discard_working_files(folder)
         with atomic(folder / REBUILD) as temporary:

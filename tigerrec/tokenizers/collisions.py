@@ -27,14 +27,8 @@ SINKHORN_ROUNDS = 20
 
 @dataclass(frozen=True)
 class CodedItems:
-    """Items with the codes that a fitted tokenizer gives them.
-
-    Attributes:
-        tokenizer: any tokenizer, one that measures distances where the policy needs them.
-        state: what the tokenizer learned.
-        vectors: float32 (n, D).
-        codes: int32 (n, L).
-    """
+    """Items with vectors, float32 (n, D), and the codes, int32 (n, L), that a fitted tokenizer gives them; it measures
+    distances where the policy needs them."""
 
     tokenizer: Any
     state: State
@@ -49,14 +43,8 @@ class CodedItems:
 
 @dataclass(frozen=True)
 class CollisionPolicy:
-    """What becomes of items with equal codes.
-
-    Attributes:
-        resolve: the Semantic IDs of all fitted items.
-        extend: the ids, int32 (n, T), of new items beside known ones, which keep theirs; raises SemanticIdError where
-            there is none left.
-        needs_distances: whether the tokenizer must measure distances.
-    """
+    """What becomes of items with equal codes: `resolve` gives the Semantic IDs of all fitted items, `extend` the ids,
+    int32 (n, T), of new items beside known ones, which keep theirs; both raise SemanticIdError where no id is left."""
 
     resolve: Callable[[CodedItems], SemanticIds]
     extend: Callable[[SemanticIds, CodedItems], np.ndarray]
@@ -214,13 +202,9 @@ COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
 
 
 def resolve(items: CodedItems, policy: Policy) -> tuple[SemanticIds, dict[str, Any]]:
-    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`. Raises SemanticIdError if there are not enough
-    ids.
-
-    Returns:
-        The ids, and a report: how many items got other codes, and how often items share all codes after that, the
-        suffix left out.
-    """
+    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`, and a report: how many items got other codes, and
+    how often items share all codes after that, the suffix left out. Raises SemanticIdError if there are not enough
+    ids."""
     started = time.perf_counter()
     ids = COLLISION_POLICIES[policy].resolve(items)
     seconds = round(time.perf_counter() - started, 3)

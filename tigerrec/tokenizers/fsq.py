@@ -50,12 +50,8 @@ class FSQ(GradientTraining, EqualLevels):
     weight_decay: NotNegative = 0.0
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder with straight-through gradients. Raises TokenizeError if the loss is no longer finite.
-
-        Returns:
-            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes,
-            int32 (I, L), under the final weights.
-        """
+        """Train the autoencoder with straight-through gradients; the state is `mean`, `std` (D,) of the vectors,
+        `encoder.<i>.weight|bias` and `decoder.<i>.weight|bias`."""
         import torch
 
         scale, size = standardisation(vectors), self.codebook_size
@@ -94,12 +90,7 @@ class FSQ(GradientTraining, EqualLevels):
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:
     """Latents of any shape within the reach of `size` whole numbers around 0, so that 0 stays and each of them is the
-    nearest to some.
-
-    Args:
-        latents: an array or a tensor.
-        tanh: of its library.
-    """
+    nearest to some; `tanh` is that of their library, numpy or torch."""
     reach = (size - 1) / 2 + min((size - 1) * MARGIN / 2, LARGEST_MARGIN)
     offset = 0.5 if size % 2 == 0 else 0.0
     return tanh(latents + math.atanh(offset / reach)) * reach - offset

@@ -25,12 +25,8 @@ class SemanticIdError(TigerrecError):
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How codes become tokens: 0 is padding and decoder start, then one block of tokens a level.
-
-    Args:
-        code_sizes: the number of codes a level of the tokenizer.
-        level_sizes: `code_sizes`, plus the size of the suffix level where there is one.
-    """
+    """How codes become tokens: 0 is padding and decoder start, then one block of tokens a level. `level_sizes` are
+    `code_sizes`, those of the tokenizer, plus the size of the suffix level where there is one."""
 
     code_sizes: tuple[int, ...]
     level_sizes: tuple[int, ...]
@@ -80,13 +76,8 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """The codes of every item.
-
-    Args:
-        codes: int32 [I, T], the suffix included where there is one; row = item index.
-        layout: the token layout of these codes.
-        may_share: whether several items may have one id; rows of `codes` are unique otherwise.
-    """
+    """The codes of every item, int32 [I, T], the suffix included where there is one; row = item index. They are unique,
+    unless several items `may_share` one id."""
 
     codes: np.ndarray
     layout: TokenLayout
@@ -127,24 +118,14 @@ def load_semantic_ids(folder: Path | str) -> SemanticIds:
 
 
 def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which items share their codes.
-
-    Returns:
-        The group of each item, int64 [I], and the size of each group, int64 [G].
-    """
+    """The group of each item, int64 [I], items with equal codes being one group, and the size of each group, int64
+    [G]."""
     _, groups, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     return groups.reshape(-1), sizes
 
 
 def add_suffix(codes: np.ndarray) -> np.ndarray:
-    """Number the items that share their codes 0, 1, 2, …, by item index.
-
-    Args:
-        codes: int (I, L).
-
-    Returns:
-        int32 (I,); codes and suffix together are unique.
-    """
+    """The number, int32 (I,), of each item among those that share its codes, 0, 1, 2, … by item index."""
     groups, sizes = group_codes(codes)
     order = np.argsort(groups, kind="stable")
     starts = np.cumsum(sizes) - sizes
@@ -166,16 +147,8 @@ def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
 
 
 def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
-    """The suffixes of new items, continuing those of the known items. Raises SemanticIdError if more items share one
-    tuple of codes than the suffix level holds.
-
-    Args:
-        known: the Semantic IDs of the known items, with a suffix level.
-        codes: the codes of the new items without suffix, int (n, L).
-
-    Returns:
-        int32 (n,).
-    """
+    """The suffixes, int32 (n,), of new items with codes (n, L), continuing those of the known items. Raises
+    SemanticIdError if more items share one tuple of codes than the suffix level holds."""
     suffixes = add_suffix(np.concatenate([known.codes[:, :-1], codes]))[len(known.codes) :]
     size = known.layout.level_sizes[-1]
     if len(suffixes) and suffixes.max() >= size:

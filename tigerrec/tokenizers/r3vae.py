@@ -49,8 +49,7 @@ class R3VAE(LearnedCodebooks):
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn `reference` (D,), which begins at the mean of all vectors of length 1, and `codebook_<level>` (k, D), k
-        ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them. Raises TokenizeError if the loss is
-        no longer finite."""
+        ≤ `codebook_size`, all of length 1."""
         import torch
         from torch.nn.functional import cosine_similarity
 

@@ -90,13 +90,9 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
         return self.objective.needs
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder and its codebooks. Raises TokenizeError if the loss is no longer finite.
-
-        Returns:
-            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>`
-            (k, latent), k ≤ `codebook_size`, and what the codebooks are made of; and the codes, int32 (I, L), under the
-            final weights.
-        """
+        """Train the autoencoder and its codebooks. The state is `mean`, `std` (D,) of the vectors,
+        `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>` (k, latent), k ≤ `codebook_size`, and
+        what the codebooks are made of."""
         import torch
 
         scale = standardisation(vectors)

@@ -74,14 +74,9 @@ class Tokenized:
 
 
 def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndarray] | None = None) -> Tokenized:
-    """Fit a tokenizer and give every item a Semantic ID. Raises TokenizeError if vectors are not finite, a needed
-    matrix is missing, or too many items share their codes.
-
-    Args:
-        vectors: float32 (I, D), row = item index.
-        config: the tokenizer, its seed and how to treat collisions.
-        extra: further item-aligned matrices by name, for the tokenizer's `needs`.
-    """
+    """Fit a tokenizer to vectors, float32 (I, D), row = item index, and give every item a Semantic ID; `extra` holds
+    the matrices that the tokenizer `needs`, by name. Raises TokenizeError if vectors are not finite, a needed matrix is
+    missing, or too many items share their codes."""
     tokenizer, extra = config.tokenizer, extra or {}
     missing = [name for name in tokenizer.needs if name not in extra]
     if missing:
@@ -143,18 +138,9 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
 
 
 def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[str, Path] | None = None) -> Path:
-    """The tokenize stage: vectors to Semantic IDs. Raises TigerrecError if an input is missing or damaged, vectors are
-    not finite, or too many items share their codes.
-
-    Args:
-        embedded: the folder of the embed stage.
-        config: the tokenizer, its seed and how to treat collisions.
-        out: the folder to write.
-        extra: further embed folders by name, for the tokenizer's `needs`.
-
-    Returns:
-        `out`.
-    """
+    """The tokenize stage: the vectors of the folder `embedded` to Semantic IDs in `out`; `extra` holds the embed
+    folders of the vectors that the tokenizer `needs`, by name. Raises TigerrecError if an input is missing or damaged,
+    vectors are not finite, or too many items share their codes."""
     from tigerrec.embed.stage import load_embeddings
 
     folders = dict(extra or {})
@@ -232,13 +218,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
-    """New items with their codes by the tokenizer of a finished stage or an export. Raises TigerrecError if the folder
-    cannot be used, or the vectors have another dimension or are not finite.
-
-    Args:
-        folder: the folder of the tokenize stage, or an export.
-        vectors: float32 (n, D), from the same embedder as the fitted ones.
-    """
+    """New items of vectors, float32 (n, D), with their codes by the tokenizer of a tokenize stage or an export. Raises
+    TigerrecError if the folder cannot be used, or the vectors have another dimension or are not finite."""
     tokenizer, state = load_tokenizer(folder)
     vectors = check_vectors(vectors, "The new items' vectors")
     dim = read_json(Path(folder), TOKENIZER, {"dim": int})["dim"]

@@ -20,12 +20,7 @@ Init = Literal["random", "normal", "kmeans", "kmeans++"]
 
 @options
 class EqualLevels:
-    """A tokenizer with the same number of codes on every level.
-
-    Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codes a level.
-    """
+    """A tokenizer with `codebook_size` codes on each of its `levels`."""
 
     assigns_jointly: ClassVar[bool] = False
     levels: AtLeastOne = 3
@@ -126,15 +121,12 @@ def code_distances(
 
 
 def fit_codebook(rows: np.ndarray, size: int, iterations: int, seed: int, init: Init = "kmeans++") -> np.ndarray:
-    """At most `size` codewords, float32 (k, D), by k-means on all rows (n, D).
+    """At most `size` codewords, float32 (k, D), by k-means on all rows (n, D); where no more than `size` rows differ,
+    they are the codewords (but with `normal`).
 
-    Where no more than `size` rows differ, they are the codewords (but with `normal`): k < `size`, and the remaining
-    codes are never given.
-
-    Args:
-        init: where codewords begin: `kmeans` starts k-means at random rows, `kmeans++` at rows far apart (Arthur and
-            Vassilvitskii 2007); without k-means they are `random` distinct rows, or `size` vectors from a `normal`
-            distribution with the expected length 1.
+    `init` says where codewords begin: `kmeans` starts k-means at random rows, `kmeans++` at rows far apart (Arthur and
+    Vassilvitskii 2007); without k-means they are `random` distinct rows, or `size` vectors from a `normal` distribution
+    with the expected length 1.
     """
     import faiss
 
