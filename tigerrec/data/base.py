@@ -1,17 +1,14 @@
-"""The prepare stage: raw interactions → numbered items, users and per-user histories."""
+"""What a data set gives the prepare stage: raw interactions and items."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
 
 
 class DatasetError(TigerrecError):

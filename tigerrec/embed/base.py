@@ -1,8 +1,7 @@
-"""The embed stage: every item becomes a vector, of its text, of the interactions, of a file, or of other vectors."""
+"""What the embed stage asks of embedders: item vectors of texts, or of all items at once."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -10,9 +9,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
-
 
 Encode = Callable[[list[str], list[str]], np.ndarray]
 

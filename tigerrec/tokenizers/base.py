@@ -1,17 +1,13 @@
-"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+"""Tokenizers turn item vectors into codes: their protocols, and what is checked of both."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
-
 
 State = dict[str, np.ndarray]
 Codes = np.ndarray
@@ -86,18 +82,10 @@ def check_codes(tokenizer: Tokenizer, codes: Codes, n_items: int) -> None:
     """Check what a tokenizer gives for some items. Raises TokenizeError if it is not a whole number below `code_sizes`
     for each item and level."""
     sizes = tokenizer.code_sizes
-    if (
-        codes.shape != (n_items, len(sizes))
-        or codes.dtype.kind not in "iu"
-        or (codes < 0).any()
-        or (codes >= sizes).any()
-    ):
-        found = (
-            f"codes of shape {codes.shape} and type {codes.dtype}, from {codes.min(initial=0)} to "
-            f"{codes.max(initial=0)}"
-        )
+    are_numbers = codes.shape == (n_items, len(sizes)) and codes.dtype.kind in "iu"
+    if not are_numbers or (codes < 0).any() or (codes >= sizes).any():
         raise TokenizeError(
-            f"{tokenizer.family} gave {found}, for {n_items} items; its code_sizes {sizes} ask for one whole number "
-            "from 0 to below each: "
-            f"correct {type(tokenizer).__module__}."
+            f"{tokenizer.family} gave codes of shape {codes.shape} and type {codes.dtype}, from "
+            f"{codes.min(initial=0)} to {codes.max(initial=0)}, for {n_items} items; its code_sizes {sizes} ask for one "
+            f"whole number from 0 to below each: correct {type(tokenizer).__module__}."
         )

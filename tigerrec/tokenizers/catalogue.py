@@ -1,20 +1,13 @@
-"""The train stage: a generator learns to continue histories; the weights that validate best are kept."""
+"""A catalogue as the stages after the tokenizer read it: histories and Semantic IDs of the same items."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tigerrec.data.histories import Histories, load_histories
 from tigerrec.storage.manifests import StaleError
 from tigerrec.storage.stages import open_stage
 from tigerrec.tokenizers.ids import SemanticIds, load_semantic_ids
-
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
 
 
 def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Policy = Literal["suffix", "sinkhorn", "nearest_free", "keep"]
-SINKHORN_EPSILON = 0.003
-SINKHORN_ITERATIONS = 50
-SINKHORN_ROUNDS = 20
+SINKHORN_EPSILON, SINKHORN_ITERATIONS, SINKHORN_ROUNDS = 0.003, 50, 20
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,11 @@ def _with_nearest_free(items: CodedItems) -> SemanticIds:
         distances = items.distances(rows, codes[rows, :-1])
         for members in _groups_of(prefixes[rows]):
             codes[rows[members], -1] = linear_sum_assignment(distances[members])[1]
-    return SemanticIds(codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes))
+    return _without_suffix(items, codes)
+
+
+def _without_suffix(items: CodedItems, codes: Codes, may_share: bool = False) -> SemanticIds:
+    return SemanticIds(codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share)
 
 
 def _existing_codes(items: CodedItems, prefixes: np.ndarray) -> np.ndarray:
@@ -141,7 +143,7 @@ def _spilled(items: CodedItems) -> Codes:
 
 
 def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: int) -> np.ndarray:
-    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
+    """Move so many items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
     *parent, own = codes[members[0], :-1].tolist() or [0]
     beside = (codes[:, : len(parent)] == parent).all(axis=1)
     if codes.shape[1] == 1:
@@ -188,16 +190,14 @@ def _next_nearest_free(known: SemanticIds, items: CodedItems) -> np.ndarray:
     return codes
 
 
-def _shared(items: CodedItems) -> SemanticIds:
-    """Items with equal codes share an id."""
-    return SemanticIds(items.codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share=True)
-
-
 COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
     "suffix": CollisionPolicy(lambda items: with_suffix(items.codes, items.tokenizer.code_sizes), _with_next_suffixes),
     "sinkhorn": CollisionPolicy(_with_sinkhorn, _with_next_suffixes, needs_distances=True),
     "nearest_free": CollisionPolicy(_with_nearest_free, _next_nearest_free, needs_distances=True),
-    "keep": CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
+    "keep": CollisionPolicy(
+        lambda items: _without_suffix(items, items.codes, may_share=True),
+        lambda known, items: items.codes.astype(np.int32),
+    ),
 }
 
 

@@ -101,12 +101,12 @@ def load_semantic_ids(folder: Path | str) -> SemanticIds:
     it is damaged."""
     folder = Path(folder)
     open_stage(folder, "tokenize", "export")
-    facts = read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
+    record = read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
     with contract(folder, TOKENIZER):
-        layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
+        layout = TokenLayout(record["code_sizes"], record["level_sizes"])
     table = read_table(folder, SEMANTIC_IDS, dict.fromkeys(["item", *layout.column_names], "int32"))
     codes = np.stack([table[name].to_numpy() for name in layout.column_names], axis=1)
-    may_share = facts.get("collisions") == KEEP
+    may_share = record.get("collisions") == KEEP
     with contract(folder, SEMANTIC_IDS):
         if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):
             raise ValueError("its items are not numbered 0, 1, 2, … in this order")

@@ -1,4 +1,4 @@
-"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+"""The tokenize stage: item vectors become Semantic IDs, and new items get theirs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tigerrec.config import FAMILY, ConfigError, Share, build, options
 from tigerrec.runtime.memory import with_peak_mb
 from tigerrec.storage.contracts import contract, read_arrays, read_json
 from tigerrec.storage.fingerprints import describe, with_families
-from tigerrec.storage.stages import StageFiles, open_stage, writing
+from tigerrec.storage.stages import open_stage, writing
 from tigerrec.tokenizers import diagnostics
 from tigerrec.tokenizers.base import (
     MAX_DIM,
@@ -96,28 +96,18 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
     (state, codes), peak = with_peak_mb(lambda: tokenizer.fit(vectors, seed=config.seed, extra=checked))
     check_codes(tokenizer, codes, len(vectors))
     measured = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak}
-    found = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
-    rate = found["collision_rate"]
+    quality = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
+    rate = quality["collision_rate"]
     if rate > config.max_collision:
         raise TokenizeError(
-            f"{rate:.1%} of the items share their codes with another item, more than "
-            f"tokenizer.max_collision={config.max_collision:g} allows; "
-            "use more levels, larger codebooks or another tokenizer, or raise tokenizer.max_collision."
+            f"{rate:.1%} of the items share their codes with another item, more than tokenizer.max_collision="
+            f"{config.max_collision:g} allows; use more levels, larger codebooks or another tokenizer, or raise "
+            "tokenizer.max_collision."
         )
     ids, report = resolve(CodedItems(tokenizer, state, vectors, codes), config.collisions)
     if report["items_moved"]:
         report |= diagnose(tokenizer, state, ids.codes[:, : codes.shape[1]], vectors, config.seed)
-    return Tokenized(state, ids, found | {"collisions": report})
-
-
-def _reconstruction(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray) -> dict[str, float | None]:
-    """The reconstruction error of codes (I, L), None for a tokenizer that does not reconstruct."""
-    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
-    return {
-        "reconstruction_error": None
-        if reconstructed is None
-        else diagnostics.reconstruction_error(vectors, reconstructed)
-    }
+    return Tokenized(state, ids, quality | {"collisions": report})
 
 
 def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray, seed: int) -> dict[str, Any]:
@@ -130,9 +120,10 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
                 "is too large for these items.",
                 level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
             )  # fmt: skip
+    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
     return diagnostics.collisions(codes) | {
         "levels": levels,
-        **_reconstruction(tokenizer, state, codes, vectors),
+        "reconstruction_error": diagnostics.reconstruction_error(vectors, reconstructed),
         "neighbour_agreement": diagnostics.neighbour_agreement(vectors, codes, seed),
     }
 
@@ -150,31 +141,25 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
     started = time.perf_counter()
     result = fit(vectors, config, matrices)
     with writing(out, "tokenize", config, inputs={"embed": embedded, **folders}, started=started) as files:
-        _write(files, config, result, vectors.shape[1])
+        files.parquet(SEMANTIC_IDS, result.ids.table())
+        record = {
+            "family": config.tokenizer.family,
+            "hyper_parameters": {key: value for key, value in describe(config.tokenizer).items() if key != FAMILY},
+            "seed": config.seed,
+            "dim": vectors.shape[1],
+            "code_sizes": list(result.ids.layout.code_sizes),
+            "level_sizes": list(result.ids.layout.level_sizes),
+            "collisions": config.collisions,
+        }
+        files.json(TOKENIZER, record)
+        files.arrays(LEARNED, result.state)
+        files.json("diagnostics.json", result.diagnostics, measured=True)
         threads = [sys.modules[name].__dict__[count]() for name, count in THREAD_COUNTS.items() if name in sys.modules]
         files.provenance["threads"] = max(threads, default=1)
-    logger.info(
-        "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s",
-        len(result.ids.codes), out, 100 * result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]],
-    )  # fmt: skip
+    rate, used = result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]]
+    message = "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s"
+    logger.info(message, len(result.ids.codes), out, 100 * rate, used)
     return out
-
-
-def _write(files: StageFiles, config: TokenizeConfig, result: Tokenized, dim: int) -> None:
-    layout = result.ids.layout
-    files.parquet(SEMANTIC_IDS, result.ids.table())
-    facts = {
-        "family": config.tokenizer.family,
-        "hyper_parameters": {key: value for key, value in describe(config.tokenizer).items() if key != FAMILY},
-        "seed": config.seed,
-        "dim": dim,
-        "code_sizes": list(layout.code_sizes),
-        "level_sizes": list(layout.level_sizes),
-        "collisions": config.collisions,
-    }
-    files.json(TOKENIZER, facts)
-    files.arrays(LEARNED, result.state)
-    files.json("diagnostics.json", result.diagnostics, measured=True)
 
 
 def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
@@ -182,16 +167,16 @@ def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
     there, it is damaged, or its tokenizer is unknown to this version."""
     folder = Path(folder)
     open_stage(folder, "tokenize", "export")
-    facts = read_json(folder, TOKENIZER, {"dim": int, "code_sizes": [int]})
-    tokenizer = tokenizer_of(facts, folder)
+    record = read_json(folder, TOKENIZER, {"dim": int, "code_sizes": [int]})
+    tokenizer = tokenizer_of(record, folder)
     with contract(folder, TOKENIZER):
-        if list(tokenizer.code_sizes) != facts["code_sizes"]:
+        if list(tokenizer.code_sizes) != record["code_sizes"]:
             raise ValueError("its hyper_parameters ask for other code_sizes")
-        if not 1 <= facts["dim"] <= MAX_DIM:
-            raise ValueError(f"its dim is {facts['dim']}")
+        if not 1 <= record["dim"] <= MAX_DIM:
+            raise ValueError(f"its dim is {record['dim']}")
     state = read_arrays(folder, LEARNED, finite=True)
     with contract(folder, LEARNED):
-        check_codes(tokenizer, tokenizer.encode(state, np.ones((1, facts["dim"]), np.float32)), 1)
+        check_codes(tokenizer, tokenizer.encode(state, np.ones((1, record["dim"]), np.float32)), 1)
     return tokenizer, state
 
 

@@ -116,8 +116,8 @@ def code_distances(
 ) -> np.ndarray:
     """Distances, float64 (n, `size`), of rows (n, D) to a codebook (k, D), k ≤ `size`; inf for codes without a
     codeword."""
-    found = in_blocks(lambda block: distances(block, codebook), rows)
-    return np.pad(found, ((0, 0), (0, size - len(codebook))), constant_values=np.inf)
+    to_words = in_blocks(lambda block: distances(block, codebook), rows)
+    return np.pad(to_words, ((0, 0), (0, size - len(codebook))), constant_values=np.inf)
 
 
 def fit_codebook(rows: np.ndarray, size: int, iterations: int, seed: int, init: Init = "kmeans++") -> np.ndarray:
