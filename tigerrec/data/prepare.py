@@ -18,7 +18,6 @@ from tigerrec.storage.stages import writing
 
 logger = logging.getLogger(__name__)
 
-
 ITEM_FIELDS = ("title", "brand", "categories", "price")
 
 
@@ -82,8 +81,7 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
             f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
             "data."
         )
-    users, kept_users = pd.factorize(users[keep])
-    items, kept_items = pd.factorize(items[keep])
+    (users, kept_users), (items, kept_items) = pd.factorize(users[keep]), pd.factorize(items[keep])
     times = times[keep]
     order = np.lexsort((times, users))
     lengths = np.bincount(users)
@@ -119,13 +117,13 @@ def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float
     dropped = sum(raw.dropped.values())
     by_count = sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
     reasons = "; ".join(f"{reason}: {count:,}" for reason, count in by_count)
-    files = " and ".join(str(path) for path in sources.values())
+    files = " and ".join(map(str, sources.values()))
+    if dropped > max_dropped * raw.lines and dropped == raw.lines:
+        raise DatasetError(
+            f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a date "
+            "like 2024-03-01."
+        )
     if dropped > max_dropped * raw.lines:
-        if dropped == raw.lines:
-            raise DatasetError(
-                f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a "
-                "date like 2024-03-01."
-            )
         raise DatasetError(
             f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than "
             f"max_dropped={max_dropped} allows; repair or download the files again, or put up with it by "
@@ -161,9 +159,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
     items = [raw.items.get(item_id, unknown) for item_id in prepared.item_ids]
     stats = prepared.stats | {
         "items_without_metadata": sum(item_id not in raw.items for item_id in prepared.item_ids),
-        "items_without": dict(
-            Counter(name for item in items for name in ITEM_FIELDS if getattr(item, name) in (None, []))
-        ),
+        "items_without": Counter(name for item in items for name in ITEM_FIELDS if getattr(item, name) in (None, [])),
         "lines": raw.lines,
         "dropped": dict(sorted(raw.dropped.items())),
         "noted": dict(sorted(raw.noted.items())),

@@ -61,17 +61,15 @@ def read_interactions(
 
 
 def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    first = True
+    mark = BOM
     while line := file.readline(LINE_LIMIT + 1):
         if len(line) > LINE_LIMIT and not line.endswith(b"\n"):
             while (rest := file.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
                 pass
             yield None
-        else:
-            text = line.removeprefix(BOM) if first else line
-            if text.strip():
-                yield text
-        first = False
+        elif (text := line.removeprefix(mark)).strip():
+            yield text
+        mark = b""
 
 
 def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
@@ -90,11 +88,8 @@ def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[
                 raise DatasetError(f"{path} is a web page, not a data file; {remedy}.")
             if packed and not os.fstat(file.fileno()).st_size:
                 raise EOFError
-            if packed:
-                with gzip.open(file) as unpacked:
-                    yield from _read_lines(cast(BinaryIO, unpacked))
-            else:
-                yield from _read_lines(file)
+            with gzip.open(file) if packed else contextlib.nullcontext(file) as unpacked:
+                yield from _read_lines(cast(BinaryIO, unpacked))
             return
     except gzip.BadGzipFile as error:
         fault = "fails its checksum" if "CRC" in str(error) or "length" in str(error) else "is not a gzip file"

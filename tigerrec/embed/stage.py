@@ -22,7 +22,6 @@ from tigerrec.storage.stages import check_made_from, open_stage, writing
 
 logger = logging.getLogger(__name__)
 
-
 FILE = "embeddings.safetensors"
 
 

@@ -54,8 +54,7 @@ def is_first() -> bool:
 
 def _end_with_launcher() -> None:
     """Let the system send this process SIGTERM when torchrun is gone, which could not do it; only Linux can."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
+    if (prctl := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

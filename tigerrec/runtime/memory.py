@@ -40,6 +40,5 @@ def _counted_peak() -> int:
 def release_freed_memory() -> None:
     """Give memory that nothing uses back to the system, where the C library is glibc; elsewhere do nothing. Tensors of
     ever new sizes leave holes in the heap, which glibc keeps: half a gigabyte within a hundred steps of training."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

@@ -48,8 +48,8 @@ def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
         result = None
     process.join()
     if result is None:
-        is_killed = process.exitcode == -signal.SIGKILL
-        reason = "most likely for want of memory" if is_killed else "what it printed last says why"
+        was_killed = process.exitcode == -signal.SIGKILL
+        reason = "most likely for want of memory" if was_killed else "what it printed last says why"
         name = function.rpartition(".")[2]
         raise TigerrecError(f"The process of {name} ended without a result (exit code {process.exitcode}): {reason}.")
     if isinstance(result, TigerrecError):

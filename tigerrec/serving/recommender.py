@@ -52,17 +52,16 @@ def check_run(folder: Path) -> None:
     if manifest is None or manifest.stage not in ("train", EXPORT):
         holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
         raise RecommendError(
-            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` printed, "
-            "or an export, as `--run <folder>`."
+            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` "
+            "printed, or an export, as `--run <folder>`."
         )
 
 
 def read_popularity(exported: Path, n_items: int) -> np.ndarray:
     """How often training histories hold each item of an export whose items may share Semantic IDs, int64 (n_items,).
     Raises DamagedError if the file holds anything else."""
-    counts: np.ndarray = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})[
-        "training_counts"
-    ]
+    arrays = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})
+    counts: np.ndarray = arrays["training_counts"]
     with contract(exported, POPULARITY):
         if (counts < 0).any():
             raise ValueError("it has negative counts")

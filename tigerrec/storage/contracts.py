@@ -38,11 +38,8 @@ def contract(folder: Path, name: str) -> Iterator[None]:
     except TigerrecError:
         raise
     except Exception as error:
-        fault = (
-            "is missing"
-            if isinstance(error, FileNotFoundError)
-            else f"does not hold what it should ({first_line(error)})"
-        )
+        is_missing = isinstance(error, FileNotFoundError)
+        fault = "is missing" if is_missing else f"does not hold what it should ({first_line(error)})"
         raise DamagedError(f"{folder / name} {fault}; {_remedy(folder)}.") from error
 
 
@@ -73,25 +70,25 @@ def read_arrays(
     from safetensors.numpy import load_file
 
     with contract(folder, name):
-        found: dict[str, Any] = load_file(folder / name)
-        if arrays is not None and found.keys() != arrays.keys():
-            lacking, surplus = sorted(arrays.keys() - found.keys()), sorted(found.keys() - arrays.keys())
+        loaded: dict[str, Any] = load_file(folder / name)
+        if arrays is not None and loaded.keys() != arrays.keys():
+            lacking, surplus = sorted(arrays.keys() - loaded.keys()), sorted(loaded.keys() - arrays.keys())
             raise ValueError(
                 f"it lacks the array {lacking[0]!r}" if lacking else f"it has an unknown array {surplus[0]!r}"
             )
         for key, (kind, shape) in (arrays or {}).items():
-            is_shape = len(shape) == found[key].ndim and all(
-                want in (None, length) for want, length in zip(shape, found[key].shape, strict=True)
+            array, wanted = loaded[key], tuple("any" if length is None else length for length in shape)
+            is_shape = len(shape) == array.ndim and all(
+                want in (None, length) for want, length in zip(shape, array.shape, strict=True)
             )
-            if found[key].dtype != kind or not is_shape:
-                wanted = tuple("any" if length is None else length for length in shape)
+            if array.dtype != kind or not is_shape:
                 raise ValueError(
-                    f"its array {key!r} is {found[key].dtype} of shape {found[key].shape}, not {kind} of shape {wanted}"
+                    f"its array {key!r} is {array.dtype} of shape {array.shape}, not {kind} of shape {wanted}"
                 )
-        for key, array in found.items():
+        for key, array in loaded.items():
             if finite and not numpy.isfinite(array).all():
                 raise ValueError(f"its array {key!r} holds NaN or infinity")
-    return found
+    return loaded
 
 
 def _check_shape(value: Any, shape: Any, where: str) -> None:

@@ -30,18 +30,10 @@ from tigerrec.storage.files import (
     write_json,
 )
 from tigerrec.storage.fingerprints import SCHEMA, canonical_json, changed_keys, content_digest, describe, fingerprint
-from tigerrec.storage.manifests import (
-    MANIFEST,
-    DamagedError,
-    Manifest,
-    MissingError,
-    StaleError,
-    read_manifest,
-)
+from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, MissingError, StaleError, read_manifest
 
 REBUILD = ".rebuild"
 WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, KEPT, PROBE, f".{REBUILD}.tmp")
-
 
 _verified: dict[tuple[str, int, int, int], str] = {}
 
@@ -57,7 +49,8 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
         raise DamagedError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
     if actual != entry["sha256"] or stat.st_size != entry["bytes"]:
         raise DamagedError(
-            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
+            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found "
+            f"{actual[:12]}… and {stat.st_size} bytes); {remedy}."
         )
     _verified[key] = actual
 
@@ -77,7 +70,8 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
     overwrite = overwrite or manifest.stage
     if manifest.schema != SCHEMA:
         raise StaleError(
-            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={overwrite}` to build it again."
+            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add "
+            f"`overwrite={overwrite}` to build it again."
         )
     remedy = f"add `overwrite={overwrite}` to build it again" if manifest.stage == stage else "export it again"
     for name, entry in manifest.files.items():
@@ -123,8 +117,8 @@ def check_current(
             differences.append(f"made from other {name}" + (f" ({', '.join(keys)})" if keys else ""))
     if differences:
         raise StaleError(
-            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep both, "
-            f"or add `overwrite={overwrite or stage}` to build it again."
+            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep "
+            f"both, or add `overwrite={overwrite or stage}` to build it again."
         )
     return True
 
@@ -132,10 +126,11 @@ def check_current(
 def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path) -> None:
     """Refuse a finished stage beside an input stage that it was not made from. Raises StaleError if the stage in
     `upstream` is not the `name` that the manifest of `folder` records."""
-    recorded, found = manifest.inputs.get(name, {}), input_record(upstream)
-    if any(recorded.get(key) != found[key] for key in ("fingerprint", "content")):
+    recorded, present = manifest.inputs.get(name, {}), input_record(upstream)
+    if any(recorded.get(key) != present[key] for key in ("fingerprint", "content")):
         raise StaleError(
-            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to build it again."
+            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to "
+            "build it again."
         )
 
 
@@ -150,9 +145,9 @@ class StageFiles:
 
     def _record(self, name: str, measured: bool) -> None:
         path = self.aside / name
-        self.entries[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size} | (
-            {"measured": True} if measured else {}
-        )
+        self.entries[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        if measured:
+            self.entries[name]["measured"] = True
 
     @contextlib.contextmanager
     def create(self, name: str, measured: bool = False) -> Iterator[Path]:
@@ -227,21 +222,17 @@ def writing(
         raise not_writable(out, error) from None
     try:
         yield files
-        files.provenance = provenance(started) | files.provenance
-        files.commit(
-            {
-                "stage": stage,
-                "schema": SCHEMA,
-                "config": json.loads(canonical_json(describe(config))),
-                "inputs": records,
-                "fingerprint": fingerprint(
-                    stage, config, {name: record["fingerprint"] for name, record in records.items()}
-                ),
-                "content": content_digest(files.entries),
-                "files": files.entries,
-                "provenance": files.provenance,
-            }
-        )
+        manifest = {
+            "stage": stage,
+            "schema": SCHEMA,
+            "config": json.loads(canonical_json(describe(config))),
+            "inputs": records,
+            "fingerprint": fingerprint(stage, config, {name: made["fingerprint"] for name, made in records.items()}),
+            "content": content_digest(files.entries),
+            "files": files.entries,
+            "provenance": provenance(started) | files.provenance,
+        }
+        files.commit(manifest)
     except Exception as error:
         if system_code(error) in FULL:
             raise write_failure(out, error) from error

@@ -86,6 +86,6 @@ def check_codes(tokenizer: Tokenizer, codes: Codes, n_items: int) -> None:
     if not are_numbers or (codes < 0).any() or (codes >= sizes).any():
         raise TokenizeError(
             f"{tokenizer.family} gave codes of shape {codes.shape} and type {codes.dtype}, from "
-            f"{codes.min(initial=0)} to {codes.max(initial=0)}, for {n_items} items; its code_sizes {sizes} ask for one "
-            f"whole number from 0 to below each: correct {type(tokenizer).__module__}."
+            f"{codes.min(initial=0)} to {codes.max(initial=0)}, for {n_items} items; its code_sizes {sizes} ask for "
+            f"one whole number from 0 to below each: correct {type(tokenizer).__module__}."
         )

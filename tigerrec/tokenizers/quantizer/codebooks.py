@@ -38,8 +38,8 @@ class EqualLevels:
 
 
 @options
-class ResidualCodes(EqualLevels):
-    """A tokenizer that quantises a latent vector of each vector by a codebook a level, in its state `codebook_<level>`
+class ResidualEncoder(EqualLevels):
+    """A tokenizer that encodes a latent vector of each vector by a codebook a level, in its state `codebook_<level>`
     (k, latent): each level takes the codeword nearest to the residual, which is what the levels before leave over."""
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -49,30 +49,43 @@ class ResidualCodes(EqualLevels):
         def encode_block(block: np.ndarray) -> np.ndarray:
             residuals, codes = self._latents(state, block), []
             for codebook in codebooks:
-                codes.append(nearest(residuals, codebook))
-                residuals = residuals - codebook[codes[-1]]
+                codes.append(self._distances(residuals, codebook).argmin(axis=1))
+                residuals = self._residuals(residuals, codebook[codes[-1]])
             return np.stack(codes, axis=1).astype(np.int32)
 
         return in_blocks(encode_block, vectors)
+
+    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
+        """Distances, float64 (n, `codebook_size`), of what codes (n, l) leave over of the latent vectors to the
+        codewords of level l; inf for codes without one."""
+        codebooks = codebooks_of(state, self.levels)
+        residuals = in_blocks(lambda block: self._latents(state, block), vectors)
+        for codebook, used in zip(codebooks, codes.T, strict=False):
+            residuals = self._residuals(residuals, codebook[used])
+        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size, self._distances)
+
+    def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
+        """The latent vectors (n, latent) of a float64 block (n, D): here the vectors themselves."""
+        return vectors
+
+    def _distances(self, residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+        """Distances, float64 (n, k), of float64 residuals (n, latent) to a codebook (k, latent): here squared ones."""
+        return word_distances(residuals, codebook)
+
+    def _residuals(self, residuals: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """What codewords (n, latent) leave over of residuals (n, latent)."""
+        return residuals - words
+
+
+@options
+class ResidualCodes(ResidualEncoder):
+    """A tokenizer that encodes by residuals and decodes by the sums of the codewords."""
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), of the sums of the codewords of codes (n, L)."""
         codebooks = codebooks_of(state, self.levels)
         words = [codebook[used].astype(np.float64) for codebook, used in zip(codebooks, codes.T, strict=True)]
         return self._restored(state, np.sum(words, axis=0))
-
-    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of what codes (n, l) leave over of the latent vectors to the
-        codewords of level l; inf for codes without one."""
-        codebooks = codebooks_of(state, self.levels)
-        residuals = in_blocks(lambda block: self._latents(state, block), vectors)
-        for codebook, used in zip(codebooks, codes.T, strict=False):
-            residuals = residuals - codebook[used]
-        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size)
-
-    def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        """The latent vectors (n, latent) of a float64 block (n, D): here the vectors themselves."""
-        return vectors
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
         """The vectors, float64 (n, D), of latent vectors (n, latent)."""
