@@ -140,5 +140,5 @@ class Examples:
 
 def _training_items(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
     """All training parts one after the other, and the length of each."""
-    parts = [training_part(histories[user]) for user in range(len(histories))]
-    return np.concatenate([np.empty(0, np.int32), *parts]), np.array([len(part) for part in parts], np.int64)
+    seen = [training_part(histories[user]) for user in range(len(histories))]
+    return np.concatenate([np.empty(0, np.int32), *seen]), np.array([len(items) for items in seen], np.int64)

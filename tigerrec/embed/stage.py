@@ -111,10 +111,10 @@ def _encoded(
 
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:
         mine = distributed.agreed(lambda: shards.prepare_folder(folder, identity))
-        parts, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(rows_of))], encode)
+        pieces, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(rows_of))], encode)
     if computed < len(rows_of):
         logger.info("took %d of %d shards from a stopped run", len(rows_of) - computed, len(rows_of))
-    vectors = np.concatenate([part["embeddings"] for part in parts])
+    vectors = np.concatenate([piece["embeddings"] for piece in pieces])
     vectors[order] = vectors.copy()
     return vectors
 

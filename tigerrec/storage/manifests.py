@@ -43,8 +43,8 @@ class Manifest:
 
 
 def _valid_name(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    is_inside = bool(parts) and not name.startswith("/") and ".." not in parts
+    steps = PurePosixPath(name).parts
+    is_inside = bool(steps) and not name.startswith("/") and ".." not in steps
     return is_inside and not {"\\", "\0"} & set(name) and len(name.splitlines()) == 1
 
 
