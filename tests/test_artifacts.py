@@ -371,7 +371,8 @@ def test_other_content_under_one_fingerprint_is_stale(tmp_path):
 # One writer at a time
 
 HOLD = (
-    "import sys, pathlib; from tigerrec.storage.files import locked\nwith locked(pathlib.Path(sys.argv[1])): print('held', "
+    "import sys, pathlib; from tigerrec.storage.files import locked\n"
+    "with locked(pathlib.Path(sys.argv[1])): print('held', "
     "flush=True); sys.stdin.read()"
 )
 

@@ -16,7 +16,8 @@ from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
 from tigerrec.search.beam_search import Searcher, beam_search
 from tigerrec.search.trie import build_trie
-from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout, add_suffix
+from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout
+from tigerrec.tokenizers.suffix import add_suffix
 
 CODE_SIZES = (5, 4, 3)
 SETTINGS = [

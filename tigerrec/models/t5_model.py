@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tigerrec.data.batches import Batch
-from tigerrec.models import t5_stack
+from tigerrec.models import masks, t5_stack
 from tigerrec.models.base import ITEM_CAUSAL, LAST_ITEM
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.history_module import HistoryModule
@@ -124,13 +124,12 @@ class HistoryT5(HistoryModule):
     def _encoder_visible(self, items: Tensor) -> Tensor | None:
         """Which encoder positions (last) a position sees, bool; None = all."""
         if self.facts["encoder_mask"] == ITEM_CAUSAL:  # padding stands on the right, where no item sees it
-            item = torch.arange(items.shape[1], device=items.device).repeat_interleave(self.positions_per_item)
-            return item[:, None] >= item
+            return masks.item_causal(items.shape[1], self.positions_per_item, items.device)
         return self.attention_mask(items).bool()[:, None, None, :]
 
     def attention_mask(self, items: Tensor) -> Tensor:
         """The two-dimensional mask of transformers, int64 (B, S): 1 where a history (B, n) has an item."""
-        return (items >= 0).repeat_interleave(self.positions_per_item, dim=1).long()
+        return masks.of_items(items, self.positions_per_item)
 
     def encode(self, items: Tensor, dtype: torch.dtype = torch.float32, dropout: Dropout | None = None) -> Tensor:
         """The encoder's output for histories of item indices, float32 (B, S, d).
@@ -178,8 +177,8 @@ class HistoryT5(HistoryModule):
         if self.facts["decoder_reads"] == LAST_ITEM:
             last = self._at_items(encoded, self._before(batch))
             return t5_stack.decode(self.t5, last, inputs.flatten(0, 1)[:, None], None, dtype, dropout), encoded
-        item = torch.arange(batch.items.shape[1], device=self.device).repeat_interleave(self.positions_per_item)
-        visible = (item < batch.n_visible[:, :, None]).repeat_interleave(self.n_levels, dim=1)[:, None]
+        n_items = batch.items.shape[1]
+        visible = masks.before_targets(batch.n_visible, n_items, self.positions_per_item, self.n_levels)
         return t5_stack.decode(self.t5, encoded, inputs, visible, dtype, dropout), encoded
 
     @staticmethod

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tigerrec.tokenizers import diagnostics
-from tigerrec.tokenizers.ids import SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
+from tigerrec.tokenizers.ids import SemanticIdError, SemanticIds, TokenLayout, group_codes
 from tigerrec.tokenizers.quantizer.sinkhorn import balanced_codes
+from tigerrec.tokenizers.suffix import next_suffixes, with_suffix
 
 if TYPE_CHECKING:
     from tigerrec.tokenizers.base import Codes, State

@@ -1,4 +1,4 @@
-"""Semantic IDs: code and token arithmetic, and the suffix."""
+"""Semantic IDs: code and token arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tigerrec.storage.stages import open_stage
 
 PAD = 0
 KEEP = "keep"
-MIN_SUFFIX_SIZE = 8
 MAX_TOKENS = 2**24
 TOKENIZER, SEMANTIC_IDS = "tokenizer.json", "semantic_ids.parquet"
 
@@ -124,41 +123,6 @@ def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     [G]."""
     _, groups, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     return groups.reshape(-1), sizes
-
-
-def add_suffix(codes: np.ndarray) -> np.ndarray:
-    """The number, int32 (I,), of each item among those that share its codes, 0, 1, 2, … by item index."""
-    groups, sizes = group_codes(codes)
-    order = np.argsort(groups, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    suffix = np.empty(len(codes), dtype=np.int32)
-    suffix[order] = np.arange(len(codes)) - np.repeat(starts, sizes)
-    return suffix
-
-
-def suffix_size(codes: np.ndarray) -> int:
-    """Size of the suffix level: twice the largest group, so that new items fit, and at least 8."""
-    return max(2 * int(group_codes(codes)[1].max()), MIN_SUFFIX_SIZE)
-
-
-def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
-    """The Semantic IDs of TIGER: one more level tells items with equal codes apart. After Rajput et al. 2023 (arXiv
-    2305.05065), section 3.1."""
-    layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
-    return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
-
-
-def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
-    """The suffixes, int32 (n,), of new items with codes (n, L), continuing those of the known items. Raises
-    SemanticIdError if more items share one tuple of codes than the suffix level holds."""
-    suffixes = add_suffix(np.concatenate([known.codes[:, :-1], codes]))[len(known.codes) :]
-    size = known.layout.level_sizes[-1]
-    if len(suffixes) and suffixes.max() >= size:
-        raise SemanticIdError(
-            f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the "
-            f"suffix level holds {size}; fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
-        )
-    return suffixes
 
 
 def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:

@@ -11,7 +11,8 @@ import numpy as np
 from tigerrec.analysis.benchmark.sides import new_model, seconds_of
 from tigerrec.search.beam_search import Searcher
 from tigerrec.search.trie import build_trie
-from tigerrec.tokenizers.ids import SemanticIds, with_suffix
+from tigerrec.tokenizers.ids import SemanticIds
+from tigerrec.tokenizers.suffix import with_suffix
 from tigerrec.training.options import TrainConfig
 
 CODE_SIZES = (256, 256, 256)
