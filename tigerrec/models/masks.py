@@ -29,5 +29,5 @@ def before_targets(n_visible: Tensor, n_items: int, positions_per_item: int, n_l
 
 
 def of_items(items: Tensor, positions_per_item: int) -> Tensor:
-    """The two-dimensional mask of transformers, int64 (B, S): 1 where a history (B, n) has an item, 0 at its padding."""
+    """The two-dimensional mask of transformers, int64 (B, S): 1 where a history (B, n) has an item."""
     return (items >= 0).repeat_interleave(positions_per_item, dim=1).long()
