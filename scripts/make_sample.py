@@ -55,110 +55,436 @@ BRANDS: dict[str, tuple[str, str, str]] = {
 # price in dollars, four products).
 CATALOGUE: dict[str, list[tuple[str, str, int, tuple[str, str, str, str]]]] = {
     "Camping": [
-        ("Tents", "Forest Green/Slate Blue", 140, ("2-Person Dome Tent", "4-Person Family Tent", "Ultralight Trekking Tent", "Tunnel Tent with Porch")),
-        ("Sleeping Bags", "Navy/Olive", 80, ("Mummy Sleeping Bag", "Down Sleeping Bag", "Summer Sleeping Bag", "Double Sleeping Bag")),
-        ("Sleeping Pads", "Grey/Orange", 45, ("Self-Inflating Sleeping Pad", "Foam Sleeping Mat", "Insulated Air Mattress", "Inflatable Camp Pillow & Mat")),
-        ("Camp Stoves", "", 50, ("Canister Gas Stove", "Two-Burner Camp Stove", "Folding Wood Stove", "Alcohol "
-                                                                                                      "Backpacking "
-                                                                                                      "Stove")),
-        ("Camp Cookware", "", 35, ("Titanium Pot & Pan Set", "Nesting Mess Kit", "Camp Kettle with Handle", "Cast "
-                                                                                                            "Iron "
-                                                                                                            "Camp "
-                                                                                                            "Skillet")),
-        ("Camp Lanterns", "Black/Yellow", 28, ("LED Camping Lantern", "Rechargeable Headlamp", "Solar Tent Light", "Candle Lantern")),
-        ("Water Filters", "", 32, ("Squeeze Water Filter", "Gravity Water Filter 4 L", "Pump Water Purifier", "Filter Bottle for Hiking")),
-        ("First Aid & Repair", "Red/Green", 20, ("Hiker's First Aid Kit", "Tent Repair Kit", "Trail Blister Kit", "Emergency Bivvy Blanket")),
+        (
+            "Tents",
+            "Forest Green/Slate Blue",
+            140,
+            ("2-Person Dome Tent", "4-Person Family Tent", "Ultralight Trekking Tent", "Tunnel Tent with Porch"),
+        ),
+        (
+            "Sleeping Bags",
+            "Navy/Olive",
+            80,
+            ("Mummy Sleeping Bag", "Down Sleeping Bag", "Summer Sleeping Bag", "Double Sleeping Bag"),
+        ),
+        (
+            "Sleeping Pads",
+            "Grey/Orange",
+            45,
+            (
+                "Self-Inflating Sleeping Pad",
+                "Foam Sleeping Mat",
+                "Insulated Air Mattress",
+                "Inflatable Camp Pillow & Mat",
+            ),
+        ),
+        (
+            "Camp Stoves",
+            "",
+            50,
+            ("Canister Gas Stove", "Two-Burner Camp Stove", "Folding Wood Stove", "Alcohol Backpacking Stove"),
+        ),
+        (
+            "Camp Cookware",
+            "",
+            35,
+            ("Titanium Pot & Pan Set", "Nesting Mess Kit", "Camp Kettle with Handle", "Cast Iron Camp Skillet"),
+        ),
+        (
+            "Camp Lanterns",
+            "Black/Yellow",
+            28,
+            ("LED Camping Lantern", "Rechargeable Headlamp", "Solar Tent Light", "Candle Lantern"),
+        ),
+        (
+            "Water Filters",
+            "",
+            32,
+            ("Squeeze Water Filter", "Gravity Water Filter 4 L", "Pump Water Purifier", "Filter Bottle for Hiking"),
+        ),
+        (
+            "First Aid & Repair",
+            "Red/Green",
+            20,
+            ("Hiker's First Aid Kit", "Tent Repair Kit", "Trail Blister Kit", "Emergency Bivvy Blanket"),
+        ),
     ],
     "Coffee": [
-        ("Coffee Beans", "", 16, ("Dark Roast Espresso Beans", "Light Roast Ethiopian Beans", "Decaf Whole Bean Coffee", "House Blend Coffee Beans 1 kg")),
-        ("Coffee Grinders", "Black/Silver", 75, ("Conical Burr Grinder", "Hand Coffee Grinder", "Flat Burr Espresso Grinder", "Travel Coffee Mill")),
-        ("Coffee Drippers", "White/Matte Black", 24, ("Ceramic Pour-Over Dripper", "Glass Pour-Over Brewer", "Steel Cone Dripper", "Cold Drip Tower")),
-        ("Paper Filters", "100 Count/200 Count", 8, ("Cone Paper Filters", "Flat Bottom Paper Filters", "Unbleached Coffee Filters", "Square Paper Filters")),
-        ("Kettles", "Copper/Black", 58, ("Gooseneck Kettle", "Electric Kettle with Thermostat", "Stovetop Pouring Kettle", "Pour-Over Kettle 1 L")),
-        ("Coffee Scales", "Black/White", 34, ("Coffee Scale with Timer", "Pocket Espresso Scale", "Rechargeable Brew Scale", "Waterproof Barista Scale")),
-        ("Cups & Servers", "Cream/Indigo", 22, ("Stoneware Coffee Mug", "Double-Wall Espresso Cups", "Glass Coffee Server", "Barista's Latte Cup & Saucer")),
-        ("Coffee Machine Care", "", 12, ("Espresso Machine Descaler", "Grinder Cleaning Tablets", "Group Head Brush", "Coffee Stain Remover Powder")),
+        (
+            "Coffee Beans",
+            "",
+            16,
+            (
+                "Dark Roast Espresso Beans",
+                "Light Roast Ethiopian Beans",
+                "Decaf Whole Bean Coffee",
+                "House Blend Coffee Beans 1 kg",
+            ),
+        ),
+        (
+            "Coffee Grinders",
+            "Black/Silver",
+            75,
+            ("Conical Burr Grinder", "Hand Coffee Grinder", "Flat Burr Espresso Grinder", "Travel Coffee Mill"),
+        ),
+        (
+            "Coffee Drippers",
+            "White/Matte Black",
+            24,
+            ("Ceramic Pour-Over Dripper", "Glass Pour-Over Brewer", "Steel Cone Dripper", "Cold Drip Tower"),
+        ),
+        (
+            "Paper Filters",
+            "100 Count/200 Count",
+            8,
+            ("Cone Paper Filters", "Flat Bottom Paper Filters", "Unbleached Coffee Filters", "Square Paper Filters"),
+        ),
+        (
+            "Kettles",
+            "Copper/Black",
+            58,
+            ("Gooseneck Kettle", "Electric Kettle with Thermostat", "Stovetop Pouring Kettle", "Pour-Over Kettle 1 L"),
+        ),
+        (
+            "Coffee Scales",
+            "Black/White",
+            34,
+            ("Coffee Scale with Timer", "Pocket Espresso Scale", "Rechargeable Brew Scale", "Waterproof Barista Scale"),
+        ),
+        (
+            "Cups & Servers",
+            "Cream/Indigo",
+            22,
+            (
+                "Stoneware Coffee Mug",
+                "Double-Wall Espresso Cups",
+                "Glass Coffee Server",
+                "Barista's Latte Cup & Saucer",
+            ),
+        ),
+        (
+            "Coffee Machine Care",
+            "",
+            12,
+            (
+                "Espresso Machine Descaler",
+                "Grinder Cleaning Tablets",
+                "Group Head Brush",
+                "Coffee Stain Remover Powder",
+            ),
+        ),
     ],
     "Gardening": [
-        ("Seed Trays", "Green/Terracotta", 14, ("Seed Starter Tray with Dome", "Peat Pot Strips", "Heated Propagator", "Deep Root Cell Tray")),
+        (
+            "Seed Trays",
+            "Green/Terracotta",
+            14,
+            ("Seed Starter Tray with Dome", "Peat Pot Strips", "Heated Propagator", "Deep Root Cell Tray"),
+        ),
         ("Seeds", "", 6, ("Heirloom Tomato Seeds", "Wildflower Seed Mix", "Salad & Herb Seeds", "Sweet Pepper Seeds")),
-        ("Potting Soil", "", 18, ("Organic Potting Soil 10 L", "Seedling Compost Mix", "Cactus & Succulent Soil", "Coconut Coir Bricks")),
-        ("Hand Tools", "Ash/Walnut", 21, ("Hand Trowel", "Bypass Pruning Shears", "Weeding Fork", "Gardener's "
-                                                                                                  "Transplanting "
-                                                                                                  "Knife")),
-        ("Watering", "Sage/Brass", 30, ("Watering Can 8 L", "Expandable Garden Hose", "Drip Irrigation Kit", "Brass "
-                                                                                                             "Spray "
-                                                                                                             "Nozzle")),
-        ("Plant Supports", "", 17, ("Bamboo Plant Stakes", "Tomato Cage Set", "Climbing Plant Trellis", "Soft Garden "
-                                                                                                        "Twine & "
-                                                                                                        "Clips")),
-        ("Fertilisers", "", 15, ("Liquid Tomato Feed", "Organic Bone Meal Fertiliser", "Slow Release Plant Food", "Seaweed Fertiliser Concentrate")),
-        ("Harvest Baskets", "Natural/Grey", 26, ("Wicker Harvest Basket", "Garden Trug", "Berry Picking Basket", "Canvas Harvest Apron")),
+        (
+            "Potting Soil",
+            "",
+            18,
+            ("Organic Potting Soil 10 L", "Seedling Compost Mix", "Cactus & Succulent Soil", "Coconut Coir Bricks"),
+        ),
+        (
+            "Hand Tools",
+            "Ash/Walnut",
+            21,
+            ("Hand Trowel", "Bypass Pruning Shears", "Weeding Fork", "Gardener's Transplanting Knife"),
+        ),
+        (
+            "Watering",
+            "Sage/Brass",
+            30,
+            ("Watering Can 8 L", "Expandable Garden Hose", "Drip Irrigation Kit", "Brass Spray Nozzle"),
+        ),
+        (
+            "Plant Supports",
+            "",
+            17,
+            ("Bamboo Plant Stakes", "Tomato Cage Set", "Climbing Plant Trellis", "Soft Garden Twine & Clips"),
+        ),
+        (
+            "Fertilisers",
+            "",
+            15,
+            (
+                "Liquid Tomato Feed",
+                "Organic Bone Meal Fertiliser",
+                "Slow Release Plant Food",
+                "Seaweed Fertiliser Concentrate",
+            ),
+        ),
+        (
+            "Harvest Baskets",
+            "Natural/Grey",
+            26,
+            ("Wicker Harvest Basket", "Garden Trug", "Berry Picking Basket", "Canvas Harvest Apron"),
+        ),
     ],
     "Cycling": [
-        ("Bike Helmets", "Matte Black/White", 70, ("Road Bike Helmet", "Mountain Bike Helmet", "Urban Commuter Helmet", "Aero Racing Helmet")),
-        ("Bike Lights", "Black/Silver", 36, ("USB Front Bike Light", "Rear Bike Light", "Front & Rear Bike Light Set", "Dynamo Bicycle Headlight")),
-        ("Bike Locks", "Black/Orange", 48, ("Steel U-Lock", "Folding Bike Lock", "Chain Bike Lock", "Coiled Cable Lock")),
-        ("Bike Pumps", "Black/Red", 33, ("Floor Bike Pump with Gauge", "Mini Frame Pump", "CO2 Tyre Inflator", "Electric Bike Pump")),
-        ("Tubes & Tyres", "700x25c/700x32c", 20, ("Butyl Inner Tube", "Puncture-Proof Road Tyre", "Gravel Bicycle Tyre", "Tyre Levers & Patch Kit")),
+        (
+            "Bike Helmets",
+            "Matte Black/White",
+            70,
+            ("Road Bike Helmet", "Mountain Bike Helmet", "Urban Commuter Helmet", "Aero Racing Helmet"),
+        ),
+        (
+            "Bike Lights",
+            "Black/Silver",
+            36,
+            ("USB Front Bike Light", "Rear Bike Light", "Front & Rear Bike Light Set", "Dynamo Bicycle Headlight"),
+        ),
+        (
+            "Bike Locks",
+            "Black/Orange",
+            48,
+            ("Steel U-Lock", "Folding Bike Lock", "Chain Bike Lock", "Coiled Cable Lock"),
+        ),
+        (
+            "Bike Pumps",
+            "Black/Red",
+            33,
+            ("Floor Bike Pump with Gauge", "Mini Frame Pump", "CO2 Tyre Inflator", "Electric Bike Pump"),
+        ),
+        (
+            "Tubes & Tyres",
+            "700x25c/700x32c",
+            20,
+            ("Butyl Inner Tube", "Puncture-Proof Road Tyre", "Gravel Bicycle Tyre", "Tyre Levers & Patch Kit"),
+        ),
         ("Chain Care", "", 13, ("Wet Chain Lube", "Dry Chain Lube", "Chain Cleaning Machine", "Bike Degreaser Spray")),
-        ("Bike Bags", "Charcoal/Mustard", 62, ("Rear Pannier Bag Pair", "Handlebar Bag", "Saddle Bag", "Frame Bag for "
-                                                                                                       "Bikepacking")),
-        ("Cycling Gloves", "Black/Neon", 27, ("Padded Half-Finger Gloves", "Winter Cycling Gloves", "Gel Road Gloves", "Rider's Windproof Gloves")),
+        (
+            "Bike Bags",
+            "Charcoal/Mustard",
+            62,
+            ("Rear Pannier Bag Pair", "Handlebar Bag", "Saddle Bag", "Frame Bag for Bikepacking"),
+        ),
+        (
+            "Cycling Gloves",
+            "Black/Neon",
+            27,
+            ("Padded Half-Finger Gloves", "Winter Cycling Gloves", "Gel Road Gloves", "Rider's Windproof Gloves"),
+        ),
     ],
     "Baking": [
-        ("Mixing Bowls", "Mint/Cream", 29, ("Stainless Mixing Bowl Set", "Ceramic Batter Bowl", "Glass Mixing Bowls", "Copper Egg White Bowl")),
-        ("Whisks & Spatulas", "Red/Grey", 13, ("Balloon Whisk", "Silicone Spatula Set", "Danish Dough Whisk", "Baker's Bowl Scraper")),
-        ("Rolling Pins", "Beech/Marble", 24, ("French Rolling Pin", "Adjustable Rolling Pin", "Embossed Rolling Pin", "Pastry Board & Rolling Pin")),
+        (
+            "Mixing Bowls",
+            "Mint/Cream",
+            29,
+            ("Stainless Mixing Bowl Set", "Ceramic Batter Bowl", "Glass Mixing Bowls", "Copper Egg White Bowl"),
+        ),
+        (
+            "Whisks & Spatulas",
+            "Red/Grey",
+            13,
+            ("Balloon Whisk", "Silicone Spatula Set", "Danish Dough Whisk", "Baker's Bowl Scraper"),
+        ),
+        (
+            "Rolling Pins",
+            "Beech/Marble",
+            24,
+            ("French Rolling Pin", "Adjustable Rolling Pin", "Embossed Rolling Pin", "Pastry Board & Rolling Pin"),
+        ),
         ("Cake Tins", "9 inch/10 inch", 22, ("Springform Cake Tin", "Loaf Tin", "Bundt Cake Pan", "Muffin Baking Tin")),
-        ("Cooling Racks", "", 16, ("Wire Cooling Rack", "Three-Tier Cooling Rack", "Folding Biscuit Rack", "Round "
-                                                                                                           "Cake "
-                                                                                                           "Cooling "
-                                                                                                           "Stand")),
-        ("Piping Sets", "", 19, ("Piping Bag & Nozzle Set", "Reusable Silicone Piping Bags", "Cookie Icing Pen", "Russian Flower Piping Tips")),
-        ("Cake Decorations", "Pastel/Gold", 9, ("Sugar Pearl Sprinkles", "Fondant Icing Sheets", "Gel Food Colouring", "Edible Sugar Flowers")),
-        ("Cake Storage", "White/Blush", 31, ("Cake Carrier with Lid", "Biscuit Storage Tin", "Glass Cake Dome", "Cupcake Carry Box")),
+        (
+            "Cooling Racks",
+            "",
+            16,
+            ("Wire Cooling Rack", "Three-Tier Cooling Rack", "Folding Biscuit Rack", "Round Cake Cooling Stand"),
+        ),
+        (
+            "Piping Sets",
+            "",
+            19,
+            (
+                "Piping Bag & Nozzle Set",
+                "Reusable Silicone Piping Bags",
+                "Cookie Icing Pen",
+                "Russian Flower Piping Tips",
+            ),
+        ),
+        (
+            "Cake Decorations",
+            "Pastel/Gold",
+            9,
+            ("Sugar Pearl Sprinkles", "Fondant Icing Sheets", "Gel Food Colouring", "Edible Sugar Flowers"),
+        ),
+        (
+            "Cake Storage",
+            "White/Blush",
+            31,
+            ("Cake Carrier with Lid", "Biscuit Storage Tin", "Glass Cake Dome", "Cupcake Carry Box"),
+        ),
     ],
     "Dogs": [
-        ("Dog Beds", "Grey/Brown", 60, ("Orthopaedic Dog Bed", "Donut Cuddler Dog Bed", "Raised Dog Cot", "Washable "
-                                                                                                          "Crate Mat")),
-        ("Dog Leashes", "Teal/Red", 19, ("Reflective Dog Leash", "Retractable Dog Lead", "Leather Dog Leash", "Hands-Free Running Leash")),
-        ("Dog Harnesses", "Small/Large", 30, ("No-Pull Dog Harness", "Padded Walking Harness", "Car Safety Harness", "Puppy's First Harness & Collar")),
-        ("Dog Bowls", "Blue/Sand", 17, ("Slow Feeder Dog Bowl", "Stainless Dog Bowl", "Raised Dog Feeding Station", "Travel Dog Water Bowl")),
-        ("Dog Treats", "", 11, ("Grain-Free Training Treats", "Dental Chew Sticks", "Dried Beef Strips for Dogs", "Peanut Butter Dog Biscuits")),
-        ("Dog Toys", "Orange/Blue", 14, ("Rubber Chew Toy", "Squeaky Plush Toy", "Tug & Fetch Rope", "Treat Puzzle "
-                                                                                                     "Ball")),
-        ("Dog Grooming", "", 21, ("Dog Deshedding Brush", "Oatmeal Dog Shampoo", "Dog Nail Grinder", "Microfibre Dog "
-                                                                                                     "Towel")),
-        ("Dog Carriers", "Black/Plum", 55, ("Airline Dog Carrier", "Dog Backpack Carrier", "Folding Travel Crate", "Dog Sling Carrier")),
+        (
+            "Dog Beds",
+            "Grey/Brown",
+            60,
+            ("Orthopaedic Dog Bed", "Donut Cuddler Dog Bed", "Raised Dog Cot", "Washable Crate Mat"),
+        ),
+        (
+            "Dog Leashes",
+            "Teal/Red",
+            19,
+            ("Reflective Dog Leash", "Retractable Dog Lead", "Leather Dog Leash", "Hands-Free Running Leash"),
+        ),
+        (
+            "Dog Harnesses",
+            "Small/Large",
+            30,
+            ("No-Pull Dog Harness", "Padded Walking Harness", "Car Safety Harness", "Puppy's First Harness & Collar"),
+        ),
+        (
+            "Dog Bowls",
+            "Blue/Sand",
+            17,
+            ("Slow Feeder Dog Bowl", "Stainless Dog Bowl", "Raised Dog Feeding Station", "Travel Dog Water Bowl"),
+        ),
+        (
+            "Dog Treats",
+            "",
+            11,
+            (
+                "Grain-Free Training Treats",
+                "Dental Chew Sticks",
+                "Dried Beef Strips for Dogs",
+                "Peanut Butter Dog Biscuits",
+            ),
+        ),
+        (
+            "Dog Toys",
+            "Orange/Blue",
+            14,
+            ("Rubber Chew Toy", "Squeaky Plush Toy", "Tug & Fetch Rope", "Treat Puzzle Ball"),
+        ),
+        (
+            "Dog Grooming",
+            "",
+            21,
+            ("Dog Deshedding Brush", "Oatmeal Dog Shampoo", "Dog Nail Grinder", "Microfibre Dog Towel"),
+        ),
+        (
+            "Dog Carriers",
+            "Black/Plum",
+            55,
+            ("Airline Dog Carrier", "Dog Backpack Carrier", "Folding Travel Crate", "Dog Sling Carrier"),
+        ),
     ],
     "Painting": [
-        ("Sketchbooks", "A4/A5", 15, ("Hardbound Sketchbook", "Spiral Sketch Pad", "Toned Paper Sketchbook", "Pocket Drawing Journal")),
-        ("Drawing Pencils", "", 18, ("Graphite Pencil Set", "Charcoal Pencil Set", "Coloured Pencils 36 Pack", "Mechanical Drafting Pencil")),
-        ("Erasers & Sharpeners", "", 8, ("Kneaded Eraser Pack", "Brass Pencil Sharpener", "Precision Eraser Pen", "Artist's Sandpaper Block & Eraser")),
-        ("Watercolour Paints", "24 Colours/48 Colours", 38, ("Watercolour Pan Set", "Watercolour Tube Set", "Metallic Watercolour Set", "Travel Paint Box")),
-        ("Paint Brushes", "Round/Flat", 23, ("Sable Watercolour Brush", "Synthetic Brush Set", "Water Brush Pens", "Wide Wash Brush")),
-        ("Palettes", "", 16, ("Porcelain Mixing Palette", "Folding Paint Palette", "Airtight Paint Box", "Tear-Off "
-                                                                                                         "Palette "
-                                                                                                         "Pad")),
-        ("Easels", "Beech/Black", 72, ("Tabletop Easel", "Tripod Field Easel", "Studio H-Frame Easel", "French Box "
-                                                                                                       "Easel")),
-        ("Art Portfolios", "Black/Tan", 33, ("Art Portfolio Case", "Canvas Carrying Bag", "Drawing Tube with Strap", "Print & Drawing Storage Folder")),
+        (
+            "Sketchbooks",
+            "A4/A5",
+            15,
+            ("Hardbound Sketchbook", "Spiral Sketch Pad", "Toned Paper Sketchbook", "Pocket Drawing Journal"),
+        ),
+        (
+            "Drawing Pencils",
+            "",
+            18,
+            ("Graphite Pencil Set", "Charcoal Pencil Set", "Coloured Pencils 36 Pack", "Mechanical Drafting Pencil"),
+        ),
+        (
+            "Erasers & Sharpeners",
+            "",
+            8,
+            (
+                "Kneaded Eraser Pack",
+                "Brass Pencil Sharpener",
+                "Precision Eraser Pen",
+                "Artist's Sandpaper Block & Eraser",
+            ),
+        ),
+        (
+            "Watercolour Paints",
+            "24 Colours/48 Colours",
+            38,
+            ("Watercolour Pan Set", "Watercolour Tube Set", "Metallic Watercolour Set", "Travel Paint Box"),
+        ),
+        (
+            "Paint Brushes",
+            "Round/Flat",
+            23,
+            ("Sable Watercolour Brush", "Synthetic Brush Set", "Water Brush Pens", "Wide Wash Brush"),
+        ),
+        (
+            "Palettes",
+            "",
+            16,
+            ("Porcelain Mixing Palette", "Folding Paint Palette", "Airtight Paint Box", "Tear-Off Palette Pad"),
+        ),
+        (
+            "Easels",
+            "Beech/Black",
+            72,
+            ("Tabletop Easel", "Tripod Field Easel", "Studio H-Frame Easel", "French Box Easel"),
+        ),
+        (
+            "Art Portfolios",
+            "Black/Tan",
+            33,
+            ("Art Portfolio Case", "Canvas Carrying Bag", "Drawing Tube with Strap", "Print & Drawing Storage Folder"),
+        ),
     ],
     "Knitting": [
-        ("Yarn", "Heather/Rust", 12, ("Merino Wool Yarn", "Cotton Baby Yarn", "Chunky Alpaca Yarn", "Self-Striping "
-                                                                                                    "Sock Yarn")),
-        ("Knitting Needles", "4 mm/6 mm", 19, ("Bamboo Circular Needles", "Double-Pointed Needle Set", "Interchangeable Needles", "Straight Needles")),
-        ("Stitch Markers", "Pearl/Copper", 7, ("Locking Stitch Markers", "Ring Stitch Markers", "Beaded Stitch Markers", "Stitch Holder & Marker Set")),
-        ("Pattern Books", "", 21, ("Beginner's Sweater Pattern Book", "Sock Knitting Patterns", "Lace Shawl Pattern Book", "Baby Knits Pattern Book")),
-        ("Row Counters", "", 9, ("Digital Row Counter", "Click Row Counter", "Finger Row Counter", "Knitting Gauge & "
-                                                                                                   "Counter")),
-        ("Crochet Hooks", "Rose/Mint", 16, ("Ergonomic Crochet Hook Set", "Bamboo Crochet Hooks", "Steel Lace Crochet Hooks", "Tunisian Crochet Hook")),
-        ("Blocking Tools", "", 24, ("Lace Blocking Mats", "Blocking Wires & Pins", "Sock Blockers", "Wool Wash for "
-                                                                                                    "Hand Knits")),
-        ("Project Bags", "Linen/Floral", 28, ("Drawstring Project Bag", "Yarn Storage Tote", "Knitting Needle Case", "Wooden Yarn Bowl")),
+        (
+            "Yarn",
+            "Heather/Rust",
+            12,
+            ("Merino Wool Yarn", "Cotton Baby Yarn", "Chunky Alpaca Yarn", "Self-Striping Sock Yarn"),
+        ),
+        (
+            "Knitting Needles",
+            "4 mm/6 mm",
+            19,
+            ("Bamboo Circular Needles", "Double-Pointed Needle Set", "Interchangeable Needles", "Straight Needles"),
+        ),
+        (
+            "Stitch Markers",
+            "Pearl/Copper",
+            7,
+            ("Locking Stitch Markers", "Ring Stitch Markers", "Beaded Stitch Markers", "Stitch Holder & Marker Set"),
+        ),
+        (
+            "Pattern Books",
+            "",
+            21,
+            (
+                "Beginner's Sweater Pattern Book",
+                "Sock Knitting Patterns",
+                "Lace Shawl Pattern Book",
+                "Baby Knits Pattern Book",
+            ),
+        ),
+        (
+            "Row Counters",
+            "",
+            9,
+            ("Digital Row Counter", "Click Row Counter", "Finger Row Counter", "Knitting Gauge & Counter"),
+        ),
+        (
+            "Crochet Hooks",
+            "Rose/Mint",
+            16,
+            ("Ergonomic Crochet Hook Set", "Bamboo Crochet Hooks", "Steel Lace Crochet Hooks", "Tunisian Crochet Hook"),
+        ),
+        (
+            "Blocking Tools",
+            "",
+            24,
+            ("Lace Blocking Mats", "Blocking Wires & Pins", "Sock Blockers", "Wool Wash for Hand Knits"),
+        ),
+        (
+            "Project Bags",
+            "Linen/Floral",
+            28,
+            ("Drawstring Project Bag", "Yarn Storage Tote", "Knitting Needle Case", "Wooden Yarn Bowl"),
+        ),
     ],
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

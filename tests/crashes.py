@@ -16,7 +16,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def in_a_process_of_its_own(function: Callable[[], Any]) -> int:
-    """The exit code of a forked process that calls a function: what it gives (0 for None), or `FAILED` where it raises."""
+    """The exit code of a forked process that calls a function: what it gives (0 for None), or `FAILED` where it
+    raises."""
     child = os.fork()
     if child == 0:
         try:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tigerrec.download
-import tigerrec.raw
 
+import tigerrec.data.download
+import tigerrec.data.raw
 from tigerrec.data.amazon import AmazonReviews
 from tigerrec.data.base import DatasetError
 from tigerrec.data.prepare import prepare
@@ -93,7 +93,7 @@ def test_ratings_give_the_same_histories(tmp_path: Path) -> None:
 
 
 def test_every_bad_line_is_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tigerrec.raw, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(tigerrec.data.raw, "LINE_LIMIT", 1000)
     bad = {
         b'{"reviewerID": "u1", ': "not JSON",
         b"[1, 2]": "not a record of named values",
@@ -176,7 +176,8 @@ def test_values_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]
 
 
 class Shop(http.server.BaseHTTPRequestHandler):
-    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked for."""
+    """Serves `content` by name; `faults` (statuses, or "cut") are used up first; `ranges` records what was asked
+    for."""
 
     content: dict[str, bytes]
     faults: list[int | str]
@@ -207,7 +208,7 @@ class Shop(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AmazonReviews, type[Shop]]]:
-    monkeypatch.setattr(tigerrec.download, "PAUSE", 0.0)
+    monkeypatch.setattr(tigerrec.data.download, "PAUSE", 0.0)
     monkeypatch.setenv("no_proxy", "*")
     write(tmp_path / "origin", REVIEWS, METADATA)
     content = {path.name: path.read_bytes() for path in (tmp_path / "origin").iterdir()}

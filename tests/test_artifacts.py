@@ -78,13 +78,13 @@ def one_sentence(error: BaseException) -> str:
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     for fault in (ValueError("mine"), KeyboardInterrupt()):
-        with pytest.raises(type(fault)), atomic(path) as temporary:
+        with pytest.raises(type(fault)), atomic(path) as temporary:  # noqa: PT012
             temporary.write_text("half")
             raise fault
         assert names(path.parent) == set()
     with atomic(path) as temporary:
         temporary.write_text("whole")
-    with pytest.raises(ValueError, match="mine"), atomic(path) as temporary:
+    with pytest.raises(ValueError, match="mine"), atomic(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise ValueError("mine")
     assert path.read_text() == "whole"
@@ -92,7 +92,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 
 def test_a_stage_is_there_once_all_of_it_is(tmp_path):
-    with pytest.raises(ValueError, match="mine"), writing(tmp_path / "new", "embed", Config()) as out:
+    with pytest.raises(ValueError, match="mine"), writing(tmp_path / "new", "embed", Config()) as out:  # noqa: PT012
         out.json("facts.json", {})
         assert read_manifest(tmp_path / "new") is None
         raise ValueError("mine")
@@ -103,7 +103,7 @@ def test_a_stage_is_there_once_all_of_it_is(tmp_path):
 
 def test_a_stage_stays_until_the_whole_of_a_newer_one_is_on_disk(tmp_path):
     older = contents(write(tmp_path))
-    with pytest.raises(ValueError, match="mine"), writing(tmp_path, "embed", Config(seed=1)) as out:
+    with pytest.raises(ValueError, match="mine"), writing(tmp_path, "embed", Config(seed=1)) as out:  # noqa: PT012
         out.json("facts.json", {"seed": 1})
         open_stage(tmp_path, "embed")
         raise ValueError("mine")
@@ -371,7 +371,8 @@ def test_other_content_under_one_fingerprint_is_stale(tmp_path):
 # One writer at a time
 
 HOLD = (
-    "import sys, pathlib; from tigerrec import files\nwith locked(pathlib.Path(sys.argv[1])): print('held', "
+    "import sys, pathlib; from tigerrec.storage.files import locked\n"
+    "with locked(pathlib.Path(sys.argv[1])): print('held', "
     "flush=True); sys.stdin.read()"
 )
 

@@ -30,10 +30,24 @@ from tigerrec.storage.contracts import read_json, read_table
 ROOT = Path(__file__).parent.parent
 N_USERS, N_ITEMS = 80, 40
 TINY = [
-    "dataset=tables", "dataset.name=shop", "embedder=hashed", "embedder.dim=16", "tokenizer=rkmeans", "tokenizer.codebook_size=6", "tokenizer.levels=2",
-    "generator.num_layers=1", "generator.d_model=16", "generator.num_heads=2", "generator.d_kv=8", "generator.d_ff=16", "generator.max_items=5",
-    "train.epochs=2", "train.validate_every=2", "train.batch_targets=64", "train.precision=fp32",
-]  # fmt: skip
+    "dataset=tables",
+    "dataset.name=shop",
+    "embedder=hashed",
+    "embedder.dim=16",
+    "tokenizer=rkmeans",
+    "tokenizer.codebook_size=6",
+    "tokenizer.levels=2",
+    "generator.num_layers=1",
+    "generator.d_model=16",
+    "generator.num_heads=2",
+    "generator.d_kv=8",
+    "generator.d_ff=16",
+    "generator.max_items=5",
+    "train.epochs=2",
+    "train.validate_every=2",
+    "train.batch_targets=64",
+    "train.precision=fp32",
+]
 CHEAP = [name for name, check in CHECKS.items() if not check.trains]
 
 
@@ -283,7 +297,7 @@ def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monke
 
 def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
     leakage(run)
-    monkeypatch.setattr("tigerrec.audit.trained.train", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr("tigerrec.analysis.audit.trained.train", lambda *arguments: pytest.fail("trained again"))
     assert {row["result"] for row in leakage(run).rows} == {"equal bytes"}
 
 

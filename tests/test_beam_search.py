@@ -16,7 +16,8 @@ from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
 from tigerrec.search.beam_search import Searcher, beam_search
 from tigerrec.search.trie import build_trie
-from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout, add_suffix
+from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout
+from tigerrec.tokenizers.suffix import add_suffix
 
 CODE_SIZES = (5, 4, 3)
 SETTINGS = [
@@ -145,11 +146,21 @@ def test_equals_generate_with_a_prefix_function(setting, beam_size):
     for user, history in enumerate(histories):
         encoded = stock_encoding(model, history)
         found = model.t5.generate(
-            encoder_outputs=BaseModelOutput(encoded), attention_mask=torch.ones(encoded.shape[:2]).long(),
-            num_beams=beam_size, num_return_sequences=beam_size, max_new_tokens=4, min_new_tokens=4,
-            do_sample=False, length_penalty=0.0, eos_token_id=None, pad_token_id=PAD, decoder_start_token_id=PAD, return_dict_in_generate=True,
-            output_scores=True, prefix_allowed_tokens_fn=lambda _, prefix: sorted(children[tuple(prefix.tolist()[1:])]),
-        )  # fmt: skip
+            encoder_outputs=BaseModelOutput(encoded),
+            attention_mask=torch.ones(encoded.shape[:2]).long(),
+            num_beams=beam_size,
+            num_return_sequences=beam_size,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            length_penalty=0.0,
+            eos_token_id=None,
+            pad_token_id=PAD,
+            decoder_start_token_id=PAD,
+            return_dict_in_generate=True,
+            output_scores=True,
+            prefix_allowed_tokens_fn=lambda _, prefix: sorted(children[tuple(prefix.tolist()[1:])]),
+        )
         assert [item_of[tuple(row)] for row in found.sequences[:, 1:].tolist()] == items[user].tolist()
         expected = all_scores(ids, model, [history])[0, items[user]]
         np.testing.assert_allclose(scores[user], expected, atol=1e-4)

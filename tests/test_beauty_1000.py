@@ -15,10 +15,20 @@ from tigerrec.storage.contracts import read_json, read_table
 
 USERS, ITEMS, INTERACTIONS = 630, 3760, 11_140
 OPTIONS = [
-    "dataset=beauty_1000", "embedder=hashed", "tokenizer=rkmeans", "tokenizer.codebook_size=32", "generator=decoder_only",
-    "generator.num_layers=2", "generator.d_model=32", "generator.num_heads=2", "generator.d_ff=64",
-    "train.epochs=1", "train.validate_every=1", "train.validation_users=100", "evaluate.batch_tokens=65536",
-]  # fmt: skip
+    "dataset=beauty_1000",
+    "embedder=hashed",
+    "tokenizer=rkmeans",
+    "tokenizer.codebook_size=32",
+    "generator=decoder_only",
+    "generator.num_layers=2",
+    "generator.d_model=32",
+    "generator.num_heads=2",
+    "generator.d_ff=64",
+    "train.epochs=1",
+    "train.validate_every=1",
+    "train.validation_users=100",
+    "evaluate.batch_tokens=65536",
+]
 
 
 def ratings(rng: np.random.Generator) -> list[tuple[str, str, int]]:

@@ -1,4 +1,5 @@
-"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy import."""
+"""Every yaml in configs/: it composes, says every field of its dataclass, and plans all stages without a heavy
+import."""
 
 import dataclasses
 import re

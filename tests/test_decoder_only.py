@@ -199,10 +199,20 @@ def test_equals_generate_with_a_prefix_function(beam_size):
     for user, history in enumerate(histories):
         read = model.sequence(torch.from_numpy(history[None, -6:].astype(np.int64)))
         found = model.gpt2.generate(
-            input_ids=read, attention_mask=torch.ones_like(read), num_beams=beam_size, num_return_sequences=beam_size,
-            max_new_tokens=4, min_new_tokens=4, do_sample=False, length_penalty=0.0, eos_token_id=None, pad_token_id=PAD,
-            return_dict_in_generate=True, output_scores=True, prefix_allowed_tokens_fn=lambda _, ids, n=read.shape[1]: allowed[tuple(ids[n:].tolist())],
-        )  # fmt: skip
+            input_ids=read,
+            attention_mask=torch.ones_like(read),
+            num_beams=beam_size,
+            num_return_sequences=beam_size,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            length_penalty=0.0,
+            eos_token_id=None,
+            pad_token_id=PAD,
+            return_dict_in_generate=True,
+            output_scores=True,
+            prefix_allowed_tokens_fn=lambda _, ids, n=read.shape[1]: allowed[tuple(ids[n:].tolist())],
+        )
         assert [item_of[tuple(row)] for row in found.sequences[:, read.shape[1] :].tolist()] == items[user].tolist()
         np.testing.assert_allclose(scores[user], found.sequences_scores, atol=1e-4)
 

@@ -67,11 +67,14 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 INSIDE = """
 import os, sys, torch, torch.distributed
-from tigerrec import TigerrecError, distributed
+from tigerrec import TigerrecError
+from tigerrec.runtime import distributed
 assert not distributed.joined()
 distributed.join()
 world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-assert (world, rank, distributed.joined()) == (distributed.world_size(), distributed.rank(), True) == (3, int(os.environ["RANK"]), True)
+expected = (3, int(os.environ["RANK"]), True)
+assert (world, rank, distributed.joined()) == expected
+assert (distributed.world_size(), distributed.rank(), True) == expected
 assert distributed.is_first() == (rank == 0)
 assert distributed.gathered(rank * 10) == [0, 10, 20]
 assert distributed.anywhere(rank == 2) and not distributed.anywhere(False)
@@ -176,10 +179,12 @@ import sys
 from pathlib import Path
 from tests.test_embed import Spelled
 from tests.tiny_shop import FOLDERS
-from tigerrec import distributed, embed, evaluate
-from tigerrec.beam_search import Searcher
+from tigerrec.embed.stage import embed
+from tigerrec.evaluation import stage as evaluation
+from tigerrec.runtime import distributed
+from tigerrec.search.beam_search import Searcher
 alone, shared = map(Path, sys.argv[1:])
-evaluate.SHARD_USERS = 8
+evaluation.SHARD_USERS = 8
 told = True
 rank, spelled = Searcher.rank, Spelled.open
 def telling_rank(self, histories, **more):
@@ -195,9 +200,9 @@ def telling_open(self):
     return telling
 Searcher.rank, Spelled.open = telling_rank, telling_open
 def both(name):
-    embed.embed(alone / FOLDERS["prepare"], Spelled(), shared / f"embedded{name}")
+    embed(alone / FOLDERS["prepare"], Spelled(), shared / f"embedded{name}")
     inputs = [alone / FOLDERS[stage] for stage in ("prepare", "tokenize", "train")]
-    evaluate.evaluate(*inputs, evaluate.EvaluateConfig(model="t5"), shared / f"evaluated{name}")
+    evaluation.evaluate(*inputs, evaluation.EvaluateConfig(model="t5"), shared / f"evaluated{name}")
 distributed.join()
 both("")
 told, first = False, distributed.is_first()

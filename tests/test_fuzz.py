@@ -124,24 +124,46 @@ REVIEW = b'{"reviewerID": "u", "asin": "A", "unixReviewTime": 5}'
 ITEM = b"{'asin': 'A', 'title': 'Soap', 'price': 4.5, 'categories': [['Bath', 'Soap']]}"
 CALL = "__import__('os').system('touch canary')"
 HOSTILE_LINES = [
-    b"\xef\xbb\xbf" + REVIEW, b"\0", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"<html>", b"-" * 100_000 + b"1", b"1+" * 100_000 + b"1",
-    b"{'asin': " * 5000, f"{{'asin': 'A', 'title': {CALL}}}".encode(), CALL.encode(), f"f'{{{CALL}}}'".encode(),
-    b"{'asin': 'A', 'title': __import__('canary')}", b"{'asin': 'A', 'price': 1j, 'title': b'x', 'brand': {1, 2}, "
-                                                     b"'categories': ...}",
-    b"{'asin': {'A'}}", b"{[]: 1}", b"{'asin': 'A', 'price': %s}" % HUGE.encode(), b'{"asin": "\\u0041", "title": '
-                                                                                   b'"escaped"}',
-    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % HUGE.encode(), b'{"reviewerID": "u", "asin": "A", '
-                                                                               b'"unixReviewTime": 1e999}',
-    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % (b"9" * 5000), b"u,A,5.0,%s" % HUGE.encode(), b"u,A,5.0,nan", b"u,,,", b"\x1a", b"\r",
-]  # fmt: skip
+    b"\xef\xbb\xbf" + REVIEW,
+    b"\0",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"<html>",
+    b"-" * 100_000 + b"1",
+    b"1+" * 100_000 + b"1",
+    b"{'asin': " * 5000,
+    f"{{'asin': 'A', 'title': {CALL}}}".encode(),
+    CALL.encode(),
+    f"f'{{{CALL}}}'".encode(),
+    b"{'asin': 'A', 'title': __import__('canary')}",
+    b"{'asin': 'A', 'price': 1j, 'title': b'x', 'brand': {1, 2}, 'categories': ...}",
+    b"{'asin': {'A'}}",
+    b"{[]: 1}",
+    b"{'asin': 'A', 'price': %s}" % HUGE.encode(),
+    b'{"asin": "\\u0041", "title": "escaped"}',
+    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % HUGE.encode(),
+    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": 1e999}',
+    b'{"reviewerID": "u", "asin": "A", "unixReviewTime": %s}' % (b"9" * 5000),
+    b"u,A,5.0,%s" % HUGE.encode(),
+    b"u,A,5.0,nan",
+    b"u,,,",
+    b"\x1a",
+    b"\r",
+]
 RECORDS = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys(("reviewerID", "asin", "unixReviewTime", "title", "brand", "price", "categories"), VALUES),
 )
 LINES = (
-    st.sampled_from(HOSTILE_LINES) | st.binary(max_size=30) | mutated(REVIEW) | mutated(ITEM) | mutated(b"u,A,5.0,5")
-    | RECORDS.map(lambda record: json.dumps(record).encode()) | RECORDS.map(lambda record: repr(record).encode("utf-8", "surrogatepass"))
-)  # fmt: skip
+    st.sampled_from(HOSTILE_LINES)
+    | st.binary(max_size=30)
+    | mutated(REVIEW)
+    | mutated(ITEM)
+    | mutated(b"u,A,5.0,5")
+    | RECORDS.map(lambda record: json.dumps(record).encode())
+    | RECORDS.map(lambda record: repr(record).encode("utf-8", "surrogatepass"))
+)
 GOOD = [b'{"reviewerID": "u", "asin": "%s", "unixReviewTime": 1}' % item for item in (b"A", b"B", b"C")]
 GOOD_RATINGS = [b"u,%s,5.0,1" % item for item in (b"A", b"B", b"C")]
 
@@ -271,13 +293,26 @@ def unpickling_parquet(table: pa.Table) -> bytes:
 
 
 ODD_COLUMNS = [
-    pa.array(["u", "v", "w"]), pa.array([1, 2, 3]), pa.array([1.5, float("nan"), None]), pa.array([None, None, None]), pa.array([True, False, None]),
-    pa.array([b"\xff", b"u", b"v"]), pa.array([[1], None, [2, 3]]), pa.array([{"a": 1}, {"a": 2}, None]), pa.array([2**60] * 3, pa.timestamp("us")),
-    pa.array([10**8] * 3, pa.date32()), pa.array([1, 2, 3], pa.timestamp("us", tz="Mars/Olympus")), pa.array([-(2**62)] * 3, pa.duration("s")),
-    pa.array(["u", "u", "v"]).dictionary_encode(), pa.array([1, 2, 3], pa.decimal128(5, 2)), pa.array([1, 2, 3], pa.time32("s")),
+    pa.array(["u", "v", "w"]),
+    pa.array([1, 2, 3]),
+    pa.array([1.5, float("nan"), None]),
+    pa.array([None, None, None]),
+    pa.array([True, False, None]),
+    pa.array([b"\xff", b"u", b"v"]),
+    pa.array([[1], None, [2, 3]]),
+    pa.array([{"a": 1}, {"a": 2}, None]),
+    pa.array([2**60] * 3, pa.timestamp("us")),
+    pa.array([10**8] * 3, pa.date32()),
+    pa.array([1, 2, 3], pa.timestamp("us", tz="Mars/Olympus")),
+    pa.array([-(2**62)] * 3, pa.duration("s")),
+    pa.array(["u", "u", "v"]).dictionary_encode(),
+    pa.array([1, 2, 3], pa.decimal128(5, 2)),
+    pa.array([1, 2, 3], pa.time32("s")),
     pa.nulls(3, pa.large_string()),
-    pa.StringArray.from_buffers(3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32).tobytes()), pa.py_buffer(b"\xff\xfe\xfd")),
-]  # fmt: skip
+    pa.StringArray.from_buffers(
+        3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32).tobytes()), pa.py_buffer(b"\xff\xfe\xfd")
+    ),
+]
 
 
 @FUZZ
@@ -638,13 +673,24 @@ def test_a_file_that_all_manifests_vouch_for_is_what_it_should_be_or_is_refused(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"auto_map": {"AutoModel": "canary.Canary"}}, {"quantization_config": {}}, {"model_type": "bert"}, {"vocab_size": 99}, {"is_encoder_decoder": False},
-        {"d_model": 32}, {"num_layers": 10**6}, {"d_ff": 10**12}, {"num_heads": 2.0}, {"d_kv": True}, {"feed_forward_proj": "gated-gelu"},
-        {"tigerrec": {"level_sizes": [12, 12, 9999]}}, {"tigerrec": {"code_sizes": [12, 13]}}, {"tigerrec": {"max_items": "5"}},
+        {"auto_map": {"AutoModel": "canary.Canary"}},
+        {"quantization_config": {}},
+        {"model_type": "bert"},
+        {"vocab_size": 99},
+        {"is_encoder_decoder": False},
+        {"d_model": 32},
+        {"num_layers": 10**6},
+        {"d_ff": 10**12},
+        {"num_heads": 2.0},
+        {"d_kv": True},
+        {"feed_forward_proj": "gated-gelu"},
+        {"tigerrec": {"level_sizes": [12, 12, 9999]}},
+        {"tigerrec": {"code_sizes": [12, 13]}},
+        {"tigerrec": {"max_items": "5"}},
         {"tigerrec": {"max_items": 10**9}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_config_of_another_model_is_refused(run: dict[str, Path], changes: dict[str, Any]) -> None:
     config = json.loads((run["train"] / "config.json").read_bytes())
     inner = {key: config[key] | value for key, value in changes.items() if key == "tigerrec"}

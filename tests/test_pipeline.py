@@ -339,7 +339,7 @@ def test_a_part_that_another_process_builds_is_waited_for(fused, monkeypatch):
         asked[folder.name] = wait
         yield
 
-    monkeypatch.setattr(pipeline.files, "locked", locked)
+    monkeypatch.setattr(pipeline, "locked", locked)
     pipeline.run(compose([*TINY, *FUSED, f"paths.runs={fused}", "overwrite=prepare"]), "embed")
     assert asked == {"sample": True, "hashed": True, "collaborative": True, "fusion": False}
 
@@ -575,8 +575,10 @@ def test_further_vectors_stand_behind_what_they_are_made_of_and_once(monkeypatch
         "evaluate",
     ]
     assert dict(steps["tokenize"].inputs) == {
-        "embed": Path("runs/sample/fusion"), "bought": Path("runs/sample/collaborative"), "text": Path("runs/sample/words")
-    }  # fmt: skip
+        "embed": Path("runs/sample/fusion"),
+        "bought": Path("runs/sample/collaborative"),
+        "text": Path("runs/sample/words"),
+    }
     steps = tiny_plan("runs", *inputs)
     assert list(steps) == ["prepare", "embed", "embed:collaborative", "tokenize", "train", "evaluate"]
     assert steps["tokenize"].inputs["text"] == steps["embed"].folder
@@ -619,7 +621,7 @@ def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
     step = pipeline.dataclasses.replace(steps["tokenize"], run=meanwhile)
     monkeypatch.setattr(pipeline, "plan", lambda cfg: steps | {"tokenize": step})
     with pytest.raises(StaleError, match="was built again by another process meanwhile; run the same command again"):
-        pipeline.run(cfg)
+        pipeline.run(cfg, "tokenize")
     assert not (step.folder / "manifest.json").exists()
 
 

@@ -16,7 +16,7 @@ from tigerrec.runtime.processes import in_own_process
 
 SLEEPER = """
 import multiprocessing, sys
-from tigerrec.processes import in_own_process
+from tigerrec.runtime.processes import in_own_process
 if __name__ == "__main__":
     in_own_process("tests.test_processes.sleep", sys.argv[1])
 """

@@ -120,8 +120,14 @@ def test_an_export_holds_every_file_of_the_model(tmp_path):
     folder = export(run["train"], tmp_path / "export")
     assert (folder / "adapter.safetensors").read_bytes() == (run["train"] / "adapter.safetensors").read_bytes()
     assert set(read_manifest(folder).files) == {
-        *whole, "adapter.safetensors", "semantic_ids.parquet", "tokenizer.json", "tokenizer.safetensors", "items.parquet", "README.md",
-    }  # fmt: skip
+        *whole,
+        "adapter.safetensors",
+        "semantic_ids.parquet",
+        "tokenizer.json",
+        "tokenizer.safetensors",
+        "items.parquet",
+        "README.md",
+    }
 
 
 def test_a_damaged_export_is_refused(run, tmp_path):

@@ -1,4 +1,5 @@
-"""Pages about runs and tables: whole and self-contained, true to the files they are made of, and safe with any title."""
+"""Pages about runs and tables: whole and self-contained, true to the files they are made of, and safe with any
+title."""
 
 from __future__ import annotations
 

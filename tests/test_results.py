@@ -22,9 +22,13 @@ from tigerrec.storage.stages import open_stage
 ROOT = Path(__file__).parent.parent
 CELLS = sorted(path.parent for path in (ROOT / "results").glob("*/*/*/ranks.parquet"))
 PARTS = {
-    "masked": "Seen items masked", "kept": "Seen items kept", "ids": "Ids, diversity and cost", "against": "Against", "seeds": "What seeds change",
+    "masked": "Seen items masked",
+    "kept": "Seen items kept",
+    "ids": "Ids, diversity and cost",
+    "against": "Against",
+    "seeds": "What seeds change",
     "tuning": "How the baselines were tuned",
-}  # fmt: skip
+}
 SHOWN = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 

@@ -18,17 +18,18 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.test_train import CONFIG
-from tigerrec import cli, train, trainer
+from tigerrec import cli
+from tigerrec.training import loop, stage
 import time
-step = trainer.Trainer.step
+step = loop.Trainer.step
 def slow_step(self, number):
     print(number, flush=True)
     time.sleep(0.05)
     return step(self, number)
-trainer.Trainer.step = slow_step
+loop.Trainer.step = slow_step
 prepared, tokenized, out = map(Path, sys.argv[1:])
 with cli.reporting("tigerrec train"):
-    train.train(prepared, tokenized, CONFIG, out)
+    stage.train(prepared, tokenized, CONFIG, out)
 """
 
 

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tigerrec.tokenizers.diagnostics import collisions
-from tigerrec.tokenizers.ids import (
-    PAD,
-    SemanticIdError,
-    TokenLayout,
-    add_suffix,
-    next_suffixes,
-    suffix_size,
-    with_suffix,
-)
+from tigerrec.tokenizers.ids import PAD, SemanticIdError, TokenLayout
+from tigerrec.tokenizers.suffix import add_suffix, next_suffixes, suffix_size, with_suffix
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=5)
 

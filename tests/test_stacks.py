@@ -20,8 +20,16 @@ from tigerrec.tokenizers.ids import SemanticIds, TokenLayout
 def stock_model(dropout_rate: float = 0.0) -> T5ForConditionalGeneration:
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=50, d_model=32, d_kv=16, num_heads=2, d_ff=48, num_layers=2, dropout_rate=dropout_rate, pad_token_id=0, decoder_start_token_id=0
-    )  # fmt: skip
+        vocab_size=50,
+        d_model=32,
+        d_kv=16,
+        num_heads=2,
+        d_ff=48,
+        num_layers=2,
+        dropout_rate=dropout_rate,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
     return T5ForConditionalGeneration(config)
 
 

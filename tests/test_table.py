@@ -31,10 +31,23 @@ from tigerrec.storage.stages import writing
 
 ROOT = Path(__file__).parent.parent
 TINY = [
-    "experiment=beauty_table", "dataset=sample", "embedder=hashed", "embedder.dim=16", "tokenizer.codebook_size=16", "generator.num_layers=1",
-    "generator.d_model=16", "generator.num_heads=1", "generator.d_ff=16", "train.epochs=1", "train.validate_every=1", "train.validation_users=50",
-    "tokenizers=[rkmeans,hkmeans]", "seeds=1", "baselines=[popularity]", "tokenizer.levels=2",
-]  # fmt: skip
+    "experiment=beauty_table",
+    "dataset=sample",
+    "embedder=hashed",
+    "embedder.dim=16",
+    "tokenizer.codebook_size=16",
+    "generator.num_layers=1",
+    "generator.d_model=16",
+    "generator.num_heads=1",
+    "generator.d_ff=16",
+    "train.epochs=1",
+    "train.validate_every=1",
+    "train.validation_users=50",
+    "tokenizers=[rkmeans,hkmeans]",
+    "seeds=1",
+    "baselines=[popularity]",
+    "tokenizer.levels=2",
+]
 CELLS = (
     "t5-4-epochs/hashed_rkmeans-seed0_seed0",
     "t5-4-epochs/hashed_hkmeans-seed0_seed0",
@@ -328,8 +341,19 @@ def test_budgets_are_told(made):
 def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> None:
     """A cell whose table of ranks is in an order of its own."""
     n_users = len(ranks["masked"])
-    parts = [pd.DataFrame({"model": "t5", "hit": "item", "seen": seen, "user": np.arange(n_users, dtype=np.int32), "target": np.arange(n_users, dtype=np.int32) % 7, "rank": found})
-             for seen, found in ranks.items()]  # fmt: skip
+    parts = [
+        pd.DataFrame(
+            {
+                "model": "t5",
+                "hit": "item",
+                "seen": seen,
+                "user": np.arange(n_users, dtype=np.int32),
+                "target": np.arange(n_users, dtype=np.int32) % 7,
+                "rank": found,
+            }
+        )
+        for seen, found in ranks.items()
+    ]
     table = pd.concat(parts).sample(frac=1, random_state=int(rng.integers(1000)))
     rows = [
         {"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)}
@@ -564,9 +588,14 @@ def test_what_made_the_data_and_the_vectors_does_not_count_as_what_made_the_rows
 
 def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
     made = {
-        "dataset": {"name": "toy", "users": 1_500, "items": 100, "interactions": 1_000}, "split": "test", "commands": ["make table"],
-        "commits": ["abcdef0123"], "machine": "x86_64, 2 cores", "picture": True, "notes": [],
-    }  # fmt: skip
+        "dataset": {"name": "toy", "users": 1_500, "items": 100, "interactions": 1_000},
+        "split": "test",
+        "commands": ["make table"],
+        "commits": ["abcdef0123"],
+        "machine": "x86_64, 2 cores",
+        "picture": True,
+        "notes": [],
+    }
     text = markdown.page("Toy", summary, made, ["a failed: b."])
     heading, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]

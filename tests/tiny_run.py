@@ -13,9 +13,10 @@ from tigerrec.models.gpt2 import DecoderOnly
 from tigerrec.models.loading import save_generator
 from tigerrec.models.t5 import T5
 from tigerrec.storage.stages import writing
-from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, add_suffix, load_semantic_ids
+from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.tokenizers.stage import TokenizeConfig, tokenize
+from tigerrec.tokenizers.suffix import add_suffix
 
 N_USERS = 50
 N_ITEMS = 40

@@ -65,7 +65,8 @@ def run(orders: Path, runs: Path, *more: str, until: str = "evaluate") -> Path:
 
 
 def contents(runs: Path) -> dict[str, str]:
-    """The sha256 of every file of every finished stage, of the manifest's identity too; without timings and provenance."""
+    """The sha256 of every file of every finished stage, of the manifest's identity too; without timings and
+    provenance."""
     found = {}
     for path in runs.rglob(MANIFEST):
         manifest = json.loads(path.read_bytes())

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_help())
     elif name == "--version":
         print(__version__)
-    elif name in STAGES:
-        _with_hydra(name, options, lambda cfg, overrides: run_stage(cfg, name))
-    elif name in JOBS:
-        _with_hydra(name, options, lambda cfg, overrides: run_job(name, cfg, overrides))
+    elif name in STAGES | JOBS:
+        _with_hydra(name, options, partial(run_stage if name in STAGES else run_job, name))
     elif name == "demo":
         _demo(options)
     elif name in TOOLS:
@@ -129,15 +128,13 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
 def reporting(resume: str | None = None) -> Iterator[None]:
     """Progress of the package on stderr; a user's error ends the process in one sentence, and so does a signal.
 
-    Args:
-        resume: the command that goes on after a signal, for work that several processes may share; None for other work.
+    `resume` is the command that goes on after a signal, for work that several processes may share.
     """
     pipeline.show_progress()
     try:
         if resume is None and distributed.world_size() > 1:
-            raise TigerrecError(
-                f"Several processes share only {', '.join(STAGES)}; run this without torchrun (`LAUNCH=`)."
-            )
+            shared = ", ".join(STAGES)
+            raise TigerrecError(f"Several processes share only {shared}; run this without torchrun (`LAUNCH=`).")
         yield
     except TigerrecError as error:
         sys.exit(f"Error: {error}")
@@ -149,21 +146,16 @@ def reporting(resume: str | None = None) -> Iterator[None]:
         sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
 
 
-def run_stage(cfg: DictConfig, stage: str) -> None:
+def run_stage(stage: str, cfg: DictConfig, overrides: list[str]) -> None:
     """Bring a stage up to date, say what comes next, and print its folder as the last line."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = HydraConfig.get()
-    overrides = [str(override) for override in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
     with reporting(text.same_command(stage, overrides)):
         distributed.join()
         folder = pipeline.run(cfg, stage)
-    stages = list(STAGES)
-    if stage == stages[-1]:
-        logger.info("next: %s", text.recommend_command(folder.parent))
-    else:
-        logger.info("next: %s", text.same_command(stages[stages.index(stage) + 1], overrides))
-    if hydra.runtime.choices["dataset"] == "sample":
+    later = list(STAGES)[list(STAGES).index(stage) + 1 :]
+    logger.info("next: %s", text.same_command(later[0], overrides) if later else text.recommend_command(folder.parent))
+    if HydraConfig.get().runtime.choices["dataset"] == "sample":
         logger.info("this is the bundled sample; %s runs the real thing", text.choice_of_data("beauty"))
     if distributed.is_first():
         print(folder, flush=True)
@@ -239,8 +231,7 @@ def _use_tool(name: str, arguments: Sequence[str]) -> None:
         print(_result_of(name, options), flush=True)
 
 
-def _result_of(name: str, options: Any) -> Any:
-    """What a command with arguments of its own prints."""
+def _result_of(name: str, options: argparse.Namespace) -> Any:
     if name == "recommend":
         from tigerrec.serving.recommender import Recommender
 

@@ -1,4 +1,4 @@
-"""Figures, settings and tables as text to read."""
+"""Text to read: figures, settings, tables, and the commands that messages name."""
 
 from __future__ import annotations
 

@@ -57,11 +57,7 @@ def save_png(figure: Any, path: Path) -> None:
 
 
 def to_svg(figure: Any, description: str) -> Markup:
-    """A figure as an `<svg>` element, the same bytes for the same figure and description.
-
-    Args:
-        description: what a screen reader says; no other chart of the page has the same.
-    """
+    """A figure as `<svg>`, the same bytes each time; `description`, for screen readers, is unique on a page."""
     import matplotlib
 
     file, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -130,11 +126,7 @@ def draw_intervals(axes: Any, rows: Sequence[Interval], number: str = ".4f") -> 
 
 
 def interval_chart(rows: Sequence[Interval], x_label: str, *, differences: bool = False) -> Markup:
-    """A chart of values with intervals.
-
-    Args:
-        differences: whether values have a sign and zero means none.
-    """
+    """A chart of values with intervals; of differences, zero is marked and values have a sign."""
     number = "+.4f" if differences else ".4f"
     figure, axes = _page_chart(0.6 + 0.28 * len(rows), x_label, "x")
     draw_intervals(axes, rows, number)
@@ -156,12 +148,7 @@ def line_chart(
     dots: bool = False,
     mark: tuple[float, str] | None = None,
 ) -> Markup:
-    """A chart of lines over a common axis.
-
-    Args:
-        lines: the values x and y of each.
-        mark: a place on the x axis and what is there.
-    """
+    """A chart of lines, each given as its values x and y; `mark` is a place on the x axis and what is there."""
     figure, axes = _page_chart(2.7, x_label, "both", y_label)
     for (x, y), colour in zip(lines, SERIES, strict=False):
         drawn = np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).round().astype(int)

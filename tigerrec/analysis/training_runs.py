@@ -20,23 +20,14 @@ HR, NDCG = "validation_hr@10", "validation_ndcg@10"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a finished train stage says of itself.
+    """What a finished train stage says of itself."""
 
-    Attributes:
-        name: its folder, below the one that all runs share.
-        settings: every option of generator and training, by dotted name.
-        histories: the fingerprint of the histories it was trained on.
-        validations: the lines of `training.jsonl` with a validation on the sample of users.
-        validated: the line of the weights kept, on all validation users where there was a choice among them.
-        seconds: of training, validation included.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    histories: str | None
-    validations: list[dict[str, Any]]
-    validated: dict[str, Any]
-    seconds: float
+    name: str  # its folder, below the one that all runs share
+    settings: dict[str, Any]  # every option of generator and training, by dotted name
+    histories: str | None  # the fingerprint of the histories it was trained on
+    validations: list[dict[str, Any]]  # the lines of `training.jsonl` with a validation on the sample of users
+    validated: dict[str, Any]  # the line of the weights kept, on all users where there was a choice among them
+    seconds: float  # of training, validation included
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -48,11 +39,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_run(folder: Path, name: str) -> TrainedRun:
-    """The run in a folder; of its files only `manifest.json` and `training.jsonl` are needed.
-
-    Raises:
-        ArtifactError: the folder holds no finished train stage.
-    """
+    """The run of a finished train stage; of its files only `manifest.json` and `training.jsonl` are needed."""
     manifest = read_manifest(folder)
     log = folder / "training.jsonl"
     if manifest is None or manifest.stage != "train" or not log.is_file():
@@ -62,19 +49,13 @@ def read_run(folder: Path, name: str) -> TrainedRun:
     lines = [line for line in map(json.loads, log.read_text().splitlines()) if NDCG in line]
     kept = [line for line in lines if line["step"] == manifest.provenance["selected"]["step"]]
     histories = manifest.inputs.get("prepare", {}).get("fingerprint")
-    validations, seconds = (
-        [line for line in lines if not line.get("selection")],
-        manifest.provenance["training_seconds"],
-    )
+    validations = [line for line in lines if not line.get("selection")]
+    seconds = manifest.provenance["training_seconds"]
     return TrainedRun(name, flat(manifest.config), histories, validations, kept[-1], seconds)
 
 
 def read_runs(folders: Sequence[Path]) -> list[TrainedRun]:
-    """The runs in some folders, which must have been trained on the same data.
-
-    Raises:
-        TigerrecError: there is none, or one was trained on other histories.
-    """
+    """The runs in some folders, of which there must be one; all must have been trained on the same histories."""
     if not folders:
         raise TigerrecError("There is no run to compare; give at least one folder of a train stage.")
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
@@ -98,11 +79,7 @@ def training_table(runs: Sequence[TrainedRun]) -> str:
 
 
 def plot_validation(runs: Sequence[TrainedRun], path: Path) -> None:
-    """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names.
-
-    Raises:
-        TigerrecError: the ending is another.
-    """
+    """Draw validation NDCG@10 over minutes of training, a line a run, as the picture that the path's ending names."""
     if path.suffix not in PICTURES:
         raise TigerrecError(f"{path} must end in {' or '.join(PICTURES)}.")
     figure = new_figure(7, 4)

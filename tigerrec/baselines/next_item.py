@@ -1,4 +1,5 @@
-"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best epoch."""
+"""How models of the next item learn and rank: steps over batches of targets, validation, the weights of the best
+epoch."""
 
 from __future__ import annotations
 

@@ -14,20 +14,10 @@ from pydantic import Field
 from tqdm import tqdm
 
 from tigerrec.config import Share, options, shipped_folder
+from tigerrec.data import raw
 from tigerrec.data.base import Dataset, DatasetError, RawData, RawItem
 from tigerrec.data.download import download_missing
 from tigerrec.data.histories import SHORTEST_HISTORY
-from tigerrec.data.raw import (
-    Tally,
-    Unreadable,
-    checked_id,
-    checked_time,
-    json_record,
-    make_item,
-    read_interactions,
-    read_lines,
-    text_of,
-)
 from tigerrec.storage.fingerprints import not_identity
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
@@ -35,11 +25,11 @@ ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed 
 
 def parse_review(text: str) -> tuple[str, str, int]:
     """User, item and time of a review, one JSON record a line."""
-    record = json_record(text)
+    record = raw.json_record(text)
     return (
-        checked_id(record.get("reviewerID"), "user"),
-        checked_id(record.get("asin"), "item"),
-        checked_time(record.get("unixReviewTime")),
+        raw.checked_id(record.get("reviewerID"), "user"),
+        raw.checked_id(record.get("asin"), "item"),
+        raw.checked_time(record.get("unixReviewTime")),
     )
 
 
@@ -47,12 +37,12 @@ def parse_rating(text: str) -> tuple[str, str, int]:
     """User, item and time of a rating, one line `user,item,rating,time`."""
     fields = text.rstrip("\r\n").split(",")
     if len(fields) != 4:
-        raise Unreadable("not user,item,rating,time")
+        raise raw.Unreadable("not user,item,rating,time")
     try:
         time: int | str = int(fields[3])
     except ValueError:
         time = fields[3]
-    return checked_id(fields[0], "user"), checked_id(fields[1], "item"), checked_time(time)
+    return raw.checked_id(fields[0], "user"), raw.checked_id(fields[1], "item"), raw.checked_time(time)
 
 
 def parse_metadata(text: str) -> dict[str, Any]:
@@ -61,11 +51,11 @@ def parse_metadata(text: str) -> dict[str, Any]:
         record = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         try:
-            record = json_record(text)
-        except Unreadable:
-            raise Unreadable("neither a Python literal nor JSON") from None
+            record = raw.json_record(text)
+        except raw.Unreadable:
+            raise raw.Unreadable("neither a Python literal nor JSON") from None
     if not isinstance(record, dict):
-        raise Unreadable("not a record of named values")
+        raise raw.Unreadable("not a record of named values")
     return record
 
 
@@ -117,11 +107,8 @@ class AmazonReviews(Dataset):
         return shipped_folder("sample", "data/sample") if self.raw_dir is None else self.raw_dir.expanduser()
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing raw file, downloaded where it was missing.
-
-        Raises:
-            TigerrecError: a file is missing and cannot be downloaded.
-        """
+        """Role → existing raw file, downloaded where it was missing. Raises TigerrecError if a file is missing and
+        cannot be downloaded."""
         folder = self.folder
         if not folder.is_dir() and DOWNLOADS not in folder.parents:
             raise DatasetError(
@@ -132,15 +119,12 @@ class AmazonReviews(Dataset):
         return self.files()
 
     def read(self) -> RawData:
-        """The raw files, read to their end; metadata only of items that a user with enough interactions has.
-
-        Raises:
-            DatasetError: a file is missing or damaged.
-        """
-        tally = Tally()
+        """The raw files, read to their end; metadata only of items that a user with enough interactions has. Raises
+        DatasetError if a file is missing or damaged."""
+        tally = raw.Tally()
         parse = parse_rating if ".csv" in self.interactions else parse_review
         lines = self._lines(self.interactions)
-        users, items, times = read_interactions(lines, lambda line: parse(text_of(line)), tally)
+        users, items, times = raw.read_interactions(lines, lambda line: parse(raw.text_of(line)), tally)
         lengths, shortest = Counter(users), max(self.min_user_interactions, SHORTEST_HISTORY)
         needed = {item for user, item in zip(users, items, strict=True) if lengths[user] >= shortest}
         metadata = self._read_metadata(needed, tally)
@@ -148,10 +132,10 @@ class AmazonReviews(Dataset):
 
     def _lines(self, name: str) -> Iterator[bytes | None]:
         replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"
-        lines = read_lines(self.folder / name, f"delete it and {replace}, or try `dataset=sample`")
+        lines = raw.read_lines(self.folder / name, f"delete it and {replace}, or try `dataset=sample`")
         yield from tqdm(lines, desc=name, unit=" lines", disable=None, leave=False)
 
-    def _read_metadata(self, needed: set[str], tally: Tally) -> dict[str, RawItem]:
+    def _read_metadata(self, needed: set[str], tally: raw.Tally) -> dict[str, RawItem]:
         """The first readable record of each needed item; lines of other items are skipped unparsed."""
         by_id: dict[str, RawItem] = {}
         needed_bytes = {item.encode() for item in needed}
@@ -163,10 +147,10 @@ class AmazonReviews(Dataset):
                     named = ASIN.findall(line or b"")
                     if named and needed_bytes.isdisjoint(named) and not any(b"\\" in name for name in named):
                         continue
-                    record = parse_metadata(text_of(line))
-                    item = checked_id(record.get("asin"), "item")
+                    record = parse_metadata(raw.text_of(line))
+                    item = raw.checked_id(record.get("asin"), "item")
                     if item in by_id:
                         tally.noted["repeated metadata"] += 1
                     elif item in needed:
-                        by_id[item] = make_item(record, tally)
+                        by_id[item] = raw.make_item(record, tally)
         return by_id

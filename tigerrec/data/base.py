@@ -1,17 +1,14 @@
-"""The prepare stage: raw interactions → numbered items, users and per-user histories."""
+"""What a data set gives the prepare stage: raw interactions and items."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
 
 
 class DatasetError(TigerrecError):
@@ -30,11 +27,8 @@ class RawItem:
 
 @dataclasses.dataclass
 class RawData:
-    """Readable interactions in file order, the metadata of their items, and what was lost.
-
-    `timestamps` is int64. `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended
-    rather than dropped.
-    """
+    """Readable interactions in file order, the metadata of their items, and what was lost. `timestamps` is int64.
+    `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended rather than dropped."""
 
     user_ids: list[str]
     item_ids: list[str]
@@ -47,12 +41,9 @@ class RawData:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity).
-
-    Attributes:
-        max_dropped: the largest share of unreadable lines that is put up with.
-        expected: users, items and interactions of the known release; empty where nothing is known.
-    """
+    """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity). `max_dropped` is
+    the largest share of unreadable lines that is put up with, `expected` the users, items and interactions of the known
+    release, empty where nothing is known."""
 
     family: ClassVar[str]
     min_user_interactions: int
@@ -68,15 +59,7 @@ class Dataset(Protocol):
         return {role: path for role, path in self.files().items() if path.is_file()}
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing raw file, downloaded where that is possible.
-
-        Raises:
-            TigerrecError: a file is missing.
-        """
+        """Role → existing raw file, downloaded where that is possible. Raises TigerrecError if a file is missing."""
 
     def read(self) -> RawData:
-        """The raw files, read to their end.
-
-        Raises:
-            TigerrecError: a file is missing or damaged.
-        """
+        """The raw files, read to their end. Raises TigerrecError if a file is missing or damaged."""

@@ -97,11 +97,8 @@ class Examples:
     @staticmethod
     def windows(histories: Histories, window: int, stride: int, device: torch.device | str = "cpu") -> Examples:
         """Windows of at most `window` items, one every `stride` items, which are fewer; a target belongs to the first
-        window that holds it.
-
-        So a target is given all its earlier items up to `window - stride`, and between that many and `window - 1`
-        beyond.
-        """
+        window that holds it. So a target is given all its earlier items up to `window - stride`, and between that many
+        and `window - 1` beyond."""
         items, lengths = _training_items(histories)
         n_windows = np.where(lengths > 1, 1 + -(-np.maximum(lengths - window, 0) // stride), 0)
         rows, numbers = rows_and_places(n_windows)
@@ -143,5 +140,5 @@ class Examples:
 
 def _training_items(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
     """All training parts one after the other, and the length of each."""
-    parts = [training_part(histories[user]) for user in range(len(histories))]
-    return np.concatenate([np.empty(0, np.int32), *parts]), np.array([len(part) for part in parts], np.int64)
+    seen = [training_part(histories[user]) for user in range(len(histories))]
+    return np.concatenate([np.empty(0, np.int32), *seen]), np.array([len(items) for items in seen], np.int64)

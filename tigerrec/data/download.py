@@ -60,12 +60,9 @@ def _check(part: Path, name: str) -> None:
 
 
 def download(url: str, path: Path) -> None:
-    """Download a file; it takes its name once it is whole and, for `.gz`, unpacks to its end.
-
-    Raises:
-        OSError, DatasetError: the server cannot be reached, refuses, or sends a damaged file, three times over.
-        ArtifactError: the disk is full.
-    """
+    """Download a file; it takes its name once it is whole and, for `.gz`, unpacks to its end. Raises OSError or
+    DatasetError if the server cannot be reached, refuses, or sends a damaged file, three times over, and ArtifactError
+    if the disk is full."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(ATTEMPTS):
         try:
@@ -96,11 +93,8 @@ def _reason(error: Exception) -> str:
 
 
 def download_missing(folder: Path, names: list[str], url: str | None) -> None:
-    """Download what a folder lacks of the named files from `<url>/<name>`.
-
-    Raises:
-        DatasetError: a file is missing and cannot be downloaded; names the remedies.
-    """
+    """Download what a folder lacks of the named files from `<url>/<name>`. Raises DatasetError if a file is missing and
+    cannot be downloaded."""
 
     def missing() -> list[str]:
         return [name for name in names if not (folder / name).is_file()]

@@ -19,12 +19,8 @@ ITEMS, INTERACTIONS, STATS = "items.parquet", "interactions.parquet", "stats.jso
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
-    """Every user's items, oldest first, as one ragged array.
-
-    Attributes:
-        offsets: int64 (n_users + 1,); user u's items are `items[offsets[u]:offsets[u + 1]]`.
-        items: int32 (n_interactions,), item indices.
-    """
+    """Every user's items, oldest first, as one ragged array: user u's are `items[offsets[u]:offsets[u + 1]]`, int32
+    item indices; `offsets` is int64 (n_users + 1,)."""
 
     offsets: np.ndarray
     items: np.ndarray
@@ -40,11 +36,8 @@ class Histories:
 
 
 def load_histories(prepared: Path) -> Histories:
-    """The histories of a finished prepare stage.
-
-    Raises:
-        ArtifactError: no finished or no undamaged stage stands there.
-    """
+    """The histories of a finished prepare stage. Raises ArtifactError if no finished or no undamaged stage stands
+    there."""
     open_stage(prepared, "prepare")
     n_items = len(read_items(prepared))
     columns = {"user": "int32", "item": "int32", "timestamp": "int64", "position": "int32"}
@@ -72,14 +65,8 @@ def load_histories(prepared: Path) -> Histories:
 
 
 def read_items(folder: Path, columns: Mapping[str, str] | None = None) -> Any:
-    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index.
-
-    Args:
-        columns: the types of further columns that must be there, see `artifacts.read_table`.
-
-    Raises:
-        DamagedError: the file is another table.
-    """
+    """`items.parquet` of a prepare stage or an export as a `pyarrow.Table`, row = item index, with further columns of
+    the given types (see `read_table`). Raises DamagedError if the file is another table."""
     table = read_table(folder, ITEMS, {"item": "int32", "item_id": "string", **(columns or {})})
     with contract(folder, ITEMS):
         if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):
@@ -90,11 +77,8 @@ def read_items(folder: Path, columns: Mapping[str, str] | None = None) -> Any:
 
 
 def read_stats(prepared: Path) -> dict[str, Any]:
-    """`stats.json` of a prepare stage.
-
-    Raises:
-        DamagedError: the file holds no counts of users, items and interactions.
-    """
+    """`stats.json` of a prepare stage. Raises DamagedError if the file holds no counts of users, items and
+    interactions."""
     stats: dict[str, Any] = read_json(prepared, STATS, {"users": int, "items": int, "interactions": int})
     return stats
 

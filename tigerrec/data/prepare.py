@@ -18,20 +18,12 @@ from tigerrec.storage.stages import writing
 
 logger = logging.getLogger(__name__)
 
-
 ITEM_FIELDS = ("title", "brand", "categories", "price")
 
 
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
-    """Which interactions stay when users and items with too few are removed until none is left to remove.
-
-    Args:
-        users: int (n,), user numbers from 0.
-        items: int (n,), item numbers from 0.
-
-    Returns:
-        bool (n,).
-    """
+    """Which interactions stay, bool (n,), when users and items with too few are removed until none is left to remove;
+    users and items are numbers from 0, int (n,)."""
     keep = np.ones(len(users), dtype=bool)
     while keep.any():
         user_counts = np.bincount(users[keep], minlength=users.max() + 1)
@@ -44,10 +36,8 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -
 
 
 def item_text(item_id: str, item: RawItem) -> str:
-    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing.
-
-    `Item <id>.` where all is missing.
-    """
+    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing; `Item
+    <id>.` where all is missing."""
     fields = {
         "Title": item.title,
         "Brand": item.brand,
@@ -60,11 +50,8 @@ def item_text(item_id: str, item: RawItem) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Numbered interactions, grouped by user, oldest first, with the old ids by number.
-
-    Attributes:
-        positions: the place of each interaction in its user's history, from 0.
-    """
+    """Numbered interactions, grouped by user, oldest first, with the old ids by number; `positions` are places in the
+    user's history, from 0."""
 
     users: np.ndarray
     items: np.ndarray
@@ -76,13 +63,9 @@ class Prepared:
 
 
 def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
-    """Drop repeated interactions, filter, number by first appearance, order by (user, time, place in the file).
-
-    Users with fewer than three interactions are always left out: leave-one-out needs three.
-
-    Raises:
-        DatasetError: nothing is left.
-    """
+    """Drop repeated interactions, filter, number by first appearance, order by (user, time, place in the file). Users
+    with fewer than three interactions are always left out: leave-one-out needs three. Raises DatasetError if nothing is
+    left."""
     import pandas as pd
 
     users, user_ids = pd.factorize(np.array(raw.user_ids, dtype=object))
@@ -98,8 +81,7 @@ def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
             f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
             "data."
         )
-    users, kept_users = pd.factorize(users[keep])
-    items, kept_items = pd.factorize(items[keep])
+    (users, kept_users), (items, kept_items) = pd.factorize(users[keep]), pd.factorize(items[keep])
     times = times[keep]
     order = np.lexsort((times, users))
     lengths = np.bincount(users)
@@ -135,13 +117,13 @@ def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float
     dropped = sum(raw.dropped.values())
     by_count = sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
     reasons = "; ".join(f"{reason}: {count:,}" for reason, count in by_count)
-    files = " and ".join(str(path) for path in sources.values())
+    files = " and ".join(map(str, sources.values()))
+    if dropped > max_dropped * raw.lines and dropped == raw.lines:
+        raise DatasetError(
+            f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a date "
+            "like 2024-03-01."
+        )
     if dropped > max_dropped * raw.lines:
-        if dropped == raw.lines:
-            raise DatasetError(
-                f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a "
-                "date like 2024-03-01."
-            )
         raise DatasetError(
             f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than "
             f"max_dropped={max_dropped} allows; repair or download the files again, or put up with it by "
@@ -162,12 +144,9 @@ def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None
 
 
 def prepare(dataset: Dataset, out: Path) -> Path:
-    """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set.
-
-    Raises:
-        TigerrecError: raw files missing, damaged or changed meanwhile, too many unreadable lines, or nothing left after
-            filtering.
-    """
+    """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set. Raises
+    TigerrecError if raw files are missing, damaged or changed meanwhile, too many lines are unreadable, or nothing is
+    left after filtering."""
     import pyarrow as pa
 
     sources = dataset.sources()
@@ -180,9 +159,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
     items = [raw.items.get(item_id, unknown) for item_id in prepared.item_ids]
     stats = prepared.stats | {
         "items_without_metadata": sum(item_id not in raw.items for item_id in prepared.item_ids),
-        "items_without": dict(
-            Counter(name for item in items for name in ITEM_FIELDS if getattr(item, name) in (None, []))
-        ),
+        "items_without": Counter(name for item in items for name in ITEM_FIELDS if getattr(item, name) in (None, [])),
         "lines": raw.lines,
         "dropped": dict(sorted(raw.dropped.items())),
         "noted": dict(sorted(raw.noted.items())),

@@ -61,30 +61,23 @@ def read_interactions(
 
 
 def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    first = True
+    mark = BOM
     while line := file.readline(LINE_LIMIT + 1):
         if len(line) > LINE_LIMIT and not line.endswith(b"\n"):
             while (rest := file.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
                 pass
             yield None
-        else:
-            text = line.removeprefix(BOM) if first else line
-            if text.strip():
-                yield text
-        first = False
+        elif (text := line.removeprefix(mark)).strip():
+            yield text
+        mark = b""
 
 
 def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
-    """The lines of a plain or gzip (`.gz`) file to its very end, without empty ones and a byte order mark.
+    """The lines of a plain or gzip file to its very end, without empty ones and a byte order mark; one beyond 10 MB
+    comes as None. `packed` says whether it is gzip; None: its name tells.
 
-    A line beyond 10 MB comes as None.
-
-    Args:
-        remedy: the end of the error's sentence, for instance "download it again".
-        packed: whether it is a gzip file; None: its name tells.
-
-    Raises:
-        DatasetError: the file cannot be read, is a web page, no gzip file, cut short, or fails its checksum.
+    Raises DatasetError, which ends in the `remedy`, if the file cannot be read, is a web page, no gzip file, cut short,
+    or fails its checksum.
     """
     packed = path.suffix == ".gz" if packed is None else packed
     try:
@@ -95,11 +88,8 @@ def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[
                 raise DatasetError(f"{path} is a web page, not a data file; {remedy}.")
             if packed and not os.fstat(file.fileno()).st_size:
                 raise EOFError
-            if packed:
-                with gzip.open(file) as unpacked:
-                    yield from _read_lines(cast(BinaryIO, unpacked))
-            else:
-                yield from _read_lines(file)
+            with gzip.open(file) if packed else contextlib.nullcontext(file) as unpacked:
+                yield from _read_lines(cast(BinaryIO, unpacked))
             return
     except gzip.BadGzipFile as error:
         fault = "fails its checksum" if "CRC" in str(error) or "length" in str(error) else "is not a gzip file"
@@ -113,11 +103,7 @@ def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[
 
 
 def text_of(line: bytes | None) -> str:
-    """A line as text.
-
-    Raises:
-        Unreadable: too long or not UTF-8.
-    """
+    """A line as text. Raises Unreadable if it is too long or not UTF-8."""
     if line is None:
         raise Unreadable("longer than 10 MB")
     try:
@@ -127,11 +113,7 @@ def text_of(line: bytes | None) -> str:
 
 
 def json_record(text: str) -> dict[str, Any]:
-    """A line of JSON as a dict.
-
-    Raises:
-        Unreadable: not JSON, or no object.
-    """
+    """A line of JSON as a dict. Raises Unreadable if it is not JSON, or no object."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
@@ -142,11 +124,8 @@ def json_record(text: str) -> dict[str, Any]:
 
 
 def checked_id(value: Any, name: str) -> str:
-    """An id as text, exactly as given (leading zeros stay).
-
-    Raises:
-        Unreadable: missing, empty, of another type, or with characters that no table can hold.
-    """
+    """An id as text, exactly as given (leading zeros stay). Raises Unreadable if it is missing, empty, of another type,
+    or has characters that no table can hold."""
     if value is None or value == "":
         raise Unreadable(f"no {name}")
     if not isinstance(value, str):
@@ -159,11 +138,8 @@ def checked_id(value: Any, name: str) -> str:
 
 
 def checked_time(value: Any) -> int:
-    """A number as int64; fractions are cut off downwards.
-
-    Raises:
-        Unreadable: missing, no finite number, or beyond int64.
-    """
+    """A number as int64; fractions are cut off downwards. Raises Unreadable if it is missing, no finite number, or
+    beyond int64."""
     if value is None or value == "":
         raise Unreadable("no time")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -14,20 +14,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from tigerrec.config import Share, options
+from tigerrec.data import raw
 from tigerrec.data.base import Dataset, DatasetError, RawData, RawItem
 from tigerrec.data.prepare import ITEM_FIELDS
-from tigerrec.data.raw import (
-    LINE_LIMIT,
-    Tally,
-    Unreadable,
-    checked_id,
-    checked_time,
-    json_record,
-    make_item,
-    read_interactions,
-    read_lines,
-    text_of,
-)
 from tigerrec.storage.fingerprints import not_identity
 from tigerrec.text import first_line
 
@@ -36,7 +25,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
 GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
-Row = dict[str, Any] | Unreadable
+Row = dict[str, Any] | raw.Unreadable
 
 
 def _format(path: Path) -> str:
@@ -64,8 +53,8 @@ def _header(path: Path, names: list[str]) -> Row:
 
 def _delimited_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
-    lines = ((line or b"").decode("utf-8", "surrogateescape") for line in read_lines(path, "give a whole file"))
-    csv.field_size_limit(LINE_LIMIT)
+    lines = ((line or b"").decode("utf-8", "surrogateescape") for line in raw.read_lines(path, "give a whole file"))
+    csv.field_size_limit(raw.LINE_LIMIT)
     reader = csv.reader(lines, delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
     try:
         header = next(reader, [])
@@ -74,14 +63,14 @@ def _delimited_rows(path: Path) -> Iterator[Row]:
             if len(row) == len(header):
                 yield dict(zip(header, row, strict=True))
             else:
-                yield Unreadable("another number of columns than the header")
+                yield raw.Unreadable("another number of columns than the header")
     except csv.Error as error:
         place = f"line {reader.line_num:,}"
         raise DatasetError(f"{path} is no valid table at {place} ({error}); repair that line.") from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    rows = map(_json_row, read_lines(path, "give a whole file"))
+    rows = map(_json_row, raw.read_lines(path, "give a whole file"))
     first = list(itertools.islice(rows, FIRST_LINES))
     yield dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)
     yield from first
@@ -90,8 +79,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _json_row(line: bytes | None) -> Row:
     try:
-        return json_record(text_of(line))
-    except Unreadable as reason:
+        return raw.json_record(raw.text_of(line))
+    except raw.Unreadable as reason:
         return reason
 
 
@@ -111,10 +100,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
     """The names of a table's columns, and its rows; a row that cannot be read is an `Unreadable` with the reason.
-
-    Raises:
-        DatasetError: the file is damaged or no table (also while the rows are read).
-    """
+    Raises DatasetError, also while the rows are read, if the file is damaged or no table."""
     read = {".csv": _delimited_rows, ".tsv": _delimited_rows, ".parquet": _parquet_rows}.get(_format(path), _json_rows)
     rows = read(path)
     return list(next(rows) or {}), rows  # type: ignore[arg-type]
@@ -124,17 +110,12 @@ def plain_id(value: Any, name: str) -> str:
     """An id as text; whole numbers are taken too (12 and 12.0 become "12"), text stays as it is."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return checked_id(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, name)
+    return raw.checked_id(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, name)
 
 
 def parse_time(value: Any) -> int:
-    """A time as int64: numbers keep their unit (fractions are cut off), dates become seconds since 1970.
-
-    Dates are ISO 8601, in UTC where they name no zone.
-
-    Raises:
-        Unreadable: neither a number nor an ISO date.
-    """
+    """A time as int64: numbers keep their unit (fractions are cut off), dates become seconds since 1970. Dates are ISO
+    8601, in UTC where they name no zone. Raises Unreadable if it is neither a number nor an ISO date."""
     if isinstance(value, str):
         text = value.strip()
         for read in (int, float, datetime.datetime.fromisoformat):
@@ -144,12 +125,12 @@ def parse_time(value: Any) -> int:
             except ValueError:
                 continue
         else:
-            raise Unreadable("no time" if not text else "time is neither a number nor an ISO date")
+            raise raw.Unreadable("no time" if not text else "time is neither a number nor an ISO date")
     if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
         value = datetime.datetime(value.year, value.month, value.day)
     if isinstance(value, datetime.datetime):
         value = (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
-    return checked_time(value)
+    return raw.checked_time(value)
 
 
 @options
@@ -193,11 +174,8 @@ class TablesDataset(Dataset):
         return {role: path.expanduser() for role, path in named.items() if path is not None}
 
     def sources(self) -> dict[str, Path]:
-        """Role → existing file.
-
-        Raises:
-            DatasetError: no file was named, or it does not exist, or its ending is unknown.
-        """
+        """Role → existing file. Raises DatasetError if no file was named, or it does not exist, or its ending is
+        unknown."""
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
         files = self.files()
@@ -212,14 +190,10 @@ class TablesDataset(Dataset):
         return files
 
     def read(self) -> RawData:
-        """Both tables, read to their end.
-
-        Raises:
-            DatasetError: a file or column is missing, or a file is damaged.
-        """
-        sources, tally = self.sources(), Tally()
+        """Both tables, read to their end. Raises DatasetError if a file or column is missing, or a file is damaged."""
+        sources, tally = self.sources(), raw.Tally()
         rows = self._rows(sources["interactions"], ["user_column", "item_column", "time_column"])
-        users, items, times = read_interactions(rows, self._interaction, tally)
+        users, items, times = raw.read_interactions(rows, self._interaction, tally)
         if "items" in sources:
             metadata = self._read_items(sources["items"], tally)
         else:
@@ -229,7 +203,7 @@ class TablesDataset(Dataset):
 
     def _interaction(self, row: Row) -> tuple[str, str, int]:
         """User, item and time of a row."""
-        if isinstance(row, Unreadable):
+        if isinstance(row, raw.Unreadable):
             raise row
         user, item = plain_id(row.get(self.user_column), "user"), plain_id(row.get(self.item_column), "item")
         return user, item, parse_time(row.get(self.time_column))
@@ -250,7 +224,7 @@ class TablesDataset(Dataset):
             )
         return rows
 
-    def _read_items(self, path: Path, tally: Tally) -> dict[str, RawItem]:
+    def _read_items(self, path: Path, tally: raw.Tally) -> dict[str, RawItem]:
         """The first row of each item."""
         id_column = self.items_item_column or self.item_column
         given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
@@ -258,12 +232,12 @@ class TablesDataset(Dataset):
         by_id: dict[str, RawItem] = {}
         for row in self._rows(path, ["items_item_column", *given], list(columns.values())):
             with tally.line("items"):
-                if isinstance(row, Unreadable):
+                if isinstance(row, raw.Unreadable):
                     raise row
                 item = plain_id(row.get(id_column), "item")
                 if item in by_id:
                     tally.noted["repeated items"] += 1
                 else:
                     record = {field: row.get(column) for field, column in columns.items()}
-                    by_id[item] = make_item(record, tally, self.categories_separator)
+                    by_id[item] = raw.make_item(record, tally, self.categories_separator)
         return by_id

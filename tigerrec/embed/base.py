@@ -1,8 +1,7 @@
-"""The embed stage: every item becomes a vector, of its text, of the interactions, of a file, or of other vectors."""
+"""What the embed stage asks of embedders: item vectors of texts, or of all items at once."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -10,9 +9,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
-
 
 Encode = Callable[[list[str], list[str]], np.ndarray]
 
@@ -33,11 +29,8 @@ class Embedder(Protocol):
         return {}
 
     def sources(self) -> dict[str, Path]:
-        """The existing files, by role, whose sha256 say which vectors come out; cheap.
-
-        Raises:
-            EmbedError: a file is not there, cannot be fetched, or is not the expected one.
-        """
+        """The existing files, by role, whose sha256 say which vectors come out; cheap. Raises EmbedError if a file is
+        not there, cannot be fetched, or is not the expected one."""
         return {}
 
     def environment(self) -> dict[str, str]:
@@ -66,12 +59,8 @@ class EmbedsCatalogue(Embedder, Protocol):
         return ()
 
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Vectors, float32 (items, dim), row = item index.
-
-        Args:
-            prepared: the folder of the prepare stage.
-            parts: the vectors that it `needs` by name, each float32 (items, any dim).
-        """
+        """Vectors, float32 (items, dim), row = item index, of the data in the folder of a prepare stage and of the
+        vectors (items, any dim) that it `needs`, by name."""
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:
@@ -86,11 +75,8 @@ def needed_parts(embedder: Embedder) -> tuple[str, ...]:
 
 
 def checked(vectors: np.ndarray, item_ids: list[str]) -> np.ndarray:
-    """The vectors, after making sure that there is one finite row of float32 an item.
-
-    Raises:
-        EmbedError: the shape is another, or values are NaN or infinite; names the items.
-    """
+    """The vectors, after making sure that there is one finite row of float32 an item. Raises EmbedError, which names
+    the items, if values are NaN or infinite or the shape is another."""
     if vectors.ndim != 2 or len(vectors) != len(item_ids) or vectors.dtype != np.float32:
         raise EmbedError(
             f"The embedder gave {vectors.dtype} of shape {vectors.shape} for {len(item_ids)} items; it must give "

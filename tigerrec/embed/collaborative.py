@@ -49,7 +49,13 @@ class Collaborative(EmbedsCatalogue):
         training = [training_part(histories[user]) for user in range(len(histories))]
         counts = count_pairs(training, histories.n_items, self.window)
         vectors = symmetric_factors(shifted_ppmi(counts, self.shift), self.dim)
-        _warn_of_zeros(vectors, np.concatenate(training))
+        zeros, never = int((~vectors.any(axis=1)).sum()), len(vectors) - len(np.unique(np.concatenate(training)))
+        if zeros:
+            logger.warning(
+                "%d of %d items have a zero vector: %d never occur in training, %d occur there without another item "
+                "that the %d dimensions can show",
+                zeros, len(vectors), never, zeros - never, self.dim,
+            )  # fmt: skip
         return (unit(vectors) if self.normalize else vectors).astype(np.float32)
 
 
@@ -100,14 +106,3 @@ def symmetric_factors(matrix: Any, dim: int) -> np.ndarray:
     lengths = np.linalg.norm(columns, axis=1, keepdims=True)
     columns = np.where(lengths > SMALLEST * lengths.max(), columns, 0)
     return np.pad(columns, ((0, 0), (0, dim - columns.shape[1])))
-
-
-def _warn_of_zeros(vectors: np.ndarray, seen: np.ndarray) -> None:
-    n_items, zeros = len(vectors), int((~vectors.any(axis=1)).sum())
-    never = n_items - len(np.unique(seen))
-    if zeros:
-        logger.warning(
-            "%d of %d items have a zero vector: %d never occur in training, %d occur there without another item that "
-            "the %d dimensions can show",
-            zeros, n_items, never, zeros - never, vectors.shape[1],
-        )  # fmt: skip

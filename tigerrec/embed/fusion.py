@@ -18,12 +18,8 @@ SMALLEST = 1e-6
 
 @options
 class Fusion(EmbedsCatalogue):
-    """Other item vectors side by side, each standardised and weighted, or the principal components of them all.
-
-    Attributes:
-        weights: the weight of each part by name; a part's share of the total variance goes with its square.
-        dim: the number of principal components; None: no projection.
-    """
+    """Other item vectors side by side, each standardised and weighted, or `dim` principal components of them all.
+    `weights` go by name; a part's share of the total variance goes with the square of its weight."""
 
     family: ClassVar[str] = "fusion"
 

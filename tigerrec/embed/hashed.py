@@ -15,10 +15,8 @@ from tigerrec.embed.vectors import unit
 
 @options
 class Hashed(EmbedsTexts):
-    """Signed feature hashing of words and character n-grams, for tests and offline use.
-
-    After Weinberger et al. 2009 (arXiv:0902.2206).
-    """
+    """Signed feature hashing of words and character n-grams, for tests and offline use. After Weinberger et al. 2009
+    (arXiv:0902.2206)."""
 
     family: ClassVar[str] = "hashed"
 

@@ -106,8 +106,7 @@ class Precomputed(EmbedsTexts):
                     f"{path} has no vector for {len(missing)} of {len(item_ids)} items ({few(missing)}); add their "
                     "rows and run again."
                 )
-            if len(rows) > len(item_ids):
-                extra = len(rows) - len(item_ids)
+            if (extra := len(rows) - len(item_ids)) > 0:
                 logger.info("ignored %d vectors of %s whose ids are no items of this data set", extra, path)
             with np.errstate(over="ignore"):
                 return matrix[[rows[item_id] for item_id in item_ids]].astype(np.float32)
@@ -115,11 +114,8 @@ class Precomputed(EmbedsTexts):
         return encode
 
     def _read(self, path: Path, ids: Path | None) -> tuple[list[str], np.ndarray]:
-        """The ids and their vectors, (n, dim) where the file holds what it should.
-
-        Raises:
-            KeyError: the file has no such column or tensor; says which.
-        """
+        """The ids and their vectors, (n, dim) where the file holds what it should. Raises KeyError, which says which,
+        if the file has no such column or tensor."""
         if ids is None:
             import pyarrow.parquet
 

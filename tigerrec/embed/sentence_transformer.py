@@ -135,13 +135,8 @@ def _load(folder: Path, device: str) -> Any:
 
 
 def find_model(model: str) -> Path:
-    """The folder of a sentence-transformers model.
-
-    Looked for in this order: a local folder, the hub's cache, the package of the extra `offline`, and the hub.
-
-    Raises:
-        EmbedError: none of them has it; names the remedies.
-    """
+    """The folder of a sentence-transformers model. Looked for in this order: a local folder, the hub's cache, the
+    package of the extra `offline`, and the hub. Raises EmbedError if none of them has it."""
     from huggingface_hub import snapshot_download
 
     folder = find_local(model)
@@ -192,11 +187,8 @@ def _packaged() -> Path | None:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """The files that hold a model's weights, by role; safetensors only, since other formats can execute code.
-
-    Raises:
-        EmbedError: the folder is no complete sentence-transformers model, or asks for code from outside that library.
-    """
+    """The files that hold a model's weights, by role; safetensors only, since other formats can execute code. Raises
+    EmbedError if the folder is no complete sentence-transformers model, or asks for code from outside that library."""
     try:
         modules = json.loads((folder / "modules.json").read_bytes())
         layers = [(str(module["path"]), str(module["type"])) for module in modules]

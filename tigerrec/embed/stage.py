@@ -1,4 +1,4 @@
-"""The embed stage: every item becomes a vector, of its text, of the interactions, of a file, or of other vectors."""
+"""The embed stage: every item becomes a vector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from tigerrec.storage.stages import check_made_from, open_stage, writing
 
 logger = logging.getLogger(__name__)
 
-
 FILE = "embeddings.safetensors"
 
 
@@ -30,19 +29,11 @@ def embed(
     prepared: Path, embedder: EmbedsTexts | EmbedsCatalogue, out: Path, parts: Mapping[str, Path] | None = None
 ) -> Path:
     """Write the vectors of a prepared data set's items: `embeddings`, finite float32 (items, dim), row = item index.
+    `parts` are the embed folders of the vectors that the embedder needs, by name.
 
-    A run that was stopped goes on from the shards it left in `out/shards`.
-
-    Args:
-        prepared: the folder of the prepare stage.
-        parts: the embed folders, by name, of the vectors that the embedder needs.
-
-    Returns:
-        `out`.
-
-    Raises:
-        EmbedError: there is no encoder, an item has no vector, or a vector is not finite.
-        ArtifactError: the input is not finished, damaged or changed meanwhile, or `out` cannot be written.
+    A run that was stopped goes on from the shards it left in `out/shards`. Raises EmbedError if there is no encoder, an
+    item has no vector, or a vector is not finite, and ArtifactError if the input is not finished, damaged or changed
+    meanwhile, or `out` cannot be written.
     """
     open_stage(prepared, "prepare")
     table = read_items(prepared, {"text": "string"})
@@ -79,11 +70,8 @@ def embed(
 
 
 def load_embeddings(folder: Path) -> np.ndarray:
-    """The vectors of a finished embed stage, float32 (items, dim), row = item index.
-
-    Raises:
-        ArtifactError: no finished embed stage stands there, or it is damaged.
-    """
+    """The vectors of a finished embed stage, float32 (items, dim), row = item index. Raises ArtifactError if no
+    finished embed stage stands there, or it is damaged."""
     open_stage(folder, "embed")
     vectors: np.ndarray = read_arrays(folder, FILE, {"embeddings": ("float32", (None, None))})["embeddings"]
     return vectors
@@ -123,10 +111,10 @@ def _encoded(
 
     with tqdm(total=len(item_ids), unit="item", desc="embed", disable=None) as progress:
         mine = distributed.agreed(lambda: shards.prepare_folder(folder, identity))
-        parts, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(rows_of))], encode)
+        pieces, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(rows_of))], encode)
     if computed < len(rows_of):
         logger.info("took %d of %d shards from a stopped run", len(rows_of) - computed, len(rows_of))
-    vectors = np.concatenate([part["embeddings"] for part in parts])
+    vectors = np.concatenate([piece["embeddings"] for piece in pieces])
     vectors[order] = vectors.copy()
     return vectors
 

@@ -12,9 +12,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def fixed_signs(columns: np.ndarray) -> np.ndarray:
-    """Columns (n, k), each times 1 or -1 so that its largest component in size is positive.
-
-    The sign of an eigenvector is arbitrary otherwise.
-    """
+    """Columns (n, k), each times 1 or -1 so that its largest component in size is positive. The sign of an eigenvector
+    is arbitrary otherwise."""
     largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
     return columns * np.where(largest < 0, -1, 1)

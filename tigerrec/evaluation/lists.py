@@ -34,11 +34,8 @@ def _groups(folder: Path, name: str, keys: tuple[str, ...], columns: Mapping[str
 
 
 def read_ranks(folder: Path) -> tuple[dict[tuple[str, str, str], np.ndarray], np.ndarray]:
-    """The ranks of the targets in a folder that an evaluation left.
-
-    Returns:
-        The rank of each user's target by (model, hit, seen), int16 (users,), 0 = not in the list; and the targets,
-        int32 (users,).
+    """The ranks of the targets in a folder that an evaluation left, by (model, hit, seen), each int16 (users,), 0 = not
+    in the list; and the targets, int32 (users,).
 
     Raises:
         DamagedError: there is no such table, or not one rank a user.

@@ -1,4 +1,4 @@
-"""Ranks and what is read off them: HR@K, NDCG@K and their bootstrap intervals."""
+"""Ranks and what is read off them: HR@K and NDCG@K."""
 
 from __future__ import annotations
 
@@ -56,11 +56,8 @@ def gains(largest_rank: int) -> dict[str, np.ndarray]:
 
 
 def metrics(ranks: np.ndarray, intervals: bool = True) -> dict[str, float]:
-    """Every metric of one rank a user, 0 = not in the list, (n,), with its interval where asked for.
-
-    Raises:
-        ValueError: there are no ranks.
-    """
+    """Every metric of one rank a user, (n,), 0 = not in the list, with its interval where asked for; ValueError where
+    there are no ranks."""
     if len(ranks) == 0:
         raise ValueError("there must be at least one rank")
     counts = np.bincount(ranks, minlength=LARGEST_CUTOFF + 1)
@@ -69,8 +66,8 @@ def metrics(ranks: np.ndarray, intervals: bool = True) -> dict[str, float]:
 
 def validation_metrics(ranks: np.ndarray) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets, by which weights and settings are chosen."""
-    found = metrics(ranks, intervals=False)
-    return {f"validation_{name}": found[name] for name in (f"hr@{VALIDATION_K}", f"ndcg@{VALIDATION_K}")}
+    values = metrics(ranks, intervals=False)
+    return {f"validation_{name}": values[name] for name in (f"hr@{VALIDATION_K}", f"ndcg@{VALIDATION_K}")}
 
 
 def format_metrics(rows: Sequence[Mapping[str, Any]]) -> str:

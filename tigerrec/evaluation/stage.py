@@ -39,11 +39,8 @@ class EvaluateConfig:
 
     Args:
         model: the generator's name in the result rows.
-        split: `test` or `validation`.
         beam_size: prefixes kept at each level of the search.
         k: length of the recommendation lists.
-        precision: `auto`, `fp32` or `bf16`.
-        device: `auto`, `cpu` or `cuda`.
         batch_tokens: encoder tokens searched at once.
     """
 
@@ -81,8 +78,7 @@ def known_and_targets(
 
 
 def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int) -> None:
-    """Hold lists to what every list promises: existing items, none twice, no gap, and no seen item where these are
-    masked.
+    """Hold lists to what every list promises: existing items, none twice, no gap, no seen item where these are masked.
 
     Raises:
         RuntimeError: a list breaks the promise, which is a fault of the program.
@@ -112,14 +108,11 @@ def in_shards(searcher: Searcher, config: EvaluateConfig, folder: Path) -> Rank:
         seen, starts = SEEN[mask_seen], range(0, len(histories), SHARD_USERS)
 
         def ranked(number: int) -> dict[str, np.ndarray]:
+            users = histories[starts[number] : starts[number] + SHARD_USERS]
             items, scores = searcher.rank(
-                histories[starts[number] : starts[number] + SHARD_USERS],
-                k=k,
-                mask_seen=mask_seen,
-                beam_size=config.beam_size,
-                batch_tokens=config.batch_tokens,
+                users, k=k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens,
                 progress=f"search, seen {seen}, {number + 1}/{len(starts)}",
-            )
+            )  # fmt: skip
             return {"items": items, "scores": scores}
 
         pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
@@ -145,9 +138,10 @@ def rank_all(model: str, rank: Rank, histories: Sequence[np.ndarray], k: int, n_
 
 def check_diversity(generator: Ranking, popularity: Ranking, n_items: int) -> None:
     """Warn of a generator that recommends the same to everyone."""
-    n_distinct, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
-    logger.info("%s lists %s different items in all top tens, seen masked", generator.model, f"{n_distinct:,}")
-    if n_distinct <= n_popular < n_items:
+    n_generated, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
+    different = f"{n_generated:,}"
+    logger.info("%s recommends %s different items in all top 10 lists, seen masked", generator.model, different)
+    if n_generated <= n_popular < n_items:
         warning = "%s recommends no more different items than popularity: it may ignore the histories; train it longer"
         logger.warning(warning, generator.model)
 
@@ -168,54 +162,38 @@ def recommendations_table(rankings: Sequence[Ranking]) -> Any:
     items, scores = (np.stack([getattr(ranking, name) for ranking in rankings]) for name in ("items", "scores"))
     exists = items >= 0
     numbers, users, places = np.nonzero(exists)
-    return pa.table(
-        {
-            "model": _labels([ranking.model for ranking in rankings], numbers),
-            "seen": _labels([ranking.seen for ranking in rankings], numbers),
-            "user": users.astype(np.int32),
-            "rank": (places + 1).astype(np.int16),
-            "item": items[exists],
-            "score": scores[exists],
-        }
-    )
+    columns = {name: _labels([getattr(ranking, name) for ranking in rankings], numbers) for name in ("model", "seen")}
+    columns |= {"user": users.astype(np.int32), "rank": (places + 1).astype(np.int16)}
+    return pa.table(columns | {"item": items[exists], "score": scores[exists]})
 
 
 def write_rankings(
-    files: StageFiles,
-    rankings: Sequence[Ranking],
-    targets: np.ndarray,
-    split_name: str,
-    groups: np.ndarray | None = None,
+    files: StageFiles, rankings: Sequence[Ranking], targets: np.ndarray, part: str, groups: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """Write `recommendations.parquet`, `ranks.parquet` (one row a user for each model, kind of hit and treatment of
-    seen items) and `metrics.json` (one flat row for each of these).
+    seen items) and `metrics.json` (one flat row for each of these), whose rows it returns.
 
     Args:
+        part: of the split.
         groups: a number for each distinct row of codes, (n_items,), where hits on codes count too.
-
-    Returns:
-        The rows of `metrics.json`.
     """
     import pyarrow as pa
 
     cases = [(ranking.model, "item", ranking.seen, item_ranks(ranking.items, targets)) for ranking in rankings]
     if groups is not None:
-        cases += [
-            (ranking.model, "sid", ranking.seen, semantic_id_ranks(ranking.items, targets, groups))
-            for ranking in rankings
-        ]
+        cases += [(each.model, "sid", each.seen, semantic_id_ranks(each.items, targets, groups)) for each in rankings]
     numbers = np.repeat(np.arange(len(cases)), len(targets))
+    models, hits, seen, ranks = zip(*cases, strict=True)
     columns = {
-        name: _labels([str(case[place]) for case in cases], numbers)
-        for place, name in enumerate(("model", "hit", "seen"))
-    }
-    columns |= {
+        "model": _labels(models, numbers),
+        "hit": _labels(hits, numbers),
+        "seen": _labels(seen, numbers),
         "user": np.tile(np.arange(len(targets), dtype=np.int32), len(cases)),
         "target": np.tile(targets.astype(np.int32), len(cases)),
-        "rank": np.concatenate([ranks for *_, ranks in cases]),
+        "rank": np.concatenate(ranks),
     }
     rows = [
-        {"model": model, "split": split_name, "hit": hit, "seen": seen, "users": len(ranks), **metrics(ranks)}
+        {"model": model, "split": part, "hit": hit, "seen": seen, "users": len(ranks), **metrics(ranks)}
         for model, hit, seen, ranks in cases
     ]
     files.parquet("recommendations.parquet", recommendations_table(rankings))

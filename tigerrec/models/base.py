@@ -43,37 +43,20 @@ class Generator(Protocol):
     @property
     def max_items(self) -> int:
         """How many of a history's last items are read."""
-        ...
 
     @property
     def item_loss(self) -> float:
         """Weight of a further training loss, which predicts items as a whole."""
-        ...
 
     def window(self, stride: int) -> int:
-        """Items of a packed training window, of which there is one every `stride` items.
-
-        Raises:
-            ValueError: the family cannot be trained so.
-        """
-        ...
+        """Items of a packed training window, one every `stride` items; ValueError where the family has no such."""
 
     @classmethod
     def of_config(cls, config: dict[str, Any]) -> Self:
-        """The sizes that a `config.json` of this family describes.
-
-        Raises:
-            KeyError, TypeError, ValueError: it was not written by this family.
-        """
-        ...
+        """The sizes in a `config.json`; KeyError, TypeError or ValueError where this family did not write it."""
 
     def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryModel:
-        """A model with random weights for these items.
-
-        Args:
-            encoder_mask: of a family with an encoder.
-        """
-        ...
+        """A model with random weights for these items; `encoder_mask` is for a family with an encoder."""
 
 
 class Decoder(Protocol):
@@ -89,7 +72,6 @@ class Decoder(Protocol):
         Returns:
             The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
         """
-        ...
 
 
 class HistoryModel(Protocol):
@@ -104,90 +86,63 @@ class HistoryModel(Protocol):
     @property
     def stock(self) -> Any:
         """The model of transformers, without what else this one has."""
-        ...
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `config.json` says of the reading of histories, `max_items` and the sizes of all levels among it."""
-        ...
+        """How histories are read, as `config.json` says: `max_items`, the sizes of all levels and more."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        ...
 
     @property
     def dropout_rate(self) -> float:
         """The probability of dropout in training."""
-        ...
 
     @property
     def positions_per_item(self) -> int:
         """Positions at which one item of a history is read."""
-        ...
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
         """Tokens that pass the model for training examples, int64 (n,), given the items each reads and its targets."""
-        ...
 
     def losses(
-        self,
-        batch: Batch,
-        dtype: torch.dtype,
-        dropout: Dropout,
-        *,
-        label_smoothing: float = 0.0,
+        self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
         known: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropies of a batch's targets, in nats: the mean over a target's tokens, and of the next item
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Cross-entropies of a batch's targets, summed, in nats: the mean over a target's tokens, and of the next item
         among those `known`, else 0."""
-        ...
 
     def decoder(self, items: Tensor, dtype: torch.dtype) -> Decoder:
         """What the search feeds after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
-        ...
 
     def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
-        """What transformers' own forward pass gives for some targets after one history, (m, T, vocabulary).
-
-        Args:
-            history: int64 (n,), item indices.
-            targets: int64 (m, T), tokens.
-        """
-        ...
+        """What transformers' own forward pass gives for targets of tokens (m, T) after one history of item indices
+        (n,): float32 (m, T, vocabulary)."""
 
     def token_embeddings(self) -> list[Tensor]:
         """The embeddings of tokens."""
-        ...
 
     def item_embeddings(self) -> list[Tensor]:
         """The embeddings of items, where the model has some."""
-        ...
 
     def keep_only(self, items: Tensor) -> None:
         """Give up what the model holds of single items but some, int64 (n,)."""
-        ...
 
     def with_items(self, tokens: np.ndarray) -> HistoryModel:
         """The same model with further items after its own, of tokens int64 (n, T)."""
-        ...
 
     def weight_files(self) -> dict[str, nn.Module]:
         """The parts of the model by the names of the files that hold their weights."""
-        ...
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model as transformers does, and what else it has."""
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All weights."""
-        ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All weights by name."""
-        ...
 
     def to(self, device: torch.device) -> Self:
         """The model on a device."""
-        ...

@@ -1,5 +1,4 @@
-"""The generator as a decoder alone: a stock transformers GPT-2 over the tokens of a history and of the item that
-follows."""
+"""A decoder alone, GPT-2, as a generator: its options."""
 
 from __future__ import annotations
 
@@ -13,29 +12,17 @@ if TYPE_CHECKING:
     from tigerrec.models.gpt2_model import HistoryGPT2
 
 STOCK_NAMES = {
-    "num_layers": "n_layer",
-    "d_model": "n_embd",
-    "num_heads": "n_head",
-    "d_ff": "n_inner",
+    "num_layers": "n_layer", "d_model": "n_embd", "num_heads": "n_head", "d_ff": "n_inner",
     "dropout_rate": "resid_pdrop",
-}
+}  # fmt: skip
 
 
 @options
 class DecoderOnly:
-    """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch on
-    Semantic IDs.
+    """GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") trained from scratch.
 
     It reads the start token, then the tokens of all items, oldest first. Positions count from the first item read.
-
-    Attributes:
-        num_layers: blocks.
-        d_model: width of the hidden states.
-        num_heads: attention heads a layer.
-        d_kv: width of one head: in GPT-2 always `d_model / num_heads`, which None stands for.
-        d_ff: width of the feed-forward layers.
-        dropout_rate: dropout everywhere GPT-2 has it.
-        max_items: how many of a history's last items are read.
+    Its sizes are those of `T5` without an encoder; `d_kv` is always `d_model / num_heads`, which None stands for.
     """
 
     family: ClassVar[str] = "gpt2"
@@ -52,21 +39,16 @@ class DecoderOnly:
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads={self.num_heads}, got {self.d_model}")
         if self.d_kv not in (None, self.d_model // self.num_heads):
-            raise ValueError(
-                f"d_kv must be d_model / num_heads, {self.d_model // self.num_heads}, or null, got {self.d_kv}"
-            )
+            width = self.d_model // self.num_heads
+            raise ValueError(f"d_kv must be d_model / num_heads, {width}, or null, got {self.d_kv}")
 
     @property
     def item_loss(self) -> float:
-        """The weight of a loss of whole items: there is none."""
+        """No loss of whole items."""
         return 0.0
 
     def window(self, stride: int) -> int:
-        """Items of a training window: a target after as many items as are ever read.
-
-        Raises:
-            ValueError: windows so far apart would leave out targets.
-        """
+        """Items of a training window: a target after as many items as are ever read."""
         if stride > self.max_items:
             raise ValueError(f"stride must be at most the generator's max_items={self.max_items}, got {stride}")
         return self.max_items + 1
@@ -78,7 +60,7 @@ class DecoderOnly:
         return cls(**sizes, max_items=config["tigerrec"]["max_items"])
 
     def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryGPT2:
-        """A GPT-2 with random weights, whose mask is always causal; `config.tigerrec` says how its inputs are made."""
+        """A GPT-2 with random weights, whose mask is always causal."""
         import torch
         from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
@@ -86,8 +68,9 @@ class DecoderOnly:
 
         layout = semantic_ids.layout
         config = GPT2Config(
-            vocab_size=layout.vocab_size, n_positions=(self.max_items + 1) * layout.n_levels, n_embd=self.d_model, n_layer=self.num_layers,
-            n_head=self.num_heads, n_inner=self.d_ff, resid_pdrop=self.dropout_rate, embd_pdrop=self.dropout_rate, attn_pdrop=self.dropout_rate,
+            vocab_size=layout.vocab_size, n_positions=(self.max_items + 1) * layout.n_levels, n_embd=self.d_model,
+            n_layer=self.num_layers, n_head=self.num_heads, n_inner=self.d_ff, resid_pdrop=self.dropout_rate,
+            embd_pdrop=self.dropout_rate, attn_pdrop=self.dropout_rate,
             pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
         )  # fmt: skip
         config.tigerrec = {
@@ -100,7 +83,7 @@ class DecoderOnly:
             torch.manual_seed(seed)
             gpt2 = GPT2LMHeadModel(config)
         gpt2.generation_config = GenerationConfig(
-            max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20, length_penalty=0.0, do_sample=False,
-            pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
+            max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20,
+            length_penalty=0.0, do_sample=False, pad_token_id=PAD, bos_token_id=PAD, eos_token_id=None,
         )  # fmt: skip
         return HistoryGPT2(gpt2, semantic_ids.tokens)

@@ -1,7 +1,7 @@
-"""The blocks of a stock transformers GPT-2, driven with attention of our own.
+"""The blocks of a stock GPT-2 (Radford et al. 2019), driven with attention of our own.
 
-They compute what the modules of transformers compute (Radford et al. 2019), with the weights of those modules. What
-differs is cost: dropout is cheap, and all beams of a user share the keys and values of the history.
+They compute what the modules of transformers compute, with their weights. What differs is cost: dropout is cheap, and
+all beams of a user share the keys and values of the history.
 """
 
 from __future__ import annotations
@@ -55,11 +55,10 @@ def embed(gpt2: Any, tokens: Tensor, positions: Tensor) -> Tensor:
 def read_sequence(
     gpt2: Any, tokens: Tensor, dtype: torch.dtype, dropout: Dropout, cache: list[tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
-    """The states after sequences from their first token on, each position seeing itself and those before, float32 (B,
-    n, d).
+    """The states after sequences of tokens (B, n) padded on the right, each position seeing itself and those before:
+    float32 (B, n, d).
 
     Args:
-        tokens: int64 (B, n), padded on the right.
         cache: takes the keys and values of every layer, (B, H, n, width).
     """
     causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
@@ -86,7 +85,6 @@ class GPT2Decoder:
     computed once, and each sees, among the tokens fed so far, its own ancestors only.
 
     Args:
-        gpt2: a stock GPT-2.
         tokens: int64 (B, n): the start token and those of each history, padded on the right.
         lengths: int64 (B,): how many of these tokens are no padding.
         dtype: of the matrix products, the last one apart, which is always float32.
@@ -102,8 +100,7 @@ class GPT2Decoder:
         self.fed: list[int] = []
 
     def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam, as in `Decoder.step`; the start token stands before the history, where it is read
-        already."""
+        """Feed one token a beam, as in `Decoder.step`; the start token was read before the history."""
         states = self.last if ancestors.shape[2] == 1 else self._feed(tokens, ancestors[:, :, 1:])
         logits = next_token_logits(self.gpt2, states, torch.float32)  # in bf16 items of a list would tie
         return logits.log_softmax(-1)

@@ -22,12 +22,11 @@ NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version"
 def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
     """The trained generator of a train stage or an exported folder, in evaluation mode.
 
-    The model is built here, from the sizes in `config.json` alone, and its weights are copied into it: nothing else in
-    the folder has an effect. Items beyond those it was trained with have no item embedding.
+    Built from the sizes in `config.json` alone, it takes its weights from the folder and nothing else. Items beyond
+    those it was trained with have no item embedding.
 
     Raises:
-        ArtifactError: the folder's config was not written by tigerrec, does not fit the Semantic IDs, or the weights
-            are not those of such a model.
+        ArtifactError: the config was not written by tigerrec or does not fit the Semantic IDs or the weights.
     """
     import torch
 
@@ -57,7 +56,7 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
 
 
 def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """Type and shape of each parameter of a part of the model; of the rows of items the file may hold the first only."""
+    """Type and shape of each parameter of a module; of the rows of items the file may hold the first only."""
     of_items = {id(parameter) for parameter in model.item_embeddings()}
     return {
         name: ("float32", (None, *parameter.shape[1:]) if id(parameter) in of_items else tuple(parameter.shape))
@@ -68,9 +67,9 @@ def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tupl
 def _check_settings(folder: Path, file: str, settings: Any) -> None:
     """Refuse a file of transformers' settings that differ from those of the model built here, or that name code or a
     format of weights."""
-    found, expected = read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
+    saved, expected = read_json(folder, file, {}), json.loads(settings.to_json_string(use_diff=False))
     with contract(folder, file):
-        for name, value in found.items():
+        for name, value in saved.items():
             if name in FOREIGN:
                 raise ValueError(f"it has the key '{name}'")
             if name not in NOT_THE_MODEL and name in expected and value != expected[name]:

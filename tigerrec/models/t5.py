@@ -17,8 +17,7 @@ READING = ("max_items", "history", "decoder_reads")
 
 @options
 class T5:
-    """T5 (Raffel et al., 2020, arXiv 1910.10683) trained from scratch, as in TIGER (Rajput et al., 2023, arXiv
-    2305.05065).
+    """T5 (Raffel et al., 2020, arXiv 1910.10683) trained from scratch, as in TIGER (Rajput et al., 2023, 2305.05065).
 
     Attributes:
         num_layers: blocks in the encoder.
@@ -82,7 +81,7 @@ class T5:
         return cls(**{name: config[name] for name in SIZES}, **{name: reading[name] for name in READING})
 
     def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryT5:
-        """A T5 with random weights; `config.tigerrec` says how its inputs are made."""
+        """A T5 with random weights."""
         import torch
         from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
@@ -90,9 +89,9 @@ class T5:
 
         layout = semantic_ids.layout
         config = T5Config(
-            vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff, num_layers=self.num_layers,
-            num_decoder_layers=self.decoder_layers, num_heads=self.num_heads, dropout_rate=self.dropout_rate,
-            pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
+            vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff,
+            num_layers=self.num_layers, num_decoder_layers=self.decoder_layers, num_heads=self.num_heads,
+            dropout_rate=self.dropout_rate, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
         )  # fmt: skip
         config.tigerrec = {
             "encoder_mask": encoder_mask,
@@ -105,11 +104,10 @@ class T5:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             t5 = T5ForConditionalGeneration(config)
-            inputs = (
-                ItemInputs(len(semantic_ids.codes), layout.n_levels, self.d_model) if self.history == ITEMS else None
-            )
+            n_items = len(semantic_ids.codes)
+            inputs = ItemInputs(n_items, layout.n_levels, self.d_model) if self.history == ITEMS else None
         t5.generation_config = GenerationConfig(
-            max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20, length_penalty=0.0, do_sample=False,
-            pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,
+            max_new_tokens=layout.n_levels, min_new_tokens=layout.n_levels, num_beams=20,
+            length_penalty=0.0, do_sample=False, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,
         )  # fmt: skip
         return HistoryT5(t5, semantic_ids.tokens, inputs)

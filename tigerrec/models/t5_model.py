@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tigerrec.data.batches import Batch
-from tigerrec.models import t5_stack
-from tigerrec.models.base import ITEM_CAUSAL, LAST_ITEM, WEIGHTS
+from tigerrec.models import masks, t5_stack
+from tigerrec.models.base import ITEM_CAUSAL, LAST_ITEM
 from tigerrec.models.dropout import Dropout
+from tigerrec.models.history_module import HistoryModule
 from tigerrec.models.t5_stack import IGNORED, CrossEntropy
 from tigerrec.tokenizers.ids import PAD
 
@@ -48,12 +49,6 @@ class ItemInputs(nn.Module):
             module.item_embeddings.weight.zero_()[:known] = arrays["item_embeddings.weight"]
         return module
 
-    @torch.no_grad()
-    def keep_only(self, items: Tensor) -> None:
-        """Give up the embeddings of all items but some, int64 (n,)."""
-        kept = self.item_embeddings.weight[items]
-        self.item_embeddings.weight.zero_()[items] = kept
-
     def forward(self, items: Tensor, token_embeddings: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """Encoder inputs, float32 (B, n, d).
 
@@ -66,7 +61,7 @@ class ItemInputs(nn.Module):
         return projected + dropout(self.item_embeddings(items) * dropout.scale)
 
 
-class HistoryT5(nn.Module):
+class HistoryT5(HistoryModule):
     """A stock T5 with how it reads histories.
 
     Args:
@@ -75,86 +70,66 @@ class HistoryT5(nn.Module):
         inputs: of the encoder, where it reads one position an item.
     """
 
-    tokens: Tensor
-
     def __init__(self, t5: Any, tokens: np.ndarray, inputs: ItemInputs | None = None) -> None:
-        super().__init__()
+        super().__init__(tokens)
         self.t5, self.inputs = t5.eval(), inputs
-        self.register_buffer("tokens", torch.from_numpy(tokens), persistent=False)
-
-    def with_items(self, tokens: np.ndarray) -> HistoryT5:
-        """The same model with further items after its own, of tokens int64 (n, T) and without embeddings of their own."""
-        tokens = np.concatenate([self.tokens.cpu().numpy(), tokens])
-        inputs = None if self.inputs is None else ItemInputs.of(self.inputs.state_dict(), len(tokens))
-        return HistoryT5(self.t5, tokens, inputs).to(self.device)
 
     @property
     def stock(self) -> Any:
-        """The model of transformers."""
+        """The T5 of transformers."""
         return self.t5
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """How histories are read: `encoder_mask`, `history`, `decoder_reads`, `max_items` and the sizes of all levels."""
-        facts: dict[str, Any] = self.t5.config.tigerrec
-        return facts
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.tokens.device
-
-    @property
-    def positions_per_item(self) -> int:
-        """Encoder positions of one item."""
-        return self.tokens.shape[1] if self.inputs is None else 1
 
     @property
     def dropout_rate(self) -> float:
         """The probability of dropout in training."""
-        rate: float = self.t5.config.dropout_rate
-        return rate
+        return float(self.t5.config.dropout_rate)
+
+    @property
+    def positions_per_item(self) -> int:
+        """Encoder positions of one item."""
+        return self.n_levels if self.inputs is None else 1
+
+    def with_items(self, tokens: np.ndarray) -> HistoryT5:
+        """The same model with further items after its own, of tokens int64 (n, T), without item embeddings."""
+        tokens = np.concatenate([self.tokens.cpu().numpy(), tokens])
+        inputs = None if self.inputs is None else ItemInputs.of(self.inputs.state_dict(), len(tokens))
+        return HistoryT5(self.t5, tokens, inputs).to(self.device)
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
         """Encoder and decoder tokens that pass the model for training examples, int64 (n,)."""
-        return n_read * self.positions_per_item + n_targets * self.tokens.shape[1]
-
-    def token_embeddings(self) -> list[Tensor]:
-        """The embeddings of tokens, which are the output layer too."""
-        return [self.t5.shared.weight]
+        return n_read * self.positions_per_item + n_targets * self.n_levels
 
     def item_embeddings(self) -> list[Tensor]:
         """The embeddings of items, where the encoder reads them."""
         return [] if self.inputs is None else [self.inputs.item_embeddings.weight]
 
+    @torch.no_grad()
     def keep_only(self, items: Tensor) -> None:
         """Give up the embeddings of all items but some, int64 (n,)."""
-        if self.inputs is not None:
-            self.inputs.keep_only(items)
+        for weight in self.item_embeddings():
+            kept = weight[items]
+            weight.zero_()[items] = kept
 
     def weight_files(self) -> dict[str, nn.Module]:
         """The T5, and its input module where it has one."""
-        return {WEIGHTS: self.t5} | ({} if self.inputs is None else {INPUT_MODULE: self.inputs})
+        return super().weight_files() | ({} if self.inputs is None else {INPUT_MODULE: self.inputs})
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model as transformers does, and its input module where it has one."""
-        self.t5.save_pretrained(folder)
+        super().save_pretrained(folder)
         if self.inputs is not None:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in self.inputs.state_dict().items()},
-                folder / INPUT_MODULE,
-            )
+            arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in self.inputs.state_dict().items()}
+            save_file(arrays, folder / INPUT_MODULE)
 
     def _encoder_visible(self, items: Tensor) -> Tensor | None:
         """Which encoder positions (last) a position sees, bool; None = all."""
         if self.facts["encoder_mask"] == ITEM_CAUSAL:  # padding stands on the right, where no item sees it
-            item = torch.arange(items.shape[1], device=items.device).repeat_interleave(self.positions_per_item)
-            return item[:, None] >= item
+            return masks.item_causal(items.shape[1], self.positions_per_item, items.device)
         return self.attention_mask(items).bool()[:, None, None, :]
 
     def attention_mask(self, items: Tensor) -> Tensor:
         """The two-dimensional mask of transformers, int64 (B, S): 1 where a history (B, n) has an item."""
-        return (items >= 0).repeat_interleave(self.positions_per_item, dim=1).long()
+        return masks.of_items(items, self.positions_per_item)
 
     def encode(self, items: Tensor, dtype: torch.dtype = torch.float32, dropout: Dropout | None = None) -> Tensor:
         """The encoder's output for histories of item indices, float32 (B, S, d).
@@ -165,11 +140,9 @@ class HistoryT5(nn.Module):
         """
         dropout = dropout or Dropout(0.0)
         items_or_any = items.clamp(min=0)
-        embedded = self.t5.shared(self.tokens[items_or_any])
-        embedded = (
-            embedded.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, embedded, dtype, dropout)
-        )
-        return t5_stack.encode(self.t5, embedded, self._encoder_visible(items), dtype, dropout)
+        tokens = self.t5.shared(self.tokens[items_or_any])
+        read = tokens.flatten(1, 2) if self.inputs is None else self.inputs(items_or_any, tokens, dtype, dropout)
+        return t5_stack.encode(self.t5, read, self._encoder_visible(items), dtype, dropout)
 
     def read(self, items: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """What the decoder attends to for histories of item indices (B, n): the encoder's output, float32 (B, S, d),
@@ -181,79 +154,43 @@ class HistoryT5(nn.Module):
         return last, torch.ones_like(mask[:, : last.shape[1]])
 
     def decoder(self, items: Tensor, dtype: torch.dtype) -> t5_stack.T5Decoder:
-        """What the search feeds after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
-        return t5_stack.T5Decoder(self.t5, *self.read(items, dtype), self.tokens.shape[1], dtype)
+        """A decoder that has read histories of item indices (B, n)."""
+        return t5_stack.T5Decoder(self.t5, *self.read(items, dtype), self.n_levels, dtype)
 
     def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
-        """What transformers' own decoder gives for some targets after one history, (m, T, vocabulary).
-
-        Args:
-            history: int64 (n,), item indices.
-            targets: int64 (m, T), tokens.
-        """
+        """What transformers' own forward pass gives, as `HistoryModel` says."""
         encoded, mask = (tensor.expand(len(targets), *tensor.shape[1:]) for tensor in self.read(history[None]))
         inputs = functional.pad(targets[:, :-1], (1, 0), value=PAD)
         logits: Tensor = self.t5(encoder_outputs=(encoded,), attention_mask=mask, decoder_input_ids=inputs).logits
         return logits
 
     def _at_items(self, encoded: Tensor, places: Tensor) -> Tensor:
-        """The encoder's output at some items of each history, (B * m, positions of an item, d).
-
-        Args:
-            encoded: (B, S, d).
-            places: int64 (B, m).
-        """
+        """The encoder's output (B, S, d) at items (B, m) of each history, (B * m, positions of an item, d)."""
         by_item = encoded.unflatten(1, (-1, self.positions_per_item)).flatten(2)
         chosen = by_item.gather(1, places[:, :, None].expand(-1, -1, by_item.shape[2]))
         return chosen.view(-1, self.positions_per_item, encoded.shape[2])
 
-    def losses(
-        self,
-        batch: Batch,
-        dtype: torch.dtype,
-        dropout: Dropout,
-        *,
-        label_smoothing: float = 0.0,
-        known: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropies of a batch's targets, in nats.
-
-        Args:
-            known: int64 (n,): the items that the encoder's output tells apart; None = it predicts nothing.
-
-        Returns:
-            Of the tokens, over the whole vocabulary, divided by the number of tokens an item; of the next item, 0 where
-            `known` is None.
-        """
+    def target_logits(self, batch: Batch, dtype: torch.dtype, dropout: Dropout) -> tuple[Tensor, Tensor]:
+        """The logits of a batch's targets, and the encoder's output, which all targets of a row share."""
         encoded = self.encode(batch.items, dtype, dropout)
-        n_levels = self.tokens.shape[1]
-        is_target = batch.targets >= 0
-        labels = self.tokens[batch.targets.clamp(min=0)]
-        inputs = functional.pad(labels[:, :, :-1], (1, 0), value=PAD)
+        inputs = functional.pad(self.tokens[batch.targets.clamp(min=0)][:, :, :-1], (1, 0), value=PAD)
         if self.facts["decoder_reads"] == LAST_ITEM:
             last = self._at_items(encoded, self._before(batch))
-            logits = t5_stack.decode(self.t5, last, inputs.flatten(0, 1)[:, None], None, dtype, dropout)
-        else:
-            item = torch.arange(batch.items.shape[1], device=self.device).repeat_interleave(self.positions_per_item)
-            visible = (item < batch.n_visible[:, :, None]).repeat_interleave(n_levels, dim=1)[:, None]
-            logits = t5_stack.decode(self.t5, encoded, inputs, visible, dtype, dropout)
-        labels = labels.masked_fill(~is_target[:, :, None], IGNORED)
-        token_loss = CrossEntropy.apply(logits.flatten(0, 2), labels.flatten(), label_smoothing)
-        if known is None:
-            return token_loss / n_levels, torch.zeros_like(token_loss)
-        return token_loss / n_levels, self._item_loss(encoded, batch, is_target, dtype, known)
+            return t5_stack.decode(self.t5, last, inputs.flatten(0, 1)[:, None], None, dtype, dropout), encoded
+        n_items = batch.items.shape[1]
+        visible = masks.before_targets(batch.n_visible, n_items, self.positions_per_item, self.n_levels)
+        return t5_stack.decode(self.t5, encoded, inputs, visible, dtype, dropout), encoded
 
     @staticmethod
     def _before(batch: Batch) -> Tensor:
         """Where in its row the item before each target stands, int64 (B, m); any place for an absent target."""
         return (batch.n_visible - 1).expand_as(batch.targets).clamp(max=batch.items.shape[1] - 1)
 
-    def _item_loss(self, encoded: Tensor, batch: Batch, is_target: Tensor, dtype: torch.dtype, known: Tensor) -> Tensor:
+    def item_loss(self, states: Tensor, batch: Batch, dtype: torch.dtype, known: Tensor) -> Tensor:
         """Cross-entropy of the next item given the encoder's output at the item before it, summed over targets."""
         assert self.inputs is not None
         weight = self.inputs.item_embeddings.weight[known] * self.t5.model_dim**-0.5
-        logits = functional.linear(
-            self._at_items(encoded, self._before(batch)).flatten(0, 1).to(dtype), weight.to(dtype)
-        )
-        labels = torch.searchsorted(known, batch.targets.clamp(min=0)).masked_fill(~is_target, IGNORED)
+        before = self._at_items(states, self._before(batch)).flatten(0, 1)
+        logits = functional.linear(before.to(dtype), weight.to(dtype))
+        labels = torch.searchsorted(known, batch.targets.clamp(min=0)).masked_fill(batch.targets < 0, IGNORED)
         return CrossEntropy.apply(logits, labels.flatten(), 0.0)

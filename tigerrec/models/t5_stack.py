@@ -1,8 +1,7 @@
-"""The encoder and decoder of a stock transformers T5, driven with masks of our own.
+"""The encoder and decoder of a stock T5 (Raffel et al. 2020, arXiv 1910.10683), driven with masks of our own.
 
-They compute what the modules of transformers compute (Raffel et al. 2020, arXiv 1910.10683), with the weights of those
-modules. What differs is cost: several targets share one encoded history, products of one input are one product, and
-dropout is cheap.
+They compute what the modules of transformers compute, with their weights. What differs is cost: several targets
+share one encoded history, products of one input are one product, and dropout is cheap.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ def normalise(layer_norm: Any, states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Attention(torch.autograd.Function):
-    """Attention without scaling, as in T5, with dropout of its weights, whose scale is left to the caller, (B, H, Q,
-    width): softmax in float32, products in the type of the queries.
+    """Attention without scaling, (B, H, Q, width): softmax in float32, products in the type of the queries; the scale
+    of the dropout of its weights is left to the caller.
 
     Args:
         queries: (B, H, Q, width).
@@ -191,16 +190,9 @@ def is_ancestor(ancestors: Tensor, fed: list[int]) -> Tensor:
 
 
 def pass_decoder(
-    t5: Any,
-    states: Tensor,
-    history: list[tuple[Tensor, ...]],
-    history_visible: Tensor | None,
-    bias: Tensor,
-    visible: Tensor,
-    dtype: torch.dtype,
-    dropout: Dropout,
-    cache: Cache | None = None,
-) -> Tensor:
+    t5: Any, states: Tensor, history: list[tuple[Tensor, ...]], history_visible: Tensor | None, bias: Tensor,
+    visible: Tensor, dtype: torch.dtype, dropout: Dropout, cache: Cache | None = None,
+) -> Tensor:  # fmt: skip
     """The decoder's states, not yet normalised, float32 (N, n, d).
 
     Args:
@@ -274,10 +266,9 @@ class T5Decoder:
         self.fed.append(tokens.shape[1])
         own_bias = self.bias[:, :, len(self.fed) - 1, None]
         bias = torch.cat([own_bias[..., level, None].expand(-1, -1, -1, n) for level, n in enumerate(self.fed)], dim=3)
-        visible = is_ancestor(ancestors, self.fed)
-        states = self.t5.shared(tokens)
         states = pass_decoder(
-            self.t5, states, self.history, self.history_visible, bias, visible, self.dtype, NO_DROPOUT, self.cache
-        )
+            self.t5, self.t5.shared(tokens), self.history, self.history_visible, bias, is_ancestor(ancestors, self.fed),
+            self.dtype, NO_DROPOUT, self.cache,
+        )  # fmt: skip
         states = normalise(self.t5.decoder.final_layer_norm, states, torch.float32)  # in bf16 items of a list would tie
         return linear(states, self.t5.lm_head, scale=output_scale(self.t5)).log_softmax(-1)

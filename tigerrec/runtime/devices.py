@@ -10,11 +10,8 @@ from tigerrec import TigerrecError
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU.
-
-    Raises:
-        TigerrecError: there is no such device.
-    """
+    """`auto` is the first CUDA device where there is one, else the CPU. Raises TigerrecError if there is no such
+    device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -54,17 +54,13 @@ def is_first() -> bool:
 
 def _end_with_launcher() -> None:
     """Let the system send this process SIGTERM when torchrun is gone, which could not do it; only Linux can."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
+    if (prctl := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def join() -> None:
-    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs.
-
-    Raises:
-        TigerrecError: there are fewer GPUs than processes on this machine.
-    """
+    """Meet the other processes, once: gloo for what is on the CPU, nccl for what is on GPUs. Raises TigerrecError if
+    there are fewer GPUs than processes on this machine."""
     if world_size() == 1:
         return
     _end_with_launcher()
@@ -159,11 +155,8 @@ def anywhere(condition: bool) -> bool:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor) -> torch.Tensor:
-    """Add up gradients over all processes, in place; a parameter without one in any process keeps none.
-
-    Returns:
-        The sum over all processes of `total`, a scalar.
-    """
+    """Add up gradients over all processes, in place, and give the sum of the scalar `total`; a parameter without a
+    gradient in any process keeps none."""
     if world_size() == 1:
         return total
     import torch

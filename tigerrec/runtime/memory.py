@@ -20,9 +20,7 @@ def peak_mb() -> int:
 
 def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
     """What a function gives, and the largest memory of this process while it ran, in MB, with what it held before.
-
-    Where the system cannot start its count again (only Linux can), it is the largest memory so far.
-    """
+    Where the system cannot start its count again (only Linux can), it is the largest memory so far."""
     global _earlier_peak
     _earlier_peak = peak_mb()
     with contextlib.suppress(OSError):
@@ -31,10 +29,8 @@ def with_peak_mb(function: Callable[[], Result]) -> tuple[Result, int]:
 
 
 def _counted_peak() -> int:
-    """The largest memory that the system has counted, in MB.
-
-    On Linux `resource.getrusage` counts that of the process that started this one too, so it only serves elsewhere.
-    """
+    """The largest memory that the system has counted, in MB. On Linux `resource.getrusage` counts that of the process
+    that started this one too, so it only serves elsewhere."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
@@ -42,11 +38,7 @@ def _counted_peak() -> int:
 
 
 def release_freed_memory() -> None:
-    """Give memory that nothing uses back to the system, where the C library is glibc; elsewhere do nothing.
-
-    Tensors of ever new sizes leave holes in the heap, which glibc keeps: half a gigabyte within a hundred steps of
-    training.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    """Give memory that nothing uses back to the system, where the C library is glibc; elsewhere do nothing. Tensors of
+    ever new sizes leave holes in the heap, which glibc keeps: half a gigabyte within a hundred steps of training."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

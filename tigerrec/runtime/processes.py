@@ -34,16 +34,9 @@ def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> Non
 
 
 def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
-    """The dict that a function gives in a new process, with the largest memory of that process as `peak_mb`.
-
-    The new process is sent SIGTERM when this one ends, however it ends.
-
-    Args:
-        function: its dotted path, imported only there.
-
-    Raises:
-        TigerrecError: the function raised it, or the process ended without a result.
-    """
+    """The dict that a function, given by its dotted path, returns in a new process, with the largest memory of that
+    process as `peak_mb`. That process is sent SIGTERM when this one ends, however it ends. Raises TigerrecError if the
+    function raised it, or the process ended without a result."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sending, function, arguments), daemon=True)
@@ -55,8 +48,8 @@ def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
         result = None
     process.join()
     if result is None:
-        is_killed = process.exitcode == -signal.SIGKILL
-        reason = "most likely for want of memory" if is_killed else "what it printed last says why"
+        was_killed = process.exitcode == -signal.SIGKILL
+        reason = "most likely for want of memory" if was_killed else "what it printed last says why"
         name = function.rpartition(".")[2]
         raise TigerrecError(f"The process of {name} ended without a result (exit code {process.exitcode}): {reason}.")
     if isinstance(result, TigerrecError):

@@ -28,11 +28,8 @@ class Interrupted(KeyboardInterrupt):
 @contextlib.contextmanager
 def stop_signals() -> Iterator[SimpleNamespace]:
     """Let SIGTERM and Ctrl-C set the field `received` to their number, before None, instead of ending the process at
-    once; a second one ends it.
-
-    Where several processes share a task, a second one does not: a scheduler signals all of them, and torchrun passes on
-    its own.
-    """
+    once; a second one ends it. Where several processes share a task, a second one does not: a scheduler signals all of
+    them, and torchrun passes on its own."""
     flag = SimpleNamespace(received=None)
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -27,9 +27,7 @@ def beam_search(
     `Trie.closed`, rows = users) are left out inside the search, so that a list is as full without them.
 
     Args:
-        decoder: has read the users' histories, and was fed nothing.
-        trie: on the decoder's device.
-        n_users: B.
+        decoder: has read the histories of B users, and was fed nothing.
         beam_size: how many prefixes a user keeps at each level.
 
     Returns:
@@ -53,9 +51,8 @@ def beam_search(
         parents = chosen // children.shape[-1]
         nodes, tokens = children.flatten(1).gather(1, chosen), child_tokens.flatten(1).gather(1, chosen)
         slots = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
-        ancestors = torch.cat(
-            [ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1)), slots[:, :, None]], dim=2
-        )
+        of_parents = ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1))
+        ancestors = torch.cat([of_parents, slots[:, :, None]], dim=2)
     items, exists = trie.children(trie.n_levels, nodes)
     if closed is not None:
         exists = exists & ~trie.is_closed(trie.n_levels + 1, closed, users[:, :, None], items)
@@ -104,11 +101,10 @@ class Searcher:
         progress: str = "",
         seen: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items for each history, as in `baselines.Rank`, scored by their log-probabilities.
-
-        The last items that the model reads are read; with `mask_seen` no item of the whole history is recommended.
+        """The k best items for each history, as in `ranking.Rank`, scored by their log-probabilities.
 
         Args:
+            mask_seen: recommend no item of the whole history, of which the model may read the last items only.
             batch_tokens: positions of histories and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
             seen: the items of each user that `mask_seen` masks; those of the history by default.
@@ -124,9 +120,8 @@ class Searcher:
         scores = np.full((len(histories), k), -np.inf, np.float32)
         max_items = self.model.facts["max_items"]
         lengths = np.array([min(len(history), max_items) for history in histories], np.int64)
-        with tqdm(
-            total=len(histories), desc=progress, unit="user", leave=False, disable=None if progress else True
-        ) as bar:
+        hidden = None if progress else True
+        with tqdm(total=len(histories), desc=progress, unit="user", leave=False, disable=hidden) as bar:
             for batch in length_sorted_batches(lengths * self.model.positions_per_item + beam_size, batch_tokens):
                 masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
                 listed, listed_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)

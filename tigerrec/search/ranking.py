@@ -20,7 +20,6 @@ class Rank(Protocol):
         """The k best items for each history of item indices (oldest first, at least one), with `mask_seen` none that it
         holds: items int32 (n, k), -1 where a list is shorter, and scores float32 (n, k), -inf there; equal scores by
         item index."""
-        ...
 
 
 def best_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,10 +71,8 @@ def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
 
 
 def by_popularity(training: Sequence[np.ndarray], n_items: int) -> Rank:
-    """The recommender that lists the items bought most often in training histories.
-
-    The score is the log of (count + 1) over its sum, so that it is finite for every item.
-    """
+    """The recommender that lists the items bought most often in training histories, by the log of (count + 1) over its
+    sum, which is finite for every item."""
     counts = purchases(training, n_items)
     best_first = np.argsort(-counts, kind="stable").astype(np.int32)
     log_shares = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)

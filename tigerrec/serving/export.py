@@ -64,15 +64,9 @@ PROTOCOL = (
 
 
 def export(run: Path, out: Path) -> Path:
-    """Write everything that recommending needs into one folder, whole or not at all.
-
-    Args:
-        run: the folder of a finished train stage.
-        out: a new or empty folder, or an older export, which is replaced.
-
-    Raises:
-        ArtifactError: the run or a folder above it cannot be used, or `out` holds something else.
-    """
+    """Write everything that recommending with a finished train stage needs into one folder, whole or not at all; `out`
+    is new, empty, or an older export, which is replaced. Raises ArtifactError if the run or a folder above it cannot be
+    used, or `out` holds something else."""
     check_run(run)
     write_export(run, out.resolve())
     logger.info("wrote the run %s to %s", run, out)
@@ -80,10 +74,8 @@ def export(run: Path, out: Path) -> Path:
 
 
 def write_export(run: Path, out: Path) -> None:
-    """`export` of a train folder to an absolute path, silently; what nobody could load is refused.
-
-    It holds the items, every content file of the tokenize and train stages, and what else recommending needs.
-    """
+    """`export` of a train folder to an absolute path, silently; what nobody could load is refused. It holds the items,
+    every content file of the tokenize and train stages, and what else recommending needs."""
     check_free(out)
     folders = upstream_folders(run)
     semantic_ids = load_semantic_ids(folders["tokenize"])
@@ -111,9 +103,8 @@ def _embedder(tokenized: Path) -> dict[str, Any] | None:
         return None
     manifest = open_stage(folder, "embed")
     recorded = manifest.provenance.get("embedder")
-    settings = (
-        {name: value for name, value in recorded.items() if name != "device"} if isinstance(recorded, dict) else {}
-    )
+    settings = dict(recorded) if isinstance(recorded, dict) else {}
+    settings.pop("device", None)
     sources = {role: record["fingerprint"] for role, record in manifest.inputs.items() if role != "prepare"}
     return {"config": manifest.config | settings, "sources": sources}
 
@@ -149,16 +140,16 @@ def count_parameters(run: Path) -> int:
     from safetensors import safe_open
 
     count = 0
-    for path in (run / name for name in open_stage(run, "train").files if name.endswith(".safetensors")):
-        with safe_open(path, framework="np") as file:
-            names = file.keys()
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    for name in open_stage(run, "train").files:
+        if name.endswith(".safetensors"):
+            with safe_open(run / name, framework="np") as file:
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return count
 
 
 def _settings(title: str, config: dict[str, Any]) -> str:
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    return f"<details><summary>{title}</summary>\n\n```json\n{text}\n```\n\n</details>"
+    indented = json.dumps(config, indent=2, ensure_ascii=False)
+    return f"<details><summary>{title}</summary>\n\n```json\n{indented}\n```\n\n</details>"
 
 
 def metrics_table(rows: list[dict[str, Any]]) -> str:
@@ -173,17 +164,11 @@ def metrics_table(rows: list[dict[str, Any]]) -> str:
 
 def _how_to_generate(config: dict[str, Any]) -> str:
     """Whether and how transformers alone generates with a model, given its `config.json`."""
-    facts = config["tigerrec"]
+    settings = config["tigerrec"]
     if config["model_type"] == "gpt2":
-        level_sizes = ", ".join(map(str, facts["level_sizes"]))
-        return SEQUENCE_ENCODING.format(max_items=facts["max_items"], level_sizes=level_sizes)
-    return STOCK_ENCODING if STOCK_READING.items() <= facts.items() else OWN_ENCODING
-
-
-def _data_note(dataset: str, config: dict[str, Any]) -> str:
-    if dataset == "sample":
-        return SAMPLE
-    return AMAZON if config.get("family") == "amazon" else OWN_DATA
+        level_sizes = ", ".join(map(str, settings["level_sizes"]))
+        return SEQUENCE_ENCODING.format(max_items=settings["max_items"], level_sizes=level_sizes)
+    return STOCK_ENCODING if STOCK_READING.items() <= settings.items() else OWN_ENCODING
 
 
 def _results(evaluations: list[Path]) -> str:
@@ -198,13 +183,13 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     manifests = {name: open_stage(folder, name) for name, folder in folders.items()}
     stats = read_stats(folders["prepare"])
     config = read_json(folders["train"], "config.json")
-    facts = config["tigerrec"]
+    settings = config["tigerrec"]
     dataset, tokenizer, run = (folder.name for folder in folders.values())
-    embedder, code_sizes = folders["tokenize"].parent.name, " × ".join(map(str, facts["code_sizes"]))
+    embedder, code_sizes = folders["tokenize"].parent.name, " × ".join(map(str, settings["code_sizes"]))
     example = read_items(folders["prepare"])["item_id"].slice(0, 2).to_pylist()
     data = manifests["prepare"].config
-    shape = {"provenance": {"versions": dict}}
-    versions = read_json(folders["train"], MANIFEST, shape)["provenance"]["versions"]
+    licence = SAMPLE if dataset == "sample" else AMAZON if data.get("family") == "amazon" else OWN_DATA
+    versions = read_json(folders["train"], MANIFEST, {"provenance": {"versions": dict}})["provenance"]["versions"]
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
     return f"""---
 library_name: tigerrec
@@ -214,20 +199,20 @@ tags: [recommendation, generative-retrieval, semantic-ids, {config["model_type"]
 # {run} on {dataset}
 
 A generative recommender (TIGER: Rajput et al. 2023, arXiv 2305.05065):
-it reads {READERS[facts["history"]]}, and generates the Semantic ID of the next one.
+it reads {READERS[settings["history"]]}, and generates the Semantic ID of the next one.
 
 | | |
 |---|---|
 | data set | `{dataset}`: {stats["users"]:,} users, {stats["items"]:,} items, {stats["interactions"]:,} interactions |
 | embedder | `{embedder}` |
-| tokenizer | `{tokenizer}`: {code_sizes} codes, {len(facts["level_sizes"])} tokens an item |
-| generator | `{run}`: {count_parameters(folders["train"]):,} parameters, reads the last {facts["max_items"]} items |
+| tokenizer | `{tokenizer}`: {code_sizes} codes, {len(settings["level_sizes"])} tokens an item |
+| generator | `{run}`: {count_parameters(folders["train"]):,} parameters, reads the last {settings["max_items"]} items |
 | made with | {", ".join(f"{name} {version}" for name, version in versions.items())} |
 
 ## Use
 
 ```python
-from tigerrec.recommender import Recommender
+from tigerrec.serving.recommender import Recommender
 
 recommender = Recommender.from_pretrained("<this folder>")
 for item in recommender.recommend({example!r}, k=10):
@@ -248,7 +233,7 @@ on it.
 
 ## Data and licence
 
-{_data_note(dataset, data)}
+{licence}
 
 ## Settings
 

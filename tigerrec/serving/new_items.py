@@ -41,13 +41,8 @@ class NewItemsError(TigerrecError):
 
 @dataclass(frozen=True)
 class NewItems:
-    """The rows of a user's table of new items.
-
-    Attributes:
-        records: one for each item, with the columns of `items.parquet` but `item`.
-        vectors: float32 (n, D), where the table has them.
-        sha256: of the table.
-    """
+    """The rows of a user's table of new items: records with the columns of `items.parquet` but `item`, vectors float32
+    (n, D) where the table has them, and the sha256 of the table."""
 
     records: list[dict[str, Any]]
     vectors: np.ndarray | None
@@ -60,11 +55,8 @@ class NewItems:
 
 
 def read_new_items(path: Path) -> NewItems:
-    """The items of a table: the column `item_id` and any of title, brand, categories, price, text and vector.
-
-    Raises:
-        NewItemsError: the file is no such table, a row cannot be read, an item comes twice, or there is none.
-    """
+    """The items of a table: the column `item_id` and any of title, brand, categories, price, text and vector. Raises
+    NewItemsError if the file is no such table, a row cannot be read, an item comes twice, or there is none."""
     if not path.is_file() or not is_table(path):
         raise NewItemsError(
             f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
@@ -122,11 +114,8 @@ def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
 
 
 def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
-    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export.
-
-    Raises:
-        TigerrecError: the export does not say which it was, or it is not on this machine, or with other weights.
-    """
+    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export. Raises
+    TigerrecError if the export does not say which it was, or it is not on this machine, or with other weights."""
     if not (folder / EMBEDDER).exists():
         raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
     recorded = read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
@@ -146,18 +135,9 @@ def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
 
 
 def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
-    """The Semantic IDs of new items beside the known ones, by the frozen tokenizer and the stage's collision policy.
-
-    Args:
-        folder: a tokenize stage or an export.
-        vectors: float32 (n, D), from the same embedder as the fitted ones.
-
-    Returns:
-        int32 (n, T).
-
-    Raises:
-        TigerrecError: the folder or the vectors cannot be used, or there is no id left for an item.
-    """
+    """The Semantic IDs, int32 (n, T), of new items beside the known ones, by the frozen tokenizer of a tokenize stage
+    or an export and its collision policy; the vectors, float32 (n, D), come from the same embedder. Raises
+    TigerrecError if the folder or the vectors cannot be used, or there is no id left for an item."""
     policy = read_json(Path(folder), TOKENIZER, {"collisions": str})["collisions"]
     if policy not in COLLISION_POLICIES:
         raise NewItemsError(
@@ -168,17 +148,9 @@ def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
 
 
 def add_items(run: Path, items_file: Path, out: Path) -> Path:
-    """Write an export that holds the items of a trained run and new ones; nothing is trained again.
-
-    Args:
-        run: the folder of a finished train stage, or an export.
-        items_file: the table of new items, see `read_new_items`.
-        out: a new or empty folder, or an older export, which is replaced.
-
-    Raises:
-        TigerrecError: the run, the table or `out` cannot be used, an item is known already, or there is no Semantic ID
-            left for one.
-    """
+    """Write an export that holds the items of a train stage or an export and those of a table (see `read_new_items`),
+    without training; `out` is new, empty, or an older export, which is replaced. Raises TigerrecError if the run, the
+    table or `out` cannot be used, an item is known already, or there is no Semantic ID left for one."""
     out = out.resolve()
     check_free(out)
     check_run(run)

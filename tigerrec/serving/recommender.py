@@ -46,29 +46,22 @@ class Recommendation:
 
 
 def check_run(folder: Path) -> None:
-    """Refuse a folder in which no stage was finished, or another than a user means.
-
-    Raises:
-        RecommendError: says which folder to give.
-    """
+    """Refuse a folder in which no stage was finished, or another than a user means. Raises RecommendError, which says
+    which folder to give."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.stage not in ("train", EXPORT):
         holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
         raise RecommendError(
-            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` printed, "
-            "or an export, as `--run <folder>`."
+            f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` "
+            "printed, or an export, as `--run <folder>`."
         )
 
 
 def read_popularity(exported: Path, n_items: int) -> np.ndarray:
     """How often training histories hold each item of an export whose items may share Semantic IDs, int64 (n_items,).
-
-    Raises:
-        DamagedError: the file holds anything else.
-    """
-    counts: np.ndarray = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})[
-        "training_counts"
-    ]
+    Raises DamagedError if the file holds anything else."""
+    arrays = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})
+    counts: np.ndarray = arrays["training_counts"]
     with contract(exported, POPULARITY):
         if (counts < 0).any():
             raise ValueError("it has negative counts")
@@ -77,14 +70,8 @@ def read_popularity(exported: Path, n_items: int) -> np.ndarray:
 
 @dataclass(frozen=True, repr=False)
 class Recommender:
-    """A trained generator with the catalogue that it ranks.
-
-    Attributes:
-        codes: int32 (n_items, n_levels), the Semantic IDs.
-        item_ids: the data set's own item ids, by item index.
-        titles: the items' titles, by item index.
-        numbers: the item index of each item id.
-    """
+    """A trained generator with the catalogue that it ranks: Semantic IDs, int32 (n_items, n_levels), the data set's own
+    ids and titles by item index, and the item index (`numbers`) of each id."""
 
     searcher: Searcher
     codes: np.ndarray
@@ -94,14 +81,9 @@ class Recommender:
 
     @staticmethod
     def from_pretrained(folder: Path | str, device: str = "auto") -> Recommender:
-        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
-
-        Args:
-            device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
-
-        Raises:
-            ArtifactError: the folder is neither, or something in it is damaged.
-        """
+        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder, on `cpu`,
+        `cuda`, or `auto`: the GPU where there is one. Raises ArtifactError if the folder is neither, or something in it
+        is damaged."""
         from tigerrec.models.loading import load_generator
         from tigerrec.runtime.devices import resolve_device
         from tigerrec.search.beam_search import Searcher
@@ -135,17 +117,10 @@ class Recommender:
     def with_items(
         self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None
     ) -> Recommender:
-        """A recommender of these and of new items, without training; the scores of these stay.
-
-        Args:
-            item_ids: of the new items.
-            codes: their Semantic IDs, int (n, n_levels): `new_items.new_semantic_ids`.
-            titles: their titles.
-
-        Raises:
-            RecommendError: there is no new item, one is known already or comes twice, its codes are those of another
-                where items may not share them, or ids, codes and titles do not fit together.
-        """
+        """A recommender of these and of new items with codes from `new_semantic_ids`, int (n, n_levels), without
+        training; the scores of these stay. Raises RecommendError if there is no new item, one is known already or comes
+        twice, its codes are those of another where items may not share them, or ids, codes and titles do not fit
+        together."""
         ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
         repeated = [item_id for item_id, count in Counter([*self.numbers, *ids]).items() if count > 1]
         layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
@@ -180,16 +155,9 @@ class Recommender:
         )
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
-        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller.
-
-        Args:
-            item_ids: the history, oldest first; unknown ids are ignored with a warning.
-            k: how many items.
-            mask_seen: recommend nothing of the history.
-
-        Raises:
-            RecommendError: k is below 1, or no item of the history is known.
-        """
+        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller. The
+        history begins with the oldest item; unknown ids are ignored with a warning, and with `mask_seen` none of its
+        items is recommended. Raises RecommendError if k is below 1, or no item is known."""
         return self.recommend_batch([item_ids], k, mask_seen)[0]
 
     def recommend_batch(

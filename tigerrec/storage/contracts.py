@@ -31,34 +31,21 @@ def _remedy(folder: Path) -> str:
 @contextlib.contextmanager
 def contract(folder: Path, name: str) -> Iterator[None]:
     """Whatever goes wrong inside, in a library or in a check, is a fault of the file `name` of a stage; checks raise
-    ValueError.
-
-    Raises:
-        DamagedError: names the file, what is wrong with it, and the command that makes it again.
-    """
+    ValueError. Raises DamagedError, which names the file, what is wrong with it, and the command that makes it
+    again."""
     try:
         yield
     except TigerrecError:
         raise
     except Exception as error:
-        fault = (
-            "is missing"
-            if isinstance(error, FileNotFoundError)
-            else f"does not hold what it should ({first_line(error)})"
-        )
+        is_missing = isinstance(error, FileNotFoundError)
+        fault = "is missing" if is_missing else f"does not hold what it should ({first_line(error)})"
         raise DamagedError(f"{folder / name} {fault}; {_remedy(folder)}.") from error
 
 
 def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None) -> Any:
-    """A Parquet file of a stage as a `pyarrow.Table`.
-
-    Args:
-        columns: the type of each column that must be there, as pyarrow calls it; with a `?` at the end it may hold
-            nulls.
-
-    Raises:
-        DamagedError: it is no such table.
-    """
+    """A Parquet file of a stage as a `pyarrow.Table`. Raises DamagedError if it is none, or a column is not of the type
+    that pyarrow calls so; with a `?` after the type it may hold nulls."""
     import pyarrow.parquet
 
     with contract(folder, name):
@@ -77,38 +64,31 @@ def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None
 def read_arrays(
     folder: Path, name: str, arrays: Mapping[str, tuple[str, Shape]] | None = None, finite: bool = False
 ) -> dict[str, Any]:
-    """A safetensors file of a stage as numpy arrays by name.
-
-    Args:
-        arrays: type and shape of every array that must be there, and of no other.
-        finite: refuse NaN and infinity.
-
-    Raises:
-        DamagedError: it holds anything else.
-    """
+    """A safetensors file of a stage as numpy arrays by name. Raises DamagedError if it is none, holds other `arrays`
+    than those of these types and shapes, or, where it must be `finite`, NaN or infinity."""
     import numpy
     from safetensors.numpy import load_file
 
     with contract(folder, name):
-        found: dict[str, Any] = load_file(folder / name)
-        if arrays is not None and found.keys() != arrays.keys():
-            lacking, surplus = sorted(arrays.keys() - found.keys()), sorted(found.keys() - arrays.keys())
+        loaded: dict[str, Any] = load_file(folder / name)
+        if arrays is not None and loaded.keys() != arrays.keys():
+            lacking, surplus = sorted(arrays.keys() - loaded.keys()), sorted(loaded.keys() - arrays.keys())
             raise ValueError(
                 f"it lacks the array {lacking[0]!r}" if lacking else f"it has an unknown array {surplus[0]!r}"
             )
         for key, (kind, shape) in (arrays or {}).items():
-            is_shape = len(shape) == found[key].ndim and all(
-                want in (None, length) for want, length in zip(shape, found[key].shape, strict=True)
+            array, wanted = loaded[key], tuple("any" if length is None else length for length in shape)
+            is_shape = len(shape) == array.ndim and all(
+                want in (None, length) for want, length in zip(shape, array.shape, strict=True)
             )
-            if found[key].dtype != kind or not is_shape:
-                wanted = tuple("any" if length is None else length for length in shape)
+            if array.dtype != kind or not is_shape:
                 raise ValueError(
-                    f"its array {key!r} is {found[key].dtype} of shape {found[key].shape}, not {kind} of shape {wanted}"
+                    f"its array {key!r} is {array.dtype} of shape {array.shape}, not {kind} of shape {wanted}"
                 )
-        for key, array in found.items():
+        for key, array in loaded.items():
             if finite and not numpy.isfinite(array).all():
                 raise ValueError(f"its array {key!r} holds NaN or infinity")
-    return found
+    return loaded
 
 
 def _check_shape(value: Any, shape: Any, where: str) -> None:
@@ -135,15 +115,9 @@ def _no_constant(name: str) -> None:
 
 
 def read_json(folder: Path, name: str, shape: Any = None) -> Any:
-    """A JSON file of a stage.
-
-    Args:
-        shape: a type (float takes whole numbers too), a dict from the keys that must be there to their shapes, or a
-            list of the one shape of all elements.
-
-    Raises:
-        DamagedError: it is not JSON, or of another shape.
-    """
+    """A JSON file of a stage. Raises DamagedError if it is not JSON, or of another shape: a type (float takes whole
+    numbers too), a dict from the keys that must be there to their shapes, or a list of the one shape of all
+    elements."""
     with contract(folder, name):
         value = json.loads((folder / name).read_bytes(), parse_constant=_no_constant)
         if shape is not None:

@@ -50,10 +50,8 @@ def sha256_file(path: Path) -> str:
 
 def system_code(error: BaseException) -> int | None:
     """The number of the system's error behind an exception, 0 where an OSError has none; None where there is none.
-
     Libraries in other languages report it in the text of an exception of their own: those in Rust (safetensors) by
-    number, those in C++ (faiss) in the system's words.
-    """
+    number, those in C++ (faiss) in the system's words."""
     if isinstance(error, OSError):
         return error.errno or 0
     native = re.search(r"\(os error (\d+)\)", str(error))
@@ -83,11 +81,7 @@ def _probe(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that a folder can be made or written in, without making it.
-
-    Raises:
-        ArtifactError: it cannot.
-    """
+    """Make sure that a folder can be made or written in, without making it. Raises ArtifactError if it cannot."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         _probe(existing)
@@ -126,11 +120,8 @@ def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextI
 
 @contextlib.contextmanager
 def unchanged(paths: Mapping[str, Path]) -> Iterator[dict[str, str]]:
-    """The sha256 of some files by role, true of what the body reads of them.
-
-    Raises:
-        ArtifactError: a file has other bytes after the body than before.
-    """
+    """The sha256 of some files by role, true of what the body reads of them. Raises ArtifactError if a file has other
+    bytes after the body than before."""
     digests = {role: sha256_file(path) for role, path in paths.items()}
     yield digests
     for role, path in paths.items():
@@ -140,12 +131,8 @@ def unchanged(paths: Mapping[str, Path]) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold the folder's lock; the operating system frees it when the process ends, however it ends.
-
-    Raises:
-        BusyError: another process holds it and `wait` is False.
-        ArtifactError: the folder cannot be made or written.
-    """
+    """Hold the folder's lock; the operating system frees it when the process ends, however it ends. Raises BusyError if
+    another process holds it and `wait` is False. Raises ArtifactError if the folder cannot be made or written."""
     try:
         lock = _acquire(folder, wait, announce)
     except OSError as error:
@@ -178,11 +165,8 @@ def open_to_readers(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; it takes the name `path` once it is whole and on disk, or disappears.
-
-    Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
-    """
+    """A temporary sibling to write to; it takes the name `path` once it is whole and on disk, or disappears. Raises
+    ArtifactError if the disk is full or the folder cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,10 +258,8 @@ def replace_together(folder: Path, names: Sequence[str], older: Sequence[str]) -
 
 
 def settle(folder: Path) -> None:
-    """Remove what a process left that wrote aside; the files stay those that a reader finds.
-
-    A `replace_together` that was cut short is taken back before its moment, and brought to its end after it.
-    """
+    """Remove what a process left that wrote aside; the files stay those that a reader finds. A `replace_together` that
+    was cut short is taken back before its moment, and brought to its end after it."""
     current = folder / CURRENT
     if current.is_symlink():
         remove_temporaries(folder)

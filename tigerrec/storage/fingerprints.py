@@ -23,31 +23,14 @@ def not_identity(**kwargs: Any) -> Any:
 
 
 OLD_NAMES: dict[str, str | None] = {
-    "tigerrec.amazon.AmazonReviews": "amazon",
-    "tigerrec.tables.TablesDataset": "tables",
-    "tigerrec.embed.encoder.SentenceTransformerEmbedder": "sentence_transformer",
-    "tigerrec.generator.T5": "t5",
-    "tigerrec.decoder_only.DecoderOnly": "gpt2",
-    "tigerrec.tokenizers.estimators.StraightThrough": "straight_through",
-    "tigerrec.tokenizers.estimators.Rotation": "rotation",
-    "tigerrec.tokenizers.estimators.Reflection": "reflection",
-    "tigerrec.tokenizers.estimators.Gumbel": "gumbel",
-    "tigerrec.tokenizers.learned_codebooks.Gradient": "gradient",
-    "tigerrec.tokenizers.learned_codebooks.MovingAverage": "moving_average",
-    "tigerrec.tokenizers.learned_codebooks.SimVQ": "simvq",
-    "tigerrec.tokenizers.assignments.Nearest": "nearest",
-    "tigerrec.tokenizers.assignments.Sinkhorn": "sinkhorn",
-    "tigerrec.tokenizers.objectives.Reconstruction": "reconstruction",
-    "tigerrec.tokenizers.objectives.Contrast": "contrast",
-    "tigerrec.tokenizers.objectives.Letter": "letter",
-    "tigerrec.tokenizers.TokenizeConfig": None,
-    "tigerrec.train.TrainConfig": None,
-    "tigerrec.train.Training": None,
-    "tigerrec.evaluate.EvaluateConfig": None,
-    "tigerrec.baselines.stage.TuneConfig": None,
-    "tigerrec.baselines.stage.BaselineConfig": None,
-}
-"""What version 0.1 recorded of a part, its import path, to its family; None for what has none. Of others the family is
+    "AmazonReviews": "amazon", "TablesDataset": "tables", "SentenceTransformerEmbedder": "sentence_transformer",
+    "T5": "t5", "DecoderOnly": "gpt2", "Gradient": "gradient", "MovingAverage": "moving_average", "SimVQ": "simvq",
+    "StraightThrough": "straight_through", "Rotation": "rotation", "Reflection": "reflection", "Gumbel": "gumbel",
+    "Nearest": "nearest", "Sinkhorn": "sinkhorn", "Contrast": "contrast", "Reconstruction": "reconstruction",
+    "Letter": "letter", "TokenizeConfig": None, "TrainConfig": None, "Training": None, "EvaluateConfig": None,
+    "TuneConfig": None, "BaselineConfig": None,
+}  # fmt: skip
+"""The family of a class of version 0.1, which recorded its import path; None for what has none. Of others the family is
 the name of the module."""
 
 
@@ -73,8 +56,8 @@ def with_families(recorded: Any) -> Any:
     """A recorded configuration with the import paths of version 0.1 replaced by the names of families."""
     if isinstance(recorded, dict):
         named = {key: with_families(value) for key, value in recorded.items() if key != OLD_KEY}
-        path = str(recorded.get(OLD_KEY, ""))
-        family = OLD_NAMES.get(path, path.rpartition(".")[0].rpartition(".")[2] or None)
+        module, _, name = str(recorded.get(OLD_KEY, "")).rpartition(".")
+        family = OLD_NAMES.get(name, module.rpartition(".")[2] or None)
         return ({FAMILY: family} if OLD_KEY in recorded and family else {}) | named
     return [with_families(value) for value in recorded] if isinstance(recorded, list) else recorded
 
@@ -92,18 +75,15 @@ def fingerprint(stage: str, config: Any, inputs: Mapping[str, str]) -> str:
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """What a stage holds: the sha256 over its files' sha256 by name, without the measured ones."""
-    return sha256_text(
-        canonical_json({name: entry["sha256"] for name, entry in files.items() if not entry.get("measured")})
-    )
+    digests = {name: entry["sha256"] for name, entry in files.items() if not entry.get("measured")}
+    return sha256_text(canonical_json(digests))
 
 
 def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     """The leaves in which two configurations differ, as `key: old → new`."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            found += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
+        names = {key: f"{prefix}.{key}" if prefix else key for key in sorted(set(old) | set(new))}
+        return [change for key, name in names.items() for change in changed_keys(old.get(key), new.get(key), name)]
     return [] if old == new else [f"{prefix}: {_brief(old)} → {_brief(new)}"]
 
 

@@ -10,10 +10,7 @@ from tigerrec.storage.stages import check_made_from, open_stage
 
 def upstream_folders(trained: Path) -> dict[str, Path]:
     """The finished prepare, tokenize and train folders of a run, given its train folder, in the order of the pipeline.
-
-    Raises:
-        ArtifactError: one is missing or damaged, or the run was not made from the folders above it.
-    """
+    Raises ArtifactError if one is missing or damaged, or the run was not made from the folders above it."""
     trained = trained.resolve()
     folders = {"prepare": trained.parent.parent.parent, "tokenize": trained.parent, "train": trained}
     manifest = open_stage(trained, "train")
@@ -25,10 +22,7 @@ def upstream_folders(trained: Path) -> dict[str, Path]:
 
 def embed_folder(tokenized: Path) -> Path | None:
     """The folder of the vectors that a tokenize stage was made from; None where they are gone or were made again.
-
-    Raises:
-        ArtifactError: the tokenize stage is missing or damaged.
-    """
+    Raises ArtifactError if the tokenize stage is missing or damaged."""
     folder = tokenized.resolve().parent
     manifest = open_stage(tokenized, "tokenize")
     try:

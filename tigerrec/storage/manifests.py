@@ -43,15 +43,9 @@ class Manifest:
 
 
 def _valid_name(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return (
-        bool(parts)
-        and not name.startswith("/")
-        and ".." not in parts
-        and "\\" not in name
-        and "\0" not in name
-        and len(name.splitlines()) == 1
-    )
+    steps = PurePosixPath(name).parts
+    is_inside = bool(steps) and not name.startswith("/") and ".." not in steps
+    return is_inside and not {"\\", "\0"} & set(name) and len(name.splitlines()) == 1
 
 
 def _is_sha256(value: Any) -> bool:
@@ -59,11 +53,8 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _manifest_fault(data: Any) -> str | None:
-    """What is wrong with a parsed manifest, or None.
-
-    Raises:
-        ValueError: it holds what no manifest of ours can hold, such as NaN.
-    """
+    """What is wrong with a parsed manifest, or None. Raises ValueError if it holds what no manifest of ours can hold,
+    such as NaN."""
     if not isinstance(data, dict):
         return "is not a JSON object"
     types = {
@@ -78,31 +69,22 @@ def _manifest_fault(data: Any) -> str | None:
     for name, entry in data["files"].items():
         if not _valid_name(name):
             return f"names a file outside its folder: {name!r}"
-        if (
-            not isinstance(entry, dict)
-            or not _is_sha256(entry.get("sha256"))
-            or not isinstance(entry.get("bytes"), int)
-        ):
+        record = entry if isinstance(entry, dict) else {}
+        if not _is_sha256(record.get("sha256")) or not isinstance(record.get("bytes"), int):
             return f"has no valid sha256 and size for {name!r}"
     for name, entry in data["inputs"].items():
         if not isinstance(entry, dict) or not isinstance(entry.get("fingerprint"), str):
             return f"has no valid fingerprint for its input {name!r}"
-    made_of = fingerprint(
-        data["stage"], data["config"], {name: entry["fingerprint"] for name, entry in data["inputs"].items()}
-    )
-    if data["schema"] == SCHEMA and (
-        data["fingerprint"] != made_of or data["content"] != content_digest(data["files"])
-    ):
+    made_of = {name: entry["fingerprint"] for name, entry in data["inputs"].items()}
+    digests = fingerprint(data["stage"], data["config"], made_of), content_digest(data["files"])
+    if data["schema"] == SCHEMA and (data["fingerprint"], data["content"]) != digests:
         return "does not agree with its own fingerprint"
     return None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None where no finished stage stands.
-
-    Raises:
-        DamagedError: the manifest is there but cannot be a manifest.
-    """
+    """The manifest of a folder, or None where no finished stage stands. Raises DamagedError if the manifest is there
+    but cannot be a manifest."""
     path = folder / MANIFEST
     data: Any = None
     try:

@@ -32,19 +32,11 @@ def prepare_folder(folder: Path, identity: Any) -> Path:
 
 
 def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
-    """The arrays of all pieces; each is computed, by one of the processes, where a stopped run left no whole file.
-
-    Args:
-        folder: from `prepare_folder`.
-        names: of the pieces' files, without ending.
-        compute: gives the arrays of a piece by its number.
-
-    Returns:
-        The pieces in order, and how many of them were computed now.
-    """
-    paths = [folder / f"{name}.safetensors" for name in names]
+    """The arrays of all pieces in order, and how many of them were computed now: those of which a stopped run left no
+    whole file, each by one of the processes. `folder` is from `prepare_folder`, `compute` gives a piece by its
+    number."""
+    paths, n_computed = [folder / f"{name}.safetensors" for name in names], 0
     done: dict[int, Arrays] = {}
-    n_computed = 0
     for number in range(distributed.rank(), len(paths), distributed.world_size()):
         arrays = _read(paths[number])
         if arrays is None:
@@ -75,8 +67,8 @@ def _digest(arrays: Arrays) -> str:
 def _write(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file
 
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic(path) as temporary:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, temporary, metadata={"sha256": _digest(arrays)})
 
 

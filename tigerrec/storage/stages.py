@@ -30,18 +30,10 @@ from tigerrec.storage.files import (
     write_json,
 )
 from tigerrec.storage.fingerprints import SCHEMA, canonical_json, changed_keys, content_digest, describe, fingerprint
-from tigerrec.storage.manifests import (
-    MANIFEST,
-    DamagedError,
-    Manifest,
-    MissingError,
-    StaleError,
-    read_manifest,
-)
+from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, MissingError, StaleError, read_manifest
 
 REBUILD = ".rebuild"
 WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, KEPT, PROBE, f".{REBUILD}.tmp")
-
 
 _verified: dict[tuple[str, int, int, int], str] = {}
 
@@ -57,22 +49,16 @@ def _verify_file(path: Path, entry: Mapping[str, Any], remedy: str) -> None:
         raise DamagedError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
     if actual != entry["sha256"] or stat.st_size != entry["bytes"]:
         raise DamagedError(
-            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found {actual[:12]}… and {stat.st_size} bytes); {remedy}."
+            f"{path} is damaged (expected sha256 {entry['sha256'][:12]}… and {entry['bytes']} bytes, found "
+            f"{actual[:12]}… and {stat.st_size} bytes); {remedy}."
         )
     _verified[key] = actual
 
 
 def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str | None = None) -> Manifest:
-    """The manifest of a finished stage, after every file in it was checked against its sha256 (once a process).
-
-    Args:
-        or_stages: other stages whose folders will do as well.
-        overwrite: the value of the option `overwrite` that builds it again; the stage by default.
-
-    Raises:
-        MissingError: no finished stage stands there, or another one.
-        DamagedError: a file is missing or changed.
-    """
+    """The manifest of a finished stage, or of one of `or_stages`, after every file in it was checked against its sha256
+    (once a process); messages name `overwrite`, by default the stage, as the option that builds it again. Raises
+    MissingError if no finished stage stands there, or another one, and DamagedError if a file is missing or changed."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -84,7 +70,8 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
     overwrite = overwrite or manifest.stage
     if manifest.schema != SCHEMA:
         raise StaleError(
-            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add `overwrite={overwrite}` to build it again."
+            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add "
+            f"`overwrite={overwrite}` to build it again."
         )
     remedy = f"add `overwrite={overwrite}` to build it again" if manifest.stage == stage else "export it again"
     for name, entry in manifest.files.items():
@@ -115,12 +102,9 @@ def check_current(
 ) -> bool:
     """Whether a finished, undamaged stage made of exactly this stands in the folder; False where none stands.
 
-    `inputs` holds an `input_record` (or at least a fingerprint) a name; `name_option` is the option that would keep
-    both versions, `overwrite` the value of that option that builds it again (the stage by default).
-
-    Raises:
-        StaleError: a finished stage stands there but was made of something else; names what changed.
-        DamagedError: a file is missing or changed.
+    `inputs` holds an `input_record` (or at least a fingerprint) a name; messages name `name_option`, which would keep
+    both versions, and `overwrite` as in `open_stage`. Raises StaleError, which names what changed, if a finished stage
+    stands there but was made of something else, and DamagedError if a file is missing or changed.
     """
     if read_manifest(folder) is None:
         return False
@@ -133,34 +117,26 @@ def check_current(
             differences.append(f"made from other {name}" + (f" ({', '.join(keys)})" if keys else ""))
     if differences:
         raise StaleError(
-            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep both, "
-            f"or add `overwrite={overwrite or stage}` to build it again."
+            f"{folder} was made with other settings ({'; '.join(differences)}); add `{name_option}=<new name>` to keep "
+            f"both, or add `overwrite={overwrite or stage}` to build it again."
         )
     return True
 
 
 def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path) -> None:
-    """Refuse a finished stage beside an input stage that it was not made from.
-
-    Raises:
-        StaleError: the stage in `upstream` is not the `name` that the manifest of `folder` records.
-    """
-    recorded, found = manifest.inputs.get(name, {}), input_record(upstream)
-    if any(recorded.get(key) != found[key] for key in ("fingerprint", "content")):
+    """Refuse a finished stage beside an input stage that it was not made from. Raises StaleError if the stage in
+    `upstream` is not the `name` that the manifest of `folder` records."""
+    recorded, present = manifest.inputs.get(name, {}), input_record(upstream)
+    if any(recorded.get(key) != present[key] for key in ("fingerprint", "content")):
         raise StaleError(
-            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to build it again."
+            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to "
+            "build it again."
         )
 
 
 class StageFiles:
-    """The files of a stage that is being written, in a folder aside until all of them are whole.
-
-    Attributes:
-        folder: where the stage will stand.
-        aside: where its files are meanwhile.
-        entries: what the manifest will say of each file.
-        provenance: what the manifest will say of how they came about.
-    """
+    """The files of a stage that is being written to `folder`, but until all of them are whole in the folder `aside`;
+    `entries` is what the manifest will say of each file, `provenance` of how they came about."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.aside = folder, folder / ASIDE
@@ -169,9 +145,9 @@ class StageFiles:
 
     def _record(self, name: str, measured: bool) -> None:
         path = self.aside / name
-        self.entries[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size} | (
-            {"measured": True} if measured else {}
-        )
+        self.entries[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        if measured:
+            self.entries[name]["measured"] = True
 
     @contextlib.contextmanager
     def create(self, name: str, measured: bool = False) -> Iterator[Path]:
@@ -232,18 +208,9 @@ def writing(
     started: float | None = None,
 ) -> Iterator[StageFiles]:
     """Write a stage: yields its files, which take the place of an older version of the stage at once, if the body ended
-    well.
-
-    Args:
-        out: the stage's folder.
-        config: the stage's checked dataclass, seed included.
-        inputs: the stage folders read, by stage name.
-        sources: the sha256 of files read from outside, by role.
-        started: when the stage's work began, on `time.perf_counter`; now by default.
-
-    Raises:
-        ArtifactError: the folder cannot be written or an input is no finished stage.
-    """
+    well. `inputs` are the stage folders read, by stage name; `sources` the sha256 of files read from outside, by role;
+    `started` is when the work began, on `time.perf_counter`, now by default. Raises ArtifactError if the folder cannot
+    be written or an input is no finished stage."""
     records = input_records(inputs or {})
     records |= {name: {"fingerprint": digest} for name, digest in (sources or {}).items()}
     started = time.perf_counter() if started is None else started
@@ -255,21 +222,17 @@ def writing(
         raise not_writable(out, error) from None
     try:
         yield files
-        files.provenance = provenance(started) | files.provenance
-        files.commit(
-            {
-                "stage": stage,
-                "schema": SCHEMA,
-                "config": json.loads(canonical_json(describe(config))),
-                "inputs": records,
-                "fingerprint": fingerprint(
-                    stage, config, {name: record["fingerprint"] for name, record in records.items()}
-                ),
-                "content": content_digest(files.entries),
-                "files": files.entries,
-                "provenance": files.provenance,
-            }
-        )
+        manifest = {
+            "stage": stage,
+            "schema": SCHEMA,
+            "config": json.loads(canonical_json(describe(config))),
+            "inputs": records,
+            "fingerprint": fingerprint(stage, config, {name: made["fingerprint"] for name, made in records.items()}),
+            "content": content_digest(files.entries),
+            "files": files.entries,
+            "provenance": provenance(started) | files.provenance,
+        }
+        files.commit(manifest)
     except Exception as error:
         if system_code(error) in FULL:
             raise write_failure(out, error) from error
@@ -286,15 +249,9 @@ def working_files(folder: Path) -> list[Path]:
 
 
 def begin_rebuild(folder: Path, identity: str) -> None:
-    """Note that a finished stage is to be built again, and forget what an unfinished run left, unless it was building
-    the same again.
-
-    The older version stays until the newer one takes its place; until then `rebuild_of` says so, in later processes
-    too.
-
-    Args:
-        identity: what the newer version is made of.
-    """
+    """Note that a finished stage is to be built again of what `identity` says, and forget what an unfinished run left,
+    unless it was building the same again. The older version stays until the newer one takes its place; until then
+    `rebuild_of` says so, in later processes too."""
     if rebuild_of(folder) != identity:
         discard_working_files(folder)
         with atomic(folder / REBUILD) as temporary:

@@ -1,17 +1,13 @@
-"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+"""Tokenizers turn item vectors into codes: their protocols, and what is checked of both."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from tigerrec import TigerrecError
-
-logger = logging.getLogger(__name__)
-
 
 State = dict[str, np.ndarray]
 Codes = np.ndarray
@@ -60,18 +56,13 @@ class MeasuresDistances(Protocol):
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, code_sizes[l]), of vectors (n, D) to all codes of level l, given the rows' codes at
-        the levels before, int (n, l).
-
-        They are inf where a code does not exist. The nearest is the code that `encode` gives.
-        """
+        the levels before, int (n, l). They are inf where a code does not exist. The nearest is the code that `encode`
+        gives."""
 
 
 def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
-    """The vectors as contiguous float32 (n, D).
-
-    Raises:
-        TokenizeError: they are no matrix, empty, or not finite; names the rows.
-    """
+    """The vectors as contiguous float32 (n, D). Raises TokenizeError, which names the rows, if they are no matrix,
+    empty or not finite."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or not vectors.size:
         raise TokenizeError(
@@ -88,24 +79,13 @@ def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_codes(tokenizer: Tokenizer, codes: Codes, n_items: int) -> None:
-    """Check what a tokenizer gives for some items.
-
-    Raises:
-        TokenizeError: it is no whole number below `code_sizes` for each item and level.
-    """
+    """Check what a tokenizer gives for some items. Raises TokenizeError if it is not a whole number below `code_sizes`
+    for each item and level."""
     sizes = tokenizer.code_sizes
-    if (
-        codes.shape != (n_items, len(sizes))
-        or codes.dtype.kind not in "iu"
-        or (codes < 0).any()
-        or (codes >= sizes).any()
-    ):
-        found = (
-            f"codes of shape {codes.shape} and type {codes.dtype}, from {codes.min(initial=0)} to "
-            f"{codes.max(initial=0)}"
-        )
+    are_numbers = codes.shape == (n_items, len(sizes)) and codes.dtype.kind in "iu"
+    if not are_numbers or (codes < 0).any() or (codes >= sizes).any():
         raise TokenizeError(
-            f"{tokenizer.family} gave {found}, for {n_items} items; its code_sizes {sizes} ask for one whole number "
-            "from 0 to below each: "
-            f"correct {type(tokenizer).__module__}."
+            f"{tokenizer.family} gave codes of shape {codes.shape} and type {codes.dtype}, from "
+            f"{codes.min(initial=0)} to {codes.max(initial=0)}, for {n_items} items; its code_sizes {sizes} ask for "
+            f"one whole number from 0 to below each: correct {type(tokenizer).__module__}."
         )

@@ -12,29 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tigerrec.tokenizers import diagnostics
-from tigerrec.tokenizers.ids import SemanticIdError, SemanticIds, TokenLayout, group_codes, next_suffixes, with_suffix
+from tigerrec.tokenizers.ids import SemanticIdError, SemanticIds, TokenLayout, group_codes
 from tigerrec.tokenizers.quantizer.sinkhorn import balanced_codes
+from tigerrec.tokenizers.suffix import next_suffixes, with_suffix
 
 if TYPE_CHECKING:
     from tigerrec.tokenizers.base import Codes, State
 
 logger = logging.getLogger(__name__)
 Policy = Literal["suffix", "sinkhorn", "nearest_free", "keep"]
-SINKHORN_EPSILON = 0.003
-SINKHORN_ITERATIONS = 50
-SINKHORN_ROUNDS = 20
+SINKHORN_EPSILON, SINKHORN_ITERATIONS, SINKHORN_ROUNDS = 0.003, 50, 20
 
 
 @dataclass(frozen=True)
 class CodedItems:
-    """Items with the codes that a fitted tokenizer gives them.
-
-    Attributes:
-        tokenizer: any tokenizer, one that measures distances where the policy needs them.
-        state: what the tokenizer learned.
-        vectors: float32 (n, D).
-        codes: int32 (n, L).
-    """
+    """Items with vectors, float32 (n, D), and the codes, int32 (n, L), that a fitted tokenizer gives them; it measures
+    distances where the policy needs them."""
 
     tokenizer: Any
     state: State
@@ -49,14 +42,8 @@ class CodedItems:
 
 @dataclass(frozen=True)
 class CollisionPolicy:
-    """What becomes of items with equal codes.
-
-    Attributes:
-        resolve: the Semantic IDs of all fitted items.
-        extend: the ids, int32 (n, T), of new items beside known ones, which keep theirs; raises SemanticIdError where
-            there is none left.
-        needs_distances: whether the tokenizer must measure distances.
-    """
+    """What becomes of items with equal codes: `resolve` gives the Semantic IDs of all fitted items, `extend` the ids,
+    int32 (n, T), of new items beside known ones, which keep theirs; both raise SemanticIdError where no id is left."""
 
     resolve: Callable[[CodedItems], SemanticIds]
     extend: Callable[[SemanticIds, CodedItems], np.ndarray]
@@ -122,7 +109,11 @@ def _with_nearest_free(items: CodedItems) -> SemanticIds:
         distances = items.distances(rows, codes[rows, :-1])
         for members in _groups_of(prefixes[rows]):
             codes[rows[members], -1] = linear_sum_assignment(distances[members])[1]
-    return SemanticIds(codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes))
+    return _without_suffix(items, codes)
+
+
+def _without_suffix(items: CodedItems, codes: Codes, may_share: bool = False) -> SemanticIds:
+    return SemanticIds(codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share)
 
 
 def _existing_codes(items: CodedItems, prefixes: np.ndarray) -> np.ndarray:
@@ -131,14 +122,9 @@ def _existing_codes(items: CodedItems, prefixes: np.ndarray) -> np.ndarray:
 
 
 def _spilled(items: CodedItems) -> Codes:
-    """The codes (n, L) of which no more items share all but the last than the last level has codes.
-
-    From a group that is too large the items farthest from its code of the level before move to the nearest code of that
-    level with room, and take the nearest code of the last level there.
-
-    Raises:
-        SemanticIdError: there is no room.
-    """
+    """The codes (n, L) of which no more items share all but the last than the last level has codes. From a group that
+    is too large the items farthest from its code of the level before move to the nearest code of that level with room,
+    and take the nearest code of the last level there. Raises SemanticIdError if there is no room."""
     codes = items.codes.copy()
     prefixes, _ = group_codes(codes[:, :-1])
     clashing = np.unique(prefixes[_colliding(codes)])
@@ -158,7 +144,7 @@ def _spilled(items: CodedItems) -> Codes:
 
 
 def _spill(items: CodedItems, codes: np.ndarray, members: np.ndarray, excess: int) -> np.ndarray:
-    """Move so many of the items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
+    """Move so many items (int64, rows of codes) of one prefix to its neighbours, in place; gives the rows moved."""
     *parent, own = codes[members[0], :-1].tolist() or [0]
     beside = (codes[:, : len(parent)] == parent).all(axis=1)
     if codes.shape[1] == 1:
@@ -205,29 +191,21 @@ def _next_nearest_free(known: SemanticIds, items: CodedItems) -> np.ndarray:
     return codes
 
 
-def _shared(items: CodedItems) -> SemanticIds:
-    """Items with equal codes share an id."""
-    return SemanticIds(items.codes, TokenLayout(items.tokenizer.code_sizes, items.tokenizer.code_sizes), may_share=True)
-
-
 COLLISION_POLICIES: dict[Policy, CollisionPolicy] = {
     "suffix": CollisionPolicy(lambda items: with_suffix(items.codes, items.tokenizer.code_sizes), _with_next_suffixes),
     "sinkhorn": CollisionPolicy(_with_sinkhorn, _with_next_suffixes, needs_distances=True),
     "nearest_free": CollisionPolicy(_with_nearest_free, _next_nearest_free, needs_distances=True),
-    "keep": CollisionPolicy(_shared, lambda known, items: items.codes.astype(np.int32)),
+    "keep": CollisionPolicy(
+        lambda items: _without_suffix(items, items.codes, may_share=True),
+        lambda known, items: items.codes.astype(np.int32),
+    ),
 }
 
 
 def resolve(items: CodedItems, policy: Policy) -> tuple[SemanticIds, dict[str, Any]]:
-    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`.
-
-    Returns:
-        The ids, and a report: how many items got other codes, and how often items share all codes after that, the
-        suffix left out.
-
-    Raises:
-        SemanticIdError: there are not enough ids.
-    """
+    """The Semantic IDs of coded items by one of `COLLISION_POLICIES`, and a report: how many items got other codes, and
+    how often items share all codes after that, the suffix left out. Raises SemanticIdError if there are not enough
+    ids."""
     started = time.perf_counter()
     ids = COLLISION_POLICIES[policy].resolve(items)
     seconds = round(time.perf_counter() - started, 3)

@@ -1,4 +1,4 @@
-"""How good a set of codes is: how it is used, which items it cannot tell apart, and what its prefixes say of the items."""
+"""How good a set of codes is: how it is used, which items share codes, and what its prefixes say of the items."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ def level_usage(codes: np.ndarray, size: int) -> dict[str, Any]:
     }
 
 
-def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray) -> float | None:
+def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray | None) -> float | None:
     """Mean squared error over the variance, both (I, D): 0 is perfect, 1 no better than the mean vector; None where
-    vectors do not vary."""
+    vectors do not vary, or are not reconstructed."""
+    if reconstructed is None:
+        return None
     vectors = vectors.astype(np.float64)
     variance = float(np.square(vectors - vectors.mean(axis=0)).sum())
     return float(np.square(vectors - reconstructed).sum()) / variance if variance > 0 else None

@@ -11,18 +11,7 @@ import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, Positive, options
 from tigerrec.tokenizers.base import Codes, State
-from tigerrec.tokenizers.quantizer.autoencoder import (
-    GradientTraining,
-    Progress,
-    Widths,
-    build_autoencoder,
-    decoded,
-    encoded,
-    networks_state,
-    optimise,
-    standardisation,
-    standardised,
-)
+from tigerrec.tokenizers.quantizer import autoencoder
 from tigerrec.tokenizers.quantizer.codebooks import AtLeastTwo, EqualLevels, in_blocks
 from tigerrec.tokenizers.quantizer.estimators import with_value
 
@@ -33,7 +22,7 @@ MARGIN, LARGEST_MARGIN = 1e-3, 0.25
 
 
 @options
-class FSQ(GradientTraining, EqualLevels):
+class FSQ(autoencoder.GradientTraining, EqualLevels):
     """An autoencoder with a bounded latent dimension a level, rounded to one of `codebook_size` grid points; there is
     no codebook to learn.
 
@@ -45,35 +34,28 @@ class FSQ(GradientTraining, EqualLevels):
     family: ClassVar[str] = "fsq"
     levels: AtLeastOne = 4
     codebook_size: AtLeastTwo = 32
-    hidden: Widths = (512, 256, 128)
+    hidden: autoencoder.Widths = (512, 256, 128)
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.0
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder with straight-through gradients.
-
-        Returns:
-            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`; and the codes,
-            int32 (I, L), under the final weights.
-
-        Raises:
-            TokenizeError: the loss is no longer finite.
-        """
+        """Train the autoencoder with straight-through gradients; the state is `mean`, `std` (D,) of the vectors,
+        `encoder.<i>.weight|bias` and `decoder.<i>.weight|bias`."""
         import torch
 
-        scale, size = standardisation(vectors), self.codebook_size
-        data = torch.from_numpy(standardised(scale, vectors))
-        encoder, decoder = build_autoencoder((vectors.shape[1], *self.hidden, self.levels), seed)
+        scale, size = autoencoder.standardisation(vectors), self.codebook_size
+        data = torch.from_numpy(autoencoder.standardised(scale, vectors))
+        encoder, decoder = autoencoder.build_autoencoder((vectors.shape[1], *self.hidden, self.levels), seed)
 
-        def step(items: Tensor, progress: Progress) -> Tensor:
+        def step(items: Tensor, progress: autoencoder.Progress) -> Tensor:
             latents = bounded(encoder(data[items]), size, torch.tanh)
             reconstructed = decoder(scaled(with_value(latents.round(), latents), size))
             loss: Tensor = (reconstructed - data[items]).square().sum(dim=1).mean()
             return loss
 
         weights = [*encoder.parameters(), *decoder.parameters()]
-        optimise(self, [{"params": weights, "weight_decay": self.weight_decay}], len(data), seed, step)
-        state = scale | networks_state(encoder=encoder, decoder=decoder)
+        autoencoder.optimise(self, [{"params": weights, "weight_decay": self.weight_decay}], len(data), seed, step)
+        state = scale | autoencoder.networks_state(encoder=encoder, decoder=decoder)
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -82,7 +64,7 @@ class FSQ(GradientTraining, EqualLevels):
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), that the decoder makes of the grid points."""
-        return decoded(state, scaled(grid_points(codes, self.codebook_size), self.codebook_size))
+        return autoencoder.decoded(state, scaled(grid_points(codes, self.codebook_size), self.codebook_size))
 
     def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
         """Distances, float64 (n, `codebook_size`), to the grid points of the next dimension."""
@@ -92,17 +74,12 @@ class FSQ(GradientTraining, EqualLevels):
     def _bounded(self, state: State, vectors: np.ndarray) -> np.ndarray:
         """The latent vectors, float64 (n, L), that are rounded."""
         size = self.codebook_size
-        return in_blocks(lambda block: bounded(encoded(state, block), size, np.tanh), vectors)
+        return in_blocks(lambda block: bounded(autoencoder.encoded(state, block), size, np.tanh), vectors)
 
 
 def bounded(latents: Any, size: int, tanh: Callable[[Any], Any]) -> Any:
     """Latents of any shape within the reach of `size` whole numbers around 0, so that 0 stays and each of them is the
-    nearest to some.
-
-    Args:
-        latents: an array or a tensor.
-        tanh: of its library.
-    """
+    nearest to some; `tanh` is that of their library, numpy or torch."""
     reach = (size - 1) / 2 + min((size - 1) * MARGIN / 2, LARGEST_MARGIN)
     offset = 0.5 if size % 2 == 0 else 0.0
     return tanh(latents + math.atanh(offset / reach)) * reach - offset

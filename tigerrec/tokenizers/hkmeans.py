@@ -20,12 +20,8 @@ def child_distances(
     rows: np.ndarray, nodes: np.ndarray, centroids: np.ndarray, offsets: np.ndarray, size: int
 ) -> np.ndarray:
     """Squared distances, float64 (n, `size`), of rows (n, D) to the children of their nodes (n,); inf where a node has
-    no such child.
-
-    Args:
-        centroids: float32 (M, D), the children of all nodes, one node after the other.
-        offsets: int64 (N + 1,), where the children of each node begin and end.
-    """
+    no such child. `centroids` (M, D) are the children of all nodes, one node after the other; those of node i are at
+    `offsets[i]` to `offsets[i + 1]`."""
     distances = np.full((len(rows), size), np.inf)
     for start in range(0, len(rows), BLOCK):
         block = slice(start, start + BLOCK)
@@ -38,26 +34,16 @@ def child_distances(
 
 @options
 class HierarchicalKMeans(EqualLevels):
-    """A tree of k-means centroids: a Semantic ID is the path from the root to a leaf, so the meaning of a code depends
-    on the codes before it.
-
-    Args:
-        codebook_size: the most children that a node has.
-        iterations: k-means iterations a node.
-    """
+    """A tree of k-means centroids, in which a node has at most `codebook_size` children: a Semantic ID is the path from
+    the root to a leaf, so the meaning of a code depends on the codes before it."""
 
     family: ClassVar[str] = "hkmeans"
     codebook_size: AtLeastTwo = 32
     iterations: AtLeastOne = 50
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Grow the tree level by level; a node with no more different vectors than codes gives each its own.
-
-        Returns:
-            For each level `centroids_<level>` float32 (M, D), the children of all nodes of the level above, one node
-            after the other, and `offsets_<level>` int64 (N + 1,), where the children of each of these N nodes begin and
-            end; and the items' codes, int32 (I, L).
-        """
+        """Grow the tree level by level; a node with no more different vectors than codes gives each its own. The state
+        is `centroids_<level>` float32 (M, D) and `offsets_<level>` int64 (N + 1,), see `child_distances`."""
         state: State = {}
         codes = np.empty((len(vectors), self.levels), dtype=np.int32)
         nodes, count = np.zeros(len(vectors), dtype=np.int64), 1

@@ -1,4 +1,4 @@
-"""Semantic IDs: code and token arithmetic, and the suffix."""
+"""Semantic IDs: code and token arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tigerrec.storage.stages import open_stage
 
 PAD = 0
 KEEP = "keep"
-MIN_SUFFIX_SIZE = 8
 MAX_TOKENS = 2**24
 TOKENIZER, SEMANTIC_IDS = "tokenizer.json", "semantic_ids.parquet"
 
@@ -27,12 +26,8 @@ class SemanticIdError(TigerrecError):
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How codes become tokens: 0 is padding and decoder start, then one block of tokens a level.
-
-    Args:
-        code_sizes: the number of codes a level of the tokenizer.
-        level_sizes: `code_sizes`, plus the size of the suffix level where there is one.
-    """
+    """How codes become tokens: 0 is padding and decoder start, then one block of tokens a level. `level_sizes` are
+    `code_sizes`, those of the tokenizer, plus the size of the suffix level where there is one."""
 
     code_sizes: tuple[int, ...]
     level_sizes: tuple[int, ...]
@@ -82,13 +77,8 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """The codes of every item.
-
-    Args:
-        codes: int32 [I, T], the suffix included where there is one; row = item index.
-        layout: the token layout of these codes.
-        may_share: whether several items may have one id; rows of `codes` are unique otherwise.
-    """
+    """The codes of every item, int32 [I, T], the suffix included where there is one; row = item index. They are unique,
+    unless several items `may_share` one id."""
 
     codes: np.ndarray
     layout: TokenLayout
@@ -108,19 +98,16 @@ class SemanticIds:
 
 
 def load_semantic_ids(folder: Path | str) -> SemanticIds:
-    """The Semantic IDs that a tokenize stage wrote.
-
-    Raises:
-        ArtifactError: no finished tokenize stage stands there, or it is damaged.
-    """
+    """The Semantic IDs that a tokenize stage wrote. Raises ArtifactError if no finished tokenize stage stands there, or
+    it is damaged."""
     folder = Path(folder)
     open_stage(folder, "tokenize", "export")
-    facts = read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
+    record = read_json(folder, TOKENIZER, {"code_sizes": [int], "level_sizes": [int]})
     with contract(folder, TOKENIZER):
-        layout = TokenLayout(tuple(facts["code_sizes"]), tuple(facts["level_sizes"]))
+        layout = TokenLayout(record["code_sizes"], record["level_sizes"])
     table = read_table(folder, SEMANTIC_IDS, dict.fromkeys(["item", *layout.column_names], "int32"))
     codes = np.stack([table[name].to_numpy() for name in layout.column_names], axis=1)
-    may_share = facts.get("collisions") == KEEP
+    may_share = record.get("collisions") == KEEP
     with contract(folder, SEMANTIC_IDS):
         if not np.array_equal(table["item"].to_numpy(), np.arange(len(table))):
             raise ValueError("its items are not numbered 0, 1, 2, … in this order")
@@ -132,67 +119,10 @@ def load_semantic_ids(folder: Path | str) -> SemanticIds:
 
 
 def group_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which items share their codes.
-
-    Returns:
-        The group of each item, int64 [I], and the size of each group, int64 [G].
-    """
+    """The group of each item, int64 [I], items with equal codes being one group, and the size of each group, int64
+    [G]."""
     _, groups, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     return groups.reshape(-1), sizes
-
-
-def add_suffix(codes: np.ndarray) -> np.ndarray:
-    """Number the items that share their codes 0, 1, 2, …, by item index.
-
-    Args:
-        codes: int (I, L).
-
-    Returns:
-        int32 (I,); codes and suffix together are unique.
-    """
-    groups, sizes = group_codes(codes)
-    order = np.argsort(groups, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    suffix = np.empty(len(codes), dtype=np.int32)
-    suffix[order] = np.arange(len(codes)) - np.repeat(starts, sizes)
-    return suffix
-
-
-def suffix_size(codes: np.ndarray) -> int:
-    """Size of the suffix level: twice the largest group, so that new items fit, and at least 8."""
-    return max(2 * int(group_codes(codes)[1].max()), MIN_SUFFIX_SIZE)
-
-
-def with_suffix(codes: np.ndarray, code_sizes: tuple[int, ...]) -> SemanticIds:
-    """The Semantic IDs of TIGER: one more level tells items with equal codes apart.
-
-    After Rajput et al. 2023 (arXiv 2305.05065), section 3.1.
-    """
-    layout = TokenLayout(code_sizes, (*code_sizes, suffix_size(codes)))
-    return SemanticIds(np.column_stack([codes, add_suffix(codes)]).astype(np.int32), layout)
-
-
-def next_suffixes(known: SemanticIds, codes: np.ndarray) -> np.ndarray:
-    """The suffixes of new items, continuing those of the known items.
-
-    Args:
-        known: the Semantic IDs of the known items, with a suffix level.
-        codes: the codes of the new items without suffix, int (n, L).
-
-    Returns:
-        int32 (n,).
-
-    Raises:
-        SemanticIdError: more items share one tuple of codes than the suffix level holds.
-    """
-    suffixes = add_suffix(np.concatenate([known.codes[:, :-1], codes]))[len(known.codes) :]
-    size = known.layout.level_sizes[-1]
-    if len(suffixes) and suffixes.max() >= size:
-        raise SemanticIdError(
-            f"New item {int(np.argmax(suffixes >= size))} is number {int(suffixes.max()) + 1} with its codes, and the "
-            f"suffix level holds {size}; fit the tokenizer and train again with the new items (`overwrite=tokenize`)."
-        )
-    return suffixes
 
 
 def load_inputs(prepared: Path, tokenized: Path) -> tuple[Histories, SemanticIds]:

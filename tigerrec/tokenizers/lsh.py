@@ -31,8 +31,7 @@ class LSH(EqualLevels):
         return self.codebook_size.bit_length() - 1
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Draw the normals of the hyperplanes, `hyperplanes` float32 (L · `bits`, D), from a normal distribution;
-        nothing is learned from the vectors."""
+        """Draw the normals of the hyperplanes, `hyperplanes` float32 (L · `bits`, D), from a normal distribution."""
         generator = np.random.default_rng(derived_seed(seed, "hyperplanes"))
         normals = generator.standard_normal((self.levels * self.bits, vectors.shape[1]), dtype=np.float32)
         state = {"hyperplanes": normals}

@@ -39,12 +39,9 @@ class ProductQuantizer(EqualLevels):
     rotate: bool = False
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn the rotation, if any, and a codebook a slice.
-
-        Returns:
-            `codebook_<level>` float32 (k, W), k ≤ `codebook_size`, W = ceil(D / L), `dim` int64 (1,), which is D, and
-            with `rotate` the orthogonal matrix `rotation` float32 (L · W, L · W); and the codes, int32 (I, L).
-        """
+        """Learn the rotation, if any, and a codebook a slice. The state is `codebook_<level>` float32 (k, W), k ≤
+        `codebook_size`, W = ceil(D / L), `dim` int64 (1,), which is D, and with `rotate` the orthogonal matrix
+        `rotation` float32 (L · W, L · W)."""
         state: State = {"dim": np.array([vectors.shape[1]], dtype=np.int64)}
         if self.rotate:
             rotation_seed = derived_seed(seed, "rotation")
@@ -92,11 +89,8 @@ class ProductQuantizer(EqualLevels):
 
 def fit_rotation(rows: np.ndarray, slices: int, size: int, seed: int) -> np.ndarray:
     """The orthogonal matrix, float32 (D, D), that makes rows (n, D) lose least by product quantisation (Ge et al.
-    2013).
-
-    The identity where no more than `size` rows differ, for then nothing is lost. The codebooks behind the rotation have
-    the largest power of two up to `size`.
-    """
+    2013). The identity where no more than `size` rows differ, for then nothing is lost. The codebooks behind the
+    rotation have the largest power of two up to `size`."""
     import faiss
 
     dim = rows.shape[1]

@@ -13,7 +13,7 @@ from tigerrec.embed.vectors import unit
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.tokenizers.base import Codes, State
 from tigerrec.tokenizers.quantizer.autoencoder import Progress, Widths, build_mlps, optimise
-from tigerrec.tokenizers.quantizer.codebooks import code_distances, codebooks_of, fit_codebook, in_blocks
+from tigerrec.tokenizers.quantizer.codebooks import ResidualEncoder, fit_codebook
 from tigerrec.tokenizers.quantizer.residual import INIT_ITERATIONS, LearnedCodebooks
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ROUNDING = 1e-6
 
 
 @options
-class R3VAE(LearnedCodebooks):
+class R3VAE(ResidualEncoder, LearnedCodebooks):
     """Residual quantisation of directions: first a learned reference direction is taken out of the item's vector of
     length 1, then one codeword a level.
 
@@ -49,11 +49,7 @@ class R3VAE(LearnedCodebooks):
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn `reference` (D,), which begins at the mean of all vectors of length 1, and `codebook_<level>` (k, D), k
-        ≤ `codebook_size`, all of length 1; and the codes, int32 (I, L), under them.
-
-        Raises:
-            TokenizeError: the loss is no longer finite.
-        """
+        ≤ `codebook_size`, all of length 1."""
         import torch
         from torch.nn.functional import cosine_similarity
 
@@ -88,26 +84,14 @@ class R3VAE(LearnedCodebooks):
         state["reference"] = unit(reference.detach().numpy())[0]
         return state, self.encode(state, vectors)
 
-    def encode(self, state: State, vectors: np.ndarray) -> Codes:
-        """Codes, int32 (n, L), each level the codeword at the smallest angle to the residual."""
+    def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
+        return without(unit(vectors), state["reference"])
 
-        def encode_block(block: np.ndarray) -> np.ndarray:
-            residuals, codes = without(unit(block), state["reference"]), []
-            for words in codebooks_of(state, self.levels):
-                codes.append(angular_distances(residuals, words).argmin(axis=1))
-                residuals = without(residuals, words[codes[-1]])
-            return np.stack(codes, axis=1).astype(np.int32)
+    def _distances(self, residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+        return angular_distances(residuals, codebook)
 
-        return in_blocks(encode_block, vectors)
-
-    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """One less the cosines, float64 (n, `codebook_size`), between what codes (n, l) leave over and the codewords of
-        level l; inf for codes without one."""
-        codebooks = codebooks_of(state, self.levels)
-        residuals = without(unit(vectors.astype(np.float64)), state["reference"])
-        for words, used in zip(codebooks, codes.T, strict=False):
-            residuals = without(residuals, words[used])
-        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size, angular_distances)
+    def _residuals(self, residuals: np.ndarray, words: np.ndarray) -> np.ndarray:
+        return without(residuals, words)
 
 
 def without(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:

@@ -14,12 +14,7 @@ from tigerrec.tokenizers.quantizer.codebooks import KMeansInit, ResidualCodes, f
 
 @options
 class ResidualKMeans(ResidualCodes):
-    """Residual k-means on the vectors as they are.
-
-    Args:
-        iterations: k-means iterations a level.
-        init: how k-means starts, as in `fit_codebook`.
-    """
+    """Residual k-means on the vectors as they are; `init` as in `fit_codebook`."""
 
     family: ClassVar[str] = "rkmeans"
     iterations: AtLeastOne = 50

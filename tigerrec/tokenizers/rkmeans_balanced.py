@@ -17,22 +17,16 @@ from tigerrec.tokenizers.rkmeans import ResidualKMeans
 @options
 class BalancedResidualKMeans(ResidualKMeans):
     """Residual k-means whose levels use all their codes alike: of I different vectors, at most ceil(I / k) get one of a
-    level's k codewords.
-
-    Equal vectors count once and share their codes. Encoded later, an item gets the nearest codeword, however many have
-    it.
-
-    Args:
-        iterations: k-means iterations a level for the start, and at most as many balanced ones after it.
-    """
+    level's k codewords. Equal vectors share their codes, and an item encoded later gets the nearest codeword. There are
+    at most `iterations` plain ones a level, then as many balanced ones."""
 
     family: ClassVar[str] = "rkmeans_balanced"
     assigns_jointly: ClassVar[bool] = True
     iterations: AtLeastOne = 10
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`, and give the items
-        balanced codes, int32 (I, L)."""
+        """Learn one codebook a level, `codebook_<level>` float32 (k, D), k ≤ `codebook_size`; the codes are
+        balanced."""
         distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
         residuals, codes, state = distinct.astype(np.float64), [], {}
         for level in range(self.levels):

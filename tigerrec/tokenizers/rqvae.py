@@ -15,18 +15,8 @@ import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
 from tigerrec.tokenizers.base import Codes, State
+from tigerrec.tokenizers.quantizer import autoencoder
 from tigerrec.tokenizers.quantizer.assignments import Assignment, Nearest, Sinkhorn
-from tigerrec.tokenizers.quantizer.autoencoder import (
-    Progress,
-    Widths,
-    build_autoencoder,
-    decoded,
-    encoded,
-    networks_state,
-    optimise,
-    standardisation,
-    standardised,
-)
 from tigerrec.tokenizers.quantizer.codebooks import ResidualCodes
 from tigerrec.tokenizers.quantizer.estimators import Estimator, StraightThrough
 from tigerrec.tokenizers.quantizer.learned_codebooks import Codebooks, Gradient, MovingAverage
@@ -53,7 +43,7 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
     """
 
     family: ClassVar[str] = "rqvae"
-    hidden: Widths = (512, 256, 128)
+    hidden: autoencoder.Widths = (512, 256, 128)
     latent_dim: AtLeastOne = 32
     beta: NotNegative = 0.25
     weight_decay: NotNegative = 0.0
@@ -90,46 +80,39 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
         return self.objective.needs
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Train the autoencoder and its codebooks.
-
-        Returns:
-            `mean`, `std` (D,) of the vectors, `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>`
-            (k, latent), k ≤ `codebook_size`, and what the codebooks are made of; and the codes, int32 (I, L), under the
-            final weights.
-
-        Raises:
-            TokenizeError: the loss is no longer finite.
-        """
+        """Train the autoencoder and its codebooks. The state is `mean`, `std` (D,) of the vectors,
+        `encoder.<i>.weight|bias`, `decoder.<i>.weight|bias`, `codebook_<level>` (k, latent), k ≤ `codebook_size`, and
+        what the codebooks are made of."""
         import torch
 
-        scale = standardisation(vectors)
-        data = torch.from_numpy(standardised(scale, vectors))
-        encoder, decoder = build_autoencoder((vectors.shape[1], *self.hidden, self.latent_dim), seed)
+        scale = autoencoder.standardisation(vectors)
+        data = torch.from_numpy(autoencoder.standardised(scale, vectors))
+        encoder, decoder = autoencoder.build_autoencoder((vectors.shape[1], *self.hidden, self.latent_dim), seed)
         with torch.no_grad():
             latents = encoder(data).numpy()
         quantizer = ResidualQuantizer(self, latents, seed, self.beta, self.estimator, self.codebooks, self.assignment)
         objective = self.objective.start(extra, self.latent_dim, seed)
 
-        def step(items: Tensor, progress: Progress) -> Tensor:
+        def step(items: Tensor, progress: autoencoder.Progress) -> Tensor:
             words = quantizer.words()
             latents, codes, quantization = quantizer.quantize(encoder(data[items]), progress)
             batch = Quantized(items, data[items], latents, decoder(latents), codes, words, quantization)
             return objective(batch, progress)
 
         @torch.no_grad()
-        def end_epoch(progress: Progress) -> None:
+        def end_epoch(progress: autoencoder.Progress) -> None:
             quantizer.end_epoch(lambda: encoder(data), progress)
 
         groups: list[dict[str, Any]] = [
             {"params": [*encoder.parameters(), *decoder.parameters()], "weight_decay": self.weight_decay},
             {"params": quantizer.codebooks.parameters()},
         ]
-        optimise(self, groups, len(data), seed, step, end_epoch)
-        state = scale | networks_state(encoder=encoder, decoder=decoder) | quantizer.state()
+        autoencoder.optimise(self, groups, len(data), seed, step, end_epoch)
+        state = scale | autoencoder.networks_state(encoder=encoder, decoder=decoder) | quantizer.state()
         return state, self.encode(state, vectors)
 
     def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        return encoded(state, vectors)
+        return autoencoder.encoded(state, vectors)
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
-        return decoded(state, latents)
+        return autoencoder.decoded(state, latents)

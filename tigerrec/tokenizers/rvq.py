@@ -28,12 +28,7 @@ class RVQ(ResidualCodes, LearnedCodebooks):
     epochs: AtLeastOne = 100
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
-        """Learn `codebook_<level>` (k, D), k ≤ `codebook_size`, for vectors less `mean` over `std` (D,); and the codes,
-        int32 (I, L), under them.
-
-        Raises:
-            TokenizeError: the loss is no longer finite.
-        """
+        """Learn `codebook_<level>` (k, D), k ≤ `codebook_size`, for vectors less `mean` over `std` (D,)."""
         import torch
 
         scale = standardisation(vectors)

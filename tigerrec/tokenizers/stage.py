@@ -1,4 +1,4 @@
-"""Tokenizers turn item vectors into codes; here are their protocol and the tokenize stage."""
+"""The tokenize stage: item vectors become Semantic IDs, and new items get theirs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tigerrec.config import FAMILY, ConfigError, Share, build, options
 from tigerrec.runtime.memory import with_peak_mb
 from tigerrec.storage.contracts import contract, read_arrays, read_json
 from tigerrec.storage.fingerprints import describe, with_families
-from tigerrec.storage.stages import StageFiles, open_stage, writing
+from tigerrec.storage.stages import open_stage, writing
 from tigerrec.tokenizers import diagnostics
 from tigerrec.tokenizers.base import (
     MAX_DIM,
@@ -74,16 +74,9 @@ class Tokenized:
 
 
 def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndarray] | None = None) -> Tokenized:
-    """Fit a tokenizer and give every item a Semantic ID.
-
-    Args:
-        vectors: float32 (I, D), row = item index.
-        config: the tokenizer, its seed and how to treat collisions.
-        extra: further item-aligned matrices by name, for the tokenizer's `needs`.
-
-    Raises:
-        TokenizeError: vectors are not finite, a needed matrix is missing, or too many items share their codes.
-    """
+    """Fit a tokenizer to vectors, float32 (I, D), row = item index, and give every item a Semantic ID; `extra` holds
+    the matrices that the tokenizer `needs`, by name. Raises TokenizeError if vectors are not finite, a needed matrix is
+    missing, or too many items share their codes."""
     tokenizer, extra = config.tokenizer, extra or {}
     missing = [name for name in tokenizer.needs if name not in extra]
     if missing:
@@ -103,28 +96,18 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
     (state, codes), peak = with_peak_mb(lambda: tokenizer.fit(vectors, seed=config.seed, extra=checked))
     check_codes(tokenizer, codes, len(vectors))
     measured = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak}
-    found = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
-    rate = found["collision_rate"]
+    quality = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
+    rate = quality["collision_rate"]
     if rate > config.max_collision:
         raise TokenizeError(
-            f"{rate:.1%} of the items share their codes with another item, more than "
-            f"tokenizer.max_collision={config.max_collision:g} allows; "
-            "use more levels, larger codebooks or another tokenizer, or raise tokenizer.max_collision."
+            f"{rate:.1%} of the items share their codes with another item, more than tokenizer.max_collision="
+            f"{config.max_collision:g} allows; use more levels, larger codebooks or another tokenizer, or raise "
+            "tokenizer.max_collision."
         )
     ids, report = resolve(CodedItems(tokenizer, state, vectors, codes), config.collisions)
     if report["items_moved"]:
         report |= diagnose(tokenizer, state, ids.codes[:, : codes.shape[1]], vectors, config.seed)
-    return Tokenized(state, ids, found | {"collisions": report})
-
-
-def _reconstruction(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray) -> dict[str, float | None]:
-    """The reconstruction error of codes (I, L), None for a tokenizer that does not reconstruct."""
-    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
-    return {
-        "reconstruction_error": None
-        if reconstructed is None
-        else diagnostics.reconstruction_error(vectors, reconstructed)
-    }
+    return Tokenized(state, ids, quality | {"collisions": report})
 
 
 def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray, seed: int) -> dict[str, Any]:
@@ -137,28 +120,18 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
                 "is too large for these items.",
                 level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
             )  # fmt: skip
+    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
     return diagnostics.collisions(codes) | {
         "levels": levels,
-        **_reconstruction(tokenizer, state, codes, vectors),
+        "reconstruction_error": diagnostics.reconstruction_error(vectors, reconstructed),
         "neighbour_agreement": diagnostics.neighbour_agreement(vectors, codes, seed),
     }
 
 
 def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[str, Path] | None = None) -> Path:
-    """The tokenize stage: vectors to Semantic IDs.
-
-    Args:
-        embedded: the folder of the embed stage.
-        config: the tokenizer, its seed and how to treat collisions.
-        out: the folder to write.
-        extra: further embed folders by name, for the tokenizer's `needs`.
-
-    Returns:
-        `out`.
-
-    Raises:
-        TigerrecError: an input is missing or damaged, vectors are not finite, or too many items share their codes.
-    """
+    """The tokenize stage: the vectors of the folder `embedded` to Semantic IDs in `out`; `extra` holds the embed
+    folders of the vectors that the tokenizer `needs`, by name. Raises TigerrecError if an input is missing or damaged,
+    vectors are not finite, or too many items share their codes."""
     from tigerrec.embed.stage import load_embeddings
 
     folders = dict(extra or {})
@@ -168,60 +141,48 @@ def tokenize(embedded: Path, config: TokenizeConfig, out: Path, extra: Mapping[s
     started = time.perf_counter()
     result = fit(vectors, config, matrices)
     with writing(out, "tokenize", config, inputs={"embed": embedded, **folders}, started=started) as files:
-        _write(files, config, result, vectors.shape[1])
+        files.parquet(SEMANTIC_IDS, result.ids.table())
+        record = {
+            "family": config.tokenizer.family,
+            "hyper_parameters": {key: value for key, value in describe(config.tokenizer).items() if key != FAMILY},
+            "seed": config.seed,
+            "dim": vectors.shape[1],
+            "code_sizes": list(result.ids.layout.code_sizes),
+            "level_sizes": list(result.ids.layout.level_sizes),
+            "collisions": config.collisions,
+        }
+        files.json(TOKENIZER, record)
+        files.arrays(LEARNED, result.state)
+        files.json("diagnostics.json", result.diagnostics, measured=True)
         threads = [sys.modules[name].__dict__[count]() for name, count in THREAD_COUNTS.items() if name in sys.modules]
         files.provenance["threads"] = max(threads, default=1)
-    logger.info(
-        "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s",
-        len(result.ids.codes), out, 100 * result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]],
-    )  # fmt: skip
+    rate, used = result.diagnostics["collision_rate"], [level["used_codes"] for level in result.diagnostics["levels"]]
+    message = "wrote %d Semantic IDs to %s: %.1f %% of the items share their codes, codes used a level %s"
+    logger.info(message, len(result.ids.codes), out, 100 * rate, used)
     return out
 
 
-def _write(files: StageFiles, config: TokenizeConfig, result: Tokenized, dim: int) -> None:
-    layout = result.ids.layout
-    files.parquet(SEMANTIC_IDS, result.ids.table())
-    facts = {
-        "family": config.tokenizer.family,
-        "hyper_parameters": {key: value for key, value in describe(config.tokenizer).items() if key != FAMILY},
-        "seed": config.seed,
-        "dim": dim,
-        "code_sizes": list(layout.code_sizes),
-        "level_sizes": list(layout.level_sizes),
-        "collisions": config.collisions,
-    }
-    files.json(TOKENIZER, facts)
-    files.arrays(LEARNED, result.state)
-    files.json("diagnostics.json", result.diagnostics, measured=True)
-
-
 def load_tokenizer(folder: Path | str) -> tuple[Tokenizer, State]:
-    """The tokenizer of a finished tokenize stage and what it learned.
-
-    Raises:
-        TigerrecError: no finished stage stands there, it is damaged, or its tokenizer is unknown to this version.
-    """
+    """The tokenizer of a finished tokenize stage and what it learned. Raises TigerrecError if no finished stage stands
+    there, it is damaged, or its tokenizer is unknown to this version."""
     folder = Path(folder)
     open_stage(folder, "tokenize", "export")
-    facts = read_json(folder, TOKENIZER, {"dim": int, "code_sizes": [int]})
-    tokenizer = tokenizer_of(facts, folder)
+    record = read_json(folder, TOKENIZER, {"dim": int, "code_sizes": [int]})
+    tokenizer = tokenizer_of(record, folder)
     with contract(folder, TOKENIZER):
-        if list(tokenizer.code_sizes) != facts["code_sizes"]:
+        if list(tokenizer.code_sizes) != record["code_sizes"]:
             raise ValueError("its hyper_parameters ask for other code_sizes")
-        if not 1 <= facts["dim"] <= MAX_DIM:
-            raise ValueError(f"its dim is {facts['dim']}")
+        if not 1 <= record["dim"] <= MAX_DIM:
+            raise ValueError(f"its dim is {record['dim']}")
     state = read_arrays(folder, LEARNED, finite=True)
     with contract(folder, LEARNED):
-        check_codes(tokenizer, tokenizer.encode(state, np.ones((1, facts["dim"]), np.float32)), 1)
+        check_codes(tokenizer, tokenizer.encode(state, np.ones((1, record["dim"]), np.float32)), 1)
     return tokenizer, state
 
 
 def tokenizer_of(record: Any, folder: Path) -> Tokenizer:
     """The tokenizer that a `tokenizer.json` describes; its family is looked up by name, so the file cannot name code.
-
-    Raises:
-        TigerrecError: the family or a hyper-parameter is unknown, or a value has the wrong type.
-    """
+    Raises TigerrecError if the family or a hyper-parameter is unknown, or a value has the wrong type."""
     with contract(folder, TOKENIZER):
         values = with_families(record["hyper_parameters"])
         if not isinstance(values, dict) or FAMILY in values or not _is_plain(values):
@@ -242,15 +203,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def code_items(folder: Path | str, vectors: np.ndarray) -> CodedItems:
-    """New items with their codes by the tokenizer of a finished stage or an export.
-
-    Args:
-        folder: the folder of the tokenize stage, or an export.
-        vectors: float32 (n, D), from the same embedder as the fitted ones.
-
-    Raises:
-        TigerrecError: the folder cannot be used, or the vectors have another dimension or are not finite.
-    """
+    """New items of vectors, float32 (n, D), with their codes by the tokenizer of a tokenize stage or an export. Raises
+    TigerrecError if the folder cannot be used, or the vectors have another dimension or are not finite."""
     tokenizer, state = load_tokenizer(folder)
     vectors = check_vectors(vectors, "The new items' vectors")
     dim = read_json(Path(folder), TOKENIZER, {"dim": int})["dim"]

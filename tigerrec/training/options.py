@@ -1,8 +1,7 @@
-"""The train stage: a generator learns to continue histories; the weights that validate best are kept."""
+"""How a generator is trained: the options of the train stage."""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
@@ -15,7 +14,6 @@ from tigerrec.storage.fingerprints import not_identity
 if TYPE_CHECKING:
     pass
 
-logger = logging.getLogger(__name__)
 
 PACKED: Final = "packed"
 PREFIX: Final = "prefix"

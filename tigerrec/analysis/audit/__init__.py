@@ -24,7 +24,7 @@ from tigerrec.storage.stages import open_stage
 
 logger = logging.getLogger(__name__)
 
-CHECKS = {
+CHECKS = {  # in the order of the report
     "leakage": trained.leakage,
     "ties": trained.ties,
     "seen": from_lists.seen,
@@ -36,7 +36,6 @@ CHECKS = {
     "input": searched.reads_input,
     "facts": from_lists.limits_of_data,
 }
-"""All checks, in the order of the report."""
 
 
 def _known(check: str) -> str:
@@ -117,16 +116,10 @@ def write_report(run: AuditedRun, name: str, command: str, out: Path, failures: 
 
 
 def audit(cfg: DictConfig, command: str = "make audit") -> Path:
-    """Bring the run of a configuration up to date and check it; checks that were finished before are not run again.
+    """Bring the run of a configuration up to date and check it; gives the folder of `audit.md` and `audit.json`.
 
-    A check that fails with an error of this package stops no other; the report names it.
-
-    Args:
-        cfg: a composed configuration.
-        command: what the report names as the command that made it.
-
-    Returns:
-        The folder of `audit.md` and `audit.json`.
+    Checks that were finished before are not run again. One that fails with an error of this package stops no other; the
+    report names it, and `command` as what made it.
 
     Raises:
         TigerrecError: an option is wrong, a stage cannot be used or built, or a check failed.

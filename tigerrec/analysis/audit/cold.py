@@ -39,34 +39,19 @@ def hold_out(targets: np.ndarray, n_items: int, rng: np.random.Generator) -> np.
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A catalogue that some items join after training.
+    """A catalogue that some items join after training."""
 
-    Attributes:
-        held_out: bool (n_items,): which items join.
-        prepared: the stage of the other items' interactions.
-        numbers: where each item stands in the catalogue of both, int64 (n_items,): the known ones first, in their old
-            order.
-        users: those whose test target is held out and who have known items, int64 (n,).
-        histories: their known items, as numbers of the new catalogue.
-        targets: their test targets, likewise.
-        n_warm: how many items training knows.
-    """
-
-    held_out: np.ndarray
-    prepared: Path
-    numbers: np.ndarray
-    users: np.ndarray
-    histories: list[np.ndarray]
-    targets: np.ndarray
-    n_warm: int
+    held_out: np.ndarray  # bool (n_items,): which items join
+    prepared: Path  # the stage of the other items' interactions
+    numbers: np.ndarray  # of the items in the new catalogue, int64 (n_items,): known ones first, in their old order
+    users: np.ndarray  # those whose test target is held out and who have known items, int64 (n,)
+    histories: list[np.ndarray]  # their known items, as numbers of the new catalogue
+    targets: np.ndarray  # their test targets, likewise
+    n_warm: int  # how many items training knows
 
 
 def cold_start(run: AuditedRun) -> ColdStart:
-    """The run's data without the items held out, and the users to rank for.
-
-    Raises:
-        NotApplicableError: no user is left to rank for.
-    """
+    """The run's data without the items held out, and the users to rank for."""
     held_out = hold_out(run.targets, run.histories.n_items, seeded_rng("cold items"))
     changed, numbers = without_items(run.interactions, held_out)
     config = {"audit": "items held out of all histories", "share": SHARE, "seed": SEED}
@@ -81,11 +66,7 @@ def cold_start(run: AuditedRun) -> ColdStart:
 
 
 def _tokenized(run: AuditedRun, cold: ColdStart) -> Path:
-    """The run's tokenizer fitted on the vectors of the other items alone.
-
-    Raises:
-        NotApplicableError: vectors are not made of texts, so that a new item has none.
-    """
+    """The run's tokenizer fitted on the vectors of the other items alone."""
     step = run.steps["tokenize"]
     folders = {}
     for name, folder in step.inputs.items():
@@ -101,13 +82,8 @@ def _tokenized(run: AuditedRun, cold: ColdStart) -> Path:
             config, inputs, build = embedder, {"prepare": cold.prepared}, partial(embed, cold.prepared, embedder)
         folders[name] = run.stage(f"cold-{folder.name}", "embed", config, inputs, build)
     further = {name: folder for name, folder in folders.items() if name != "embed"}
-    return run.stage(
-        "cold-tokenized",
-        "tokenize",
-        step.config,
-        folders,
-        lambda out: tokenize(folders["embed"], step.config, out, further),
-    )
+    fit = partial(tokenize, folders["embed"], step.config, extra=further)
+    return run.stage("cold-tokenized", "tokenize", step.config, folders, fit)
 
 
 def _keep_rows(cold: ColdStart, embedded: Path, config: Any, out: Path) -> Path:

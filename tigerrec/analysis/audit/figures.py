@@ -16,25 +16,14 @@ HR, NDCG = f"hr@{CUTOFF}", f"ndcg@{CUTOFF}"
 
 
 def headline(ranks: np.ndarray) -> dict[str, float]:
-    """The number of users, HR@10 and NDCG@10 with their 95 % intervals; no metrics where there is no user.
-
-    Args:
-        ranks: one rank a user, 0 = not in the list, (n,).
-    """
+    """The number of users and, if any, HR@10 and NDCG@10 with 95 % intervals, of ranks (n,), 0 = not in the list."""
     of_ranks = metrics(ranks) if len(ranks) else {}
     return {"users": len(ranks)} | {name: of_ranks[name] for name in of_ranks if name.split("_")[0] in (HR, NDCG)}
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """HR@10 and NDCG@10 of the second ranking minus the first, with 95 % percentile bootstrap intervals over users, who
-    are drawn with both their ranks.
-
-    Args:
-        first, second: ranks of the same users, 0 = not in the list, (n,).
-
-    Raises:
-        ValueError: there are no ranks, or not as many of both.
-    """
+    """HR@10 and NDCG@10 of the second ranks (n,) minus the first, of the same users, with 95 % percentile bootstrap
+    intervals over users, who are drawn with both their ranks."""
     if not len(first) or len(first) != len(second):
         raise ValueError(f"a paired difference needs two ranks a user, got {len(first)} and {len(second)}")
     side = max(LARGEST_CUTOFF, int(first.max()), int(second.max())) + 1
@@ -46,12 +35,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]
 
 
 def buckets(values: np.ndarray, edges: Sequence[int]) -> list[tuple[str, np.ndarray]]:
-    """The label and the members, bool (n,), of each range of values; the last one has no upper end.
-
-    Args:
-        values: int (n,), none below the first edge.
-        edges: ascending.
-    """
+    """The label and the members, bool (n,), of each range of values (n,) between ascending edges; the last one has no
+    upper end, and no value is below the first."""
     ranges = [
         (str(low) if end == low + 1 else f"{low}–{end - 1}", (values >= low) & (values < end))
         for low, end in pairwise(edges)
@@ -68,13 +53,8 @@ def gini(counts: np.ndarray) -> float:
 
 
 def head_share(counts: np.ndarray, popularity: np.ndarray, share: float) -> float:
-    """The part of the counts that falls on the most popular items.
-
-    Args:
-        counts: how often each item is shown, (n_items,).
-        popularity: training interactions of each item, (n_items,); ties by item index.
-        share: of the catalogue that is called most popular; at least one item.
-    """
+    """The part of the counts (n_items,) that falls on the given share of the catalogue, at least one item, with the
+    most training interactions, `popularity` (n_items,); ties by item index."""
     head = np.argsort(-popularity, kind="stable")[: max(1, round(share * len(popularity)))]
     return float(counts[head].sum() / counts.sum())
 

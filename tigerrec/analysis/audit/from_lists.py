@@ -41,9 +41,10 @@ def limits_of_data(run: AuditedRun) -> Finding:
     titles, texts = Counter(filter(None, items["title"])), Counter(items["text"])
     never = run.popularity == 0
     in_history = sum(int(target in history) for history, target in zip(run.known, run.targets, strict=True))
-    n_items, n_users, unreachable = len(never), len(run.targets), int(never[run.targets].sum())
+    n_items, n_users = len(never), len(run.targets)
+    n_never, unreachable = int(never.sum()), int(never[run.targets].sum())
     counts = {
-        "items that never occur in training": (int(never.sum()), n_items),
+        "items that never occur in training": (n_never, n_items),
         "users whose target never occurs in training": (unreachable, n_users),
         "users whose target is in their own history": (in_history, n_users),
         "items whose title another item has too": (sum(count for count in titles.values() if count > 1), n_items),
@@ -51,7 +52,7 @@ def limits_of_data(run: AuditedRun) -> Finding:
         "items whose codes another item has too": (int(_shares_codes(run).sum()), n_items),
     }
     return Finding(
-        f"{int(never.sum()):,} of {n_items:,} items never occur in training; they are the target of {unreachable:,} "
+        f"{n_never:,} of {n_items:,} items never occur in training; they are the target of {unreachable:,} "
         f"users, whom a model of training interactions can hardly serve. {in_history:,} targets are in the user's own "
         "history, where masking makes a hit impossible.",
         [{"what": what, "number": n, "of": total, "share": n / total} for what, (n, total) in counts.items()],
@@ -81,11 +82,8 @@ def hits(run: AuditedRun) -> Finding:
     """A hit on codes without suffix counts every item that has them; of a list, equal codes count once. Inflation is
     what that adds to a metric of items."""
     shared = _shares_codes(run)[run.targets]
-    groups = {
-        "all users": np.ones(len(shared), bool),
-        "target alone with its codes": ~shared,
-        "target shares its codes": shared,
-    }
+    everyone = np.ones(len(shared), bool)
+    groups = {"all users": everyone, "target alone with its codes": ~shared, "target shares its codes": shared}
     rows: list[dict[str, Any]] = []
     for treatment in SEEN:
         for whose, members in groups.items():
@@ -111,11 +109,9 @@ def diversity(run: AuditedRun) -> Finding:
     The Gini index is 0 where all items are shown equally often and near 1 where few are shown. Most popular: by
     training interactions."""
     chosen = ((run.model, "masked"), (run.model, "kept"), (POPULARITY, "masked"))
-    shown = {f"{model}, seen {treatment}": run.lists[model, treatment] for model, treatment in chosen}
+    shown = {f"{model}, seen {treatment}": run.lists[model, treatment][:, :CUTOFF] for model, treatment in chosen}
     shown["test targets"] = run.targets[:, None]
-    rows: list[dict[str, Any]] = [
-        {"what": what, **exposure(lists[:, :CUTOFF], run.popularity)} for what, lists in shown.items()
-    ]
+    rows: list[dict[str, Any]] = [{"what": what, **exposure(items, run.popularity)} for what, items in shown.items()]
     own, head = rows[0], "share on top 1 % of items"
     return Finding(
         f"All top 10 lists together show {own['different items']:,} of {len(run.popularity):,} items "
@@ -129,15 +125,14 @@ def diversity(run: AuditedRun) -> Finding:
 def by_bucket(run: AuditedRun) -> Finding:
     """Users by how often training holds their target, and by how many items are known of them."""
     ranks = run.ranks[run.model, "item", "masked"]
-    lengths = np.array([len(history) for history in run.known])
-    frequencies = run.popularity[run.targets]
+    ranges = {
+        "target in training": buckets(run.popularity[run.targets], POPULARITY_EDGES),
+        "items known": buckets(np.array([len(history) for history in run.known]), LENGTH_EDGES),
+    }
     rows: list[dict[str, Any]] = [
         {"by": what, "range": label, **headline(ranks[members]), "share of users": float(members.mean())}
-        for what, values, edges in (
-            ("target in training", frequencies, POPULARITY_EDGES),
-            ("items known", lengths, LENGTH_EDGES),
-        )
-        for label, members in buckets(values, edges)
+        for what, labelled in ranges.items()
+        for label, members in labelled
     ]
     filled = [row for row in rows if row["by"] == "target in training" and row["users"]]
     rarest, commonest = filled[0], filled[-1]

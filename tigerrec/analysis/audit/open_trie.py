@@ -9,10 +9,8 @@ from tigerrec.analysis.audit.run import NotApplicableError
 from tigerrec.search.trie import Trie
 from tigerrec.tokenizers.ids import TokenLayout
 
-UNASSIGNED = -1
-"""A Semantic ID that no item has."""
-MALFORMED = -2
-"""Tokens that are no Semantic ID: one of them belongs to another level, or is padding."""
+UNASSIGNED = -1  # a Semantic ID that no item has
+MALFORMED = -2  # tokens that are no Semantic ID: one of them belongs to another level, or is padding
 
 
 class LastTokens:
@@ -27,12 +25,7 @@ class LastTokens:
 
 class OpenTrie:
     """All sequences of tokens, in the form in which the search walks a `Trie`; what is no Semantic ID of an item leads
-    to `UNASSIGNED` or `MALFORMED`.
-
-    Args:
-        trie: of the catalogue.
-        tokens: int64 (n_items, T), those of the catalogue.
-        layout: which tokens belong to which level.
+    to `UNASSIGNED` or `MALFORMED`. `trie` and `tokens` (n_items, T) are those of the catalogue.
 
     Raises:
         NotApplicableError: there are too many sequences to number.

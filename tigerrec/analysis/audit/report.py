@@ -35,10 +35,8 @@ def cell(row: Mapping[str, Any], name: str) -> str:
         return ""
     is_difference = any("difference" in str(value) or "−" in str(value) for value in row.values())
     label = f"change of {name}" if is_difference and "share" not in name else name
-    text = _number(label, row[name])
-    if f"{name}{LOW}" in row:
-        text += f" ({_number(label, row[f'{name}{LOW}'])} to {_number(label, row[f'{name}{HIGH}'])})"
-    return text
+    value, *ends = (_number(label, row[key]) for key in (name, f"{name}{LOW}", f"{name}{HIGH}") if key in row)
+    return f"{value} ({' to '.join(ends)})" if ends else value
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:

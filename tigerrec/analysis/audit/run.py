@@ -13,9 +13,9 @@ import numpy as np
 
 from tigerrec import TigerrecError
 from tigerrec.analysis.audit.variants import read_interactions, write_variant
-from tigerrec.data.histories import Histories, load_histories, split, training_counts
+from tigerrec.data.histories import load_histories, training_counts
 from tigerrec.evaluation.lists import read_lists, read_ranks
-from tigerrec.evaluation.stage import EvaluateConfig
+from tigerrec.evaluation.stage import EvaluateConfig, known_and_targets
 from tigerrec.models.loading import load_generator
 from tigerrec.pipeline import Step
 from tigerrec.runtime.devices import resolve_device
@@ -34,48 +34,39 @@ logger = logging.getLogger(__name__)
 SEED = 0
 
 
+Build = Callable[[Path], Path]  # writes a stage to a folder and returns it
+
+
 class NotApplicableError(TigerrecError):
     """A check that makes no sense for this run; the message says why."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        summary: the result in plain words.
-        rows: the figures, one flat row each; intervals are further keys that end in `_low` and `_high`.
-    """
+    summary: str  # the result in plain words
+    rows: list[dict[str, Any]]  # the figures; intervals are further keys that end in `_low` and `_high`
 
-    summary: str
-    rows: list[dict[str, Any]]
+
+CheckFunction = Callable[["AuditedRun"], Finding]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """One check."""
 
-    Attributes:
-        title: what it is called in the report.
-        method: what is done, in plain words.
-        function: what it finds in an audited run.
-        samples: whether it reads a sample of users.
-        trains: whether it trains again; such checks run last.
-    """
-
-    title: str
-    method: str
-    function: Callable[[AuditedRun], Finding]
-    samples: bool
-    trains: bool
+    title: str  # what it is called in the report
+    method: str  # what is done, in plain words
+    function: CheckFunction  # what it finds in an audited run
+    samples: bool  # whether it reads a sample of users
+    trains: bool  # whether it trains again; such checks run last
 
     def __call__(self, run: AuditedRun) -> Finding:
         return self.function(run)
 
 
-def check(
-    title: str, samples: bool = False, trains: bool = False
-) -> Callable[[Callable[[AuditedRun], Finding]], Check]:
+def check(title: str, samples: bool = False, trains: bool = False) -> Callable[[CheckFunction], Check]:
     """Make a function a check; its docstring is the method that the report tells."""
     return lambda function: Check(title, " ".join((function.__doc__ or "").split()), function, samples, trains)
 
@@ -87,31 +78,20 @@ def seeded_rng(*purpose: object) -> np.random.Generator:
 
 def identities(folders: Mapping[str, Path]) -> dict[str, list[str]]:
     """Fingerprint and content of finished stages, by name."""
-    records = input_records(folders)
-    return {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
-
-
-def known_and_targets(histories: Histories) -> tuple[list[np.ndarray], np.ndarray]:
-    """What the test input of each user is, and the test target of each, int64 (n_users,)."""
-    cases = [split(histories[user], "test") for user in range(len(histories))]
-    return [known for known, _ in cases], np.array([target for _, target in cases])
+    return {name: [record["fingerprint"], record["content"]] for name, record in input_records(folders).items()}
 
 
 class AuditedRun:
     """A finished run.
 
-    Attributes:
+    Args:
         steps: its plan, by key.
-        folders: of its stages, by key.
         work: where checks build stages of their own.
         users: how many users the checks search for that search anew.
-        evaluation: how it was evaluated.
-        model: what the generator is called in the results.
-        histories: of all users.
-        interactions: the same with their times.
-        semantic_ids: of all items.
-        known: what the test input of each user is.
-        targets: the test target of each user, int64 (n_users,).
+
+    Attributes:
+        interactions: the histories with their times.
+        known, targets: what the test input of each user is, and the test target of each, int64 (n_users,).
         popularity: how often training holds each item, int64 (n_items,).
         ranks: the rank of each user's target by (model, hit, seen), int16 (n_users,); 0 = not in the list.
         lists: the list of each user by (model, seen), int32 (n_users, k); -1 where it is shorter.
@@ -125,7 +105,7 @@ class AuditedRun:
         self.histories = load_histories(self.folders["prepare"])
         self.interactions = read_interactions(self.folders["prepare"])
         self.semantic_ids = load_semantic_ids(self.folders["tokenize"])
-        self.known, self.targets = known_and_targets(self.histories)
+        self.known, self.targets = known_and_targets(self.histories, "test")
         self.popularity = training_counts(self.histories)
         self.ranks, _ = read_ranks(self.folders["evaluate"])
         lists = read_lists(self.folders["evaluate"], len(self.histories))
@@ -152,9 +132,7 @@ class AuditedRun:
         rng = seeded_rng("users", purpose)
         return np.arange(n) if n <= self.users else np.sort(rng.choice(n, self.users, replace=False))
 
-    def stage(
-        self, name: str, stage: str, config: Any, inputs: Mapping[str, Path], build: Callable[[Path], Path]
-    ) -> Path:
+    def stage(self, name: str, stage: str, config: Any, inputs: Mapping[str, Path], build: Build) -> Path:
         """The folder of a stage that a check needs, built unless it is there; its name says what it is made of."""
         made_of = [stage, describe(config), identities(inputs)]
         folder = self.work / f"{name}-{sha256_text(canonical_json(made_of))[:8]}"

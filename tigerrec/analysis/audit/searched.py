@@ -50,15 +50,10 @@ def unconstrained(run: AuditedRun) -> Finding:
         }
         for name, depth in (("first place", 1), ("top 10", CUTOFF), (f"top {lists.shape[1]}", lists.shape[1]))
     ]
-    for seen, dropped, with_trie, without_trie in (
-        ("kept", invalid, "with the trie, seen kept", "without it, invalid ids dropped, seen kept"),
-        (
-            "masked",
-            invalid | listed_in(lists, known),
-            "with the trie, seen masked inside the search",
-            "without it, invalid ids and seen items dropped afterwards",
-        ),
-    ):
+    kept = "with the trie, seen kept", "without it, invalid ids dropped, seen kept"
+    masked = "with the trie, seen masked inside the search", "without it, invalid ids and seen items dropped afterwards"
+    or_seen = invalid | listed_in(lists, known)
+    for seen, dropped, (with_trie, without_trie) in (("kept", invalid, kept), ("masked", or_seen, masked)):
         constrained, ranks = run.ranks[run.model, "item", seen][users], item_ranks(without(lists, dropped), targets)
         difference = {"what": f"difference, seen {seen}", "users": len(users)}
         rows += [{"what": with_trie, **headline(constrained)}, {"what": without_trie, **headline(ranks)}]
@@ -75,14 +70,8 @@ def unconstrained(run: AuditedRun) -> Finding:
 def changed_histories(
     known: list[np.ndarray], everyone: list[np.ndarray], users: np.ndarray, max_items: int
 ) -> dict[str, list[np.ndarray]]:
-    """What the generator is given instead of each history, by name; histories are first cut to the items that it reads.
-
-    Args:
-        known: of the users of the sample.
-        everyone: of all users.
-        users: which of these the sample is, (n,).
-        max_items: how many items the generator reads.
-    """
+    """What the generator, which reads `max_items` items, is given instead of each history, by name; `known` are the
+    histories of the sample, which is `users` (n,) of `everyone`."""
     rng = seeded_rng("changed histories")
     read = [history[-max_items:] for history in known]
     others = (users + rng.integers(1, len(everyone), len(users))) % len(everyone) if len(everyone) > 1 else users

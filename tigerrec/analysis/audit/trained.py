@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec.analysis.audit.figures import HR, NDCG, difference_in_words, headline, paired_difference
-from tigerrec.analysis.audit.run import SEED, AuditedRun, Finding, check, known_and_targets, seeded_rng
+from tigerrec.analysis.audit.run import SEED, AuditedRun, Finding, check, seeded_rng
 from tigerrec.analysis.audit.variants import from_end, in_a_tie, poisoned, ties_reversed
 from tigerrec.data.histories import load_histories, training_counts, training_part
 from tigerrec.embed.base import EmbedsCatalogue
 from tigerrec.embed.collaborative import Collaborative
 from tigerrec.embed.stage import load_embeddings
 from tigerrec.evaluation.metrics import item_ranks
-from tigerrec.evaluation.stage import POPULARITY
+from tigerrec.evaluation.stage import POPULARITY, known_and_targets
 from tigerrec.search.ranking import by_popularity
 from tigerrec.storage.stages import open_stage
 from tigerrec.text import percent
@@ -90,11 +90,9 @@ def leakage(run: AuditedRun) -> Finding:
             "training does not give the same bytes here (a GPU, another number of threads).",
             rows,
         )
-    selected = (
-        "it validated once, so nothing was selected"
-        if once == own
-        else "with test items alone replaced the same checkpoint was chosen"
-    )
+    selected = "with test items alone replaced the same checkpoint was chosen"
+    if once == own:
+        selected = "it validated once, so nothing was selected"
     return Finding(
         f"The trained weights have the same bytes after all {2 * len(run.targets):,} test and validation items were "
         f"replaced: none of them enters training; and {selected}.",
@@ -104,8 +102,11 @@ def leakage(run: AuditedRun) -> Finding:
 
 def _vectors(run: AuditedRun, poisoned_data: Path) -> list[dict[str, str]]:
     """Whether poisoned data gives the same vectors of interactions: those of the run, or else the default ones."""
-    catalogue = [step for step in run.steps.values() if isinstance(step.config, EmbedsCatalogue)]
-    embedders = [(f"vectors of {step.folder.name}", step.config, step.inputs) for step in catalogue]
+    embedders = [
+        (f"vectors of {step.folder.name}", step.config, step.inputs)
+        for step in run.steps.values()
+        if isinstance(step.config, EmbedsCatalogue)
+    ]
     rows = []
     for what, embedder, inputs in embedders or [("collaborative vectors (not of this run)", Collaborative(), {})]:
         others = {name: load_embeddings(folder) for name, folder in inputs.items() if name != "prepare"}
@@ -126,7 +127,7 @@ def ties(run: AuditedRun) -> Finding:
     data = run.changed_data("ties-reversed", {"audit": "interactions with equal times in the opposite order"}, after)
     trained = train_on(run, "ties-reversed-trained", data, run.folders["tokenize"], run.steps["train"].config)
     histories = load_histories(data)
-    known, targets = known_and_targets(histories)
+    known, targets = known_and_targets(histories, "test")
     searcher = run.open_searcher(trained, run.semantic_ids, training_counts(histories))
     lists = run.search(searcher, known, mask_seen=True, progress="reversed within equal times")
     training, old_training = (

@@ -22,11 +22,7 @@ COLUMNS = {"user": "int32", "item": "int32", "timestamp": "int64"}
 
 
 def read_interactions(prepared: Path) -> pd.DataFrame:
-    """The interactions of a finished prepare stage.
-
-    Raises:
-        ArtifactError: no finished or no undamaged stage stands there.
-    """
+    """The interactions of a finished prepare stage."""
     open_stage(prepared, "prepare")
     interactions: pd.DataFrame = read_table(prepared, "interactions.parquet", COLUMNS).to_pandas()
     return interactions[list(COLUMNS)]
@@ -54,15 +50,10 @@ def in_a_tie(interactions: pd.DataFrame) -> np.ndarray:
 
 
 def without_items(interactions: pd.DataFrame, held_out: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
-    """The interactions with other items alone, as if the items held out had never been there.
+    """The interactions with other items alone, as if the items held out, bool (n_items,), had never been there, and the
+    new number of each item, int64 (n_items,), -1 where it is held out.
 
     Users with fewer than three interactions left go. Users and items are numbered anew, in their old order.
-
-    Args:
-        held_out: bool (n_items,).
-
-    Returns:
-        The interactions, and the new number of each item, int64 (n_items,), -1 where it is held out.
     """
     numbers = np.where(held_out, -1, np.cumsum(~held_out) - 1)
     left = interactions.assign(item=numbers[interactions["item"]].astype(np.int32)).query("item >= 0")
@@ -73,16 +64,11 @@ def without_items(interactions: pd.DataFrame, held_out: np.ndarray) -> tuple[pd.
 def write_variant(
     prepared: Path, config: dict[str, Any], interactions: pd.DataFrame, kept_items: np.ndarray, out: Path
 ) -> Path:
-    """A prepare stage with other interactions.
+    """Write a prepare stage to `out`: that of `prepared` with other interactions.
 
     Args:
-        prepared: the stage that it is made from.
         config: what was changed, as its manifest names it.
         kept_items: bool (n_items,): the items that stay, numbered anew in their old order.
-        out: the folder to write.
-
-    Returns:
-        `out`.
     """
     import pyarrow as pa
 

@@ -1,5 +1,4 @@
-"""Training and search against the stock way of transformers and against the arithmetic limit, measured on one machine
-in one run."""
+"""Training and search against the stock way of transformers and the arithmetic limit, on one machine in one run."""
 
 from __future__ import annotations
 
@@ -50,11 +49,8 @@ class Effort:
 
 
 def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
-    """All measurements, one after the other, each in a process of its own.
-
-    `ratio` is how many times faster our side is than the stock side, `of_limit` how many times longer it takes than
-    arithmetic alone.
-    """
+    """All measurements, each in its own process; `ratio` is how many times faster our side is than the stock side,
+    `of_limit` how many times longer it takes than arithmetic alone."""
 
     def run(label: str, function: str, *arguments: Any) -> dict[str, Any]:
         logger.info("measuring %s", label)
@@ -62,26 +58,19 @@ def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
 
     limits = run("the machine", f"{SIDES}.limits", setting, effort.beam_size, effort.matrix_size)
     results: dict[str, Any] = {"machine": limits["machine"]}
-    for name, arguments, stock_arguments in (
-        ("epoch", (effort.warmup_steps,), (effort.stock_steps, effort.warmup_steps)),
-        ("search", (effort.beam_size,), (effort.beam_size, effort.stock_users)),
+    for name, argument, stock_argument in (
+        ("epoch", effort.warmup_steps, effort.stock_steps),
+        ("search", effort.beam_size, effort.stock_users),
     ):
-        ours = run(f"{name}, ours", f"{SIDES}.{name}", setting, *arguments)
-        stock = run(f"{name}, stock", f"{SIDES}.stock_{name}", setting, *stock_arguments)
-        limit_seconds = limits[name] / limits["machine"]["operations_per_second"]
-        results[name] = {
-            "seconds": ours["seconds"],
-            "stock_seconds": stock["seconds"],
-            "stock_measured": stock["measured"],
-            "ratio": stock["seconds"] / ours["seconds"],
-            "limit_seconds": limit_seconds,
-            "of_limit": ours["seconds"] / limit_seconds,
-            "peak_mb": ours["peak_mb"],
-            "stock_peak_mb": stock["peak_mb"],
-        }
-    growth = run(
-        "growth", GROWTH, setting.config, effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
-    )
+        ours = run(f"{name}, ours", f"{SIDES}.{name}", setting, argument)
+        stock = run(f"{name}, stock", f"{SIDES}.stock_{name}", setting, argument, stock_argument)
+        limit = limits[name] / limits["machine"]["operations_per_second"]
+        seconds, stock_seconds = ours["seconds"], stock["seconds"]
+        results[name] = {"seconds": seconds, "stock_seconds": stock_seconds, "stock_measured": stock["measured"]}
+        results[name] |= {"ratio": stock_seconds / seconds, "limit_seconds": limit, "of_limit": seconds / limit}
+        results[name] |= {"peak_mb": ours["peak_mb"], "stock_peak_mb": stock["peak_mb"]}
+    how_much = effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
+    growth = run("growth", GROWTH, setting.config, *how_much)
     return results | {"growth": {"catalogue": growth["catalogue"], "history": growth["history"]}}
 
 
@@ -96,13 +85,11 @@ def rounded(value: Any) -> Any:
 
 def as_table(rows: Sequence[Mapping[str, Any]], heading: Sequence[str] | None = None) -> str:
     """Rows of equal keys as a table, its columns aligned."""
-    lines = [
-        [
-            f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-            for cell in row.values()
-        ]
-        for row in rows
-    ]
+
+    def shown(cell: Any) -> str:
+        return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+    lines = [list(map(shown, row.values())) for row in rows]
     return aligned([heading or [key.replace("_", " ") for key in rows[0]], *lines])
 
 
@@ -130,10 +117,7 @@ second"""
 
 
 def benchmark(cfg: DictConfig, effort: Effort) -> Path:
-    """Bring the Semantic IDs of a configuration up to date, measure, and write the results.
-
-    Returns:
-        The JSON file of the results.
+    """Bring the Semantic IDs of a configuration up to date, measure, and write the results to the JSON file returned.
 
     Raises:
         TigerrecError: an option is wrong, a stage cannot be used, or a measurement failed.
@@ -148,8 +132,8 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
     pipeline.run(cfg, "tokenize")
     prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
     results = rounded(measure(Setting(prepared, tokenized, config), effort))
-    facts = provenance(started)
-    results |= {"config": describe(config), **{key: facts[key] for key in ("git", "finished", "seconds")}}
+    circumstances = provenance(started)
+    results |= {"config": describe(config), **{key: circumstances[key] for key in ("git", "finished", "seconds")}}
     name = f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
     path = prepared.parent / "benchmark" / name
     write_json(path, results)

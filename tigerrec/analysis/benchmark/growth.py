@@ -1,5 +1,4 @@
-"""How the search slows with the size of the catalogue and the length of histories, on made-up items with random
-weights."""
+"""How the search slows as catalogue and histories grow, on made-up items with random weights."""
 
 from __future__ import annotations
 
@@ -12,7 +11,8 @@ import numpy as np
 from tigerrec.analysis.benchmark.sides import new_model, seconds_of
 from tigerrec.search.beam_search import Searcher
 from tigerrec.search.trie import build_trie
-from tigerrec.tokenizers.ids import SemanticIds, with_suffix
+from tigerrec.tokenizers.ids import SemanticIds
+from tigerrec.tokenizers.suffix import with_suffix
 from tigerrec.training.options import TrainConfig
 
 CODE_SIZES = (256, 256, 256)
@@ -57,8 +57,6 @@ def growth(
     rows = [catalogue(config, n_items, beams, n_users) for n_items in catalogues]
     model = new_model(config, made_up_items(min(catalogues)), max_items=max(lengths))
     searcher = Searcher.of(model, config.training.precision)
-    by_length = [
-        {"items": length, "ms_per_user": milliseconds_per_user(searcher, n_users, length, min(beams))}
-        for length in lengths
-    ]
+    times = {length: milliseconds_per_user(searcher, n_users, length, min(beams)) for length in lengths}
+    by_length = [{"items": length, "ms_per_user": time_taken} for length, time_taken in times.items()]
     return {"catalogue": rows, "history": by_length}

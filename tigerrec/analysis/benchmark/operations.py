@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides how many operations a generator takes: its widths and depths, the tokens that its output layer tells
-    apart, and the tokens an item."""
+    """What decides how many operations a generator takes."""
 
-    generator: T5
-    vocab_size: int
-    n_levels: int
+    generator: T5  # its widths and depths
+    vocab_size: int  # tokens that the output layer tells apart
+    n_levels: int  # tokens an item
 
     @property
     def positions_per_item(self) -> int:
@@ -54,14 +53,13 @@ def encoder(sizes: Sizes, positions: Any) -> Any:
 
 
 def cross_keys(sizes: Sizes, positions: Any) -> Any:
-    """Operations that make the decoder's keys and values of an encoded history; of a single position, values and what
-    they add to a token."""
+    """Operations that make the decoder's keys and values; of a single position, values and what they add to a token."""
     return 2 * sizes.generator.decoder_layers * 2 * positions * sizes.generator.d_model * sizes.heads_width
 
 
 def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> Any:
-    """Operations of the decoder, its output layer included, for the tokens fed, the pairs of a token and a token it
-    attends to, and the pairs of a token and an encoder position it attends to."""
+    """Operations of the decoder and its output layer, for the tokens fed, the pairs of a token and a token that it
+    attends to, and the pairs of a token and an encoder position that it attends to."""
     generator, width = sizes.generator, sizes.heads_width
     products, pairs = (4, token_pairs) if sizes.reads_one_position else (6, token_pairs + cross_pairs)
     layer = tokens * (products * generator.d_model * width + 2 * generator.d_model * generator.d_ff) + 2 * pairs * width
@@ -69,7 +67,7 @@ def decoder(sizes: Sizes, tokens: Any, token_pairs: Any, cross_pairs: Any) -> An
 
 
 def epoch(sizes: Sizes, examples: Examples) -> int:
-    """Operations of one epoch, forward and backward; each product of the forward pass takes two in the backward pass."""
+    """Operations of one epoch; each product of the forward pass takes two in the backward pass."""
     n_targets = int(examples.n_targets.sum())
     if sizes.generator.decoder_reads == LAST_ITEM:
         items_read = items_visible = n_targets
@@ -86,8 +84,8 @@ def epoch(sizes: Sizes, examples: Examples) -> int:
 
 
 def search(sizes: Sizes, lengths: np.ndarray, beams: Sequence[int]) -> int:
-    """Operations of ranking for histories of some lengths, int64 (n,), with `beams` tokens fed at each level, each of
-    which sees its ancestors and itself."""
+    """Operations of ranking for histories of `lengths` (n,), with `beams` tokens fed at each level, each of which sees
+    its ancestors and itself."""
     items_read = np.ones_like(lengths) if sizes.generator.decoder_reads == LAST_ITEM else lengths
     positions = items_read * sizes.positions_per_item
     token_pairs = sum(beam * (level + 1) for level, beam in enumerate(beams))

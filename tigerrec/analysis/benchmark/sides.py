@@ -1,5 +1,4 @@
-"""What is measured: an epoch and a search of ours, the same the stock way of transformers, and the least time that the
-machine's arithmetic allows."""
+"""What is measured: an epoch and a search, the same the stock way of transformers, and the machine's arithmetic."""
 
 from __future__ import annotations
 
@@ -29,6 +28,7 @@ from tigerrec.training.loop import Trainer
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
 
 STOCK_BATCH_EXAMPLES, STOCK_BATCH_USERS = 256, 64
+Allowed = Mapping[tuple[int, ...], list[int]]
 
 
 def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
@@ -49,8 +49,7 @@ def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) ->
 
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
-    """The generator whose `t5` is the stock side: of the same sizes, with one position a token, all of which the
-    decoder reads."""
+    """The generator whose `t5` is the stock side: of the same sizes, its decoder reads one position a token."""
     return new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
 
 
@@ -69,8 +68,7 @@ def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
 
 
 def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
-    """Histories (B, n) as a stock model reads them: tokens padded on the right to the longest history possible, and the
-    mask of what is there."""
+    """Histories (B, n) as a stock model reads them: tokens, padded to the longest history possible, and their mask."""
     items = functional.pad(items, (0, model.facts["max_items"] - items.shape[1]), value=NO_ITEM)
     mask = model.attention_mask(items)
     tokens = model.tokens[items.clamp(min=0)].flatten(1).masked_fill(mask == 0, PAD)
@@ -83,7 +81,7 @@ def stock_loss(model: HistoryT5, batch: Batch) -> Tensor:
     return loss
 
 
-def stock_epoch(setting: Setting, steps: int, warmup_steps: int) -> dict[str, float]:
+def stock_epoch(setting: Setting, warmup_steps: int, steps: int) -> dict[str, float]:
     """Seconds of an epoch of the stock model over every prefix, extrapolated from some steps."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model = stock_model(setting.config, semantic_ids).train()
@@ -117,7 +115,7 @@ def search(setting: Setting, beam_size: int) -> dict[str, float]:
     return {"seconds": seconds_of(model.device, lambda: rank(known))}
 
 
-def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
+def allowed_next(tokens: np.ndarray) -> Allowed:
     """For each prefix of an item's tokens (I, T) the tokens that continue it to an item, in order."""
     following: dict[tuple[int, ...], set[int]] = {}
     for row in tokens.tolist():
@@ -126,11 +124,8 @@ def allowed_next(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
     return {prefix: sorted(next_tokens) for prefix, next_tokens in following.items()}
 
 
-def stock_generate(
-    model: HistoryT5, items: Tensor, allowed: Mapping[tuple[int, ...], list[int]], beam_size: int
-) -> Tensor:
-    """What `generate` finds for histories (B, n) along the tokens allowed, int64 (B * beam_size, 1 + T), the first of
-    each row being the decoder's start; the model's own `generation_config` says the rest."""
+def stock_generate(model: HistoryT5, items: Tensor, allowed: Allowed, beam_size: int) -> Tensor:
+    """What `generate` finds for histories (B, n), int64 (B * beam_size, 1 + T), each row behind the decoder's start."""
     sequences: Tensor = model.t5.generate(
         **stock_inputs(model, items),
         # beams of score -inf have left the catalogue
@@ -178,10 +173,8 @@ def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]
     sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
     known, _ = known_and_targets(histories, "test")
     items_read = np.array([min(len(history), generator.max_items) for history in known], np.int64)
-    beams = [
-        min(beam_size, len(np.unique(semantic_ids.codes[:, :level], axis=0))) if level else 1
-        for level in range(sizes.n_levels)
-    ]
+    codes = semantic_ids.codes
+    beams = [1, *(min(beam_size, len(np.unique(codes[:, :level], axis=0))) for level in range(1, sizes.n_levels))]
     rate = matrix_rate(model.device, product_type(model.device, training.precision), matrix_size)
     return {
         "epoch": operations.epoch(sizes, Trainer(model, histories, setting.config).examples),

@@ -18,11 +18,8 @@ METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
 
 
 def report_run(folder: Path, out: Path | None = None) -> Path:
-    """Write the page about an evaluated run.
-
-    Args:
-        folder: an evaluate folder, or a train folder with one evaluation; the folders above it are read too.
-        out: the file; `report.html` in the folder by default, where it is no part of the stage.
+    """Write the page about the run of an evaluate folder, or of a train folder with one evaluation, and of the folders
+    above it to `out`, by default to `report.html` in the folder.
 
     Raises:
         TigerrecError: the folder is no such run, or the file cannot be written.
@@ -35,11 +32,7 @@ def report_run(folder: Path, out: Path | None = None) -> Path:
 
 
 def report_table(folder: Path, out: Path | None = None) -> Path:
-    """Write the page about a table of results.
-
-    Args:
-        folder: it holds `table.parquet` and `table.json`.
-        out: the file; `report.html` in the folder by default.
+    """Write the page about the table of results in a folder to `out`, by default to `report.html` there.
 
     Raises:
         TigerrecError: the folder holds no table, or the file cannot be written.
@@ -60,13 +53,9 @@ def _write(template: str, page: dict[str, Any], out: Path) -> Path:
     """Render a page whose parts are the macros of a template, called with what `page` holds for them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {shown.__name__: shown for shown in (percent, interval, duration, cell)}
     environment.filters["thousands"] = "{:,}".format
     html = environment.get_template("page.html.j2").render(page, parts=environment.get_template(template).module)

@@ -1,5 +1,4 @@
-"""What a page says of the Semantic IDs: how codes are used, which items share them, and what stands under their
-prefixes."""
+"""What a page says of the Semantic IDs: use of codes, items that share them, and the tree of their prefixes."""
 
 from __future__ import annotations
 
@@ -40,17 +39,11 @@ def code_use(run: EvaluatedRun) -> dict[str, Any]:
         groups.append([f"{rest[0][0]} and more", sum(count for _, count in rest), items])
     most = max(group[-1] for group in groups)
     layout = run.semantic_ids.layout
+    suffixes = run.semantic_ids.codes[:, -1].max() + 1 if layout.n_levels > len(layout.code_sizes) else 0
     has_diagnostics = "diagnostics.json" in run.manifests["tokenize"].files
     measured = read_json(run.folders["tokenize"], "diagnostics.json", {}) if has_diagnostics else {}
-    return {
-        "ids": run.semantic_ids,
-        "suffixes": run.semantic_ids.codes[:, -1].max() + 1 if layout.n_levels > len(layout.code_sizes) else 0,
-        "levels": levels,
-        "charts": charts,
-        "shared": shared,
-        "groups": [[*group, group[-1] / most] for group in groups],
-        "measured": measured,
-    }
+    of_items = {"shared": shared, "groups": [[*group, group[-1] / most] for group in groups], "measured": measured}
+    return {"ids": run.semantic_ids, "suffixes": suffixes, "levels": levels, "charts": charts} | of_items
 
 
 def prefix_tree(run: EvaluatedRun) -> dict[str, Any]:
@@ -77,8 +70,7 @@ def _node(run: EvaluatedRun, prefix: str, items: np.ndarray, largest: Sequence[i
 
 
 def _category(run: EvaluatedRun, items: np.ndarray, depth: int) -> tuple[str, float] | None:
-    """The most frequent category of some items at a depth of their paths, with its share; None where no path is that
-    deep."""
+    """The most frequent category of items at a depth of their paths, with its share; None if no path is that deep."""
     paths = [run.items[item].get("categories") or [] for item in items.tolist()]
     names = Counter(path[depth] for path in paths if len(path) > depth)
     if not names:

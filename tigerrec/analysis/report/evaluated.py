@@ -25,15 +25,10 @@ TITLE_LENGTH = 140
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluate stage and the stages it was made from.
+    """An evaluate stage and the stages it was made from."""
 
-    Attributes:
-        folders: by stage; `embed` only where the vectors still stand above the tokenize folder.
-        manifests: of the same stages.
-    """
-
-    folders: dict[str, Path]
-    manifests: dict[str, Manifest]
+    folders: dict[str, Path]  # by stage; `embed` only where the vectors still stand above the tokenize folder
+    manifests: dict[str, Manifest]  # of the same stages
 
     @property
     def model(self) -> str:
@@ -91,11 +86,7 @@ class EvaluatedRun:
 
 
 def evaluation_of(folder: Path) -> Path:
-    """The evaluate folder that is meant: the folder itself, or the only one in a train folder.
-
-    Raises:
-        ArtifactError: the folder is neither, or the choice is not clear.
-    """
+    """The evaluate folder that is meant: the folder itself, or the only one in a train folder."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.stage == "evaluate":
         return folder

@@ -26,19 +26,17 @@ HITS = {
 
 def run_page(run: EvaluatedRun) -> dict[str, Any]:
     """What `page.html.j2` shows of a run by the macros of `run.html.j2`."""
-    return {
-        "title": f"{run.model} on {run.folders['prepare'].name}, {run.folders['tokenize'].name}",
-        "heading": heading(run),
-        "sections": [
-            ("metrics", "Metrics", metrics(run)),
-            ("training", "Training", training(run)),
-            ("codes", "Codes", code_use(run)),
-            ("tree", "Prefix tree", prefix_tree(run)),
-            ("users", "Some users", users(run)),
-            ("recommended", "What is recommended", recommended(run)),
-            ("settings", "Stages and settings", settings(run)),
-        ],
-    }
+    title = f"{run.model} on {run.folders['prepare'].name}, {run.folders['tokenize'].name}"
+    sections = [
+        ("metrics", "Metrics", metrics(run)),
+        ("training", "Training", training(run)),
+        ("codes", "Codes", code_use(run)),
+        ("tree", "Prefix tree", prefix_tree(run)),
+        ("users", "Some users", users(run)),
+        ("recommended", "What is recommended", recommended(run)),
+        ("settings", "Stages and settings", settings(run)),
+    ]
+    return {"title": title, "heading": heading(run), "sections": sections}
 
 
 def heading(run: EvaluatedRun) -> dict[str, Any]:

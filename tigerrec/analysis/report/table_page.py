@@ -1,4 +1,4 @@
-"""The page about a table of results: rows side by side, what differs for sure, what it costs, and where results vary."""
+"""The page about a table of results: rows side by side, what differs for sure, its cost, and where results vary."""
 
 from __future__ import annotations
 
@@ -34,11 +34,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """The table of results in a folder.
-
-    Raises:
-        ArtifactError: there is none, or it lacks columns.
-    """
+    """The table of results in a folder; an error where there is none, or where it lacks columns or rows."""
     import pyarrow.parquet
 
     for name in ("table.parquet", "table.json"):
@@ -74,8 +70,8 @@ def results_page(results: Results) -> dict[str, Any]:
     ]
     runs = sum(row.get("runs") or 1 for row in rows)
     heading = {"dataset": about.get("dataset", {}), "rows": rows, "runs": runs, "metric": MAIN}
-    named = [section for section in sections if section[2]]
-    return {"title": about.get("name", "Results"), "heading": heading, "sections": named}
+    filled = [section for section in sections if section[2]]
+    return {"title": about.get("name", "Results"), "heading": heading, "sections": filled}
 
 
 def metrics(results: Results) -> dict[str, Any]:
@@ -108,9 +104,9 @@ def comparisons(compared: list[dict[str, Any]]) -> dict[str, Any]:
     shown = {}
     for group, rows in groups.items():
         rows.sort(key=lambda row: -row["difference"])
-        intervals = [Interval(row["row"], row["difference"], row["low"], row["high"]) for row in rows]
-        cells = []
+        intervals, cells = [], []
         for row in rows:
+            intervals.append(Interval(row["row"], row["difference"], row["low"], row["high"]))
             difference, low, high = (f"{row[name]:+.4f}" for name in ("difference", "low", "high"))
             p_values = [_probability(row.get(name)) for name in ("p", "p_holm")]
             cells.append([row["row"], difference, f"{low} to {high}", *p_values])

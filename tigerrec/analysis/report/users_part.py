@@ -23,11 +23,7 @@ DRAWN_PLACES = 120
 
 def chosen_users(ranks: np.ndarray) -> tuple[list[int], list[int]]:
     """Users with a hit in the top 10 and users without, three each where there are as many: the first of a seeded order
-    of all users.
-
-    Args:
-        ranks: of the users' targets, 0 = not in the list, (users,).
-    """
+    of all users. `ranks` (users,) are those of their targets, 0 = not in the list."""
     order = np.random.default_rng(derived_seed(SEED, "users of a report")).permutation(len(ranks))
     hit = (ranks[order] >= 1) & (ranks[order] <= CUTOFF)
     hits, misses = order[hit].tolist(), order[~hit].tolist()
@@ -43,8 +39,8 @@ def users(run: EvaluatedRun) -> dict[str, Any]:
     shown = []
     for user in (*hits, *misses):
         history, target = run.history_and_target(user)
-        of_user = {"number": user, "history": history.tolist(), "target": target}
-        of_user["ranks"] = [int(rank[user]) for rank in ranks]
+        own_ranks = [int(rank[user]) for rank in ranks]
+        of_user = {"number": user, "history": history.tolist(), "target": target, "ranks": own_ranks}
         for seen in ("masked", "kept"):
             lists = run.lists[run.model, seen]
             ranked = zip(lists.items[user, :CUTOFF].tolist(), lists.scores[user, :CUTOFF].tolist(), strict=True)
@@ -56,7 +52,7 @@ def users(run: EvaluatedRun) -> dict[str, Any]:
 
 
 def recommended(run: EvaluatedRun) -> dict[str, Any]:
-    """How many different items all top 10 lists hold, how much of them the most recommended take, and which these are."""
+    """How many different items all top 10 lists hold, and how much of them which most recommended items take."""
     n_items, n_users = run.histories.n_items, len(run.histories)
     chosen = {model: run.lists[model, "masked"].items[:, :CUTOFF] for model in (run.model, POPULARITY)}
     chosen["the users' targets"] = np.array([run.history_and_target(user)[1] for user in range(n_users)])

@@ -33,15 +33,8 @@ def _folder(cfg: DictConfig) -> Path:
 
 
 def _run_cells(cells: Sequence[Cell], results: Path, locks: Path) -> list[str]:
-    """Run the cells that are not done; those that another process runs are left to it and looked at again in the end.
-
-    Args:
-        results: the folder above all cells.
-        locks: the folder of their locks.
-
-    Returns:
-        What failed, a sentence a cell.
-    """
+    """Run the cells that are not done, and tell what failed, a sentence a cell; cells that another process runs are
+    left to it and looked at again in the end. `locks` holds the locks of the cells below `results`."""
     failures: list[str] = []
     remaining = [cell for cell in cells if not cell.is_done()]
     for wait in (False, True):
@@ -65,13 +58,7 @@ def make_table(overrides: Sequence[str]) -> Path:
 
     A cell that fails while it is run is told of in the table and does not stop the others; results that are damaged or
     of other settings stop the table before anything is run. Several processes may make one table: each cell is run by
-    one of them.
-
-    Args:
-        overrides: Hydra overrides; `experiment=…` names a table.
-
-    Returns:
-        The folder of the table, with the cells of its generator; baselines stand beside it.
+    one of them. The folder returned has the table and the cells of its generator; baselines stand beside it.
 
     Raises:
         TigerrecError: an option is wrong, a cell's results are of other settings, or no cell could be run.
@@ -95,11 +82,7 @@ def make_table(overrides: Sequence[str]) -> Path:
 def write_table(
     rows: Sequence[Row], cfg: DictConfig, overrides: Sequence[str], out: Path, failures: Sequence[str]
 ) -> Path:
-    """The table of the cells that are there, in the folder `out`.
-
-    Raises:
-        TigerrecError: there are none.
-    """
+    """Write the table of the cells that are there, of which there must be one, to the folder `out`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,23 +104,23 @@ def write_table(
     with atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(summary.rows), temporary)
     trials = {result.row.name: result.trials for result in results if result.trials}
-    said = {"variance": summary.variance, "comparisons": summary.comparisons, "trials": trials}
-    write_json(out / "table.json", {"name": title, **made, **said})
+    figures = {"variance": summary.variance, "comparisons": summary.comparisons, "trials": trials}
+    write_json(out / "table.json", {"name": title, **made, **figures})
     with atomic(out / "table.md") as temporary:
         temporary.write_text(markdown.page(title, summary, made, failures), encoding="utf-8")
-    shown = markdown.metrics_table(summary, "masked")
-    logger.info("wrote the table of %d rows to %s\n%s", len(results), out / "table.md", shown)
+    masked = markdown.metrics_table(summary, "masked")
+    logger.info("wrote the table of %d rows to %s\n%s", len(results), out / "table.md", masked)
     return out
 
 
 def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
     """What each row was given, so that nobody takes a difference of budgets for one of methods."""
-    notes = [
-        f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row and ranks in "
-        f"{cfg.evaluate.precision}."
-    ]
+    of_generator = f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row"
+    notes = [f"{of_generator} and ranks in {cfg.evaluate.precision}."]
     steps = {result.row.name: next(iter(result.row.cells.values())).steps for result in summary.results}
-    tuned = sorted(f"{name} ({len(steps[name]['tune'].config.trials)})" for name in steps if "tune" in steps[name])
+    tuned = sorted(
+        f"{name} ({len(of_row['tune'].config.trials)})" for name, of_row in steps.items() if "tune" in of_row
+    )
     if tuned:
         notes.append(
             f"The baselines {', '.join(tuned)} were tuned on validation, in parentheses over how many settings; the "
@@ -149,12 +132,8 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
 def how_it_was_made(summary: Summary, cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Data, commands, commits and machines behind a table."""
     runs = [run for result in summary.results for run in result.runs.values()]
-    stages = [
-        stage
-        for run in runs
-        for name, stage in run.stages.items()
-        if name.partition(":")[0] not in ("prepare", "embed")
-    ]
+    by_name = [(name.partition(":")[0], stage) for run in runs for name, stage in run.stages.items()]
+    stages = [stage for name, stage in by_name if name not in ("prepare", "embed")]
     machines = sorted({f"{stage['machine']}, {stage['cores']} cores" for stage in stages})
     threads = sorted({str(stage["threads"]) for stage in stages if "threads" in stage})
     sizes = {name: runs[0].details[name] for name in ("users", "items", "interactions")}

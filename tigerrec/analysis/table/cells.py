@@ -31,21 +31,13 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table.
+    """One run of a table."""
 
-    Attributes:
-        row: the table's row it belongs to.
-        model: what it is called in the rows of `metrics.json`.
-        overrides: the Hydra overrides that make it.
-        steps: its stages, each behind those it reads; the last one ranks.
-        folder: of its results.
-    """
-
-    row: str
-    model: str
-    overrides: tuple[str, ...]
-    steps: Mapping[str, pipeline.Step]
-    folder: Path
+    row: str  # the table's row it belongs to
+    model: str  # what it is called in the rows of `metrics.json`
+    overrides: tuple[str, ...]  # the Hydra overrides that make it
+    steps: Mapping[str, pipeline.Step]  # its stages, each behind those it reads; the last one ranks
+    folder: Path  # of its results
 
     @property
     def last(self) -> pipeline.Step:
@@ -56,15 +48,11 @@ class Cell:
     def chain(self) -> dict[str, Any]:
         """The configuration of every stage of the cell and the stages it reads; known before any of them ran."""
         keys = {step.folder: key for key, step in self.steps.items()}
-        stages = {
-            key: {
-                "stage": step.stage,
-                "config": describe(step.config),
-                "inputs": {name: keys[folder] for name, folder in step.inputs.items()},
-            }
-            for key, step in self.steps.items()
-        }
-        return {"model": self.model, **stages}
+        chain: dict[str, Any] = {"model": self.model}
+        for key, step in self.steps.items():
+            inputs = {name: keys[folder] for name, folder in step.inputs.items()}
+            chain[key] = {"stage": step.stage, "config": describe(step.config), "inputs": inputs}
+        return chain
 
     def is_done(self) -> bool:
         """Whether the results of exactly this cell are there, undamaged; the folders of its stages are not needed.
@@ -81,11 +69,10 @@ class Cell:
             fault = str(error).partition(";")[0]
             raise DamagedError(f"{fault}; delete {self.folder} and run the same command again.") from None
         recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
-        there = {
-            f"{key}.{role}": _sha256(path) for key, step in self.steps.items() for role, path in step.present().items()
-        }
+        steps = self.steps.items()
+        present = {f"{key}.{role}": _sha256(path) for key, step in steps for role, path in step.present().items()}
         chain = json.loads(canonical_json(self.chain))
-        differences = changed_keys(manifest.config | recorded, chain | recorded | there)
+        differences = changed_keys(manifest.config | recorded, chain | recorded | present)
         if differences:
             raise StaleError(
                 f"{self.folder} holds results of other settings ({'; '.join(differences)}); "
@@ -103,11 +90,7 @@ _sha256 = functools.cache(sha256_file)
 
 
 def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
-    """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`.
-
-    Raises:
-        ConfigError: an option is unknown, has the wrong type or is out of range.
-    """
+    """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`."""
     return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(compose(overrides))
 
 
@@ -119,20 +102,15 @@ def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
 
 
 def collect(cell: Cell) -> None:
-    """Write `metrics.json`, `ranks.parquet` and `manifest.json` of a cell from its stages.
-
-    Raises:
-        ArtifactError: one of its stages is missing or damaged.
-    """
+    """Write `metrics.json`, `ranks.parquet` and `manifest.json` of a cell from its finished stages."""
     manifests = {key: open_stage(step.folder, step.stage) for key, step in cell.steps.items()}
-    ranked = cell.last.folder
     sources = {
         f"{key}.{role}": record["fingerprint"]
         for key, step in cell.steps.items()
         for role, record in manifests[key].inputs.items()
         if role not in step.inputs
     }
-    metrics = read_json(ranked, "metrics.json", [{"model": str}])
+    metrics = read_json(cell.last.folder, "metrics.json", [{"model": str}])
     with writing(cell.folder, CELL, cell.chain, sources=sources) as files:
         files.provenance["facts"] = _details(cell)
         files.provenance["stages"] = {
@@ -140,7 +118,7 @@ def collect(cell: Cell) -> None:
         }
         files.json("metrics.json", [row for row in metrics if row["model"] == cell.model])
         with files.create(RANKS) as path:
-            write_ranks(read_table(ranked, RANKS), cell.model, path)
+            write_ranks(read_table(cell.last.folder, RANKS), cell.model, path)
     logger.info("wrote the results of %s to %s", cell.row, cell.folder)
 
 
@@ -152,8 +130,8 @@ def _details(cell: Cell) -> dict[str, Any]:
     details["distinct_items"] = len(np.unique(listed[listed >= 0]))
     if "tokenize" in cell.steps:
         diagnostics = read_json(cell.steps["tokenize"].folder, "diagnostics.json", {"collisions": dict})
-        names = ("collision_rate", "unique_ids", "largest_group")
-        details |= {name: diagnostics["collisions"][name] for name in names}
+        of_ids = ("collision_rate", "unique_ids", "largest_group")
+        details |= {name: diagnostics["collisions"][name] for name in of_ids}
     if "tune" in cell.steps:
         details["trials"] = read_json(cell.steps["tune"].folder, "trials.json")
     return details
@@ -169,7 +147,5 @@ def write_ranks(ranks: Any, model: str, path: Path) -> None:
     ordered = own.take(np.argsort(own["user"].to_numpy(), kind="stable"))
     ordered = ordered.set_column(ordered.schema.get_field_index("rank"), "rank", ordered["rank"].cast(pa.int16()))
     encodings = {"user": "DELTA_BINARY_PACKED", "target": "BYTE_STREAM_SPLIT", "rank": "BYTE_STREAM_SPLIT"}
-    labels = ["model", "hit", "seen"]
-    pq.write_table(
-        ordered, path, compression="zstd", compression_level=19, use_dictionary=labels, column_encoding=encodings
-    )
+    packed = {"compression": "zstd", "compression_level": 19, "column_encoding": encodings}
+    pq.write_table(ordered, path, use_dictionary=["model", "hit", "seen"], **packed)

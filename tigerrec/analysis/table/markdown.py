@@ -58,27 +58,16 @@ def metrics_table(summary: Summary, seen: str) -> str:
 def ids_table(summary: Summary) -> str:
     """What counting hits on codes without suffix would say, how many items share their codes, and what a row costs."""
     first, *others = WORK.values()
-    heads = [
-        "row",
-        "items sharing codes",
-        "HR@10 of items",
-        "HR@10 of codes",
-        "inflation",
-        "different items in top 10s",
-    ]
-    rows = [[*heads, f"minutes: {first}", *others]]
+    of_hits = ["items sharing codes", "HR@10 of items", "HR@10 of codes", "inflation", "different items in top 10s"]
+    rows = [["row", *of_hits, f"minutes: {first}", *others]]
     for result in summary.results:
         item = result.mean("hr@10")
         sid = result.mean("hr@10", "sid") if ("sid", "masked") in result.user_gains else None
-        inflation = None if sid is None or not item else sid / item - 1
-        cells = [
-            figure(result.mean_detail("collision_rate"), ".1%"),
-            figure(item),
-            figure(sid),
-            figure(inflation, "+.1%"),
-        ]
+        inflation = figure(None if sid is None or not item else sid / item - 1, "+.1%")
+        sharing = figure(result.mean_detail("collision_rate"), ".1%")
+        distinct = figure(result.mean_detail("distinct_items"), ",.0f")
         minutes = [figure(result.minutes(name), ".1f") for name in WORK]
-        rows.append([_name(result), *cells, figure(result.mean_detail("distinct_items"), ",.0f"), *minutes])
+        rows.append([_name(result), sharing, figure(item), figure(sid), inflation, distinct, *minutes])
     return table(rows)
 
 
@@ -98,7 +87,7 @@ def tuning_table(summary: Summary) -> str:
     for result in summary.results:
         if result.trials:
             by_ndcg = sorted(result.trials, key=lambda trial: trial["validation_ndcg@10"])
-            worst, best = (trial["validation_ndcg@10"] for trial in (by_ndcg[0], by_ndcg[-1]))
+            worst, best = (by_ndcg[place]["validation_ndcg@10"] for place in (0, -1))
             longest = max(trial["seconds"] for trial in result.trials) / 60
             chosen = next(trial for trial in result.trials if trial["validation_ndcg@10"] == best)["settings"]
             settings = ", ".join(f"{name} {written(value)}" for name, value in chosen.items())
@@ -108,12 +97,7 @@ def tuning_table(summary: Summary) -> str:
 
 
 def page(title: str, summary: Summary, made: dict[str, Any], missing: Sequence[str]) -> str:
-    """The whole of `table.md`.
-
-    Args:
-        made: how the table was made, as `table.json` says it.
-        missing: what could not be run.
-    """
+    """The whole of `table.md`; `made` is how it was made, as in `table.json`, `missing` what could not be run."""
     data, above = made["dataset"], ", ".join(summary.above_all_generators)
     blocks = [
         f"# {title}",

@@ -33,25 +33,18 @@ SECONDS = {
     "minutes_train": {"train": "training_seconds", "baseline": "fitting_seconds"},
     "minutes_evaluate": {"evaluate": "seconds", "baseline": "ranking_seconds"},
 }  # what is counted of which stage
-Seeds = tuple[int, int]
-"""Tokenizer seed and generator seed; the seed of a baseline and 0."""
+Seeds = tuple[int, int]  # tokenizer seed and generator seed; the seed of a baseline and 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table and its runs.
+    """A row of a table and its runs."""
 
-    Attributes:
-        name: `<tokenizer>`, `<tokenizer>@<embedder>`, or a baseline's name.
-        kind: `generator` or `baseline`.
-        cells: its runs by seeds.
-    """
-
-    name: str
-    kind: str
+    name: str  # `<tokenizer>`, `<tokenizer>@<embedder>`, or a baseline's name
+    kind: str  # `generator` or `baseline`
     embedder: str | None
     tokenizer: str | None
-    cells: dict[Seeds, Cell]
+    cells: dict[Seeds, Cell]  # its runs
 
 
 def _listed(values: Any) -> list[str]:
@@ -66,11 +59,7 @@ def _check_choice(name: str, option: str, group: str) -> None:
 
 
 def numbers_of_seeds(seeds: Any) -> Seeds:
-    """How many tokenizer seeds and generator seeds a row has.
-
-    Raises:
-        ConfigError: it is neither a number nor two.
-    """
+    """How many tokenizer seeds and generator seeds a row has, of the option `seeds`: a number or two."""
     values = list(seeds) if OmegaConf.is_list(seeds) else [seeds] * 2
     if len(values) != 2 or any(type(value) is not int or value < 1 for value in values):
         raise ConfigError(
@@ -80,15 +69,8 @@ def numbers_of_seeds(seeds: Any) -> Seeds:
 
 
 def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[Row]:
-    """The rows that a configuration asks for, checked before any work.
-
-    Args:
-        overrides: that `cfg` was composed with.
-        folder: of the results of all tables of one kind.
-
-    Raises:
-        ConfigError: an option is wrong.
-    """
+    """The rows that a configuration, composed with `overrides`, asks for, checked before any work; `folder` has the
+    results of all tables of one kind."""
     seeds = numbers_of_seeds(cfg.seeds)
     rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in _listed(cfg.baselines)]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"
@@ -139,35 +121,23 @@ def _baseline_row(name: str, overrides: Sequence[str], n_seeds: int, folder: Pat
 
 @dataclass(frozen=True)
 class CellResults:
-    """The results of one cell.
+    """The results of one cell."""
 
-    Attributes:
-        ranks: of each user's target by (hit, seen), int16 (users,); 0 = not in the list.
-        targets: each user's target, int32 (users,).
-        metrics: the rows of `metrics.json` by (hit, seen).
-        details: sizes of the data, collisions of the ids, different items recommended, trials of a tuned baseline.
-        stages: the provenance of its stages by key.
-    """
-
-    ranks: dict[tuple[str, str], np.ndarray]
-    targets: np.ndarray
-    metrics: dict[tuple[str, str], dict[str, Any]]
-    details: dict[str, Any]
-    stages: dict[str, dict[str, Any]]
+    ranks: dict[tuple[str, str], np.ndarray]  # of each user's target by (hit, seen), int16 (users,); 0 = not listed
+    targets: np.ndarray  # each user's target, int32 (users,)
+    metrics: dict[tuple[str, str], dict[str, Any]]  # the rows of `metrics.json` by (hit, seen)
+    details: dict[str, Any]  # sizes of data, collisions of ids, different items recommended, trials of a baseline
+    stages: dict[str, dict[str, Any]]  # the provenance of its stages by key
 
 
 def read_cell(folder: Path) -> CellResults:
-    """The results in a cell's folder.
-
-    Raises:
-        ArtifactError: there are none, or they are damaged.
-    """
-    manifest = open_stage(folder, CELL)
-    ranks, targets = read_ranks(folder)
-    by_list = {(hit, seen): of_users for (_, hit, seen), of_users in ranks.items()}
+    """The results in a cell's folder."""
+    provenance = open_stage(folder, CELL).provenance
+    by_model, targets = read_ranks(folder)
+    ranks = {(hit, seen): of_users for (_, hit, seen), of_users in by_model.items()}
     rows = read_json(folder, "metrics.json", [{"hit": str, "seen": str}])
     metrics = {(row["hit"], row["seen"]): row for row in rows}
-    return CellResults(by_list, targets, metrics, manifest.provenance["facts"], manifest.provenance["stages"])
+    return CellResults(ranks, targets, metrics, provenance["facts"], provenance["stages"])
 
 
 @dataclass(frozen=True)

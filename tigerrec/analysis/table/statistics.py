@@ -17,21 +17,16 @@ LEAST_RUNS_FOR_SD = 3
 NEITHER, SAME_TOKENIZER, SAME_GENERATOR = (False, False), (True, False), (False, True)  # seeds that two runs share
 COMPONENTS = ("tokenizer seed", "generator seed", "interaction")
 
-Runs = Mapping[tuple[int, int], float]
-"""A metric of each run of a row, by (tokenizer seed, generator seed)."""
+Runs = Mapping[tuple[int, int], float]  # a metric of each run of a row, by (tokenizer seed, generator seed)
 
 
 def resampled_means(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
-    """Means of columns over resamples of the rows, float64 (resamples, columns); the same resamples for all columns.
+    """Means of the columns of float (users, columns) over resamples of the users, float64 (resamples, columns).
 
-    A paired bootstrap (Efron 1979): rows are users, and every column of a user is drawn together.
-
-    Args:
-        values: float (users, columns).
+    A paired bootstrap (Efron 1979): every column of a user is drawn together.
     """
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    n_users = len(values)
-    means = np.empty((resamples, values.shape[1]))
+    n_users, means = len(values), np.empty((resamples, values.shape[1]))
     for start in range(0, resamples, CHUNK):
         stop = min(start + CHUNK, resamples)
         draws = (rng.integers(0, n_users, n_users) for _ in range(stop - start))
@@ -63,17 +58,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Component:
-    """The spread of runs that one kind of seed causes, or that two kinds cause together.
+    """The spread of runs that one kind of seed causes, or that two kinds cause together."""
 
-    Attributes:
-        name: `tokenizer seed`, `generator seed` or `interaction`.
-        sd: the square root of the variance component, in the metric's unit; 0 where the estimate is negative.
-        degrees_of_freedom: that the estimate rests on, over all rows.
-    """
-
-    name: str
-    sd: float
-    degrees_of_freedom: int
+    name: str  # one of `COMPONENTS`
+    sd: float  # the square root of the variance component, in the metric's unit; 0 where the estimate is negative
+    degrees_of_freedom: int  # that the estimate rests on, over all rows
 
 
 def _variances_of_pairs(runs: Runs) -> dict[tuple[bool, bool], float]:
@@ -105,10 +94,7 @@ def variance_components(rows: Sequence[Runs]) -> list[Component]:
     difference of two runs has the expectation var b + var c where they share t, var a + var c where they share g, and
     var a + var b + var c where they share neither; solved for the three variances, the means over pairs are the
     estimates of the analysis of variance. Rows are averaged; those that lack a run of their seeds are left out.
-
-    Returns:
-        The three components; where no row has several seeds of both kinds, the component of the kind that was varied,
-        which holds the interaction too.
+    Where no row has several seeds of both kinds there is one component, of the kind varied; it holds the interaction.
     """
     by_row = [(runs, _variances_of_pairs(runs)) for runs in rows]
     crossed = []

@@ -8,15 +8,8 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError
+from tigerrec.analysis.table import statistics
 from tigerrec.analysis.table.rows import BASELINE, GENERATOR, METRICS, WORK, RowResults
-from tigerrec.analysis.table.statistics import (
-    holm,
-    intervals,
-    resampled_means,
-    standard_deviation,
-    two_sided_p,
-    variance_components,
-)
 from tigerrec.text import NOTHING
 
 COMPARED = ("hr@10", "ndcg@10")
@@ -25,12 +18,7 @@ POOLED = "all, pooled"
 
 
 def spread(variance: Sequence[dict[str, Any]], written: Callable[[float], str]) -> list[list[str]]:
-    """The lines of a table of variance components: a row of the table of results each, behind a head.
-
-    Args:
-        variance: as `Summary.variance`.
-        written: a standard deviation as text.
-    """
+    """`Summary.variance` as lines of a table: a head and a line a row; `written` gives a standard deviation as text."""
     metrics, components, rows = (
         list(dict.fromkeys(line[key] for line in variance)) for key in ("metric", "component", "row")
     )
@@ -75,7 +63,7 @@ class Summary:
                     "older cells and run them again."
                 )
         keys = [(result.row.name, *key) for result in self.results for key in result.user_gains]
-        means = resampled_means(
+        means = statistics.resampled_means(
             np.concatenate([gains for result in self.results for gains in result.user_gains.values()], axis=1)
         )
         self._resampled = dict(zip(keys, np.split(means, len(keys), axis=1), strict=True))
@@ -89,14 +77,12 @@ class Summary:
             line: dict[str, Any] = {"row": row.name, "kind": row.kind, "model": result.model}
             line |= {"embedder": row.embedder, "tokenizer": row.tokenizer}
             line |= {"hit": hit, "seen": seen, "runs": len(result.runs)}
-            for metric, low, high in zip(METRICS, *intervals(self._resampled[row.name, hit, seen]), strict=True):
+            ends = statistics.intervals(self._resampled[row.name, hit, seen])
+            for metric, low, high in zip(METRICS, *ends, strict=True):
                 values = result.values(metric, hit, seen)
-                line |= {metric: result.mean(metric, hit, seen), f"{metric}_sd": standard_deviation(values)}
-                line |= {
-                    f"{metric}_low": float(low),
-                    f"{metric}_high": float(high),
-                    f"{metric}_runs": list(values.values()),
-                }
+                line |= {metric: result.mean(metric, hit, seen), f"{metric}_sd": statistics.standard_deviation(values)}
+                line |= {f"{metric}_low": float(low), f"{metric}_high": float(high)}
+                line[f"{metric}_runs"] = list(values.values())
             details = {name: result.mean_detail(name) for name in ("collision_rate", "distinct_items")}
             lines.append(line | details | {name: result.minutes(name) for name in WORK})
         return lines
@@ -109,13 +95,11 @@ class Summary:
         comparisons = []
         for metric in COMPARED:
             place = METRICS.index(metric)
-            means = {
-                name: self._resampled[(name, *MASKED)][:, place]
-                for name in (result.row.name for result in self.results)
-            }
-            differences = np.stack([means[other.row.name] - means[base.row.name] for other in others], axis=1)
-            p_values = two_sided_p(differences)
-            for other, *figures in zip(others, *intervals(differences), p_values, holm(list(p_values)), strict=True):
+            base_means, *means = (self._resampled[(result.row.name, *MASKED)][:, place] for result in (base, *others))
+            differences = np.stack([of_other - base_means for of_other in means], axis=1)
+            p = statistics.two_sided_p(differences)
+            columns = (*statistics.intervals(differences), p, statistics.holm(list(p)))
+            for other, *figures in zip(others, *columns, strict=True):
                 row = {"row": other.row.name, "reference": base.row.name, "metric": metric, "seen": "masked"}
                 row["difference"] = other.mean(metric) - base.mean(metric)
                 comparisons.append(row | dict(zip(("low", "high", "p", "p_holm"), map(float, figures), strict=True)))
@@ -126,7 +110,7 @@ class Summary:
         for metric in COMPARED:
             rows = {result.row.name: [result.values(metric)] for result in self.results if result.row.kind == GENERATOR}
             for name, runs in {POOLED: [of_row for (of_row,) in rows.values()], **rows}.items():
-                for component in variance_components(runs):
+                for component in statistics.variance_components(runs):
                     line = {"metric": metric, "seen": "masked", "row": name, "component": component.name}
                     lines.append(line | {"sd": component.sd, "degrees_of_freedom": component.degrees_of_freedom})
         return lines

@@ -1,4 +1,4 @@
-"""Tokenizers side by side on one data set: fits those that are not up to date, and writes a table and pictures of all."""
+"""Tokenizers side by side on one data set: fits those that are not up to date, writes a table and pictures of all."""
 
 from __future__ import annotations
 
@@ -32,11 +32,7 @@ Few collisions and even use of codes do not make a good tokenizer: random codes 
 
 
 def chosen(tokenizers: Any) -> list[str]:
-    """The choices to compare: those named, or all.
-
-    Raises:
-        ConfigError: one of them does not exist.
-    """
+    """The choices to compare: those named, which must exist, or all."""
     known = sorted(path.stem for path in (config_folder() / "tokenizer").glob("*.yaml"))
     names = [tokenizers] if isinstance(tokenizers, str) else list(tokenizers or known)
     unknown = [name for name in names if name not in known]
@@ -46,8 +42,7 @@ def chosen(tokenizers: Any) -> list[str]:
 
 
 def fit_in_this_process(overrides: list[str]) -> dict[str, Any]:
-    """Run the pipeline up to the tokenize stage; called in a process of its own, so that the memory measured is that of
-    one tokenizer."""
+    """Run the pipeline up to the tokenize stage; in a process of its own it measures the memory of one tokenizer."""
     pipeline.show_progress()
     pipeline.run(compose(overrides), "tokenize")
     return {}
@@ -64,13 +59,8 @@ def _up_to_date(step: pipeline.Step, overrides: list[str], rebuild: bool) -> Pat
 def compare(overrides: Sequence[str]) -> Path:
     """Bring tokenizers up to date, one after the other, and write `comparison.md`, `comparison.parquet` and pictures.
 
-    A tokenizer that fails is told of in `comparison.md` and does not stop the others.
-
-    Args:
-        overrides: Hydra overrides; `tokenizers=[…]` limits the choices.
-
-    Returns:
-        The folder written, beside those of the tokenizers.
+    A tokenizer that fails is told of in `comparison.md` and does not stop the others. The folder written, which is
+    returned, stands beside those of the tokenizers.
 
     Raises:
         TigerrecError: an option is wrong, the data or the vectors cannot be used, or no tokenizer could be fitted.
@@ -103,20 +93,13 @@ def compare(overrides: Sequence[str]) -> Path:
 def write_comparison(
     out: Path, fitted: Sequence[FittedTokenizer], categories: Categories, failures: Sequence[str]
 ) -> Path:
-    """The tables and pictures of some tokenizers of the same items; an older comparison in the folder is replaced.
-
-    Returns:
-        `out`.
-    """
+    """Write the tables and pictures of some tokenizers of the same items to `out` instead of an older comparison."""
     remove_tree(out / "pictures")
     known, n_items = int((categories.of_items >= 0).sum()), len(categories.of_items)
-    notes = [
-        f"Categories are the second elements of the items' category paths: {len(categories.names)} for {known:,} of "
-        f"{n_items:,} items.",
-        *failures,
-    ]
+    coverage = f"{len(categories.names)} for {known:,} of {n_items:,} items"
+    notes = [f"Categories are the second elements of the items' category paths: {coverage}.", *failures]
     drawn = pictures.draw(out / "pictures", fitted, categories)
-    parts = [
+    blocks = [
         "# Tokenizers of " + "/".join(out.parent.parts[-2:]),
         comparison_table(fitted),
         LEGEND,
@@ -125,7 +108,7 @@ def write_comparison(
     ]
     _write_parquet(out / "comparison.parquet", fitted)
     with atomic(out / "comparison.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     logger.info("wrote a comparison of %d tokenizers to %s", len(fitted), out / "comparison.md")
     return out
 
@@ -139,23 +122,21 @@ def comparison_table(fitted: Sequence[FittedTokenizer]) -> str:
     rows = []
     for tokenizer in fitted:
         measures = tokenizer.measures
-        error, purity = measures["reconstruction_error"], measures["purity"]
-        by_chance = f" ({_listed(measures['purity_by_chance'], '.2f')})" if purity else ""
-        rows.append(
-            {
-                "tokenizer": tokenizer.name,
-                "codes": _listed(measures["code_sizes"]),
-                "sharing": f"{measures['collision_rate']:.1%}",
-                "largest": f"{measures['largest_group']}",
-                "used": _listed(measures["used_codes"]),
-                "perplexity": _listed(measures["perplexity"], ".0f"),
-                "error": NOTHING if error is None else f"{error:.3f}",
-                "neighbours": _listed(measures["neighbour_agreement"], ".2f"),
-                "purity (by chance)": _listed(purity, ".2f") + by_chance,
-                "seconds": f"{measures['seconds']:.1f}",
-                "MB": f"{measures['peak_mb']}",
-            }
-        )
+        by_chance = f" ({_listed(measures['purity_by_chance'], '.2f')})" if measures["purity"] else ""
+        row = {
+            "tokenizer": tokenizer.name,
+            "codes": _listed(measures["code_sizes"]),
+            "sharing": f"{measures['collision_rate']:.1%}",
+            "largest": f"{measures['largest_group']}",
+            "used": _listed(measures["used_codes"]),
+            "perplexity": _listed(measures["perplexity"], ".0f"),
+            "error": text.figure(measures["reconstruction_error"], ".3f"),
+            "neighbours": _listed(measures["neighbour_agreement"], ".2f"),
+            "purity (by chance)": _listed(measures["purity"], ".2f") + by_chance,
+            "seconds": f"{measures['seconds']:.1f}",
+            "MB": f"{measures['peak_mb']}",
+        }
+        rows.append(row)
     return text.table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 

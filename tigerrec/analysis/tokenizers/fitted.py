@@ -24,23 +24,14 @@ OF_ALL_CODES = (
 
 @dataclass(frozen=True)
 class Categories:
-    """The items' categories: the second element of an item's path, or its only one.
+    """The items' categories: the second element of an item's path, or its only one."""
 
-    Attributes:
-        names: the categories, the most frequent first.
-        of_items: the index into `names` of each item, int64 (I,); -1 where an item has no category.
-    """
-
-    names: tuple[str, ...]
-    of_items: np.ndarray
+    names: tuple[str, ...]  # the most frequent first
+    of_items: np.ndarray  # the index into `names` of each item, int64 (I,); -1 where an item has no category
 
 
 def read_categories(prepared: Path) -> Categories:
-    """The categories of the items of a finished prepare stage.
-
-    Raises:
-        ArtifactError: no finished stage stands there, or it is damaged.
-    """
+    """The categories of the items of a finished prepare stage."""
     open_stage(prepared, "prepare")
     items = read_table(prepared, "items.parquet", {"categories": "list<element: string>?"})
     of_items = [path[:CATEGORY_DEPTH][-1] if path else None for path in items["categories"].to_pylist()]
@@ -52,28 +43,20 @@ def read_categories(prepared: Path) -> Categories:
 
 @dataclass(frozen=True)
 class FittedTokenizer:
-    """A finished tokenize stage.
+    """A finished tokenize stage."""
 
-    Attributes:
-        name: its folder's name.
-        measures: one value a column of `comparison.parquet`.
-        group_sizes: the number of groups of items with equal codes, by their size.
-        code_sizes: the number of codes a level.
-        codes: the items' codes without suffix, int32 (I, L).
-    """
-
-    name: str
-    measures: dict[str, Any]
-    group_sizes: dict[int, int]
-    code_sizes: tuple[int, ...]
-    codes: np.ndarray
+    name: str  # of its folder
+    measures: dict[str, Any]  # one value a column of `comparison.parquet`
+    group_sizes: dict[int, int]  # the number of groups of items with equal codes, by their size
+    code_sizes: tuple[int, ...]  # the number of codes a level
+    codes: np.ndarray  # the items' codes without suffix, int32 (I, L)
 
 
 def read_fitted(folder: Path, categories: Categories, seed: int) -> FittedTokenizer:
     """What a finished tokenize stage left, and the purity of its prefixes.
 
     Raises:
-        ArtifactError: no finished stage stands there, it is damaged, or it was written before all of this was measured.
+        ArtifactError: the stage is unfinished, damaged, or was written before all of this was measured.
     """
     ids = load_semantic_ids(folder)
     family = read_json(folder, "tokenizer.json", {"family": str})["family"]

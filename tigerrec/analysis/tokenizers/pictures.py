@@ -1,5 +1,4 @@
-"""Pictures of fitted tokenizers: all at a glance, how each uses its codes, and what its first two codes say of the
-items' categories."""
+"""Pictures of fitted tokenizers: all at a glance, how each uses its codes, and the categories of its first codes."""
 
 from __future__ import annotations
 
@@ -18,17 +17,12 @@ MOST_PARENTS = 12
 
 
 def draw(folder: Path, fitted: Sequence[FittedTokenizer], categories: Categories) -> list[tuple[str, Path]]:
-    """Draw all pictures as PNG files.
-
-    Returns:
-        Title and path of each.
-    """
+    """Draw all pictures as PNG files; the title and path of each."""
     pictures = [("All at a glance", "overview", overview(fitted))]
     for tokenizer in fitted:
-        name = tokenizer.name
+        name, figure = tokenizer.name, prefixes(tokenizer, categories)
         pictures.append((f"{name}: use of codes", f"{name}-use", code_use(tokenizer)))
-        title = f"{name}: categories of the first two codes"
-        pictures.append((title, f"{name}-prefixes", prefixes(tokenizer, categories)))
+        pictures.append((f"{name}: categories of the first two codes", f"{name}-prefixes", figure))
     for _, name, figure in pictures:
         save_png(figure, folder / f"{name}.png")
     return [(title, folder / f"{name}.png") for title, name, _ in pictures]
@@ -41,8 +35,7 @@ def _level_colours(count: int) -> np.ndarray:
 
 
 def overview(fitted: Sequence[FittedTokenizer]) -> Any:
-    """A row a tokenizer: items that share codes, use of codes, reconstruction error, neighbour agreement and purity by
-    prefix length."""
+    """A row a tokenizer: sharing and use of codes, reconstruction error, neighbour agreement and purity of prefixes."""
     n_levels = max(len(tokenizer.code_sizes) for tokenizer in fitted)
     figure = new_figure(13, 1.9 + (0.25 + 0.075 * n_levels) * len(fitted))
     sharing, evenness, error, neighbours, purity = panels = figure.subplots(1, 5, sharey=True)
@@ -102,8 +95,7 @@ def items_by_group_size(group_sizes: dict[int, int]) -> dict[str, int]:
 
 
 def code_use(tokenizer: FittedTokenizer) -> Any:
-    """Left, the frequencies of each level's codes against equal ones; right, how many items share all their codes with
-    how many."""
+    """Left, frequencies of each level's codes against equal ones; right, how many items share all codes."""
     figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     n_items, sizes = len(tokenizer.codes), tokenizer.code_sizes
@@ -133,8 +125,7 @@ def code_use(tokenizer: FittedTokenizer) -> Any:
 
 
 def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
-    """Above, the categories of the items of each first code; below, the largest first codes with their second codes,
-    widths by numbers of items."""
+    """Above, categories of the items of each first code; below, the largest first codes with their second codes."""
     figure = new_figure(13, 7.6)
     upper, lower = figure.subplots(2, 1, height_ratios=[2, 3])
     shown = min(len(COLOURS), len(categories.names))
@@ -147,20 +138,15 @@ def prefixes(tokenizer: FittedTokenizer, categories: Categories) -> Any:
         upper.bar(0, 0, color=colour, label=label)
     figure.legend(loc="outside lower center", ncols=min(len(labels), 6), fontsize=9)
     measures = tokenizer.measures
-    purities = [
-        f"of their {name}: {purity:.0%} (by chance {by_chance:.0%})"
-        for name, purity, by_chance in zip(
-            ("first code", "first two"), measures["purity"], measures["purity_by_chance"], strict=False
-        )
-    ]
+    of_prefixes = zip(("first code", "first two"), measures["purity"], measures["purity_by_chance"], strict=False)
+    purities = [f"of their {name}: {purity:.0%} (by chance {chance:.0%})" for name, purity, chance in of_prefixes]
     title = f"{tokenizer.name}: items with the main category {', '.join(purities)}" if purities else tokenizer.name
     figure.suptitle(title, fontweight="bold", fontsize=11)
     return figure
 
 
 def main_category(counts: np.ndarray) -> np.ndarray:
-    """The most frequent category of each row (n, categories), int64 (n,); the last, of all others, only where there is
-    no other."""
+    """The most frequent category of each row (n, categories), int64 (n,); the last only if there is no other."""
     return np.argmax(counts * np.append(np.ones(counts.shape[1] - 1), 1e-9), axis=1)
 
 
@@ -182,14 +168,12 @@ def _stack(
 
     categories = np.arange(heights.shape[1])
     order = np.argsort(np.where(categories == main_category(heights)[:, None], -1, categories), axis=1)
-    parts = np.take_along_axis(heights, order, axis=1)
-    tops = bottom + np.cumsum(parts, axis=1)
-    bars, there = np.nonzero(parts)
-    x, y = np.array([lefts, lefts + widths])[:, bars], np.array([tops - parts, tops])[:, bars, there]
-    corners = np.stack([x[[0, 0, 1, 1]], y[[0, 1, 1, 0]]], axis=-1).swapaxes(0, 1)
-    axes.add_collection(
-        PolyCollection(list(corners), facecolors=colours[order[bars, there]], linewidths=0, alpha=alpha)
-    )
+    heights = np.take_along_axis(heights, order, axis=1)
+    tops = bottom + np.cumsum(heights, axis=1)
+    bars, layers = np.nonzero(heights)
+    x, y = np.array([lefts, lefts + widths])[:, bars], np.array([tops - heights, tops])[:, bars, layers]
+    corners, drawn = np.stack([x[[0, 0, 1, 1]], y[[0, 1, 1, 0]]], axis=-1).swapaxes(0, 1), colours[order[bars, layers]]
+    axes.add_collection(PolyCollection(list(corners), facecolors=drawn, linewidths=0, alpha=alpha))
 
 
 def _skyline(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarray) -> None:
@@ -217,27 +201,26 @@ def _tree(axes: Any, codes: np.ndarray, of_items: np.ndarray, colours: np.ndarra
         label = f"code {code}\n{size:,} items"
         if has_children:
             inside = codes[:, 0] == code
-            _, parts = by_size(codes[inside, 1], of_items[inside], len(colours))
-            _second_codes(axes, left, parts, colours, smallest=width / 400)
-            label += f"\n{len(parts)} second\ncodes"
+            _, second_counts = by_size(codes[inside, 1], of_items[inside], len(colours))
+            _second_codes(axes, left, second_counts, colours, smallest=width / 400)
+            label += f"\n{len(second_counts)} second\ncodes"
         if size > width / 25:
             axes.text(left + size / 2, 2.13, label, ha="center", va="bottom", fontsize=7.5)
     axes.set_yticks([0.5, 1.6], ["second codes", "first code"], rotation=90, va="center")
     axes.set(xlim=(0, width), ylim=(0 if has_children else 1.1, 2.1), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    below = " and, below each, the second codes of its items" if has_children else ""
-    key = "width: items; height: shares of categories" + (
-        "; pale: second codes of a single item" if has_children else ""
-    )
+    below, pale = "", ""
+    if has_children:
+        below, pale = " and, below each, the second codes of its items", "; pale: second codes of a single item"
+    key = f"width: items; height: shares of categories{pale}"
     axes.set_title(f"the {len(first_codes)} largest first codes{below} ({key})", fontsize=10, pad=48)
 
 
-def _second_codes(axes: Any, left: float, parts: np.ndarray, colours: np.ndarray, smallest: float) -> None:
-    """The children of a first code, by size; those of a single item are pale, and a line follows each of more than
-    `smallest` items."""
-    widths = parts.sum(axis=1)
+def _second_codes(axes: Any, left: float, counts: np.ndarray, colours: np.ndarray, smallest: float) -> None:
+    """The children of a first code, by size; those of one item pale, a line after each of over `smallest` items."""
+    widths = counts.sum(axis=1)
     ends = left + np.cumsum(widths)
     for alpha, some in ((1, widths > 1), (0.4, widths == 1)):
-        _stack(axes, (ends - widths)[some], widths[some], (parts / widths[:, None])[some], colours, alpha=alpha)
+        _stack(axes, (ends - widths)[some], widths[some], (counts / widths[:, None])[some], colours, alpha=alpha)
     axes.vlines(ends[:-1][widths[:-1] > smallest], 0, 1, color="white", linewidth=0.6)

@@ -125,15 +125,9 @@ def optimise(
     step: Callable[[torch.Tensor, Progress], torch.Tensor],
     end_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train by AdamW in shuffled batches; the learning rate falls from epoch to epoch.
-
-    Args:
-        groups: the parameter groups of the optimizer; their weights decay only where they say so.
-        step: the loss of some items, given their numbers, int64 (n,).
-
-    Raises:
-        TokenizeError: the loss is no longer finite.
-    """
+    """Train by AdamW in shuffled batches; the learning rate falls from epoch to epoch. Parameters decay only where
+    their group says so; `step` gives the loss of some items by their numbers, int64 (n,). Raises TokenizeError if the
+    loss is no longer finite."""
     import torch
 
     optimizer = torch.optim.AdamW(groups, lr=tokenizer.learning_rate, weight_decay=0.0)

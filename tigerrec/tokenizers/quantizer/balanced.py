@@ -1,4 +1,4 @@
-"""Balanced residual k-means: residual k-means in which no codeword takes more than its share of the items."""
+"""k-means with clusters of equal size."""
 
 from __future__ import annotations
 
@@ -32,11 +32,8 @@ def fit_balanced(
     rows: np.ndarray, size: int, iterations: int, seed: int, init: KMeansInit = "kmeans++"
 ) -> tuple[np.ndarray, np.ndarray]:
     """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n /
-    k) of them.
-
-    Plain k-means gives the start; from there on balanced assignments and means alternate, so that a codeword ends as
-    the mean of its rows.
-    """
+    k) of them. Plain k-means gives the start; from there on balanced assignments and means alternate, so that a
+    codeword ends as the mean of its rows."""
     codebook, codes = fit_codebook(rows, size, iterations, seed, init), np.empty(0, dtype=np.int64)
     for _ in range(iterations):
         before, codes = codes, assign_balanced(code_distances(rows, codebook, len(codebook)))

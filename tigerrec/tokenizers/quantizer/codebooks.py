@@ -20,12 +20,7 @@ Init = Literal["random", "normal", "kmeans", "kmeans++"]
 
 @options
 class EqualLevels:
-    """A tokenizer with the same number of codes on every level.
-
-    Args:
-        levels: the number of codes an item.
-        codebook_size: the number of codes a level.
-    """
+    """A tokenizer with `codebook_size` codes on each of its `levels`."""
 
     assigns_jointly: ClassVar[bool] = False
     levels: AtLeastOne = 3
@@ -43,8 +38,8 @@ class EqualLevels:
 
 
 @options
-class ResidualCodes(EqualLevels):
-    """A tokenizer that quantises a latent vector of each vector by a codebook a level, in its state `codebook_<level>`
+class ResidualEncoder(EqualLevels):
+    """A tokenizer that encodes a latent vector of each vector by a codebook a level, in its state `codebook_<level>`
     (k, latent): each level takes the codeword nearest to the residual, which is what the levels before leave over."""
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:
@@ -54,30 +49,43 @@ class ResidualCodes(EqualLevels):
         def encode_block(block: np.ndarray) -> np.ndarray:
             residuals, codes = self._latents(state, block), []
             for codebook in codebooks:
-                codes.append(nearest(residuals, codebook))
-                residuals = residuals - codebook[codes[-1]]
+                codes.append(self._distances(residuals, codebook).argmin(axis=1))
+                residuals = self._residuals(residuals, codebook[codes[-1]])
             return np.stack(codes, axis=1).astype(np.int32)
 
         return in_blocks(encode_block, vectors)
+
+    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
+        """Distances, float64 (n, `codebook_size`), of what codes (n, l) leave over of the latent vectors to the
+        codewords of level l; inf for codes without one."""
+        codebooks = codebooks_of(state, self.levels)
+        residuals = in_blocks(lambda block: self._latents(state, block), vectors)
+        for codebook, used in zip(codebooks, codes.T, strict=False):
+            residuals = self._residuals(residuals, codebook[used])
+        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size, self._distances)
+
+    def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
+        """The latent vectors (n, latent) of a float64 block (n, D): here the vectors themselves."""
+        return vectors
+
+    def _distances(self, residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+        """Distances, float64 (n, k), of float64 residuals (n, latent) to a codebook (k, latent): here squared ones."""
+        return word_distances(residuals, codebook)
+
+    def _residuals(self, residuals: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """What codewords (n, latent) leave over of residuals (n, latent)."""
+        return residuals - words
+
+
+@options
+class ResidualCodes(ResidualEncoder):
+    """A tokenizer that encodes by residuals and decodes by the sums of the codewords."""
 
     def decode(self, state: State, codes: Codes) -> np.ndarray:
         """Vectors, float64 (n, D), of the sums of the codewords of codes (n, L)."""
         codebooks = codebooks_of(state, self.levels)
         words = [codebook[used].astype(np.float64) for codebook, used in zip(codebooks, codes.T, strict=True)]
         return self._restored(state, np.sum(words, axis=0))
-
-    def distances(self, state: State, vectors: np.ndarray, codes: Codes) -> np.ndarray:
-        """Squared distances, float64 (n, `codebook_size`), of what codes (n, l) leave over of the latent vectors to the
-        codewords of level l; inf for codes without one."""
-        codebooks = codebooks_of(state, self.levels)
-        residuals = in_blocks(lambda block: self._latents(state, block), vectors)
-        for codebook, used in zip(codebooks, codes.T, strict=False):
-            residuals = residuals - codebook[used]
-        return code_distances(residuals, codebooks[codes.shape[1]], self.codebook_size)
-
-    def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
-        """The latent vectors (n, latent) of a float64 block (n, D): here the vectors themselves."""
-        return vectors
 
     def _restored(self, state: State, latents: np.ndarray) -> np.ndarray:
         """The vectors, float64 (n, D), of latent vectors (n, latent)."""
@@ -91,10 +99,8 @@ def codebooks_of(state: State, levels: int) -> list[np.ndarray]:
 
 def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Apply a function to float64 blocks of one shape, so that a row's result does not depend on the rows beside it.
-
     Matrix products round differently for other shapes; double precision keeps what is left of that far below any gap
-    between two codewords.
-    """
+    between two codewords."""
     results = []
     for part in np.split(rows, range(BLOCK, len(rows), BLOCK)):
         block = np.pad(part.astype(np.float64), ((0, BLOCK - len(part)), (0, 0)))
@@ -123,20 +129,17 @@ def code_distances(
 ) -> np.ndarray:
     """Distances, float64 (n, `size`), of rows (n, D) to a codebook (k, D), k ≤ `size`; inf for codes without a
     codeword."""
-    found = in_blocks(lambda block: distances(block, codebook), rows)
-    return np.pad(found, ((0, 0), (0, size - len(codebook))), constant_values=np.inf)
+    to_words = in_blocks(lambda block: distances(block, codebook), rows)
+    return np.pad(to_words, ((0, 0), (0, size - len(codebook))), constant_values=np.inf)
 
 
 def fit_codebook(rows: np.ndarray, size: int, iterations: int, seed: int, init: Init = "kmeans++") -> np.ndarray:
-    """At most `size` codewords, float32 (k, D), by k-means on all rows (n, D).
+    """At most `size` codewords, float32 (k, D), by k-means on all rows (n, D); where no more than `size` rows differ,
+    they are the codewords (but with `normal`).
 
-    Where no more than `size` rows differ, they are the codewords (but with `normal`): k < `size`, and the remaining
-    codes are never given.
-
-    Args:
-        init: where codewords begin: `kmeans` starts k-means at random rows, `kmeans++` at rows far apart (Arthur and
-            Vassilvitskii 2007); without k-means they are `random` distinct rows, or `size` vectors from a `normal`
-            distribution with the expected length 1.
+    `init` says where codewords begin: `kmeans` starts k-means at random rows, `kmeans++` at rows far apart (Arthur and
+    Vassilvitskii 2007); without k-means they are `random` distinct rows, or `size` vectors from a `normal` distribution
+    with the expected length 1.
     """
     import faiss
 

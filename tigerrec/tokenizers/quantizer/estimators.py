@@ -39,7 +39,7 @@ class Estimator(Protocol):
 
 @options
 class StraightThrough:
-    """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, arXiv 1711.00937)."""
+    """The gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432; van den Oord et al. 2017, 1711.00937)."""
 
     family: ClassVar[str] = "straight_through"
     follows_codes: ClassVar[bool] = True

@@ -79,12 +79,8 @@ class GradientCodebooks(RunningCodebooks):
 
 @options
 class MovingAverage:
-    """A codeword is the exponential moving average of the residuals that choose it (van den Oord et al. 2017, arXiv
-    1711.00937, appendix A.1).
-
-    Args:
-        decay: share of the average that a step keeps.
-    """
+    """A codeword is the exponential moving average of the residuals that choose it, of which a step keeps the share
+    `decay` (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1)."""
 
     family: ClassVar[str] = "moving_average"
     can_restart: ClassVar[bool] = True

@@ -90,12 +90,8 @@ class Reconstruction:
 
 @options
 class Contrast(Reconstruction):
-    """A reconstruction shall be nearer to its own vector than to the others of the batch, instead of equal (CoST: Zhu
-    et al. 2024, arXiv 2404.14774).
-
-    Args:
-        temperature: of the cosines.
-    """
+    """A reconstruction shall be nearer, by cosine over `temperature`, to its own vector than to the others of the
+    batch, instead of equal (CoST: Zhu et al. 2024, arXiv 2404.14774)."""
 
     family: ClassVar[str] = "contrast"
     temperature: Positive = 0.1
@@ -174,13 +170,9 @@ class LetterLoss:
 
 
 def diversity_loss(words: Tensor, codes: Tensor, groups: Tensor, progress: Progress) -> Tensor:
-    """Cross-entropy by which a chosen codeword picks a random other one of its group among all others, mean over items.
-
-    Args:
-        words: (k, latent), all codewords of a level.
-        codes: int64 (n,), those chosen.
-        groups: int64 (k,), the group of each codeword; one that is alone in its group counts nothing.
-    """
+    """Cross-entropy by which a chosen codeword, of codes int64 (n,), picks a random other one of its group among all
+    others, mean over items; words are (k, latent), groups int64 (k,). A codeword that is alone in its group counts
+    nothing."""
     import torch
 
     scores = (words[codes] @ words.T).scatter(1, codes[:, None], -torch.inf)

@@ -41,16 +41,8 @@ class LearnedCodebooks(GradientTraining, EqualLevels):
 
 
 class ResidualQuantizer:
-    """Codebooks that learn to quantise what the levels before them leave over.
-
-    Args:
-        settings: those of the codebooks.
-        latents: of all items, float32 (I, latent), from which the codebooks start.
-        beta: weight of the commitment term.
-        estimator: how gradients pass the quantiser.
-        codebooks: how codewords learn.
-        assignment: how residuals get codewords.
-    """
+    """Codebooks that learn to quantise what the levels before them leave over; they start from the latents, float32 (I,
+    latent), of all items, and `beta` weighs the commitment term."""
 
     def __init__(
         self,
@@ -82,13 +74,9 @@ class ResidualQuantizer:
         return [torch.zeros(len(words), dtype=torch.int64) for words in self.words()]
 
     def quantize(self, latents: Tensor, progress: Progress) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Quantise latents (n, latent).
-
-        Returns:
-            The quantised latents (n, latent), with the gradient that the estimator gives them; the codes a level, int64
-            (n,); and the quantisation loss of an item summed over levels, |sg[r] - e|² + beta |r - sg[e]|² (Rajput et
-            al. 2023, arXiv 2305.05065, section 3.1).
-        """
+        """The quantised latents (n, latent), with the gradient that the estimator gives them; the codes a level, int64
+        (n,); and the quantisation loss of an item summed over levels, |sg[r] - e|² + beta |r - sg[e]|² (Rajput et al.
+        2023, arXiv 2305.05065, section 3.1)."""
         carried, residuals, quantized, codes, loss = latents, latents, latents.new_zeros(()), [], latents.new_zeros(())
         for level, codebook in enumerate(self.words()):
             codes.append(self.assignment.assign(level, squared_distances(residuals.detach(), codebook.detach())))
@@ -107,11 +95,7 @@ class ResidualQuantizer:
 
     def end_epoch(self, latents: Callable[[], Tensor], progress: Progress) -> None:
         """While restarts last, move each code that no item of the epoch used to the residual of a random item, each to
-        another's.
-
-        Args:
-            latents: gives those of all items, without gradient.
-        """
+        another's; `latents` gives those of all items, without gradient."""
         import torch
 
         counts, self.counts = self.counts, self.no_counts()

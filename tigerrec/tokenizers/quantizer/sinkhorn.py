@@ -15,15 +15,10 @@ LEAST_EPSILON = 0.003
 
 def even_plan(distances: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
     """Sinkhorn's transport plan that gives every column the same weight at low cost (Cuturi 2013, arXiv 1306.0895,
-    algorithm 1).
+    algorithm 1), from finite distances (n, k).
 
-    Args:
-        distances: finite, (n, k).
-        epsilon: weight of the entropy, distances being scaled to [-1, 1]; at least `LEAST_EPSILON`.
-        iterations: at least 1.
-
-    Returns:
-        Logarithms of the plan, float64 (n, k): rows sum to 1, columns to n / k.
+    `epsilon`, at least `LEAST_EPSILON`, weighs the entropy against distances scaled to [-1, 1]. The result are
+    logarithms, float64 (n, k), of a plan whose rows sum to 1 and columns to n / k.
     """
     distances = distances.double()
     middle, reach = (distances.max() + distances.min()) / 2, (distances.max() - distances.min()) / 2
@@ -38,11 +33,8 @@ def even_plan(distances: torch.Tensor, epsilon: float, iterations: int) -> torch
 
 def balanced_codes(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
     """A code for each row of finite distances (n, k), int64 (n,): of the codes that the plan gives mostly to the row
-    the nearest, and where there is none the one of which it gives the row most.
-
-    Where codes outnumber rows, a row has many codes in about equal shares, so the largest share alone, which LC-Rec
-    takes, would be a choice by rounding.
-    """
+    the nearest, and where there is none the one of which it gives the row most. Where codes outnumber rows, a row has
+    many codes in about equal shares, so the largest share alone, which LC-Rec takes, would be a choice by rounding."""
     import torch
 
     plan = even_plan(torch.from_numpy(distances), epsilon, iterations).numpy()
