@@ -16,7 +16,6 @@ from tigerrec.config import AtLeastOne, Device, Precision, options
 from tigerrec.data.histories import Histories, split, training_counts, training_part
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
-from tigerrec.runtime.devices import environment
 from tigerrec.search.ranking import Rank, by_popularity
 from tigerrec.storage import shards
 from tigerrec.storage.files import remove_tree
@@ -139,10 +138,9 @@ def rank_all(model: str, rank: Rank, histories: Sequence[np.ndarray], k: int, n_
 
 def check_diversity(generator: Ranking, popularity: Ranking, n_items: int) -> None:
     """Warn of a generator that recommends the same to everyone."""
-    n_generated, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
-    different = f"{n_generated:,}"
-    logger.info("%s recommends %s different items in all top 10 lists, seen masked", generator.model, different)
-    if n_generated <= n_popular < n_items:
+    n_distinct, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
+    logger.info("%s lists %s different items in all top tens, seen masked", generator.model, f"{n_distinct:,}")
+    if n_distinct <= n_popular < n_items:
         warning = "%s recommends no more different items than popularity: it may ignore the histories; train it longer"
         logger.warning(warning, generator.model)
 
@@ -219,7 +217,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
         ArtifactError: an input is missing, damaged, or was not made from the others.
     """
     from tigerrec.models.loading import load_generator
-    from tigerrec.runtime.devices import resolve_device
+    from tigerrec.runtime.devices import environment, resolve_device
     from tigerrec.search.beam_search import Searcher
 
     inputs = {"prepare": prepared, "tokenize": tokenized, "train": trained}

@@ -6,19 +6,14 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tigerrec.runtime import distributed
-from tigerrec.runtime.devices import environment
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import canonical_json, describe
 from tigerrec.storage.stages import input_records, writing
 from tigerrec.tokenizers.ids import load_inputs
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +32,7 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         TigerrecError: the loss is not finite.
     """
     from tigerrec.models.loading import save_generator
-    from tigerrec.runtime.devices import resolve_device
+    from tigerrec.runtime.devices import environment, resolve_device
     from tigerrec.training.checkpoints import Checkpoints
     from tigerrec.training.loop import Trainer, fit, select
 
