@@ -283,7 +283,7 @@ def test_a_check_that_fails_is_named_and_stops_no_other(options, tmp_path, monke
 
 def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
     leakage(run)
-    monkeypatch.setattr("tigerrec.audit.trained.train", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr("tigerrec.analysis.audit.trained.train", lambda *arguments: pytest.fail("trained again"))
     assert {row["result"] for row in leakage(run).rows} == {"equal bytes"}
 
 
