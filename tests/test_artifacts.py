@@ -486,7 +486,8 @@ def test_a_file_system_without_links(tmp_path, monkeypatch, refused):
 FULL_DISK = """
 import pathlib, resource, sys
 import numpy as np, pyarrow as pa
-from tigerrec import TigerrecError, artifacts
+from tigerrec import TigerrecError
+from tigerrec.storage.stages import writing
 folder, kind, limit = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 values = np.random.default_rng(0).random(5_000)

@@ -411,7 +411,7 @@ def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
         ),
         (
             ["baseline=item_knn", "+baseline.neighbors=[3,4]"],
-            r"baseline\.neighbors is not an option; allowed: name, neighbours, ",
+            r"baseline\.neighbors is not an option; allowed: family, name, neighbours, ",
         ),
         (["baseline=item_knn", "baseline.recency=[0.5,2.0]"], r"baseline.recency must be at most 1"),
         (["baseline=item_knn", "baseline.recency=[0.5,much]"], r"baseline\.recency='much' has the wrong type"),

@@ -90,7 +90,7 @@ def test_all_stages_run_with_the_decoder_only_generator(raw: Path, tmp_path: Pat
             f"paths.runs={tmp_path}",
         ]
     )
-    run(cfg)
+    run(cfg, "evaluate")
     folders = {stage: step.folder for stage, step in plan(cfg).items()}
     assert "known release" not in caplog.text
     stats = read_json(folders["prepare"], "stats.json")

@@ -22,6 +22,7 @@ from tigerrec.analysis import benchmark
 from tigerrec.analysis.benchmark import Effort, operations
 from tigerrec.analysis.benchmark.growth import growth, made_up_items
 from tigerrec.analysis.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
+from tigerrec.cli import main
 from tigerrec.config import compose
 from tigerrec.data.batches import Examples, padded
 from tigerrec.data.histories import Histories
@@ -221,7 +222,9 @@ def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
-    benchmark.command(compose([*OPTIONS, f"paths.runs={tmp_path}"]), TINY)
+    monkeypatch.setattr(sys, "argv", ["tigerrec"])
+    monkeypatch.setattr(benchmark, "Effort", lambda: TINY)
+    main(["benchmark", *OPTIONS, f"paths.runs={tmp_path}"])
     out, err = capsys.readouterr()
     path = Path(out.splitlines()[-1])
     assert "extrapolated from 1 steps and 3 users; weights are random" in err

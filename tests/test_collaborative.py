@@ -9,6 +9,7 @@ from tigerrec.config import ConfigError, build_choice, compose
 from tigerrec.data import histories
 from tigerrec.data.tables import TablesDataset
 from tigerrec.embed import collaborative
+from tigerrec.embed.base import Embedder
 from tigerrec.embed.collaborative import Collaborative, count_pairs, shifted_ppmi, symmetric_factors
 from tigerrec.embed.stage import embed, load_embeddings
 from tigerrec.storage.stages import writing
@@ -182,4 +183,4 @@ def test_many_items_without_any_pair_are_zero():
 def test_settings_out_of_range_are_refused(values):
     node = compose(["embedder=collaborative"]).embedder
     with pytest.raises(ConfigError, match=f"{next(iter(values))} must be at least"):
-        build_choice({**node, **values}, "embedder")
+        build_choice({**node, **values}, "embedder", Embedder)

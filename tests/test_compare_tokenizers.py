@@ -19,6 +19,7 @@ from tigerrec.analysis.tokenizers import comparison, pictures
 from tigerrec.analysis.tokenizers.comparison import compare, comparison_table
 from tigerrec.analysis.tokenizers.fitted import Categories, FittedTokenizer, read_categories, read_fitted
 from tigerrec.analysis.tokenizers.pictures import by_size, items_by_group_size, main_category
+from tigerrec.cli import main
 from tigerrec.config import ConfigError
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.stages import writing
@@ -250,7 +251,8 @@ def test_codes_are_ordered_by_size_and_then_by_their_main_category():
 def test_the_command_prints_the_folder_last(runs, no_new_process, no_pictures, monkeypatch, capsys):
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
-    comparison.command([*OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
+    monkeypatch.setattr(sys, "argv", ["tigerrec"])
+    main(["compare-tokenizers", *OPTIONS, "tokenizers=[random]", f"paths.runs={runs}"])
     assert capsys.readouterr().out.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
 
 

@@ -2,7 +2,6 @@
 import."""
 
 import dataclasses
-import re
 import subprocess
 import sys
 import typing
@@ -134,17 +133,6 @@ def test_an_experiment_plans_all_its_rows_and_the_command_line_wins(name):
         "t5_items",
         3,
     )
-
-
-def test_the_comments_of_the_main_file_list_the_choices():
-    text = (config_folder() / "config.yaml").read_text()
-    for group in GROUPS:
-        line = re.search(rf"^  - {group}: (\S+)(?: +# (.*))?$", text, re.MULTILINE)
-        listed = set(line[2].split()) if line[2] else {line[1]}
-        assert listed == set(BY_GROUP[group]), group
-    assert re.search(r"^  - experiment: null +# (.*)$", text, re.MULTILINE)[1].split() == EXPERIMENTS
-    for stage in STAGES:
-        assert re.search(rf"^until: .*\b{stage}\b", text, re.MULTILINE)
 
 
 def test_the_sample_is_small_and_the_command_line_wins():

@@ -399,7 +399,7 @@ def test_minilm_from_the_offline_package_gives_unit_vectors_in_item_order(prepar
 
 @pytest.mark.parametrize("name", ["minilm", "sentence_t5", "precomputed", "hashed", "collaborative"])
 def test_the_yaml_files_describe_embedders(name: str) -> None:
-    embedder, reserved = config.build_choice(read_yaml(name), "embedder")
+    embedder, reserved = config.build_choice(read_yaml(name), "embedder", Embedder)
     assert isinstance(embedder, Embedder)
     assert reserved == {"name": name}
 
@@ -417,4 +417,4 @@ def test_the_yaml_files_describe_embedders(name: str) -> None:
 )
 def test_settings_out_of_range_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(config.ConfigError, match=f"{next(iter(values))} must be"):
-        config.build_choice({**read_yaml("minilm"), **values}, "embedder")
+        config.build_choice({**read_yaml("minilm"), **values}, "embedder", Embedder)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.test_collaborative import RANDOM, prepared, with_targets
 from tigerrec.config import ConfigError, build_choice, compose
-from tigerrec.embed.base import EmbedError
+from tigerrec.embed.base import Embedder, EmbedError
 from tigerrec.embed.collaborative import Collaborative
 from tigerrec.embed.fusion import Fusion, principal_components, standardized
 from tigerrec.embed.hashed import Hashed
@@ -110,7 +110,7 @@ def test_more_components_than_columns_are_refused():
 def test_settings_out_of_range_are_refused(values, message):
     node = {key: value for key, value in compose(["embedder=fusion"]).embedder.items() if key != "parts"}
     with pytest.raises(ConfigError, match=message):
-        build_choice({**node, **values}, "embedder")
+        build_choice({**node, **values}, "embedder", Embedder)
 
 
 def test_the_stage_reads_its_parts_and_records_them(tmp_path):

@@ -18,6 +18,7 @@ from tigerrec.cli import main
 from tigerrec.config import ConfigError, compose
 from tigerrec.pipeline import STAGES, plan
 from tigerrec.runtime.signals import Interrupted
+from tigerrec.storage.fingerprints import content_digest
 from tigerrec.storage.manifests import DamagedError, StaleError
 from tigerrec.text import GROUPS, make_command
 from tigerrec.tokenizers.random import RandomCodes
@@ -614,7 +615,7 @@ def test_an_input_rebuilt_while_a_stage_ran_is_noticed(copy, monkeypatch):
         manifest = steps["embed"].folder / "manifest.json"
         found = tokenize(folder)
         changed = json.loads(manifest.read_bytes())
-        changed["provenance"], changed["content"], changed["files"] = {}, pipeline.artifacts.content_digest({}), {}
+        changed["provenance"], changed["content"], changed["files"] = {}, content_digest({}), {}
         manifest.write_text(json.dumps(changed))
         return found
 

@@ -248,7 +248,8 @@ def build(node: Any, where: str, kind: type[Kind]) -> Kind:
         glue = "." if re.match(r"\w*", str(error))[0] in fields else ": "  # type: ignore[index]
         raise ConfigError(f"{where}{glue}{error}.") from None
     if not isinstance(built, kind):
-        raise ConfigError(f"{where} must be a {kind.__name__}, not a {type(built).__name__}.")
+        lacking = [name for name in dir(kind) if not name.startswith("_") and not hasattr(built, name)]
+        raise ConfigError(f"{where} must be a {kind.__name__}; {type(built).__name__} lacks {', '.join(lacking)}.")
     return built
 
 

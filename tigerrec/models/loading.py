@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tigerrec import TigerrecError
 from tigerrec.config import family_class
 from tigerrec.models.base import CONFIG, GENERATION_CONFIG, ITEM_CAUSAL, Generator, HistoryModel
 from tigerrec.storage.contracts import contract, read_arrays, read_json
@@ -79,9 +80,23 @@ def _check_settings(folder: Path, file: str, settings: Any) -> None:
 
 
 def save_generator(model: HistoryModel, folder: Path) -> Iterator[Path]:
-    """Write a generator as transformers does, and what else it has; gives the files written."""
+    """Write a generator as transformers does, and what else it has; gives the files written.
+
+    Raises:
+        TigerrecError: the model's class saves weights that it would not load, or none at all of some.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     model.save_pretrained(folder)
+    files = model.weight_files()
+    loaded = {id(parameter) for module in files.values() for parameter in module.parameters()}
+    saved = {path.name for path in folder.glob("*.safetensors")}
+    missing = {CONFIG, GENERATION_CONFIG, *files} - {path.name for path in folder.iterdir()}
+    if missing or saved != set(files) or loaded != {id(parameter) for parameter in model.parameters()}:
+        names = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise TigerrecError(
+            f"{type(model).__name__} must save {CONFIG}, {GENERATION_CONFIG} and all its parameters in the files that "
+            f"its weight_files() names, {', '.join(files)}; it saved {names}."
+        )
     yield from sorted(folder.iterdir())

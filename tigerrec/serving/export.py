@@ -168,6 +168,8 @@ def _how_to_generate(config: dict[str, Any]) -> str:
     if config["model_type"] == "gpt2":
         level_sizes = ", ".join(map(str, settings["level_sizes"]))
         return SEQUENCE_ENCODING.format(max_items=settings["max_items"], level_sizes=level_sizes)
+    if config["model_type"] != "t5":
+        return "Rank with tigerrec, whose search asks the model for the codes that may follow."
     return STOCK_ENCODING if STOCK_READING.items() <= settings.items() else OWN_ENCODING
 
 
@@ -191,6 +193,7 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     licence = SAMPLE if dataset == "sample" else AMAZON if data.get("family") == "amazon" else OWN_DATA
     versions = read_json(folders["train"], MANIFEST, {"provenance": {"versions": dict}})["provenance"]["versions"]
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
+    reads = READERS.get(settings["history"], "the items a user chose, oldest first")
     return f"""---
 library_name: tigerrec
 tags: [recommendation, generative-retrieval, semantic-ids, {config["model_type"]}]
@@ -199,7 +202,7 @@ tags: [recommendation, generative-retrieval, semantic-ids, {config["model_type"]
 # {run} on {dataset}
 
 A generative recommender (TIGER: Rajput et al. 2023, arXiv 2305.05065):
-it reads {READERS[settings["history"]]}, and generates the Semantic ID of the next one.
+it reads {reads}, and generates the Semantic ID of the next one.
 
 | | |
 |---|---|
