@@ -515,7 +515,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(scheme):
-    style = (ROOT / "tigerrec" / "report" / "style.css").read_text(encoding="utf-8")
+    style = (ROOT / "tigerrec" / "analysis" / "report" / "style.css").read_text(encoding="utf-8")
     light, dark = (
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", part)) for part in style.split("prefers-color-scheme: dark")
     )
