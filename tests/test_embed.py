@@ -389,6 +389,7 @@ def test_minilm_from_the_offline_package_gives_unit_vectors_in_item_order(prepar
             "precision": "fp32",
         },
         "embedder",
+        Embedder,
     )
     vectors = load_embeddings(embed(prepared, embedder, tmp_path / "out"))
     assert vectors.shape == (11, 384)
