@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,25 +203,6 @@ class Shop(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AmazonReviews, type[Shop]]]:
-    monkeypatch.setattr(tigerrec.data.download, "PAUSE", 0.0)
-    monkeypatch.setenv("no_proxy", "*")
-    write(tmp_path / "origin", REVIEWS, METADATA)
-    content = {path.name: path.read_bytes() for path in (tmp_path / "origin").iterdir()}
-    handler = type("Handler", (Shop,), {"content": content, "faults": [], "ranges": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        (tmp_path / "raw").mkdir()
-        yield (
-            AmazonReviews(
-                tmp_path / "raw", "reviews.json.gz", "meta.json.gz", url=f"http://127.0.0.1:{server.server_port}"
-            ),
-            handler,
-        )
-        server.shutdown()
 
 
 def test_download_survives_faults_and_resumes(shop: tuple[AmazonReviews, type[Shop]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from tests.tiny_run import build_run
 from tigerrec import TigerrecError
 from tigerrec.data.batches import Batch
 from tigerrec.data.histories import Histories, load_histories, training_part
@@ -46,13 +44,6 @@ TRAINING = Training(
 )
 STRIDE = {"packed": 3, "prefix": None}
 CONFIG = TrainConfig(MODEL, TRAINING)
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
-    found = build_run(tmp_path)
-    shutil.rmtree(found["train"])
-    return found
 
 
 def run(folders: dict[str, Path], config: TrainConfig = CONFIG, name: str = "train") -> Path:

@@ -133,7 +133,7 @@ def reporting(resume: str | None = None) -> Iterator[None]:
     pipeline.show_progress()
     try:
         if resume is None and distributed.world_size() > 1:
-            shared = ", ".join(STAGES)
+            shared = "prepare, embed, tokenize, train and evaluate"
             raise TigerrecError(f"Several processes share only {shared}; run this without torchrun (`LAUNCH=`).")
         yield
     except TigerrecError as error:

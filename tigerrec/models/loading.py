@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tigerrec import TigerrecError
-from tigerrec.config import family_class
+from tigerrec.config import ConfigError, family_class
 from tigerrec.models.base import CONFIG, GENERATION_CONFIG, ITEM_CAUSAL, Generator, HistoryModel
 from tigerrec.storage.contracts import contract, read_arrays, read_json
 from tigerrec.tokenizers.ids import SemanticIds
@@ -39,6 +39,8 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
             generator = family_class(Generator, config["model_type"], "its model").of_config(config)
         except KeyError as error:
             raise ValueError(f"it lacks {error}: it does not say how the model reads histories") from None
+        except ConfigError:
+            raise ValueError(f"its model_type {config['model_type']!r} is no family of generators here") from None
         mask = config["tigerrec"].get("encoder_mask", ITEM_CAUSAL)
         with torch.device("meta"):
             empty = generator.new(semantic_ids, mask, seed=0)
@@ -73,7 +75,9 @@ def _check_settings(folder: Path, file: str, settings: Any) -> None:
         for name, value in saved.items():
             if name in FOREIGN:
                 raise ValueError(f"it has the key '{name}'")
-            if name not in NOT_THE_MODEL and name in expected and value != expected[name]:
+            if name in NOT_THE_MODEL or name not in expected:
+                continue
+            if value != expected[name] or type(value) is not type(expected[name]):
                 raise ValueError(
                     f"its '{name}' is not {expected[name]!r}, as the Semantic IDs and the other sizes ask for"
                 )
