@@ -139,7 +139,7 @@ def rank_all(model: str, rank: Rank, histories: Sequence[np.ndarray], k: int, n_
 def check_diversity(generator: Ranking, popularity: Ranking, n_items: int) -> None:
     """Warn of a generator that recommends the same to everyone."""
     n_distinct, n_popular = (len(np.unique(ranking.items[:, :10])) for ranking in (generator, popularity))
-    logger.info("%s lists %s different items in all top tens, seen masked", generator.model, f"{n_distinct:,}")
+    logger.info("%s recommends %s different items in all top 10 lists, seen masked", generator.model, f"{n_distinct:,}")
     if n_distinct <= n_popular < n_items:
         warning = "%s recommends no more different items than popularity: it may ignore the histories; train it longer"
         logger.warning(warning, generator.model)
