@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.oracles import stock_logits
 from tests.tiny_run import N_ITEMS, N_USERS, build_run
 from tigerrec.analysis.audit.cold import hold_out, nearest_lists
 from tigerrec.analysis.audit.figures import (
@@ -39,11 +40,11 @@ from tigerrec.analysis.audit.variants import (
 from tigerrec.data.histories import load_histories, split, training_part
 from tigerrec.evaluation.metrics import gains, metrics
 from tigerrec.models.t5 import T5
-from tigerrec.search.beam_search import Searcher
-from tigerrec.search.trie import build_trie
+from tigerrec.search.searcher import Searcher
 from tigerrec.storage.contracts import read_table
 from tigerrec.storage.stages import check_made_from, open_stage
 from tigerrec.tokenizers.ids import SemanticIds, TokenLayout
+from tigerrec.tokenizers.trie import build_trie
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 1], [0, 0, 0, 7], [3, 1, 0, 2, 2], [5]])
@@ -260,7 +261,7 @@ def test_without_the_trie_the_search_equals_scoring_every_sequence_of_tokens(sma
     }
     for row, history in enumerate(histories):
         with torch.no_grad():
-            logits = model.stock_logits(torch.from_numpy(history), sequences)
+            logits = stock_logits(model, torch.from_numpy(history), sequences)
             every = logits.log_softmax(-1).gather(2, sequences[:, :, None]).sum((1, 2))
         expected, expected_scores = [], []
         for place in every.argsort(descending=True).tolist():

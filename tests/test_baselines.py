@@ -20,7 +20,7 @@ from tigerrec.baselines.base import Baseline
 from tigerrec.baselines.bilinear import Bilinear
 from tigerrec.baselines.item_knn import ItemKNN
 from tigerrec.baselines.last_item import LastItem
-from tigerrec.baselines.next_item import LinearCrossEntropy, binary_cross_entropy, pieces
+from tigerrec.baselines.next_item import binary_cross_entropy, pieces
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.baselines.sasrec import SASRec
 from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
@@ -31,6 +31,7 @@ from tigerrec.data.histories import load_histories, split
 from tigerrec.evaluation.metrics import item_ranks, metrics
 from tigerrec.evaluation.stage import Ranking, check_lists
 from tigerrec.models.dropout import Dropout
+from tigerrec.models.losses import LinearCrossEntropy
 from tigerrec.pipeline import plan_baseline as plan
 from tigerrec.search.ranking import best_items
 from tigerrec.storage.contracts import read_json, read_table
@@ -174,7 +175,7 @@ def test_the_cross_entropy_and_its_gradients_are_those_of_torch(with_bias):
     states, classes, bias = (torch.randn(shape, dtype=torch.float64).float() for shape in ((150, 8), (30, 8), (30,)))
     targets, mine, theirs = torch.randint(0, 30, (150,)), [], []
     for loss, found in (
-        (lambda s, c, b: LinearCrossEntropy.apply(s, c, b, targets), mine),
+        (lambda s, c, b: LinearCrossEntropy.apply(s, c, b, targets, 0.0), mine),
         (lambda s, c, b: functional.cross_entropy(functional.linear(s, c, b), targets, reduction="sum"), theirs),
     ):
         leaves = [tensor.clone().requires_grad_() for tensor in (states, classes, *([bias] if with_bias else []))]

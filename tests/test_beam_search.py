@@ -14,10 +14,11 @@ from tests.oracles import score_catalogue
 from tigerrec.data.batches import NO_ITEM, padded
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
-from tigerrec.search.beam_search import Searcher, beam_search
-from tigerrec.search.trie import build_trie
+from tigerrec.search.beam_search import beam_search
+from tigerrec.search.searcher import Searcher
 from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout
 from tigerrec.tokenizers.suffix import add_suffix
+from tigerrec.tokenizers.trie import build_trie
 
 CODE_SIZES = (5, 4, 3)
 SETTINGS = [

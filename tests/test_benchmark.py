@@ -30,7 +30,7 @@ from tigerrec.models.dropout import Dropout
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
 from tigerrec.runtime.processes import in_own_process
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.searcher import Searcher
 from tigerrec.training.options import TrainConfig, Training
 
 ROOT = Path(__file__).parent.parent

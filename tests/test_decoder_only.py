@@ -28,7 +28,7 @@ from tigerrec.models.gpt2 import DecoderOnly
 from tigerrec.models.gpt2_model import HistoryGPT2
 from tigerrec.models.loading import load_generator, save_generator
 from tigerrec.pipeline import plan
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.searcher import Searcher
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ArtifactError
 from tigerrec.tokenizers.ids import PAD, SemanticIds, TokenLayout, load_semantic_ids
@@ -171,7 +171,7 @@ def test_training_shifts_by_token_as_the_search_does():
     model, history, target = generator(), torch.tensor([[3, 4, 5]]), 9
     decoder, token, score = model.decoder(history, torch.float32), torch.tensor([[PAD]]), 0.0
     for level, following in enumerate(model.tokens[target].tolist()):
-        score += decoder.step(token, torch.zeros(1, 1, level + 1, dtype=torch.long))[0, 0, following].item()
+        score += decoder.next_token(token, torch.zeros(1, 1, level + 1, dtype=torch.long))[0, 0, following].item()
         token = torch.tensor([[following]])
     loss, _ = model.losses(Batch(history, torch.tensor([[target]]), torch.tensor([[3]])), torch.float32, EXACT)
     assert -loss.item() * 4 == pytest.approx(score, abs=1e-4)

@@ -182,7 +182,7 @@ from tests.tiny_shop import FOLDERS
 from tigerrec.embed.stage import embed
 from tigerrec.evaluation import stage as evaluation
 from tigerrec.runtime import distributed
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.searcher import Searcher
 alone, shared = map(Path, sys.argv[1:])
 evaluation.SHARD_USERS = 8
 told = True

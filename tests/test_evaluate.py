@@ -8,7 +8,7 @@ from tigerrec.baselines.popularity import Popularity
 from tigerrec.data.histories import load_histories, split
 from tigerrec.evaluation.metrics import item_ranks, metrics
 from tigerrec.evaluation.stage import EvaluateConfig, Ranking, check_lists, evaluate
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.searcher import Searcher
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.manifests import StaleError, read_manifest
 

@@ -1059,7 +1059,7 @@ def test_26_an_evaluation_killed_in_the_middle_ranks_only_what_is_missing(
     monkeypatch.setattr("tigerrec.evaluation.stage.SHARD_USERS", 8)
     tiny_shop.run(orders, runs, "overwrite=evaluate")
     whole = contents(runs)
-    from tigerrec.search.beam_search import Searcher
+    from tigerrec.search.searcher import Searcher
 
     rank, ranked = Searcher.rank, []
 

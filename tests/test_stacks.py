@@ -13,6 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from tigerrec.data.batches import Batch
 from tigerrec.models import t5_stack
 from tigerrec.models.dropout import Dropout
+from tigerrec.models.losses import CrossEntropy
 from tigerrec.models.t5 import T5
 from tigerrec.tokenizers.ids import SemanticIds, TokenLayout
 
@@ -126,7 +127,7 @@ def test_under_dropout_logits_are_distributed_as_those_of_the_stock_model(inputs
 def test_cross_entropy_is_that_of_torch(label_smoothing):
     logits = (3 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0))).requires_grad_()
     labels = torch.randint(-1, 20, (50,), generator=torch.Generator().manual_seed(1))
-    found = t5_stack.CrossEntropy.apply(logits, labels, label_smoothing)
+    found = CrossEntropy.apply(logits, labels, label_smoothing)
     expected = torch.nn.functional.cross_entropy(
         logits, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
@@ -137,7 +138,7 @@ def test_cross_entropy_is_that_of_torch(label_smoothing):
 
 
 def test_cross_entropy_of_a_hopeless_target_is_finite():
-    loss = t5_stack.CrossEntropy.apply(torch.tensor([[0.0, 500.0]]), torch.tensor([0]), 0.0)
+    loss = CrossEntropy.apply(torch.tensor([[0.0, 500.0]]), torch.tensor([0]), 0.0)
     assert loss.item() == 500.0
 
 

@@ -19,7 +19,7 @@ from tigerrec.data.histories import Histories, load_histories, training_part
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import T5
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.searcher import Searcher
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.files import ArtifactError
 from tigerrec.storage.manifests import StaleError, read_manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tigerrec.search.trie import build_trie
+from tigerrec.tokenizers.trie import build_trie
 
 
 def random_tokens(n_items: int, n_levels: int, size: int, seed: int) -> np.ndarray:

@@ -173,7 +173,7 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
 
     tokenize_keys = ("seed", "collisions", "max_collision")
     tokenizer, token_keys = choice("tokenizer", Tokenizer, *tokenize_keys, "inputs")
-    generator, generator_keys = choice("generator", Generator, "seed")
+    generator, generator_keys = choice("generator", Generator, "seed", "inputs")
     training, train_keys = choice("train", Training)
     evaluation, evaluate_keys = choice("evaluate", EvaluateConfig)
     tokenize_options = {key: token_keys[key] for key in tokenize_keys if key in token_keys}
@@ -184,14 +184,15 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     embedded = _plan_embed(cfg.get("embedder"), "embedder", prepared, steps, "embed")
     extra = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)
     tokenized = embedded / f"{_folder_name(token_keys, 'tokenizer')}-seed{_seed(token_keys, 'tokenizer')}"
+    vectors = _plan_further(generator_keys.get("inputs"), "generator.inputs", generator.needs, prepared, steps)
     trained = tokenized / f"{_folder_name(generator_keys, 'generator')}-{_folder_name(train_keys, 'train')}-seed{seed}"
     evaluated = trained / f"eval-{_folder_name(evaluate_keys, 'evaluate')}"
     of_training = {"prepare": prepared, "tokenize": tokenized}
     following = [
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **extra}, "tokenizer.name",
              _function("tigerrec.tokenizers.stage.tokenize", embedded, tokenize_config, extra=extra)),
-        Step("train", "train", trained, train_config, of_training, "train.name",
-             _function("tigerrec.training.stage.train", prepared, tokenized, train_config), shared=True),
+        Step("train", "train", trained, train_config, of_training | vectors, "train.name",
+             _function("tigerrec.training.stage.train", prepared, tokenized, train_config, extra=vectors), shared=True),
         Step("evaluate", "evaluate", evaluated, evaluation, of_training | {"train": trained}, "evaluate.name",
              _function("tigerrec.evaluation.stage.evaluate", prepared, tokenized, trained, evaluation), shared=True),
     ]  # fmt: skip

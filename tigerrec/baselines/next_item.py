@@ -19,6 +19,7 @@ from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, Learning
 from tigerrec.data.batches import NO_ITEM, Examples, padded, rows_and_places
 from tigerrec.models.dropout import Dropout
+from tigerrec.models.losses import LinearCrossEntropy
 from tigerrec.runtime.devices import product_type
 from tigerrec.runtime.memory import release_freed_memory
 from tigerrec.runtime.seeds import derived_seed
@@ -27,7 +28,6 @@ from tigerrec.training.schedules import warmup_cosine
 
 logger = logging.getLogger(__name__)
 WARMUP = 0.05
-ROWS_AT_ONCE = 64  # whose scores of 12,000 items stay in a cache of 4 MB
 
 
 class NextItemModel(nn.Module, abc.ABC):
@@ -66,38 +66,6 @@ def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
     stop = ends - 1 - numbers * max_items
     start = np.maximum(stop - max_items, ends - lengths[rows])
     return Examples(np.concatenate([np.empty(0, np.int32), *training]), start, start + 1, stop)
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over all classes of linear scores, summed over rows, in nats; its gradient is made with the loss,
-    in the place of the scores.
-
-    Args:
-        states: (n, dim), whose type is that of the products.
-        classes: float32 (n_classes, dim).
-        bias: float32 (n_classes,), or None.
-        targets: int64 (n,).
-    """
-
-    @staticmethod
-    def forward(ctx, states, classes, bias, targets):  # type: ignore[no-untyped-def]
-        weight = classes.to(states.dtype)
-        scores = functional.linear(states, weight, None if bias is None else bias.to(states.dtype))
-        loss = torch.zeros(())
-        for rows, labels in zip(scores.split(ROWS_AT_ONCE), targets[:, None].split(ROWS_AT_ONCE), strict=True):
-            probabilities = rows.float().softmax(1)
-            likelihoods = probabilities.gather(1, labels)
-            loss -= likelihoods.clamp_(min=torch.finfo(torch.float32).tiny).log().sum()
-            rows.copy_(probabilities.scatter_(1, labels, likelihoods - 1))
-        ctx.save_for_backward(scores, states, weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        difference, states, weight = ctx.saved_tensors  # the first: probability less label
-        bias_gradient = difference.sum(0, dtype=torch.float32) * gradient if ctx.needs_input_grad[2] else None
-        states_gradient = ((difference @ weight) * gradient).to(states.dtype)
-        return states_gradient, (difference.mT @ states).float() * gradient, bias_gradient, None
 
 
 def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
@@ -171,7 +139,7 @@ def learn(
         dropout = Dropout(learning.dropout, derived_seed(seed, "dropout", number))
         states, targets = model.states(batch.items, dtype, dropout)[is_target], batch.targets[is_target]
         if negatives is None:
-            total = LinearCrossEntropy.apply(states, model.classes, model.bias, targets)
+            total = LinearCrossEntropy.apply(states, model.classes, model.bias, targets, 0.0)
         else:
             rng = np.random.default_rng(derived_seed(seed, "negatives", number))
             drawn = negatives.sample(np.repeat(users[rows], examples.n_targets[rows]), rng)

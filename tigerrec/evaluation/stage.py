@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tigerrec.config import AtLeastOne, Device, Precision, options
+from tigerrec.config import AtLeastOne, Device, NotNegative, Precision, options
 from tigerrec.data.histories import Histories, split, training_counts, training_part
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
+from tigerrec.search.options import CODES, ColdPlaces, Scores, Scoring, check_scoring, item_weight
 from tigerrec.search.ranking import Rank, by_popularity
 from tigerrec.storage import shards
 from tigerrec.storage.files import remove_tree
-from tigerrec.storage.fingerprints import describe, not_identity
+from tigerrec.storage.fingerprints import added, describe, not_identity
 from tigerrec.storage.stages import StageFiles, check_made_from, input_records, open_stage, writing
 from tigerrec.tokenizers.ids import group_codes, load_inputs
 
 if TYPE_CHECKING:
-    from tigerrec.search.beam_search import Searcher
+    from tigerrec.search.searcher import Searcher
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class EvaluateConfig:
         model: the generator's name in the result rows.
         beam_size: prefixes kept at each level of the search.
         k: length of the recommendation lists.
+        scores, item_weight, cold_places: as in `Scoring`; a weight of None is the one that training chose on
+            validation.
         batch_tokens: encoder tokens searched at once.
     """
 
@@ -49,6 +52,9 @@ class EvaluateConfig:
     beam_size: int = 20
     k: int = Field(default=20, ge=LARGEST_CUTOFF)
     precision: Precision = "fp32"
+    scores: Scores = added(CODES)
+    item_weight: NotNegative | None = added(None)
+    cold_places: ColdPlaces = added(0)
     device: Device = not_identity(default="auto")
     batch_tokens: AtLeastOne = not_identity(default=8192)
 
@@ -218,7 +224,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     """
     from tigerrec.models.loading import load_generator
     from tigerrec.runtime.devices import environment, resolve_device
-    from tigerrec.search.beam_search import Searcher
+    from tigerrec.search.searcher import Searcher
 
     inputs = {"prepare": prepared, "tokenize": tokenized, "train": trained}
     manifest = open_stage(trained, "train")
@@ -232,7 +238,10 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     started = time.perf_counter()
     device = resolve_device(config.device)
     model = load_generator(trained, semantic_ids).to(device)
-    searcher = Searcher.of(model, config.precision, training_counts(histories))
+    weight = item_weight(trained, config.scores) if config.item_weight is None else config.item_weight
+    scoring = Scoring(config.scores, weight, config.cold_places)
+    check_scoring(model, scoring)
+    searcher = Searcher.of(model, config.precision, training_counts(histories), scoring)
     runs_under = environment(device, config.precision)
     records = input_records(inputs)
     contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
@@ -246,7 +255,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
 
     def write() -> list[dict[str, Any]]:
         with writing(out, "evaluate", config, inputs=inputs, started=started) as files:
-            files.provenance |= runs_under | {"processes": distributed.world_size()}
+            files.provenance |= runs_under | {"processes": distributed.world_size(), "item_weight": weight}
             rows = write_rankings(files, rankings, targets, config.split, groups)
         remove_tree(out / "shards")
         return rows

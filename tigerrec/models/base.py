@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, Self, runtime_checkable
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from tigerrec.data.batches import Batch
     from tigerrec.models.dropout import Dropout
+    from tigerrec.tokenizers.trie import Trie
 
 EncoderMask = Literal["bidirectional", "item_causal"]
 BIDIRECTIONAL: Final = "bidirectional"
@@ -25,6 +27,7 @@ CODES: Final = "codes"
 ITEMS: Final = "items"
 ALL_ITEMS: Final = "all_items"
 LAST_ITEM: Final = "last_item"
+VECTORS: Final = "vectors"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
@@ -45,6 +48,10 @@ class Generator(Protocol):
         """How many of a history's last items are read."""
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Further vectors of items that it reads: `vectors`, or nothing."""
+
+    @property
     def item_loss(self) -> float:
         """Weight of a further training loss, which predicts items as a whole."""
 
@@ -55,23 +62,59 @@ class Generator(Protocol):
     def of_config(cls, config: dict[str, Any]) -> Self:
         """The sizes in a `config.json`; KeyError, TypeError or ValueError where this family did not write it."""
 
-    def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryModel:
-        """A model with random weights for these items; `encoder_mask` is for a family with an encoder."""
+    def new(
+        self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int, vectors: np.ndarray | None = None
+    ) -> HistoryModel:
+        """A model with random weights for these items; `encoder_mask` is for a family with an encoder, vectors of the
+        items, float32 (I, D), for one that needs them."""
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The prefixes of B users that the search follows at one level, and what may come after each.
+
+    Attributes:
+        depth: tokens of a prefix.
+        nodes: int64 (B, K): each prefix's node in the trie.
+        tokens: int64 (B, K): its last token; the start token at depth 0, where K is 1.
+        ancestors: int64 (B, K, depth + 1): its slot among the prefixes of every depth, itself last.
+        children: int64 (B, K, C): the nodes one level deeper, in any order where they do not exist.
+        child_tokens: int64 (B, K, C): their tokens.
+        exists: bool (B, K, C): which of them exist.
+    """
+
+    depth: int
+    nodes: Tensor
+    tokens: Tensor
+    ancestors: Tensor
+    children: Tensor
+    child_tokens: Tensor
+    exists: Tensor
 
 
 class Decoder(Protocol):
-    """A model that has read the histories of some users, fed one token a beam at each level."""
+    """A model that has read the histories of some users, asked level by level what follows their prefixes."""
 
-    def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam; at the first level the start token, once a user.
+    def step(self, beams: Beams) -> Tensor:
+        """The log-probability of each child given its prefix, float32 (B, K, C), any number where it does not exist;
+        called once a level, from the root down."""
 
-        Args:
-            tokens: int64 (B, K).
-            ancestors: int64 (B, K, depth + 1): each beam's slot among the tokens fed at every depth, itself last.
 
-        Returns:
-            The log-probabilities of the next token over the whole vocabulary, float32 (B, K, vocabulary).
-        """
+class ScoresItems(Decoder, Protocol):
+    """A decoder of a model that scores items as a whole too."""
+
+    def item_scores(self) -> Tensor:
+        """The log-probability of each item of the model, float32 (B, I); -inf of those it knows nothing of."""
+
+    def unseen_items(self) -> Tensor:
+        """The items that training never saw, int64 (n,)."""
+
+
+class Reader(Protocol):
+    """A model with all that it needs for searches along one trie."""
+
+    def decoder(self, items: Tensor, dtype: torch.dtype) -> Decoder:
+        """What the search asks after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
 
 
 class HistoryModel(Protocol):
@@ -103,6 +146,18 @@ class HistoryModel(Protocol):
     def positions_per_item(self) -> int:
         """Positions at which one item of a history is read."""
 
+    @property
+    def scores_vocabulary(self) -> bool:
+        """Whether the probabilities of tokens lie on the whole vocabulary, not on the children of a node alone."""
+
+    @property
+    def scores_items(self) -> bool:
+        """Whether its decoders score items as a whole too."""
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether it reads a vector of each item."""
+
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
         """Tokens that pass the model for training examples, int64 (n,), given the items each reads and its targets."""
 
@@ -113,12 +168,8 @@ class HistoryModel(Protocol):
         """Cross-entropies of a batch's targets, summed, in nats: the mean over a target's tokens, and of the next item
         among those `known`, else 0."""
 
-    def decoder(self, items: Tensor, dtype: torch.dtype) -> Decoder:
-        """What the search feeds after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
-
-    def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
-        """What transformers' own forward pass gives for targets of tokens (m, T) after one history of item indices
-        (n,): float32 (m, T, vocabulary)."""
+    def along(self, trie: Trie) -> Reader:
+        """The model, ready to search along a trie of items of its own."""
 
     def token_embeddings(self) -> list[Tensor]:
         """The embeddings of tokens."""
@@ -129,8 +180,9 @@ class HistoryModel(Protocol):
     def keep_only(self, items: Tensor) -> None:
         """Give up what the model holds of single items but some, int64 (n,)."""
 
-    def with_items(self, tokens: np.ndarray) -> HistoryModel:
-        """The same model with further items after its own, of tokens int64 (n, T)."""
+    def with_items(self, tokens: np.ndarray, vectors: np.ndarray | None = None) -> HistoryModel:
+        """The same model with further items after its own, of tokens int64 (n, T), and vectors float32 (n, D) where it
+        needs them."""
 
     def weight_files(self) -> dict[str, nn.Module]:
         """The parts of the model by the names of the files that hold their weights."""

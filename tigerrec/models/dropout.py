@@ -29,6 +29,12 @@ class Dropout:
         self._bits, self._seed = np.random.SFC64(seed), seed
         self._generator: torch.Generator | None = None
 
+    def at(self, p: float) -> Dropout:
+        """A dropout of another probability that goes on with the same random numbers; none where there is none here."""
+        other = Dropout(p if self.p else 0.0, self._seed)
+        other._bits, other._generator = self._bits, self._generator
+        return other
+
     def mask(self, like: Tensor) -> Tensor | None:
         """All bits set where an element is kept, none where it is dropped, as an integer tensor of the same shape; None
         where p is 0."""

@@ -9,6 +9,8 @@ from tigerrec.models.base import DropoutRate, EncoderMask, Layers, Size
 from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tigerrec.models.gpt2_model import HistoryGPT2
 
 STOCK_NAMES = {
@@ -25,6 +27,7 @@ class DecoderOnly:
     Its sizes are those of `T5` without an encoder; `d_kv` is always `d_model / num_heads`, which None stands for.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[str] = "gpt2"
 
     num_layers: Layers = 8
@@ -59,7 +62,9 @@ class DecoderOnly:
         sizes = {name: config[stock_name] for name, stock_name in STOCK_NAMES.items()}
         return cls(**sizes, max_items=config["tigerrec"]["max_items"])
 
-    def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryGPT2:
+    def new(
+        self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int, vectors: np.ndarray | None = None
+    ) -> HistoryGPT2:
         """A GPT-2 with random weights, whose mask is always causal."""
         import torch
         from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel

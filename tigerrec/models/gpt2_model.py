@@ -41,7 +41,7 @@ class HistoryGPT2(HistoryModule):
         """The probability of dropout in training."""
         return float(self.gpt2.config.resid_pdrop)
 
-    def with_items(self, tokens: np.ndarray) -> HistoryGPT2:
+    def with_items(self, tokens: np.ndarray, vectors: np.ndarray | None = None) -> HistoryGPT2:
         """The same model with further items after its own, of tokens int64 (n, T)."""
         return HistoryGPT2(self.gpt2, np.concatenate([self.tokens.cpu().numpy(), tokens])).to(self.device)
 
@@ -71,9 +71,3 @@ class HistoryGPT2(HistoryModule):
         """A decoder that has read histories of item indices (B, n)."""
         lengths = 1 + (items >= 0).sum(1) * self.positions_per_item
         return gpt2_stack.GPT2Decoder(self.gpt2, self.sequence(items), lengths, dtype)
-
-    def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
-        """What transformers' own forward pass gives, as `HistoryModel` says."""
-        input_ids = torch.cat([self.sequence(history[None]).expand(len(targets), -1), targets[:, :-1]], dim=1)
-        logits: Tensor = self.gpt2(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
-        return logits[:, -targets.shape[1] :]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tigerrec.models.base import Beams
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.t5_stack import NO_DROPOUT, Attention, Cache, heads, is_ancestor, with_earlier
 
@@ -99,8 +100,13 @@ class GPT2Decoder:
         self.cache: Cache = [[] for _ in self.history]
         self.fed: list[int] = []
 
-    def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam, as in `Decoder.step`; the start token was read before the history."""
+    def step(self, beams: Beams) -> Tensor:
+        """The log-probabilities of children, as in `Decoder.step`, over the whole vocabulary."""
+        return self.next_token(beams.tokens, beams.ancestors).gather(2, beams.child_tokens)
+
+    def next_token(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
+        """Feed one token a beam and give the log-probabilities of the next, float32 (B, K, vocabulary); the start
+        token was read before the history."""
         states = self.last if ancestors.shape[2] == 1 else self._feed(tokens, ancestors[:, :, 1:])
         logits = next_token_logits(self.gpt2, states, torch.float32)  # in bf16 items of a list would tie
         return logits.log_softmax(-1)

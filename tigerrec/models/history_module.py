@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tigerrec.data.batches import Batch
 from tigerrec.models.base import WEIGHTS
 from tigerrec.models.dropout import Dropout
-from tigerrec.models.t5_stack import IGNORED, CrossEntropy
+from tigerrec.models.losses import IGNORED, CrossEntropy
+from tigerrec.tokenizers.trie import Trie
 
 
 class HistoryModule(nn.Module):
@@ -53,6 +54,25 @@ class HistoryModule(nn.Module):
     def positions_per_item(self) -> int:
         """Positions at which one item of a history is read."""
         return self.n_levels
+
+    @property
+    def scores_vocabulary(self) -> bool:
+        """Its probabilities lie on the whole vocabulary."""
+        return True
+
+    @property
+    def scores_items(self) -> bool:
+        """No item head."""
+        return False
+
+    @property
+    def reads_vectors(self) -> bool:
+        """No vectors of items."""
+        return False
+
+    def along(self, trie: Trie) -> Any:
+        """The model itself, which needs nothing else for a search along a trie."""
+        return self
 
     def token_embeddings(self) -> list[Tensor]:
         """The embeddings of tokens, which are the output layer too."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tigerrec import TigerrecError
 from tigerrec.config import ConfigError, family_class
-from tigerrec.models.base import CONFIG, GENERATION_CONFIG, ITEM_CAUSAL, Generator, HistoryModel
+from tigerrec.models.base import CONFIG, GENERATION_CONFIG, ITEM_CAUSAL, VECTORS, Generator, HistoryModel
 from tigerrec.storage.contracts import contract, read_arrays, read_json
 from tigerrec.tokenizers.ids import SemanticIds
 
 if TYPE_CHECKING:
     from torch import nn
 
+NEW_VECTORS = "new_item_vectors.safetensors"
 FOREIGN = ("auto_map", "quantization_config")
 NOT_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
@@ -42,20 +46,36 @@ def load_generator(folder: Path, semantic_ids: SemanticIds) -> HistoryModel:
         except ConfigError:
             raise ValueError(f"its model_type {config['model_type']!r} is no family of generators here") from None
         mask = config["tigerrec"].get("encoder_mask", ITEM_CAUSAL)
+        n_items = config["tigerrec"].get("n_items", len(semantic_ids.codes))
+        if not isinstance(n_items, int) or not 0 < n_items <= len(semantic_ids.codes):
+            raise ValueError(f"it is a model of {n_items} items, and there are {len(semantic_ids.codes)}")
+        trained = replace(semantic_ids, codes=semantic_ids.codes[:n_items])
+        size = config["tigerrec"].get("vector_size", 0)
+        vectors = np.zeros((n_items, size), np.float32) if size else None
         with torch.device("meta"):
-            empty = generator.new(semantic_ids, mask, seed=0)
-    _check_settings(folder, CONFIG, empty.stock.config)
-    _check_settings(folder, GENERATION_CONFIG, empty.stock.generation_config)
+            empty = generator.new(trained, mask, seed=0, vectors=vectors)
+    for file, settings in _settings(empty).items():
+        _check_settings(folder, file, settings)
     weights = {
         file: read_arrays(folder, file, _shapes(empty, module), finite=True)
         for file, module in empty.weight_files().items()
     }
-    model = generator.new(semantic_ids, mask, seed=0)
+    model = generator.new(trained, mask, seed=0, vectors=vectors)
     for file, module in model.weight_files().items():
         with contract(folder, file), torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.zero_()[: len(weights[file][name])] = torch.from_numpy(weights[file][name])
-    return model
+    further = semantic_ids.tokens[n_items:]
+    if not len(further):
+        return model
+    shapes = {VECTORS: ("float32", (len(further), size))}
+    return model.with_items(further, read_arrays(folder, NEW_VECTORS, shapes, finite=True)[VECTORS] if size else None)
+
+
+def _settings(model: HistoryModel) -> dict[str, Any]:
+    """The files of settings that a stock model writes: its sizes, and how it generates where it does."""
+    generation = getattr(model.stock, "generation_config", None)
+    return {CONFIG: model.stock.config} | ({} if generation is None else {GENERATION_CONFIG: generation})
 
 
 def _shapes(model: HistoryModel, module: nn.Module) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -96,11 +116,11 @@ def save_generator(model: HistoryModel, folder: Path) -> Iterator[Path]:
     files = model.weight_files()
     loaded = {id(parameter) for module in files.values() for parameter in module.parameters()}
     saved = {path.name for path in folder.glob("*.safetensors")}
-    missing = {CONFIG, GENERATION_CONFIG, *files} - {path.name for path in folder.iterdir()}
+    missing = {*_settings(model), *files} - {path.name for path in folder.iterdir()}
     if missing or saved != set(files) or loaded != {id(parameter) for parameter in model.parameters()}:
         names = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise TigerrecError(
-            f"{type(model).__name__} must save {CONFIG}, {GENERATION_CONFIG} and all its parameters in the files that "
+            f"{type(model).__name__} must save {', '.join(_settings(model))} and all its parameters in the files that "
             f"its weight_files() names, {', '.join(files)}; it saved {names}."
         )
     yield from sorted(folder.iterdir())

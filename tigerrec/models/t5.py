@@ -9,6 +9,8 @@ from tigerrec.models.base import ALL_ITEMS, CODES, ITEM_CAUSAL, ITEMS, LAST_ITEM
 from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tigerrec.models.t5_model import HistoryT5
 
 SIZES = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "dropout_rate")
@@ -37,6 +39,7 @@ class T5:
             only with history=items.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[str] = "t5"
 
     num_layers: Layers = 4
@@ -80,7 +83,9 @@ class T5:
             raise ValueError(f"its encoder_mask is {reading['encoder_mask']!r}")
         return cls(**{name: config[name] for name in SIZES}, **{name: reading[name] for name in READING})
 
-    def new(self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int) -> HistoryT5:
+    def new(
+        self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int, vectors: np.ndarray | None = None
+    ) -> HistoryT5:
         """A T5 with random weights."""
         import torch
         from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration

@@ -16,7 +16,7 @@ from tigerrec.models import masks, t5_stack
 from tigerrec.models.base import ITEM_CAUSAL, LAST_ITEM
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.history_module import HistoryModule
-from tigerrec.models.t5_stack import IGNORED, CrossEntropy
+from tigerrec.models.losses import IGNORED, CrossEntropy
 from tigerrec.tokenizers.ids import PAD
 
 INPUT_MODULE = "input_module.safetensors"
@@ -89,7 +89,7 @@ class HistoryT5(HistoryModule):
         """Encoder positions of one item."""
         return self.n_levels if self.inputs is None else 1
 
-    def with_items(self, tokens: np.ndarray) -> HistoryT5:
+    def with_items(self, tokens: np.ndarray, vectors: np.ndarray | None = None) -> HistoryT5:
         """The same model with further items after its own, of tokens int64 (n, T), without item embeddings."""
         tokens = np.concatenate([self.tokens.cpu().numpy(), tokens])
         inputs = None if self.inputs is None else ItemInputs.of(self.inputs.state_dict(), len(tokens))
@@ -156,13 +156,6 @@ class HistoryT5(HistoryModule):
     def decoder(self, items: Tensor, dtype: torch.dtype) -> t5_stack.T5Decoder:
         """A decoder that has read histories of item indices (B, n)."""
         return t5_stack.T5Decoder(self.t5, *self.read(items, dtype), self.n_levels, dtype)
-
-    def stock_logits(self, history: Tensor, targets: Tensor) -> Tensor:
-        """What transformers' own forward pass gives, as `HistoryModel` says."""
-        encoded, mask = (tensor.expand(len(targets), *tensor.shape[1:]) for tensor in self.read(history[None]))
-        inputs = functional.pad(targets[:, :-1], (1, 0), value=PAD)
-        logits: Tensor = self.t5(encoder_outputs=(encoded,), attention_mask=mask, decoder_input_ids=inputs).logits
-        return logits
 
     def _at_items(self, encoded: Tensor, places: Tensor) -> Tensor:
         """The encoder's output (B, S, d) at items (B, m) of each history, (B * m, positions of an item, d)."""

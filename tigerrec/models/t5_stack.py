@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tigerrec.models.base import Beams
 from tigerrec.models.dropout import Dropout, keep
 
-IGNORED = -1
 NO_DROPOUT = Dropout(0.0)
 
 
@@ -82,38 +82,6 @@ class DroppedRelu(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradient, kept, 0), None
 
 
-class CrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over rows, in nats, float32; its gradient, probability less label, is made with the loss:
-    one pass over the logits instead of three.
-
-    Args:
-        logits: (n, classes).
-        labels: int64 (n,); rows with the label `IGNORED` count nothing.
-        label_smoothing: share of the target's probability spread over all classes.
-    """
-
-    @staticmethod
-    def forward(ctx, logits, labels, label_smoothing):  # type: ignore[no-untyped-def]
-        counts = (labels >= 0).float()
-        labels = labels.clamp(min=0)[:, None]
-        scores = logits.float()
-        probabilities = scores.softmax(1)
-        log_normaliser = scores.amax(1) - probabilities.amax(1).log()
-        mean_scores = scores.mean(1) if label_smoothing else 0.0
-        target_scores = scores.gather(1, labels).squeeze(1)
-        losses = log_normaliser - (1 - label_smoothing) * target_scores - label_smoothing * mean_scores
-        if label_smoothing:
-            probabilities -= label_smoothing / logits.shape[1]
-        probabilities.scatter_add_(1, labels, torch.full_like(labels, label_smoothing - 1, dtype=torch.float32))
-        ctx.save_for_backward((probabilities.mul_(counts[:, None])).to(logits.dtype))
-        return (losses * counts).sum()
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (difference,) = ctx.saved_tensors
-        return (difference * gradient).to(difference.dtype), None, None
-
-
 def heads(states: Tensor, n_parts: int, n_heads: int) -> tuple[Tensor, ...]:
     """Projections side by side, (B, n, parts * heads * width), one by one, each contiguous (B, heads, n, width)."""
     return states.unflatten(-1, (n_parts, n_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
@@ -142,7 +110,12 @@ def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropou
 
 
 def encode(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
-    """The encoder's output, float32 (B, S, d).
+    """The encoder's output, float32 (B, S, d), with T5's dropout of it; see `encoded_states`."""
+    return dropout(encoded_states(t5, embedded, visible, dtype, dropout) * dropout.scale)
+
+
+def encoded_states(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype, dropout: Dropout) -> Tensor:
+    """The encoder's output without dropout of it, float32 (B, S, d).
 
     Args:
         embedded: float32 (B, S, d).
@@ -156,7 +129,7 @@ def encode(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: torch.dtype
         projections = self_projections(layer, states, dtype)
         states = states + attend(projections, bias, visible, layer.SelfAttention, dropout)
         states = feed_forward(feed_forward_layer, states, dtype, dropout)
-    return dropout(normalise(t5.encoder.final_layer_norm, states, torch.float32) * dropout.scale)
+    return normalise(t5.encoder.final_layer_norm, states, torch.float32)
 
 
 def read_history(t5: Any, encoded: Tensor, dropout: Dropout) -> list[tuple[Tensor, ...]]:
@@ -261,8 +234,12 @@ class T5Decoder:
         self.cache: Cache = [[] for _ in t5.decoder.block]
         self.fed: list[int] = []
 
-    def step(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
-        """Feed one token a beam, as in `Decoder.step`."""
+    def step(self, beams: Beams) -> Tensor:
+        """The log-probabilities of children, as in `Decoder.step`, over the whole vocabulary."""
+        return self.next_token(beams.tokens, beams.ancestors).gather(2, beams.child_tokens)
+
+    def next_token(self, tokens: Tensor, ancestors: Tensor) -> Tensor:
+        """Feed one token a beam and give the log-probabilities of the next, float32 (B, K, vocabulary)."""
         self.fed.append(tokens.shape[1])
         own_bias = self.bias[:, :, len(self.fed) - 1, None]
         bias = torch.cat([own_bias[..., level, None].expand(-1, -1, -1, n) for level, n in enumerate(self.fed)], dim=3)

@@ -10,20 +10,20 @@ from typing import Any
 
 from tigerrec import text
 from tigerrec.data.histories import ITEMS, load_histories, read_items, read_stats, training_counts
-from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES
+from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES, VECTORS
 from tigerrec.models.loading import load_generator
 from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ASIDE, ArtifactError
 from tigerrec.storage.folders import embed_folder, upstream_folders
 from tigerrec.storage.manifests import MANIFEST, StaleError, read_manifest
-from tigerrec.storage.stages import check_made_from, open_stage, writing
+from tigerrec.storage.stages import check_made_from, input_record, open_stage, writing
 from tigerrec.tokenizers.ids import load_semantic_ids
 from tigerrec.tokenizers.stage import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-EMBEDDER, CARD = "embedder.json", "README.md"
+EMBEDDER, GENERATOR_EMBEDDER, CARD = "embedder.json", "generator_embedder.json", "README.md"
 FIGURES = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high")
 METRICS = [dict.fromkeys(("model", "split", "hit", "seen"), str) | {"users": int} | dict.fromkeys(FIGURES, float)]
 READERS = {
@@ -88,19 +88,34 @@ def write_export(run: Path, out: Path) -> None:
             for name, entry in open_stage(folders[stage], stage).files.items():
                 if not entry.get("measured"):
                     files.copy(folders[stage] / name)
-        if (embedder := _embedder(folders["tokenize"])) is not None:
-            files.json(EMBEDDER, embedder)
+        for name, folder in _embed_folders(folders).items():
+            files.json(name, _embedder(folder))
         if semantic_ids.may_share:
             files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
         with files.create(CARD) as temporary:
             temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
 
 
-def _embedder(tokenized: Path) -> dict[str, Any] | None:
-    """The embedder of a tokenize stage's vectors and the sha256 of its files; None where its stage is gone."""
-    folder = embed_folder(tokenized)
-    if folder is None:
-        return None
+def _embed_folders(folders: dict[str, Path]) -> dict[str, Path]:
+    """The embed stages of the vectors that a tokenizer and a generator read, as far as they are there, by the name of
+    the file that describes them."""
+    found = {EMBEDDER: embed_folder(folders["tokenize"])}
+    read = open_stage(folders["train"], "train").inputs.get(VECTORS)
+    if read is not None:
+        stages = [path.parent for path in folders["prepare"].glob(f"*/{MANIFEST}")]
+        found[GENERATOR_EMBEDDER] = next((stage for stage in stages if _is_stage(stage, read)), None)
+    return {name: folder for name, folder in found.items() if folder is not None}
+
+
+def _is_stage(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether a folder holds the embed stage that another one read."""
+    manifest = read_manifest(folder)
+    present = manifest is not None and manifest.stage == "embed"
+    return present and all(input_record(folder)[key] == record[key] for key in ("fingerprint", "content"))
+
+
+def _embedder(folder: Path) -> dict[str, Any]:
+    """The embedder of an embed stage and the sha256 of its files."""
     manifest = open_stage(folder, "embed")
     recorded = manifest.provenance.get("embedder")
     settings = dict(recorded) if isinstance(recorded, dict) else {}

@@ -17,9 +17,11 @@ from tigerrec.data.raw import Tally, Unreadable, clean, make_item
 from tigerrec.data.tables import is_table, plain_id, read_rows, shown
 from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
-from tigerrec.serving.export import CARD, EMBEDDER, check_free, write_export
+from tigerrec.models.base import CONFIG, VECTORS
+from tigerrec.models.loading import NEW_VECTORS
+from tigerrec.serving.export import CARD, EMBEDDER, GENERATOR_EMBEDDER, check_free, write_export
 from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run, read_popularity
-from tigerrec.storage.contracts import read_json
+from tigerrec.storage.contracts import read_arrays, read_json
 from tigerrec.storage.files import remove_tree, unchanged
 from tigerrec.storage.fingerprints import with_families
 from tigerrec.storage.manifests import read_manifest
@@ -113,15 +115,16 @@ def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
         ) from None
 
 
-def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
-    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export. Raises
-    TigerrecError if the export does not say which it was, or it is not on this machine, or with other weights."""
-    if not (folder / EMBEDDER).exists():
+def embed_as_before(folder: Path, new: NewItems, file: str = EMBEDDER) -> np.ndarray:
+    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export, which a
+    file of it names. Raises TigerrecError if the export does not say which it was, or it is not on this machine, or
+    with other weights."""
+    if not (folder / file).exists():
         raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
-    recorded = read_json(folder, EMBEDDER, {"config": dict, "sources": dict})
+    recorded = read_json(folder, file, {"config": dict, "sources": dict})
     if "${" in str(recorded["config"]):
-        raise NewItemsError(f"{folder / EMBEDDER} holds no plain settings; {GIVE_VECTORS}.")
-    embedder = config.build(with_families(recorded["config"]), str(folder / EMBEDDER), Embedder)
+        raise NewItemsError(f"{folder / file} holds no plain settings; {GIVE_VECTORS}.")
+    embedder = config.build(with_families(recorded["config"]), str(folder / file), Embedder)
     if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
         raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
     with unchanged(embedder.sources()) as digests:
@@ -132,6 +135,19 @@ def embed_as_before(folder: Path, new: NewItems) -> np.ndarray:
             )
         vectors = embedder.open()(new.item_ids, [record["text"] for record in new.records])
     return checked(vectors, new.item_ids)
+
+
+def vectors_of_all(folder: Path, new: NewItems, vectors: np.ndarray) -> np.ndarray | None:
+    """The vectors that the generator of an export reads of the items that joined it and of new ones, float32 (n, D);
+    None where it reads none. `vectors` are those of the new items that the tokenizer reads."""
+    if not read_json(folder, CONFIG, {"tigerrec": dict})["tigerrec"].get("vector_size"):
+        return None
+    records = [read_json(folder, file) if (folder / file).exists() else None for file in (EMBEDDER, GENERATOR_EMBEDDER)]
+    if records[0] != records[1] or records[0] is None:
+        vectors = embed_as_before(folder, new, GENERATOR_EMBEDDER)
+    if not (folder / NEW_VECTORS).exists():
+        return vectors
+    return np.concatenate([read_arrays(folder, NEW_VECTORS, {VECTORS: ("float32", (None, None))})[VECTORS], vectors])
 
 
 def new_semantic_ids(folder: Path | str, vectors: np.ndarray) -> np.ndarray:
@@ -182,7 +198,10 @@ def _write(base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
     semantic_ids = SemanticIds(np.concatenate([old.codes, codes]), old.layout)
     records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]
     card = (base / CARD).read_text(encoding="utf-8")
+    of_generator = vectors_of_all(base, new, vectors)
     with writing(out, EXPORT, {}, {"export": base}, {"items": new.sha256}) as files:
+        if of_generator is not None:
+            files.arrays(NEW_VECTORS, {VECTORS: of_generator})
         files.parquet(ITEMS, pa.concat_tables([items, pa.Table.from_pylist(records, schema=items.schema)]))
         files.parquet(SEMANTIC_IDS, semantic_ids.table())
         if POPULARITY in manifest.files:

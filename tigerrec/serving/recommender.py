@@ -14,6 +14,7 @@ import numpy as np
 from tigerrec import TigerrecError
 from tigerrec.data.histories import load_histories, read_items, training_counts
 from tigerrec.embed.base import few
+from tigerrec.search.options import CODES, HYBRID, Scores, Scoring, check_scoring, item_weight
 from tigerrec.storage.contracts import contract, read_arrays
 from tigerrec.storage.folders import upstream_folders
 from tigerrec.storage.manifests import StaleError, read_manifest
@@ -21,7 +22,7 @@ from tigerrec.storage.stages import open_stage
 from tigerrec.tokenizers.ids import TokenLayout, group_codes, load_semantic_ids
 
 if TYPE_CHECKING:
-    from tigerrec.search.beam_search import Searcher
+    from tigerrec.search.searcher import Searcher
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class RecommendError(TigerrecError):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item; `score` is the log-probability of its Semantic ID."""
+    """One recommended item; `score` is what it was ranked by: the log-probability of its Semantic ID, or what
+    `Scoring` says."""
 
     item_id: str
     title: str | None
@@ -80,13 +82,20 @@ class Recommender:
     numbers: dict[str, int]
 
     @staticmethod
-    def from_pretrained(folder: Path | str, device: str = "auto") -> Recommender:
-        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder, on `cpu`,
-        `cuda`, or `auto`: the GPU where there is one. Raises ArtifactError if the folder is neither, or something in it
-        is damaged."""
+    def from_pretrained(folder: Path | str, device: str = "auto", scores: Scores | None = None) -> Recommender:
+        """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
+
+        Args:
+            device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
+            scores: as in `Scoring`; None = `hybrid` of a generator with an item head, else `codes`.
+
+        Raises:
+            ArtifactError: the folder is neither, or something in it is damaged.
+            ConfigError: the generator does not give such scores.
+        """
         from tigerrec.models.loading import load_generator
         from tigerrec.runtime.devices import resolve_device
-        from tigerrec.search.beam_search import Searcher
+        from tigerrec.search.searcher import Searcher
 
         folder = Path(folder)
         check_run(folder)
@@ -106,8 +115,11 @@ class Recommender:
         if semantic_ids.may_share:
             prepared = folders["prepare"]
             popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
+        scores = scores or (HYBRID if model.scores_items else CODES)
+        scoring = Scoring(scores, item_weight(folder, scores))
+        check_scoring(model, scoring)
         return Recommender(
-            Searcher.of(model, "fp32", popularity),
+            Searcher.of(model, "fp32", popularity, scoring),
             semantic_ids.codes,
             item_ids,
             titles,
@@ -115,12 +127,16 @@ class Recommender:
         )
 
     def with_items(
-        self, item_ids: Sequence[str], codes: np.ndarray, titles: Sequence[str | None] | None = None
+        self,
+        item_ids: Sequence[str],
+        codes: np.ndarray,
+        titles: Sequence[str | None] | None = None,
+        vectors: np.ndarray | None = None,
     ) -> Recommender:
-        """A recommender of these and of new items with codes from `new_semantic_ids`, int (n, n_levels), without
-        training; the scores of these stay. Raises RecommendError if there is no new item, one is known already or comes
-        twice, its codes are those of another where items may not share them, or ids, codes and titles do not fit
-        together."""
+        """A recommender of these and of new items with codes from `new_semantic_ids`, int (n, n_levels), and vectors,
+        float32 (n, D), where the generator reads vectors, without training; the scores of these stay. Raises
+        RecommendError if there is no new item, one is known already or comes twice, its codes are those of another
+        where items may not share them, or ids, codes and titles do not fit together."""
         ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
         repeated = [item_id for item_id, count in Counter([*self.numbers, *ids]).items() if count > 1]
         layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
@@ -147,7 +163,7 @@ class Recommender:
                 )
         all_ids = self.item_ids + ids
         return Recommender(
-            self.searcher.with_items(layout.to_tokens(codes)),
+            self.searcher.with_items(layout.to_tokens(codes), vectors),
             all_codes,
             all_ids,
             self.titles + titles,
@@ -155,7 +171,7 @@ class Recommender:
         )
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
-        """The k items that most probably follow a history, best first; fewer where the catalogue is smaller. The
+        """The k best items to follow a history, best first; fewer where the catalogue is smaller. The
         history begins with the oldest item; unknown ids are ignored with a warning, and with `mask_seen` none of its
         items is recommended. Raises RecommendError if k is below 1, or no item is known."""
         return self.recommend_batch([item_ids], k, mask_seen)[0]
@@ -175,7 +191,7 @@ class Recommender:
         ]
 
     def report(self, item_ids: Sequence[str], k: int = 10) -> str:
-        """A history and its recommendations as text to read: item id, log-probability, Semantic ID and title."""
+        """A history and its recommendations as text to read: item id, score, Semantic ID and title."""
         recommended = self.recommend(item_ids, k)
         known = [self.numbers[item_id] for item_id in item_ids if item_id in self.numbers]
         history = [self._recommendation(item, float("nan")) for item in known]
@@ -184,7 +200,9 @@ class Recommender:
             semantic_id = "-".join(map(str, item.semantic_id))
             return f"{rank:>3}  {item.item_id}  {score:>8}  {semantic_id:<16}  {item.title or '(no title)'}"
 
-        lines = ["history:", *(line("", item, "") for item in history), "recommended, with log-probabilities:"]
+        scores = self.searcher.scoring.scores
+        heading = f"recommended, with {'log-probabilities' if scores == CODES else f'scores ({scores})'}:"
+        lines = ["history:", *(line("", item, "") for item in history), heading]
         lines += [line(rank, item, f"{item.score:.3f}") for rank, item in enumerate(recommended, start=1)]
         return "\n".join(lines)
 

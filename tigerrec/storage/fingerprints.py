@@ -22,6 +22,12 @@ def not_identity(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"identity": False}, **kwargs)
 
 
+def added(default: Any) -> Any:
+    """A dataclass field that earlier versions did not have: no part of the identity while it has its default, so that
+    what they made stays up to date."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 OLD_NAMES: dict[str, str | None] = {
     "AmazonReviews": "amazon", "TablesDataset": "tables", "SentenceTransformerEmbedder": "sentence_transformer",
     "T5": "t5", "DecoderOnly": "gpt2", "Gradient": "gradient", "MovingAverage": "moving_average", "SimVQ": "simvq",
@@ -41,7 +47,7 @@ def describe(value: Any) -> Any:
         return family | {
             field.name: describe(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.metadata.get("identity", True)
+            if _is_identity(field, getattr(value, field.name))
         }
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
@@ -50,6 +56,10 @@ def describe(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def _is_identity(field: dataclasses.Field[Any], value: Any) -> bool:
+    return field.metadata.get("identity", True) and not (field.metadata.get("added") and value == field.default)
 
 
 def with_families(recorded: Any) -> Any:

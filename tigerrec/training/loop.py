@@ -25,7 +25,8 @@ from tigerrec.runtime.devices import product_type
 from tigerrec.runtime.memory import release_freed_memory
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.runtime.signals import Interrupted, stop_signals
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.options import CODES_ALONE, Scoring
+from tigerrec.search.searcher import Searcher
 from tigerrec.training.checkpoints import Checkpoints
 from tigerrec.training.options import TrainConfig, Training
 from tigerrec.training.schedules import warmup_cosine
@@ -58,7 +59,7 @@ class Trainer:
         model.keep_only(known)
         self.known = known if config.generator.item_loss else None
         self.dtype = product_type(device, self.training.precision)
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = new_optimizer(model, self.training)
         self.steps_per_epoch = len(self._epoch_batches(0))
         self.total_steps = self.steps_per_epoch * self.training.epochs
@@ -144,9 +145,8 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
     the weights of layer norms do not decay.
     """
     tokens, items = model.token_embeddings(), model.item_embeddings()
-    others = [
-        parameter for parameter in model.parameters() if not any(parameter is embedding for embedding in tokens + items)
-    ]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    others = [parameter for parameter in learned if not any(parameter is embedding for embedding in tokens + items)]
     matrices = [parameter for parameter in others if parameter.ndim > 1]
     vectors = [parameter for parameter in others if parameter.ndim == 1]
     rates = (tokens, training.embedding_rate), (items, training.item_embedding_rate), (matrices, 1.0)
@@ -155,11 +155,13 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-def validate(model: HistoryModel, histories: Histories, users: np.ndarray, training: Training) -> dict[str, float]:
+def validate(
+    model: HistoryModel, histories: Histories, users: np.ndarray, training: Training, scoring: Scoring = CODES_ALONE
+) -> dict[str, float]:
     """HR@10 and NDCG@10 of validation targets: item level, seen items masked, means over the users given."""
     mine = users[distributed.rank() :: distributed.world_size()]
     known, targets = known_and_targets(histories, "validation", mine)
-    searcher = Searcher.of(model, training.precision, training_counts(histories))
+    searcher = Searcher.of(model, training.precision, training_counts(histories), scoring)
     items, _ = searcher.rank(known, k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
     return validation_metrics(np.concatenate(distributed.gathered(item_ranks(items, targets))))
 

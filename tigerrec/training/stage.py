@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from tigerrec.data.histories import validation_sample
+from tigerrec.embed.stage import load_embeddings
+from tigerrec.models.base import VECTORS
 from tigerrec.runtime import distributed
 from tigerrec.runtime.seeds import derived_seed
+from tigerrec.search.options import CHOSEN
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import canonical_json, describe
 from tigerrec.storage.stages import input_records, writing
@@ -18,14 +23,19 @@ from tigerrec.training.options import ENCODER_MASK, TrainConfig
 logger = logging.getLogger(__name__)
 
 
-def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Path:
+def train(
+    prepared: Path, tokenized: Path, config: TrainConfig, out: Path, extra: Mapping[str, Path] | None = None
+) -> Path:
     """Train a generator on the training parts of all histories.
 
     A killed run continues from its last checkpoint; on a CPU it ends in the same bytes as an undisturbed one.
 
+    Args:
+        extra: the embed stages of further vectors that the generator needs, by name.
+
     Returns:
         `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items,
-        input_module.safetensors.
+        input_module.safetensors; search.json where it has an item head.
 
     Raises:
         ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.
@@ -34,13 +44,16 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
     from tigerrec.models.loading import save_generator
     from tigerrec.runtime.devices import environment, resolve_device
     from tigerrec.training.checkpoints import Checkpoints
+    from tigerrec.training.item_weight import choose
     from tigerrec.training.loop import Trainer, fit, select
 
     started = time.perf_counter()
     histories, semantic_ids = load_inputs(prepared, tokenized)
     training, seed = config.training, derived_seed(config.seed, "weights")
     device = resolve_device(training.device)
-    model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], seed).to(device)
+    further = {} if extra is None else dict(extra)
+    vectors = load_embeddings(further[VECTORS]) if VECTORS in further else None
+    model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], seed, vectors).to(device)
     trainer = Trainer(model, histories, config)
     runs_under = environment(device, training.precision) | {"processes": distributed.world_size()}
     counts = {
@@ -53,12 +66,16 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
         f"{counts['parameters'] / 1e6:.1f} M parameters"
     )
     logger.info("training on %s, %s, %s", sizes, device, runs_under["precision"])
-    inputs = {"prepare": prepared, "tokenize": tokenized}
+    inputs = {"prepare": prepared, "tokenize": tokenized} | further
     identity = {"config": describe(config), "inputs": input_records(inputs)}
     plain_identity = json.loads(canonical_json(identity))
     checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, training.tensorboard)
     fit(trainer, checkpoints, histories)
     selected = select(trainer, checkpoints, histories)
+    weights = {}
+    if model.scores_items:
+        users = validation_sample(histories, training.validation_users, config.seed)
+        weights = choose(model, histories, users, training, checkpoints)
     state = checkpoints.state
 
     def write() -> None:
@@ -67,6 +84,8 @@ def train(prepared: Path, tokenized: Path, config: TrainConfig, out: Path) -> Pa
             remove_tree(final)
             for path in save_generator(model, final):
                 files.adopt(path, path.name)
+            if weights:
+                files.json(CHOSEN, weights)
             with files.create("training.jsonl", measured=True) as path:
                 path.write_text("".join(json.dumps(line) + "\n" for line in state.log))
             run = {"steps": state.step, "training_seconds": state.seconds, "environments": state.environments}

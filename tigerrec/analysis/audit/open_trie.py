@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tigerrec.analysis.audit.run import NotApplicableError
-from tigerrec.search.trie import Trie
 from tigerrec.tokenizers.ids import TokenLayout
+from tigerrec.tokenizers.trie import Trie
 
 UNASSIGNED = -1  # a Semantic ID that no item has
 MALFORMED = -2  # tokens that are no Semantic ID: one of them belongs to another level, or is padding

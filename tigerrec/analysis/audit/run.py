@@ -16,11 +16,13 @@ from tigerrec.analysis.audit.variants import read_interactions, write_variant
 from tigerrec.data.histories import load_histories, training_counts
 from tigerrec.evaluation.lists import read_lists, read_ranks
 from tigerrec.evaluation.stage import EvaluateConfig, known_and_targets
+from tigerrec.models.base import VECTORS
 from tigerrec.models.loading import load_generator
 from tigerrec.pipeline import Step
 from tigerrec.runtime.devices import resolve_device
 from tigerrec.runtime.seeds import derived_seed
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.options import Scoring, item_weight
+from tigerrec.search.searcher import Searcher
 from tigerrec.storage.files import ArtifactError, remove_tree, sha256_text
 from tigerrec.storage.fingerprints import canonical_json, describe
 from tigerrec.storage.manifests import read_manifest
@@ -119,7 +121,15 @@ class AuditedRun:
     def open_searcher(self, trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray) -> Searcher:
         """The generator of a train stage with a catalogue, on the device and in the precision of the evaluation."""
         model = load_generator(trained, semantic_ids).to(resolve_device(self.evaluation.device))
-        return Searcher.of(model, self.evaluation.precision, popularity)
+        asked = self.evaluation
+        weight = item_weight(trained, asked.scores) if asked.item_weight is None else asked.item_weight
+        scoring = Scoring(asked.scores, weight, asked.cold_places)
+        return Searcher.of(model, asked.precision, popularity, scoring)
+
+    @property
+    def vectors(self) -> Path | None:
+        """The embed stage of the vectors that the generator reads."""
+        return self.steps["train"].inputs.get(VECTORS)
 
     def search(self, searcher: Searcher, histories: list[np.ndarray], **how: Any) -> np.ndarray:
         """The lists of some histories, int32 (n, k), with the beam of the evaluation; `how` as in `Searcher.rank`."""

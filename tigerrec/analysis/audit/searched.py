@@ -17,10 +17,10 @@ from tigerrec.analysis.audit.figures import (
     without,
 )
 from tigerrec.analysis.audit.open_trie import MALFORMED, OpenTrie
-from tigerrec.analysis.audit.run import AuditedRun, Finding, check, seeded_rng
+from tigerrec.analysis.audit.run import AuditedRun, Finding, NotApplicableError, check, seeded_rng
 from tigerrec.evaluation.metrics import item_ranks
-from tigerrec.search.trie import Trie
 from tigerrec.text import figure, percent
+from tigerrec.tokenizers.trie import Trie
 
 TRUNCATED = (1, 2, 5)
 
@@ -36,6 +36,8 @@ def unconstrained_lists(run: AuditedRun, histories: list[np.ndarray]) -> np.ndar
 def unconstrained(run: AuditedRun) -> Finding:
     """The same beam search without the trie: any token of the vocabulary may follow. Ids that no item has are counted,
     then dropped."""
+    if not run.searcher.model.scores_vocabulary:
+        raise NotApplicableError("This generator scores the children of a node of the trie alone.")
     users = run.sample("unconstrained")
     known, targets = [run.known[user] for user in users], run.targets[users]
     lists = unconstrained_lists(run, known)

@@ -16,6 +16,7 @@ from tigerrec.embed.collaborative import Collaborative
 from tigerrec.embed.stage import load_embeddings
 from tigerrec.evaluation.metrics import item_ranks
 from tigerrec.evaluation.stage import POPULARITY, known_and_targets
+from tigerrec.models.base import VECTORS
 from tigerrec.search.ranking import by_popularity
 from tigerrec.storage.stages import open_stage
 from tigerrec.text import percent
@@ -38,10 +39,15 @@ def validated_once(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, validate_every=every))
 
 
-def train_on(run: AuditedRun, name: str, prepared: Path, tokenized: Path, config: TrainConfig) -> Path:
-    """A train stage of the audit, resumed where it was stopped."""
-    inputs = {"prepare": prepared, "tokenize": tokenized}
-    return run.stage(name, "train", config, inputs, lambda out: train(prepared, tokenized, config, out))
+def train_on(
+    run: AuditedRun, name: str, prepared: Path, tokenized: Path, config: TrainConfig, vectors: Path | None = None
+) -> Path:
+    """A train stage of the audit, resumed where it was stopped; where the generator reads vectors, of those given or
+    else those of the run."""
+    vectors = vectors or run.vectors
+    extra = {} if vectors is None else {VECTORS: vectors}
+    inputs = {"prepare": prepared, "tokenize": tokenized} | extra
+    return run.stage(name, "train", config, inputs, lambda out: train(prepared, tokenized, config, out, extra))
 
 
 def _poisoned_data(run: AuditedRun, last: int) -> Path:

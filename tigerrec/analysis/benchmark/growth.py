@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tigerrec.analysis.benchmark.sides import new_model, seconds_of
-from tigerrec.search.beam_search import Searcher
-from tigerrec.search.trie import build_trie
+from tigerrec.search.searcher import Searcher
 from tigerrec.tokenizers.ids import SemanticIds
 from tigerrec.tokenizers.suffix import with_suffix
+from tigerrec.tokenizers.trie import build_trie
 from tigerrec.training.options import TrainConfig
 
 CODE_SIZES = (256, 256, 256)

@@ -22,7 +22,7 @@ from tigerrec.models.base import ALL_ITEMS, CODES
 from tigerrec.models.t5_model import HistoryT5
 from tigerrec.runtime.devices import environment, product_type, resolve_device
 from tigerrec.runtime.seeds import derived_seed
-from tigerrec.search.beam_search import Searcher
+from tigerrec.search.searcher import Searcher
 from tigerrec.tokenizers.ids import PAD, SemanticIds, load_inputs
 from tigerrec.training.loop import Trainer
 from tigerrec.training.options import ENCODER_MASK, TrainConfig

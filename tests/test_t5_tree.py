@@ -1,0 +1,388 @@
+"""`t5_tree`: its probabilities, its losses, and its search, against plain sums over the items of a catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.test_beam_search import catalogue, random_histories
+from tigerrec.data.batches import NO_ITEM, Batch, padded
+from tigerrec.models.dropout import Dropout
+from tigerrec.models.loading import load_generator, save_generator
+from tigerrec.models.t5_tree import T5Tree
+from tigerrec.models.t5_tree_model import TreeT5
+from tigerrec.models.tree_loss import FamilyCrossEntropy
+from tigerrec.search.options import Scoring
+from tigerrec.search.scoring import path_scores, with_cold_places
+from tigerrec.search.searcher import Searcher
+from tigerrec.tokenizers.ids import SemanticIds
+from tigerrec.tokenizers.trie import build_trie
+
+N_ITEMS = 60
+SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6}
+EXACT = Dropout(0.0)
+
+
+def model_of(ids: SemanticIds, mask: str = "item_causal", vectors: np.ndarray | None = None, **options) -> TreeT5:
+    """A model whose weights all matter."""
+    model = T5Tree(**SIZES | options, item_vectors=vectors is not None).new(ids, mask, 0, vectors)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.ndim > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def item_vectors(n: int = N_ITEMS) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(n, 5)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=[("item_causal", 0), ("item_causal", 2), ("bidirectional", 1)], ids=str)
+def setting(request) -> tuple[SemanticIds, TreeT5, list[np.ndarray]]:
+    ids = catalogue(N_ITEMS)
+    mask, decoder_layers = request.param
+    return ids, model_of(ids, mask, decoder_layers=decoder_layers), random_histories(12, N_ITEMS)
+
+
+def state(model: TreeT5, history: np.ndarray) -> torch.Tensor:
+    """The encoder's output at the last item of a history that is read, (d,)."""
+    read = torch.from_numpy(history[-6:].astype(np.int64))[None]
+    return model.encode(read, model.item_table(torch.float32), torch.float32, EXACT)[0, -1]
+
+
+def node_vector(model: TreeT5, tokens: tuple[int, ...]) -> torch.Tensor:
+    """The embedding of a prefix's last code plus that of its node, where training had siblings of it; found by looking
+    at all items."""
+    vector = model.network.shared.weight[tokens[-1]]
+    trained = [tuple(row) for row in model.tokens[: len(model.network.item_embeddings.weight)].tolist()]
+    siblings = sorted({row[: len(tokens)] for row in trained if row[: len(tokens) - 1] == tokens[:-1]})
+    if tokens not in siblings or len(siblings) == 1:
+        return vector
+    families = []
+    for depth in range(model.tokens.shape[1]):
+        parents = sorted({row[:depth] for row in trained})
+        children = [sorted({row[: depth + 1] for row in trained if row[:depth] == parent}) for parent in parents]
+        families += [child for family in children if len(family) > 1 for child in family]
+    return vector + model.network.node_embeddings.weight[families.index(tokens)]
+
+
+@torch.no_grad()
+def log_probability(model: TreeT5, history: np.ndarray, item: int) -> float:
+    """What the definition of the model says of one item, level by level."""
+    rows = [tuple(row) for row in model.tokens.tolist()]
+    total, own = 0.0, rows[item]
+    for depth in range(len(own)):
+        at = state(model, history)
+        prefix = sum((node_vector(model, own[: end + 1]) for end in range(depth)), torch.zeros_like(at))
+        for block in model.network.prefix_blocks:
+            at = block(at, prefix, torch.float32, EXACT)
+        children = sorted({row[: depth + 1] for row in rows if row[:depth] == own[:depth]})
+        scores = torch.stack([at @ node_vector(model, child) for child in children])
+        total += scores.log_softmax(0)[children.index(own[: depth + 1])].item()
+    return total
+
+
+def every_log_probability(model: TreeT5, histories: list[np.ndarray]) -> np.ndarray:
+    return np.array(
+        [[log_probability(model, history, item) for item in range(len(model.tokens))] for history in histories]
+    )
+
+
+def test_probabilities_of_all_items_sum_to_one(setting):
+    _ids, model, histories = setting
+    searcher = Searcher.of(model, "fp32")
+    items, scores = searcher.rank(histories, k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False)
+    assert (np.sort(items, axis=1) == np.arange(N_ITEMS)).all()
+    np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+def test_beam_as_wide_as_the_catalogue_equals_exhaustive_scoring(setting, mask_seen):
+    _ids, model, histories = setting
+    items, scores = Searcher.of(model, "fp32").rank(histories, k=N_ITEMS, beam_size=N_ITEMS, mask_seen=mask_seen)
+    expected = every_log_probability(model, histories)
+    for user, history in enumerate(histories):
+        if mask_seen:
+            expected[user, history] = -np.inf
+        n_listed = int((items[user] != NO_ITEM).sum())
+        assert n_listed == N_ITEMS - (len(set(history.tolist())) if mask_seen else 0)
+        np.testing.assert_allclose(scores[user, :n_listed], -np.sort(-expected[user])[:n_listed], atol=1e-4)
+        np.testing.assert_allclose(scores[user, :n_listed], expected[user, items[user, :n_listed]], atol=1e-4)
+
+
+def test_paths_have_the_scores_of_exhaustive_scoring(setting):
+    ids, model, histories = setting
+    trie = build_trie(ids.tokens)
+    with torch.inference_mode():
+        decoder = model.along(trie).decoder(padded([history[-6:] for history in histories]), torch.float32)
+    wanted = torch.from_numpy(np.random.default_rng(0).integers(0, N_ITEMS, (len(histories), 7)))
+    wanted[:, 3] = NO_ITEM
+    found = path_scores(decoder, trie, wanted).numpy()
+    assert (found[:, 3] == -np.inf).all()
+    expected = np.take_along_axis(every_log_probability(model, histories), wanted.clamp(min=0).numpy(), 1)
+    kept = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_allclose(found[:, kept], expected[:, kept], atol=1e-4)
+
+
+def test_losses_are_those_of_the_definition(setting):
+    _ids, model, _histories = setting
+    if model.facts["encoder_mask"] != "item_causal":
+        pytest.skip("several targets a row need the mask of packed training")
+    items = torch.tensor([[3, 17, 5, 40], [8, 2, NO_ITEM, NO_ITEM]])
+    targets = torch.tensor([[17, 5, 40, 9], [2, 11, NO_ITEM, NO_ITEM]])
+    n_visible = torch.tensor([[1, 2, 3, 4]])
+    known = torch.tensor(sorted(set(range(N_ITEMS)) - {30, 31}))
+    with torch.no_grad():
+        tokens, whole = model.losses(Batch(items, targets, n_visible), torch.float32, EXACT, known=known)
+    pairs = [([3], 17), ([3, 17], 5), ([3, 17, 5], 40), ([3, 17, 5, 40], 9), ([8], 2), ([8, 2], 11)]
+    expected = -sum(log_probability(model, np.array(history), target) for history, target in pairs)
+    assert tokens.item() == pytest.approx(expected, abs=1e-3)
+    table = model.item_table(torch.float32)[known]
+    of_items = [
+        functional.cross_entropy(table @ state(model, np.array(history)), torch.tensor(known.tolist().index(target)))
+        for history, target in pairs
+    ]
+    assert whole.item() == pytest.approx(sum(of_items).item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_the_loss_of_families_and_its_gradients_are_those_of_torch(label_smoothing):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.tensor([0, 4, 6, 9])
+    families = torch.tensor([0, 0, 0, 1, 2, 2])
+    chosen = torch.tensor([0, 3, 1, 5, 6, 8])
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((6, 8), (9, 8))]
+    found = FamilyCrossEntropy.apply(*leaves, start, families, chosen, label_smoothing)
+    gradients = torch.autograd.grad(2.5 * found, leaves)
+    expected = torch.zeros(())
+    for one, family, row in zip(leaves[0], families, chosen, strict=True):
+        low, high = start[family], start[family + 1]
+        scores = leaves[1][low:high] @ one
+        expected = expected + functional.cross_entropy(scores, row - low, label_smoothing=label_smoothing)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(gradients, torch.autograd.grad(2.5 * expected, leaves), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_relabelled_items_are_ranked_the_same():
+    ids, histories = catalogue(N_ITEMS), random_histories(6, N_ITEMS)
+    numbers = np.random.default_rng(1).permutation(N_ITEMS)
+    shuffled = replace(ids, codes=ids.codes[np.argsort(numbers)])  # item i is called numbers[i] there
+    model, other = model_of(ids, decoder_layers=1), T5Tree(**SIZES, decoder_layers=1).new(shuffled, "item_causal", 0)
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter.copy_(weights[name])
+        other.network.item_embeddings.weight.copy_(model.network.item_embeddings.weight[np.argsort(numbers)])
+    for scores in ("codes", "items", "hybrid", "inline"):
+        lists = [
+            Searcher.of(each, "fp32", scoring=Scoring(scores)).rank(read, k=10, beam_size=20, mask_seen=True)
+            for each, read in ((model, histories), (other, [numbers[history] for history in histories]))
+        ]
+        assert np.array_equal(numbers[lists[0][0]], lists[1][0])
+        np.testing.assert_allclose(lists[0][1], lists[1][1], atol=1e-5)
+
+
+def further(ids: SemanticIds, n: int) -> np.ndarray:
+    """The tokens of items beside those of a catalogue: some below nodes that it has, some below none."""
+    taken = {tuple(row) for row in ids.codes.tolist()}
+    rng, rows = np.random.default_rng(9), []
+    while len(rows) < n:
+        row = tuple(int(rng.integers(0, size)) for size in ids.layout.level_sizes)
+        if row not in taken:
+            taken.add(row)
+            rows.append(row)
+    return ids.layout.to_tokens(np.array(rows))
+
+
+def test_new_items_are_scored_by_their_codes_and_old_nodes_keep_their_embeddings():
+    """Nodes are known by their prefix: new items give nodes of the trie other numbers."""
+    ids, histories = catalogue(N_ITEMS), random_histories(5, N_ITEMS)
+    model = model_of(ids, decoder_layers=1)
+    new = further(ids, 8)
+    searcher = Searcher.of(model, "fp32").with_items(new)
+    items, scores = searcher.rank(histories, k=68, beam_size=68, mask_seen=False)
+    assert (np.sort(items, axis=1) == np.arange(68)).all()
+    np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(1), 1.0, atol=1e-5)
+    expected = every_log_probability(searcher.model, histories)
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, items, 1), atol=1e-4)
+
+
+def test_embeddings_of_prefixes_that_training_never_saw_do_not_exist():
+    """However large the embeddings of nodes are, below a prefix that is new only codes count."""
+    ids = catalogue(N_ITEMS)
+    model = model_of(ids)
+    new = further(ids, 200)
+    rows = model.with_items(new).row_of_item[N_ITEMS:].numpy()
+    known = {tuple(row[: depth + 1]) for row in ids.tokens.tolist() for depth in range(4)}
+    for tokens, of_item in zip(new.tolist(), rows.tolist(), strict=True):
+        for depth in range(4):
+            if tuple(tokens[: depth + 1]) not in known:
+                assert of_item[depth] == -1
+    assert (rows >= 0).any()
+    assert (rows < 0).any()
+
+
+def test_nodes_without_siblings_cost_nothing():
+    model = model_of(catalogue(N_ITEMS))
+    tokens = [tuple(row) for row in model.tokens.tolist()]
+    with_siblings = set()
+    for depth in range(4):
+        for parent in {row[:depth] for row in tokens}:
+            children = {row[: depth + 1] for row in tokens if row[:depth] == parent}
+            with_siblings |= children if len(children) > 1 else set()
+    assert len(model.network.node_embeddings.weight) == len(with_siblings)
+
+
+def test_a_saved_model_is_the_same_and_its_files_are_its_own(tmp_path: Path):
+    ids, histories, vectors = catalogue(N_ITEMS), random_histories(5, N_ITEMS), item_vectors()
+    model = model_of(ids, vectors=vectors, decoder_layers=1)
+    assert {path.name for path in save_generator(model, tmp_path)} == {"config.json", "model.safetensors"}
+    loaded = load_generator(tmp_path, ids)
+    for scores in ("codes", "hybrid"):
+        first, second = (
+            Searcher.of(each, "fp32", scoring=Scoring(scores)).rank(histories, k=10, beam_size=20, mask_seen=True)
+            for each in (model, loaded)
+        )
+        assert np.array_equal(first[0], second[0])
+        assert np.array_equal(first[1], second[1])
+
+
+def dense_scores(model: TreeT5, histories: list[np.ndarray], weight: float) -> np.ndarray:
+    """log p(codes) + weight * log p(item) of every item."""
+    by_codes = every_log_probability(model, histories)
+    with torch.no_grad():
+        table = model.item_table(torch.float32)
+        by_items = torch.stack([(table @ state(model, history)).log_softmax(0) for history in histories]).numpy()
+    return by_codes + weight * by_items
+
+
+@pytest.mark.parametrize("scores", ["items", "hybrid", "inline"])
+def test_lists_as_long_as_the_catalogue_are_ordered_by_the_scores_asked_for(scores):
+    ids, histories = catalogue(N_ITEMS), random_histories(6, N_ITEMS)
+    model = model_of(ids)
+    items, found = Searcher.of(model, "fp32", scoring=Scoring(scores, 2.0)).rank(
+        histories, k=N_ITEMS, beam_size=N_ITEMS, mask_seen=True
+    )
+    if scores == "items":
+        expected = dense_scores(model, histories, 1.0) - dense_scores(model, histories, 0.0)
+    elif scores == "hybrid":
+        expected = dense_scores(model, histories, 2.0)
+    else:
+        expected = inline_scores(model, histories, 2.0)
+    for user, history in enumerate(histories):
+        n_listed = N_ITEMS - len(set(history.tolist()))
+        listed = items[user, :n_listed]
+        assert (items[user, n_listed:] == NO_ITEM).all()
+        assert not set(listed) & set(history.tolist())
+        np.testing.assert_allclose(found[user, :n_listed], expected[user, listed], atol=1e-3)
+        assert (np.diff(found[user, :n_listed]) <= 0).all()
+
+
+def inline_scores(model: TreeT5, histories: list[np.ndarray], weight: float) -> np.ndarray:
+    """The definition, a node at a time: the children of a node share its probability by the tree's times the mass of
+    the items below, to the power of the weight."""
+    rows = [tuple(row) for row in model.tokens.tolist()]
+    masses = np.exp(dense_scores(model, histories, 1.0) - dense_scores(model, histories, 0.0))
+    by_codes = every_log_probability(model, histories)
+    found = np.zeros((len(histories), len(rows)))
+    probabilities = np.exp(by_codes)
+    for user in range(len(histories)):
+        for item, own in enumerate(rows):
+            for depth in range(len(own)):
+                children = sorted({row[: depth + 1] for row in rows if row[:depth] == own[:depth]})
+                below = [[n for n, row in enumerate(rows) if row[: depth + 1] == child] for child in children]
+                logits = np.array(
+                    [np.log(probabilities[user, at].sum()) + weight * np.log(masses[user, at].sum()) for at in below]
+                )
+                logits -= np.log(np.exp(logits).sum())
+                found[user, item] += logits[children.index(own[: depth + 1])]
+    return found
+
+
+def test_a_silent_tree_steered_by_the_head_is_the_full_softmax():
+    ids, histories = catalogue(N_ITEMS), random_histories(6, N_ITEMS)
+    model = model_of(ids)
+    with torch.no_grad():
+        model.network.node_embeddings.weight.zero_()
+        tree = Searcher.of(model, "fp32", scoring=Scoring("inline", 1.0))
+        tree.reader.nodes = [torch.zeros_like(nodes) for nodes in tree.reader.nodes]
+    of_items = Searcher.of(model, "fp32", scoring=Scoring("items"))
+    steered, whole = (each.rank(histories, k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False) for each in (tree, of_items))
+    np.testing.assert_allclose(steered[1], whole[1], atol=1e-4)
+    np.testing.assert_allclose(np.exp(steered[1]).sum(1), 1.0, atol=1e-5)
+
+
+def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
+    """Their embeddings are zeros, and no gradient ever reaches them."""
+    ids = catalogue(N_ITEMS)
+    model = model_of(ids)
+    known = torch.arange(10, N_ITEMS)
+    model.keep_only(known)
+    batch = Batch(torch.tensor([[30, 12]]), torch.tensor([[12, 55]]), torch.tensor([[1, 2]]))
+    sum(model.losses(batch, torch.float32, EXACT, known=known)).backward()
+    assert not model.network.item_embeddings.weight.grad[:10].any()
+    assert model.network.item_embeddings.weight.grad[10:].any(1).all()
+    assert model.unseen_items().tolist() == list(range(10))
+    items, _ = Searcher.of(model, "fp32", scoring=Scoring("items")).rank(
+        [np.array([30, 12])], k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False
+    )
+    assert not set(items[0]) & set(range(10))
+
+
+def test_a_head_with_vectors_ranks_items_that_training_never_saw():
+    ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(4, N_ITEMS)
+    model = model_of(ids, vectors=vectors[:N_ITEMS])
+    searcher = Searcher.of(model, "fp32", scoring=Scoring("items")).with_items(further(ids, 8), vectors[N_ITEMS:])
+    items, scores = searcher.rank(histories, k=68, beam_size=68, mask_seen=False)
+    assert (np.sort(items, axis=1) == np.arange(68)).all()
+    with torch.no_grad():
+        of_new = torch.from_numpy(vectors[N_ITEMS:]) @ model.network.vector_projection.weight.T
+        table = torch.cat([model.item_table(torch.float32), of_new])
+        expected = torch.stack([(table @ state(model, history)).log_softmax(0) for history in histories]).numpy()
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, items, 1), atol=1e-4)
+    with pytest.raises(ValueError, match="item vectors of 5 numbers"):
+        model.with_items(further(ids, 8))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_cold_places_end_the_first_ten_and_hold_the_best_new_items(n):
+    ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(6, N_ITEMS)
+    model = model_of(ids, vectors=vectors[:N_ITEMS])
+    plain = Searcher.of(model, "fp32", scoring=Scoring("hybrid")).with_items(further(ids, 8), vectors[N_ITEMS:])
+    kept, _ = plain.rank(histories, k=20, beam_size=20, mask_seen=True)
+    items, scores = replace(plain, scoring=Scoring("hybrid", cold_places=n)).rank(
+        histories, k=20, beam_size=20, mask_seen=True
+    )
+    by_head, _ = replace(plain, scoring=Scoring("items")).rank(histories, k=68, beam_size=68, mask_seen=True)
+    for before, after, ranked in zip(kept.tolist(), items.tolist(), by_head.tolist(), strict=True):
+        new = [item for item in ranked if item >= N_ITEMS][:n]
+        assert after[10 - n : 10] == new
+        assert [item for item in after if item not in new] == [item for item in before if item not in new][: 20 - n]
+        assert len(set(after)) == 20
+    assert np.isfinite(scores).all()
+
+
+def test_places_of_lists_that_are_short_leave_no_gap():
+    items, scores = torch.tensor([[4, 1, NO_ITEM]]), torch.tensor([[-1.0, -2.0, -torch.inf]])
+    listed, found = with_cold_places((items, scores), (torch.tensor([[1]]), torch.tensor([[-0.5]])))
+    assert listed.tolist() == [[4, 1, NO_ITEM]]
+    assert found.tolist() == [[-1.0, -0.5, -float("inf")]]
+
+
+def test_liger_ranks_the_beam_and_new_items_by_the_head():
+    ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(6, N_ITEMS)
+    model = model_of(ids, vectors=vectors[:N_ITEMS])
+    searcher = Searcher.of(model, "fp32", scoring=Scoring("liger")).with_items(further(ids, 8), vectors[N_ITEMS:])
+    items, _ = searcher.rank(histories, k=10, beam_size=10, mask_seen=True)
+    beam, _ = replace(searcher, scoring=Scoring()).rank(histories, k=10, beam_size=10, mask_seen=True)
+    by_head, _ = replace(searcher, scoring=Scoring("items")).rank(histories, k=68, beam_size=68, mask_seen=True)
+    for listed, candidates, ranked in zip(items.tolist(), beam.tolist(), by_head.tolist(), strict=True):
+        allowed = set(candidates) | set(range(N_ITEMS, 68))
+        assert listed == [item for item in ranked if item in allowed][:10]

@@ -1,0 +1,103 @@
+"""A `TreeT5` along a trie: the probability of each child among its siblings, and of each item among all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tigerrec.models.base import Beams
+from tigerrec.models.dropout import Dropout
+from tigerrec.tokenizers.trie import Trie
+
+if TYPE_CHECKING:
+    from tigerrec.models.t5_tree_model import TreeT5
+
+BEAMS_A_PRODUCT = 4  # from so many beams a node on, one matrix product a node is faster than a dot product a child
+
+
+class TreeReader:
+    """A model with the embedding of each node of a trie.
+
+    Attributes:
+        table: float32 (I, d): what a state is multiplied by to score an item.
+        unseen_items: int64 (n,): those that training never saw.
+        nodes: for each depth 1..T float32 (nodes, d): what a state is multiplied by to score a node.
+        prefixes: for each depth 0..T - 1 float32 (nodes, d): what the decoder's blocks read of a prefix.
+    """
+
+    def __init__(self, model: TreeT5, trie: Trie) -> None:
+        self.model = model
+        network = model.network
+        self.table = model.item_table(torch.float32)
+        self.unseen_items = model.unseen_items()
+        self.nodes: list[Tensor] = []
+        self.prefixes = [torch.zeros(1, network.config.d_model, device=model.device)]
+        for depth, token in enumerate(trie.token):
+            an_item = torch.empty_like(token)
+            an_item[trie.path[depth]] = torch.arange(trie.path.shape[1], device=token.device)
+            rows = model.row_of_item[an_item, depth]
+            codes = functional.embedding(token, network.shared.weight)
+            own = functional.embedding(rows.clamp(min=0), network.node_embeddings.weight)
+            self.nodes.append(codes + own.masked_fill((rows < 0)[:, None], 0.0))
+            parents = torch.repeat_interleave(trie.first_child[depth].diff())
+            self.prefixes.append(self.prefixes[-1][parents] + self.nodes[-1])
+
+    def decoder(self, items: Tensor, dtype: torch.dtype) -> TreeDecoder:
+        """A decoder that has read histories of item indices (B, n)."""
+        encoded = self.model.encode(items, self.table, dtype, Dropout(0.0))
+        last = (items >= 0).sum(1) - 1
+        return TreeDecoder(self, encoded[torch.arange(len(items), device=items.device), last], dtype)
+
+
+class TreeDecoder:
+    """A model that has read the histories of some users: their states, float32 (B, d)."""
+
+    def __init__(self, reader: TreeReader, states: Tensor, dtype: torch.dtype) -> None:
+        self.reader, self.states, self.dtype = reader, states, dtype
+
+    def step(self, beams: Beams) -> Tensor:
+        """The log-probabilities of children among their siblings, as in `Decoder.step`."""
+        states = self.states[:, None].expand(-1, beams.nodes.shape[1], -1)
+        prefixes = self.reader.prefixes[beams.depth]
+        for block in self.reader.model.network.prefix_blocks:
+            states = block(states, prefixes[beams.nodes], self.dtype, Dropout(0.0))
+        scores = child_scores(states.flatten(0, 1), self.reader.nodes[beams.depth], beams)
+        return scores.view(beams.children.shape).masked_fill(~beams.exists, -torch.inf).log_softmax(-1)
+
+    def item_scores(self) -> Tensor:
+        """The log-probabilities of items, as in `ScoresItems.item_scores`."""
+        logits = functional.linear(self.states, self.reader.table)
+        if not self.reader.model.reads_vectors:
+            logits[:, self.reader.unseen_items] = -torch.inf
+        return logits.log_softmax(-1)
+
+    def unseen_items(self) -> Tensor:
+        """The items that training never saw, as in `ScoresItems.unseen_items`."""
+        return self.reader.unseen_items
+
+
+def child_scores(states: Tensor, nodes: Tensor, beams: Beams) -> Tensor:
+    """The product of each beam's state and each of its children, float32 (B * K, C), any number where there is none.
+
+    Args:
+        states: float32 (B * K, d).
+        nodes: float32 (nodes, d), of all children's depth.
+    """
+    parents, children, exists = beams.nodes.flatten(), beams.children.flatten(0, 1), beams.exists.flatten(0, 1)
+    scores = states.new_zeros(children.shape)
+    order = parents.argsort(stable=True)
+    present, counts = torch.unique_consecutive(parents[order], return_counts=True)
+    if len(present) * BEAMS_A_PRODUCT > len(parents):
+        beam, place = exists.nonzero(as_tuple=True)
+        scores[beam, place] = (states[beam] * nodes[children[beam, place]]).sum(1)
+        return scores
+    ends = counts.cumsum(0)
+    leaders = order[ends - 1]
+    first, sizes = children[leaders, 0], exists[leaders].sum(1)
+    for start, end, low, size in zip(*(x.tolist() for x in (ends - counts, ends, first, sizes)), strict=True):
+        of_node = order[start:end]
+        scores[of_node, :size] = states[of_node] @ nodes[low : low + size].T
+    return scores

@@ -1,0 +1,83 @@
+"""By which scores items are ranked: options, and what training chose of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from pydantic import Field
+
+from tigerrec.config import ConfigError
+from tigerrec.storage.contracts import read_json
+
+if TYPE_CHECKING:
+    from tigerrec.models.base import HistoryModel
+
+CODES: Final = "codes"
+ITEMS: Final = "items"
+HYBRID: Final = "hybrid"
+INLINE: Final = "inline"
+LIGER: Final = "liger"
+Scores = Literal["codes", "items", "hybrid", "inline", "liger"]
+SCORES_EVERY_ITEM = (ITEMS, HYBRID, INLINE)
+WEIGHED = (HYBRID, INLINE)
+PLACES = 10
+CHOSEN = "search.json"
+ColdPlaces = Annotated[int, Field(ge=0, le=PLACES)]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """By which scores items are ranked.
+
+    Attributes:
+        scores: `codes`: the beam along the trie alone. `items`: the item head alone, over all items. `hybrid`: the
+            items of the beam and the best of the head, each scored log p(codes) + `item_weight` * log p(item).
+            `inline`: a beam whose log-probability of each node is steered by `item_weight` times the log of the head's
+            probability of the items below it. `liger`: the items of the beam and those that training never saw, scored
+            by the head alone (Yang et al. 2024, arXiv 2411.18814).
+        item_weight: what the head counts beside the tree.
+        cold_places: so many of the first ten places, the last of them, are kept for the items that training never saw
+            and that the head scores best.
+    """
+
+    scores: Scores = CODES
+    item_weight: float = 1.0
+    cold_places: int = 0
+
+    @property
+    def reads_items(self) -> bool:
+        """Whether the item head is asked."""
+        return self.scores != CODES or self.cold_places > 0
+
+
+CODES_ALONE = Scoring()
+
+
+def item_weight(folder: Path, scores: Scores) -> float:
+    """What the item head counts beside the tree, as training chose it on validation for a train stage or an export; 1
+    where nothing is weighed, or nothing was chosen."""
+    if scores not in WEIGHED or not (folder / CHOSEN).exists():
+        return 1.0
+    return float(read_json(folder, CHOSEN, {scores: float})[scores])
+
+
+def check_scoring(model: HistoryModel, scoring: Scoring) -> None:
+    """Refuse scores that a model does not give.
+
+    Raises:
+        ConfigError: it has no item head, or the head knows nothing of items that training never saw.
+    """
+    if scoring.reads_items and not model.scores_items:
+        asked = f"scores={scoring.scores}" if scoring.scores != CODES else f"cold_places={scoring.cold_places}"
+        raise ConfigError(
+            f"evaluate.{asked} needs a generator with an item head; give `generator=t5_tree`, or "
+            "`evaluate.scores=codes evaluate.cold_places=0`."
+        )
+    if (scoring.cold_places or scoring.scores == LIGER) and not model.reads_vectors:
+        asked = f"cold_places={scoring.cold_places}" if scoring.cold_places else f"scores={LIGER}"
+        raise ConfigError(
+            f"evaluate.{asked} needs a generator that reads item vectors, by which it knows new items; give "
+            "`generator=t5_tree_vectors`."
+        )
