@@ -24,7 +24,7 @@ from tigerrec.tokenizers.ids import load_semantic_ids
 HISTORY = ["0000000003", "0000000011", "0000000007"]
 
 
-@pytest.fixture(scope="module", params=["codes", "items", "decoder_only"])
+@pytest.fixture(scope="module", params=["codes", "items", "decoder_only", "t5_tree"])
 def run(request, tmp_path_factory):
     return build_run(tmp_path_factory.mktemp("runs"), history=request.param)
 

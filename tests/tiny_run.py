@@ -12,6 +12,7 @@ from tigerrec.embed.stage import embed
 from tigerrec.models.gpt2 import DecoderOnly
 from tigerrec.models.loading import save_generator
 from tigerrec.models.t5 import T5
+from tigerrec.models.t5_tree import T5Tree
 from tigerrec.storage.stages import writing
 from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
@@ -25,7 +26,10 @@ T5S = {
     history: T5(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5, history=history)
     for history in ("codes", "items")
 }
-GENERATORS = T5S | {"decoder_only": DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5)}
+GENERATORS = T5S | {
+    "decoder_only": DecoderOnly(num_layers=1, d_model=16, num_heads=2, d_ff=16, max_items=5),
+    "t5_tree": T5Tree(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5),
+}
 
 
 def build_run(root: Path, seed: int = 0, history: str = "codes") -> dict[str, Path]:

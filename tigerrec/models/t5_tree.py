@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 from pydantic import Field
 
 from tigerrec.config import BelowOne, NotNegative, options
-from tigerrec.models.base import VECTORS, DropoutRate, EncoderMask, Layers, Size
+from tigerrec.models.base import ITEMS, VECTORS, DropoutRate, EncoderMask, Layers, Size
 from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class T5Tree:
         )  # fmt: skip
         config.tigerrec = {
             "encoder_mask": encoder_mask,
+            "history": ITEMS,
             "decoder_layers": self.decoder_layers,
             "node_dropout": self.node_dropout,
             "item_loss": self.item_loss,

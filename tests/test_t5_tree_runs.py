@@ -1,0 +1,215 @@
+"""`t5_tree` from training to new items: what every family promises, and what its item head adds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tests.crashes import dies
+from tests.tiny_run import GENERATORS, N_ITEMS, build_embedded_run, write_train
+from tigerrec import pipeline
+from tigerrec.config import ConfigError, compose
+from tigerrec.data.histories import load_histories, training_counts
+from tigerrec.embed.hashed import Hashed
+from tigerrec.embed.stage import embed, load_embeddings
+from tigerrec.evaluation.stage import EvaluateConfig, evaluate
+from tigerrec.models.base import VECTORS
+from tigerrec.models.loading import load_generator
+from tigerrec.search.options import item_weight
+from tigerrec.serving.export import export
+from tigerrec.serving.new_items import NewItemsError, add_items
+from tigerrec.serving.recommender import Recommender
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.stages import writing
+from tigerrec.tokenizers.ids import load_semantic_ids
+from tigerrec.training.options import TrainConfig, Training
+from tigerrec.training.stage import train
+
+TRAINING = Training(
+    epochs=3, validate_every=1, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=4,
+    log_steps=4, precision="fp32", embedding_rate=1.0, item_embedding_rate=1.0,
+)  # fmt: skip
+CONFIG = TrainConfig(GENERATORS["t5_tree"], TRAINING)
+WITH_VECTORS = TrainConfig(replace(GENERATORS["t5_tree"], item_vectors=True), TRAINING)
+HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
+TABLE = "item_id,title,text\nnew-a,Like item 3,Item 3 of kind 3\nnew-b,Another,Something else altogether\n"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Two of the items are in no history."""
+    made = build_embedded_run(tmp_path_factory.mktemp("runs"))
+    table = read_table(made["prepare"], "interactions.parquet").to_pandas()
+    table["item"] = table["item"].where(table["item"] < N_ITEMS - 2, table["item"] - 20).astype(np.int32)
+    rewrite(made["prepare"], table, made["prepare"])
+    write_train(made, load_semantic_ids(made["tokenize"]), 0)
+    made[VECTORS] = embed(made["prepare"], Hashed(dim=6), made["prepare"] / "vectors")
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(folders) -> Path:
+    return run(folders, CONFIG, "tree")
+
+
+@pytest.fixture(scope="module")
+def with_vectors(folders) -> Path:
+    return run(folders, WITH_VECTORS, "tree_vectors")
+
+
+def rewrite(prepared: Path, interactions: pd.DataFrame, out: Path) -> None:
+    """A prepare stage with other interactions."""
+    tables = {name: read_table(prepared, f"{name}.parquet") for name in ("items", "interactions")}
+    stats, config = read_json(prepared, "stats.json"), read_manifest(prepared).config
+    tables["interactions"] = pa.Table.from_pandas(interactions, preserve_index=False)
+    with writing(out, "prepare", config) as files:
+        for name, table in tables.items():
+            files.parquet(f"{name}.parquet", table)
+        files.json("stats.json", stats)
+
+
+def run(folders: dict[str, Path], config: TrainConfig, name: str, prepared: Path | None = None) -> Path:
+    extra = {VECTORS: folders[VECTORS]} if config.generator.item_vectors else {}
+    return train(prepared or folders["prepare"], folders["tokenize"], config, folders["tokenize"] / name, extra)
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = read_manifest(folder).files.items()
+    return {name: entry["sha256"] for name, entry in files if not entry.get("measured")}
+
+
+@pytest.mark.parametrize("number", [3, 40, 90])
+def test_a_killed_training_goes_on_to_the_same_bytes(folders, trained, number):
+    name = f"killed-{number}"
+    out = folders["tokenize"] / name
+    assert dies(out, partial(run, folders, CONFIG, name), number, "SIGKILL")
+    assert content(run(folders, CONFIG, name)) == content(trained)
+
+
+def test_poisoned_test_targets_change_nothing(folders, trained, tmp_path):
+    table = read_table(folders["prepare"], "interactions.parquet").to_pandas()
+    last = table.groupby("user")["position"].transform("max") == table["position"]
+    table.loc[last, "item"] = np.int32(0)
+    rewrite(folders["prepare"], table, tmp_path / "toy")
+    poisoned = run(folders, CONFIG, "poisoned", tmp_path / "toy")
+    assert content(poisoned) == content(trained)
+
+
+def test_items_that_training_does_not_hold_have_no_embedding_and_no_node_of_theirs_is_needed(folders, trained):
+    model = load_generator(trained, load_semantic_ids(folders["tokenize"]))
+    counts = training_counts(load_histories(folders["prepare"]))
+    assert model.unseen_items().tolist() == np.flatnonzero(counts == 0).tolist()
+    assert len(model.unseen_items())
+
+
+def test_the_weights_of_the_head_are_those_that_validate_best(trained):
+    log = [json.loads(line) for line in (trained / "training.jsonl").read_text().splitlines()]
+    for scores in ("hybrid", "inline"):
+        tried = {line["item_weight"]: line["validation_ndcg@10"] for line in log if line.get("scores") == scores}
+        assert len(tried) >= 5
+        assert tried[item_weight(trained, scores)] == max(tried.values())
+
+
+@pytest.mark.parametrize("scores", ["codes", "items", "hybrid", "inline"])
+def test_every_kind_of_scores_is_evaluated_and_its_weight_recorded(folders, trained, scores):
+    config = EvaluateConfig(model="tree", scores=scores, precision="fp32")
+    out = evaluate(folders["prepare"], folders["tokenize"], trained, config, trained / f"eval-{scores}")
+    manifest = read_manifest(out)
+    assert manifest.provenance["item_weight"] == item_weight(trained, scores)
+    assert manifest.config.get("scores", "codes") == scores
+    assert {row["model"] for row in read_json(out, "metrics.json")} == {"tree", "popularity"}
+
+
+def test_a_model_with_vectors_keeps_places_for_new_items(folders, with_vectors):
+    counts = training_counts(load_histories(folders["prepare"]))
+    unseen = set(np.flatnonzero(counts == 0).tolist())
+    config = EvaluateConfig(model="tree", scores="hybrid", cold_places=1, precision="fp32")
+    out = evaluate(folders["prepare"], folders["tokenize"], with_vectors, config, with_vectors / "eval-cold")
+    rows = read_table(out, "recommendations.parquet").to_pandas()
+    tenth = rows[(rows["model"] == "tree") & (rows["seen"] == "kept") & (rows["rank"] == 10)]
+    assert set(tenth["item"]) <= unseen
+    assert len(tenth) == 50
+
+
+def test_scores_that_a_generator_does_not_give_are_refused_with_what_to_choose(folders, trained):
+    prepared, tokenized, out = folders["prepare"], folders["tokenize"], trained / "eval-refused"
+    with pytest.raises(ConfigError, match=re.escape("give `generator=t5_tree_vectors`")):
+        evaluate(prepared, tokenized, trained, EvaluateConfig(cold_places=1), out)
+    with pytest.raises(ConfigError, match=re.escape("evaluate.scores=hybrid needs a generator with an item head")):
+        evaluate(prepared, tokenized, folders["train"], EvaluateConfig(scores="hybrid"), out)
+    with pytest.raises(ConfigError, match="scores must be 'codes', 'items', 'hybrid', 'inline' or 'liger'"):
+        pipeline.plan(compose(["evaluate.scores=beam"]))
+    assert not out.exists()
+
+
+def test_vectors_of_items_are_planned_as_an_input_of_training():
+    steps = pipeline.plan(compose(["generator=t5_tree_vectors", "embedder=hashed"]))
+    assert steps["train"].inputs[VECTORS] == steps["prepare"].folder / "minilm"
+    with pytest.raises(ConfigError, match=re.escape("embedder@generator.inputs.vectors=<embedder>")):
+        pipeline.plan(compose(["generator=t5_tree", "generator.item_vectors=true"]))
+
+
+def test_an_export_recommends_as_its_run_by_the_joined_scores(trained, tmp_path):
+    own = Recommender.from_pretrained(trained, device="cpu")
+    exported = Recommender.from_pretrained(export(trained, tmp_path / "export"), device="cpu")
+    assert own.searcher.scoring.scores == "hybrid"
+    assert own.searcher.scoring.item_weight == item_weight(trained, "hybrid") == exported.searcher.scoring.item_weight
+    assert own.recommend(HISTORY) == exported.recommend(HISTORY)
+    by_codes = Recommender.from_pretrained(trained, device="cpu", scores="codes").recommend(HISTORY, k=N_ITEMS)
+    total = sum(np.exp(item.score) for item in by_codes)
+    assert 0 < total < 1
+    assert "scores (hybrid)" in own.report(HISTORY)
+
+
+def test_new_items_join_a_tree_without_vectors_and_are_reached_by_their_codes(trained, tmp_path):
+    table = tmp_path / "new.csv"
+    table.write_text(TABLE)
+    folder = add_items(trained, table, tmp_path / "out")
+    codes = load_semantic_ids(folder).codes
+    loaded = Recommender.from_pretrained(folder, device="cpu")
+    added = Recommender.from_pretrained(trained, device="cpu").with_items(
+        ["new-a", "new-b"], codes[N_ITEMS:], ["Like item 3", "Another"]
+    )
+    for history in (HISTORY, ["new-a", HISTORY[0]]):
+        found = loaded.recommend(history, k=100)
+        assert found == added.recommend(history, k=100)
+        assert len(found) == N_ITEMS + 2 - len(history)
+
+
+def test_new_items_join_a_tree_with_vectors_one_after_the_other(folders, with_vectors, tmp_path):
+    """The vectors that the generator reads are another embedder's than those of the tokenizer."""
+    one, two, both = (tmp_path / f"{name}.csv" for name in ("one", "two", "both"))
+    head, first, second = TABLE.splitlines()
+    one.write_text(f"{head}\n{first}\n")
+    two.write_text(f"{head}\n{second}\n")
+    both.write_text(TABLE)
+    step = add_items(add_items(with_vectors, one, tmp_path / "step"), two, tmp_path / "twice")
+    at_once = add_items(with_vectors, both, tmp_path / "once")
+    lists = [Recommender.from_pretrained(folder, device="cpu").recommend(HISTORY, k=100) for folder in (step, at_once)]
+    assert lists[0] == lists[1]
+    texts = ["Item 3 of kind 3", "Something else altogether"]
+    expected = Hashed(dim=6).open()(["new-a", "new-b"], texts)
+    model = Recommender.from_pretrained(at_once, device="cpu").searcher.model
+    np.testing.assert_array_equal(model.further_vectors.numpy(), expected)
+    np.testing.assert_array_equal(model.network.vectors.detach().numpy(), load_embeddings(folders[VECTORS]))
+    assert {item.item_id for item in lists[0]} >= {"new-a", "new-b"}
+
+
+def test_new_items_whose_vectors_the_generator_cannot_get_are_refused(folders, with_vectors, tmp_path):
+    shutil.copytree(folders["prepare"], tmp_path / "toy")
+    shutil.rmtree(tmp_path / "toy" / "vectors")
+    moved, table = tmp_path / "toy" / with_vectors.relative_to(folders["prepare"]), tmp_path / "new.csv"
+    table.write_text(TABLE)
+    with pytest.raises(NewItemsError, match="does not say which embedder made"):
+        add_items(moved, table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
