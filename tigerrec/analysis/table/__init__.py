@@ -66,7 +66,7 @@ def make_table(overrides: Sequence[str]) -> Path:
     for override in overrides:
         if override.lstrip("+~").partition("=")[0] in ONE_RUN_A_CELL:
             raise ConfigError(
-                f"{override} is for one run; choose rows by `tokenizers=[<tokenizer>,<tokenizer>@<embedder>]`, "
+                f"{override} is for one run; choose rows by `tokenizers=[<tokenizer>@<embedder>:<scores>,…]`, "
                 "`baselines=[…]` and `seeds=`."
             )
     cfg = compose(list(overrides))
@@ -121,6 +121,12 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
     tuned = sorted(
         f"{name} ({len(of_row['tune'].config.trials)})" for name, of_row in steps.items() if "tune" in of_row
     )
+    weighed = {result.row.name: result.item_weights for result in summary.results if result.item_weights}
+    notes += [
+        f"In {name} the item head counts {', '.join(f'{weight:g}' for weight in weights)} times the tree, as training "
+        "chose on validation."
+        for name, weights in weighed.items()
+    ]
     if tuned:
         notes.append(
             f"The baselines {', '.join(tuned)} were tuned on validation, in parentheses over how many settings; the "

@@ -58,7 +58,15 @@ def metrics_table(summary: Summary, seen: str) -> str:
 def ids_table(summary: Summary) -> str:
     """What counting hits on codes without suffix would say, how many items share their codes, and what a row costs."""
     first, *others = WORK.values()
-    of_hits = ["items sharing codes", "HR@10 of items", "HR@10 of codes", "inflation", "different items in top 10s"]
+    joined = any(result.item_weights for result in summary.results)
+    of_hits = [
+        *(["scores every item"] if joined else []),
+        "items sharing codes",
+        "HR@10 of items",
+        "HR@10 of codes",
+        "inflation",
+        "different items in top 10s",
+    ]
     rows = [["row", *of_hits, f"minutes: {first}", *others]]
     for result in summary.results:
         item = result.mean("hr@10")
@@ -67,7 +75,8 @@ def ids_table(summary: Summary) -> str:
         sharing = figure(result.mean_detail("collision_rate"), ".1%")
         distinct = figure(result.mean_detail("distinct_items"), ",.0f")
         minutes = [figure(result.minutes(name), ".1f") for name in WORK]
-        rows.append([_name(result), sharing, figure(item), figure(sid), inflation, distinct, *minutes])
+        scored = [("no", "yes")[result.scores_every_item]] if joined else []
+        rows.append([_name(result), *scored, sharing, figure(item), figure(sid), inflation, distinct, *minutes])
     return table(rows)
 
 

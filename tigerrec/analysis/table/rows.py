@@ -12,9 +12,10 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from tigerrec.analysis.table.cells import CELL, Cell, steps_of
-from tigerrec.config import ConfigError, config_folder
+from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.evaluation.lists import read_ranks
 from tigerrec.evaluation.metrics import gains
+from tigerrec.search.options import SCORES_EVERY_ITEM, WEIGHED
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
@@ -40,7 +41,7 @@ Seeds = tuple[int, int]  # tokenizer seed and generator seed; the seed of a base
 class Row:
     """A row of a table and its runs."""
 
-    name: str  # `<tokenizer>`, `<tokenizer>@<embedder>`, or a baseline's name
+    name: str  # `<tokenizer>[@<embedder>][:<scores>]`, or a baseline's name
     kind: str  # `generator` or `baseline`
     embedder: str | None
     tokenizer: str | None
@@ -90,18 +91,21 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
 
 
 def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: Path) -> Row:
-    tokenizer, _, embedder = name.partition("@")
+    ids, _, scores = name.partition(":")
+    tokenizer, _, embedder = ids.partition("@")
     _check_choice(tokenizer, "tokenizers", "tokenizer")
     options = [*overrides, f"tokenizer={tokenizer}"]
     if embedder:
         _check_choice(embedder, "tokenizers", "embedder")
         options = [*(option for option in options if not option.startswith("embedder=")), f"embedder={embedder}"]
+    if scores:
+        options += [f"evaluate.scores={scores}", f"evaluate.name={compose(options).evaluate.name}-{scores}"]
     cells = {}
     for seed, generator_seed in np.ndindex(n_seeds):
         of_cell = (*options, f"tokenizer.seed={seed}", f"generator.seed={generator_seed}")
         steps = steps_of(list(of_cell), "evaluate")
         embedded, tokenized = steps["embed"].folder.name, steps["tokenize"].folder.name
-        place = folder / f"{embedded}_{tokenized}_seed{generator_seed}"
+        place = folder / f"{embedded}_{tokenized}_seed{generator_seed}{f'_{scores}' if scores else ''}"
         cells[seed, generator_seed] = Cell(name, steps["evaluate"].config.model, of_cell, steps, place)
     return Row(name, GENERATOR, embedded, tokenized.removesuffix(f"-seed{seed}"), cells)
 
@@ -170,6 +174,20 @@ class RowResults:
         """The mean of a detail over runs; None where runs have none."""
         values = [run.details[name] for run in self.runs.values() if name in run.details]
         return float(np.mean(values)) if values else None
+
+    @property
+    def scores_every_item(self) -> bool:
+        """Whether every item of the catalogue was scored for a list."""
+        evaluate = next(iter(self.row.cells.values())).steps.get("evaluate")
+        return evaluate is None or evaluate.config.scores in SCORES_EVERY_ITEM
+
+    @property
+    def item_weights(self) -> list[float]:
+        """What the item head counted beside the tree in each run; empty where nothing was weighed."""
+        evaluate = next(iter(self.row.cells.values())).steps.get("evaluate")
+        if evaluate is None or evaluate.config.scores not in WEIGHED:
+            return []
+        return [run.stages["evaluate"]["item_weight"] for run in self.runs.values()]
 
     @property
     def trials(self) -> list[dict[str, Any]]:
