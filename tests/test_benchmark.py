@@ -20,7 +20,7 @@ from tests.tiny_run import build_run
 from tigerrec import TigerrecError
 from tigerrec.analysis import benchmark
 from tigerrec.analysis.benchmark import Effort, operations
-from tigerrec.analysis.benchmark.growth import growth, made_up_items
+from tigerrec.analysis.benchmark.growth import catalogue, history, made_up_items
 from tigerrec.analysis.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
 from tigerrec.cli import main
 from tigerrec.config import compose
@@ -29,6 +29,7 @@ from tigerrec.data.histories import Histories
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
+from tigerrec.models.t5_tree import T5Tree
 from tigerrec.runtime.processes import in_own_process
 from tigerrec.search.searcher import Searcher
 from tigerrec.training.options import TrainConfig, Training
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 N_ITEMS = 60
 IDS = made_up_items(N_ITEMS)
 CODES = T5(num_layers=3, num_decoder_layers=2, d_model=16, num_heads=2, d_kv=12, d_ff=20, max_items=5)
+TREE = T5Tree(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, max_items=5)
 ITEMS = T5(
     num_layers=3,
     num_decoder_layers=2,
@@ -181,18 +183,31 @@ def test_stock_inputs_are_as_long_as_the_longest_history():
     assert found["input_ids"][0].tolist() == IDS.tokens[7].tolist() + [0] * 16
 
 
-def test_growth_has_a_row_a_size_with_items_too():
-    found = growth(TrainConfig(ITEMS, Training(precision="fp32")), (30, 60), (2, 4), (1, 7), 3)
-    assert [row["items"] for row in found["catalogue"]] == [30, 60]
-    assert set(found["catalogue"][0]) == {
-        "items",
-        "trie_seconds",
-        "trie_bytes",
-        "ms_per_user_beam_2",
-        "ms_per_user_beam_4",
+@pytest.mark.parametrize("generator", [ITEMS, TREE], ids=["t5_items", "t5_tree"])
+def test_growth_has_a_row_a_size(generator):
+    config = TrainConfig(generator, Training(precision="fp32"))
+    small, large = (catalogue(config, n_items, (2, 4), 3) for n_items in (30, 60))
+    expected = {"items", "trie_seconds", "trie_bytes", "model_bytes", "ms_per_user_beam_2", "ms_per_user_beam_4"}
+    if generator is TREE:
+        expected |= {"ms_per_user_items", "ms_per_user_hybrid"}
+    assert set(small) == expected
+    assert (small["items"], large["items"]) == (30, 60)
+    assert small["trie_bytes"] < large["trie_bytes"]
+    assert small["model_bytes"] < large["model_bytes"]
+    rows = history(config, 30, 2, (1, 7), 3)["rows"]
+    assert [set(row) for row in rows] == [{"items", "ms_per_user"}] * 2
+
+
+def test_a_generator_that_is_no_t5_is_measured_alone(tmp_path):
+    folders = build_run(tmp_path)
+    config = TrainConfig(TREE, Training(precision="fp32", batch_targets=4096))
+    setting = benchmark.Setting(folders["prepare"], folders["tokenize"], config)
+    results = benchmark.measure(setting, dataclasses.replace(TINY, catalogues=(30,)))
+    assert {name: set(results[name]) for name in ("epoch", "search")} == {
+        key: {"seconds", "peak_mb"} for key in ("epoch", "search")
     }
-    assert found["catalogue"][0]["trie_bytes"] < found["catalogue"][1]["trie_bytes"]
-    assert [set(row) for row in found["history"]] == [{"items", "ms_per_user"}] * 2
+    assert results["growth"]["catalogue"][0]["peak_mb"] > 0
+    assert "weights are random" in benchmark.report(results)
 
 
 def test_a_process_of_its_own_gives_its_result_or_says_why_not():
@@ -258,7 +273,7 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
     def found(examples: str, beam_size: int) -> dict:
         training = Training(examples=examples, stride=10 if examples == "packed" else None, precision="fp32")
         config = TrainConfig(dataclasses.replace(CODES, decoder_reads="all_items"), training)
-        return limits(benchmark.Setting(folders["prepare"], folders["tokenize"], config), beam_size, 32)
+        return limits(benchmark.Setting(folders["prepare"], folders["tokenize"], config), beam_size)
 
     narrow, wide, prefixes = found("packed", 2), found("packed", 3), found("prefix", 3)
     assert 0 < narrow["epoch"] == wide["epoch"] < prefixes["epoch"]
@@ -281,8 +296,6 @@ def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
 
 
 def test_another_family_than_t5_is_refused_before_any_work(tmp_path):
-    with pytest.raises(
-        TigerrecError, match=r"generator=decoder_only is none; give `generator=t5_paper`, t5 or t5_items"
-    ):
-        benchmark.benchmark(compose(["generator=decoder_only", f"paths.runs={tmp_path}"]), TINY)
+    with pytest.raises(TigerrecError, match=r"generator=t5_tree_vectors reads item vectors; give `generator=t5_tree`"):
+        benchmark.benchmark(compose(["generator=t5_tree_vectors", f"paths.runs={tmp_path}"]), TINY)
     assert not any(tmp_path.iterdir())

@@ -49,7 +49,7 @@ HEAVY = (
 def test_every_group_has_choices():
     assert {path.parent.name for path in FILES} == set(GROUPS)
     folders = {path.name for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert folders <= {*GROUPS, "dataset_defaults", "train_defaults", "experiment"}
+    assert folders <= {*GROUPS, "dataset_defaults", "train_defaults", "evaluate_defaults", "experiment"}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
@@ -118,14 +118,24 @@ def test_train_defaults_name_a_generator_a_way_of_training_and_options():
         assert compose(chosen).train.learning_rate == compose([]).train.learning_rate  # those of the sample stand above
 
 
+def test_evaluate_defaults_name_a_generator_and_options():
+    paths = list((config_folder() / "evaluate_defaults").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        values = dict(OmegaConf.load(path))
+        assert {key: compose([f"generator={path.stem}"]).evaluate[key] for key in values} == values
+        assert compose([f"generator={path.stem}", "evaluate.scores=codes"]).evaluate.scores == "codes"
+        assert compose([]).evaluate.scores == "codes"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_plans_all_its_rows_and_the_command_line_wins(name):
     options = [f"experiment={name}"]
     cfg = compose(options)
     rows = plan_rows(options, cfg, Path("results"))
     assert [row.name for row in rows] == [*cfg.baselines, *cfg.tokenizers]
-    assert cfg.reference in cfg.tokenizers
-    assert cfg.table == f"{cfg.dataset.name}_{name.removeprefix('beauty_')}"
+    assert cfg.reference in [*cfg.tokenizers, *cfg.baselines]
+    assert cfg.table.startswith(f"{cfg.dataset.name}_")
     told = compose([*options, "dataset=sample", "embedder=hashed", "generator=t5_items", "train.epochs=3"])
     assert (told.dataset.name, told.embedder.name, told.generator.name, told.train.epochs) == (
         "sample",
@@ -150,7 +160,7 @@ def test_the_sample_is_small_and_the_command_line_wins():
 
 
 def test_an_option_that_a_choice_lacks_is_refused_before_any_work():
-    with pytest.raises(ConfigError, match=r"train.foo is not an option; allowed: batch_targets, beam_size, "):
+    with pytest.raises(ConfigError, match=r"train.foo is not an option; allowed: adam_beta2, batch_targets, "):
         plan(compose(["+train.foo=1"]))
 
 

@@ -25,7 +25,8 @@ class TreeReader:
         table: float32 (I, d): what a state is multiplied by to score an item.
         unseen_items: int64 (n,): those that training never saw.
         nodes: for each depth 1..T float32 (nodes, d): what a state is multiplied by to score a node.
-        prefixes: for each depth 0..T - 1 float32 (nodes, d): what the decoder's blocks read of a prefix.
+        prefixes: for each depth 0..T - 1 float32 (nodes, d): what the decoder's blocks read of a prefix, where it has
+            some.
     """
 
     def __init__(self, model: TreeT5, trie: Trie) -> None:
@@ -35,6 +36,7 @@ class TreeReader:
         self.unseen_items = model.unseen_items()
         self.nodes: list[Tensor] = []
         self.prefixes = [torch.zeros(1, network.config.d_model, device=model.device)]
+        reads_prefixes = len(network.prefix_blocks) > 0
         for depth, token in enumerate(trie.token):
             an_item = torch.empty_like(token)
             an_item[trie.path[depth]] = torch.arange(trie.path.shape[1], device=token.device)
@@ -42,8 +44,9 @@ class TreeReader:
             codes = functional.embedding(token, network.shared.weight)
             own = functional.embedding(rows.clamp(min=0), network.node_embeddings.weight)
             self.nodes.append(codes + own.masked_fill((rows < 0)[:, None], 0.0))
-            parents = torch.repeat_interleave(trie.first_child[depth].diff())
-            self.prefixes.append(self.prefixes[-1][parents] + self.nodes[-1])
+            if reads_prefixes:
+                parents = torch.repeat_interleave(trie.first_child[depth].diff())
+                self.prefixes.append(self.prefixes[-1][parents] + self.nodes[-1])
 
     def decoder(self, items: Tensor, dtype: torch.dtype) -> TreeDecoder:
         """A decoder that has read histories of item indices (B, n)."""
@@ -61,9 +64,8 @@ class TreeDecoder:
     def step(self, beams: Beams) -> Tensor:
         """The log-probabilities of children among their siblings, as in `Decoder.step`."""
         states = self.states[:, None].expand(-1, beams.nodes.shape[1], -1)
-        prefixes = self.reader.prefixes[beams.depth]
         for block in self.reader.model.network.prefix_blocks:
-            states = block(states, prefixes[beams.nodes], self.dtype, Dropout(0.0))
+            states = block(states, self.reader.prefixes[beams.depth][beams.nodes], self.dtype, Dropout(0.0))
         scores = child_scores(states.flatten(0, 1), self.reader.nodes[beams.depth], beams)
         return scores.view(beams.children.shape).masked_fill(~beams.exists, -torch.inf).log_softmax(-1)
 

@@ -17,6 +17,8 @@ from tigerrec.search.options import CODES_ALONE, Scoring
 from tigerrec.search.scoring import lists
 from tigerrec.tokenizers.trie import Trie, build_trie
 
+ITEM_SCORES_AT_ONCE = 2**25
+
 
 @dataclass(frozen=True)
 class Searcher:
@@ -90,7 +92,10 @@ class Searcher:
         lengths = np.array([min(len(history), max_items) for history in histories], np.int64)
         hidden = None if progress else True
         with tqdm(total=len(histories), desc=progress, unit="user", leave=False, disable=hidden) as bar:
-            for batch in length_sorted_batches(lengths * self.model.positions_per_item + beam_size, batch_tokens):
+            sizes = lengths * self.model.positions_per_item + beam_size
+            if self.scoring.reads_items:  # each user has a score of every item
+                sizes = np.maximum(sizes, batch_tokens * len(self.model.tokens) // ITEM_SCORES_AT_ONCE)
+            for batch in length_sorted_batches(sizes, batch_tokens):
                 masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
                 listed, listed_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)
                 width = min(k, listed.shape[1])

@@ -152,7 +152,7 @@ def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimi
     rates = (tokens, training.embedding_rate), (items, training.item_embedding_rate), (matrices, 1.0)
     groups = [{"params": group, "rate": rate, "weight_decay": training.weight_decay / rate} for group, rate in rates]
     groups.append({"params": vectors, "rate": 1.0, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
 
 
 def validate(

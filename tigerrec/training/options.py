@@ -9,7 +9,7 @@ from pydantic import Field
 from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
 from tigerrec.evaluation.metrics import VALIDATION_K
 from tigerrec.models.base import BIDIRECTIONAL, ITEM_CAUSAL, EncoderMask, Generator
-from tigerrec.storage.fingerprints import not_identity
+from tigerrec.storage.fingerprints import added, not_identity
 
 if TYPE_CHECKING:
     pass
@@ -38,6 +38,8 @@ class Training:
         item_embedding_rate: likewise those of items, each of which few targets reach.
         warmup: share of all steps.
         weight_decay: AdamW's, on matrices only.
+        adam_beta2: AdamW's memory of squared gradients. Of a row that few targets reach it keeps the last one: the more
+            of it is forgotten until the next, the larger that step.
         max_grad_norm: gradients are scaled down to this norm.
         label_smoothing: share of the target's probability spread over the vocabulary.
         validate_every: epochs between validations.
@@ -68,6 +70,7 @@ class Training:
     beam_size: int = Field(default=20, ge=VALIDATION_K)
     patience: int = Field(default=0, ge=0)
     precision: Precision = "auto"
+    adam_beta2: BelowOne = added(0.999)
     checkpoint_steps: AtLeastOne = not_identity(default=200)
     log_steps: AtLeastOne = not_identity(default=50)
     device: Device = not_identity(default="auto")

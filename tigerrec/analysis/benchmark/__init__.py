@@ -21,7 +21,7 @@ from tigerrec.text import aligned
 from tigerrec.training.options import TrainConfig
 
 logger = logging.getLogger(__name__)
-SIDES, GROWTH = "tigerrec.analysis.benchmark.sides", "tigerrec.analysis.benchmark.growth.growth"
+SIDES, GROWTH = "tigerrec.analysis.benchmark.sides", "tigerrec.analysis.benchmark.growth"
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,38 @@ class Effort:
 
 
 def measure(setting: Setting, effort: Effort) -> dict[str, Any]:
-    """All measurements, each in its own process; `ratio` is how many times faster our side is than the stock side,
-    `of_limit` how many times longer it takes than arithmetic alone."""
+    """All measurements, each in its own process; of a T5 also `ratio`, how many times faster our side is than the stock
+    side, and `of_limit`, how many times longer it takes than arithmetic alone."""
 
     def run(label: str, function: str, *arguments: Any) -> dict[str, Any]:
         logger.info("measuring %s", label)
         return in_own_process(function, *arguments)
 
-    limits = run("the machine", f"{SIDES}.limits", setting, effort.beam_size, effort.matrix_size)
-    results: dict[str, Any] = {"machine": limits["machine"]}
+    machine = run("the machine", f"{SIDES}.machine", setting, effort.matrix_size)
+    results: dict[str, Any] = {"machine": machine}
+    is_t5 = isinstance(setting.config.generator, T5)
+    limits = run("operations", f"{SIDES}.limits", setting, effort.beam_size) if is_t5 else {}
     for name, argument, stock_argument in (
         ("epoch", effort.warmup_steps, effort.stock_steps),
         ("search", effort.beam_size, effort.stock_users),
     ):
         ours = run(f"{name}, ours", f"{SIDES}.{name}", setting, argument)
+        results[name] = {"seconds": ours["seconds"], "peak_mb": ours["peak_mb"]}
+        if not is_t5:
+            continue
         stock = run(f"{name}, stock", f"{SIDES}.stock_{name}", setting, argument, stock_argument)
-        limit = limits[name] / limits["machine"]["operations_per_second"]
+        limit = limits[name] / machine["operations_per_second"]
         seconds, stock_seconds = ours["seconds"], stock["seconds"]
-        results[name] = {"seconds": seconds, "stock_seconds": stock_seconds, "stock_measured": stock["measured"]}
+        results[name] |= {"stock_seconds": stock_seconds, "stock_measured": stock["measured"]}
         results[name] |= {"ratio": stock_seconds / seconds, "limit_seconds": limit, "of_limit": seconds / limit}
-        results[name] |= {"peak_mb": ours["peak_mb"], "stock_peak_mb": stock["peak_mb"]}
-    how_much = effort.catalogues, effort.beams, effort.history_lengths, effort.growth_users
-    growth = run("growth", GROWTH, setting.config, *how_much)
-    return results | {"growth": {"catalogue": growth["catalogue"], "history": growth["history"]}}
+        results[name] |= {"stock_peak_mb": stock["peak_mb"]}
+    n_users, smallest = effort.growth_users, (min(effort.catalogues), min(effort.beams))
+    catalogues = [
+        run(f"{n_items:,} items", f"{GROWTH}.catalogue", setting.config, n_items, effort.beams, n_users)
+        for n_items in effort.catalogues
+    ]
+    history = run("histories", f"{GROWTH}.history", setting.config, *smallest, effort.history_lengths, n_users)
+    return results | {"growth": {"catalogue": catalogues, "history": history["rows"]}}
 
 
 def rounded(value: Any) -> Any:
@@ -95,15 +104,24 @@ def as_table(rows: Sequence[Mapping[str, Any]], heading: Sequence[str] | None = 
 
 def report(results: Mapping[str, Any]) -> str:
     """The results as tables, readable by people."""
-    columns = ("seconds", "stock_seconds", "ratio", "limit_seconds", "of_limit", "peak_mb", "stock_peak_mb")
-    heading = ("", "seconds", "stock", "ratio", "limit", "of limit", "peak MB", "stock peak MB")
-    sides = [{"": name, **{key: results[name][key] for key in columns}} for name in ("epoch", "search")]
+    columns = {
+        "seconds": "seconds", "stock_seconds": "stock", "ratio": "ratio", "limit_seconds": "limit",
+        "of_limit": "of limit", "peak_mb": "peak MB", "stock_peak_mb": "stock peak MB",
+    }  # fmt: skip
+    given = [key for key in columns if key in results["epoch"]]
+    sides = [{"": name, **{key: results[name][key] for key in given}} for name in ("epoch", "search")]
     growth, machine = results["growth"], results["machine"]
-    return f"""\
-{as_table(sides, heading)}
+    stock = (
+        "weights are random"
+        if "ratio" not in given
+        else f"""\
 stock: transformers in fp32, extrapolated from {results["epoch"]["stock_measured"]:,} steps and \
 {results["search"]["stock_measured"]:,} users; weights are random on both sides; limit: seconds of the matrix products \
-alone, without padding, at the machine's rate
+alone, without padding, at the machine's rate"""
+    )
+    return f"""\
+{as_table(sides, ["", *(columns[key] for key in given)])}
+{stock}
 
 made-up catalogues, histories of 5 items:
 {as_table(growth["catalogue"])}
@@ -124,11 +142,8 @@ def benchmark(cfg: DictConfig, effort: Effort) -> Path:
     """
     started = time.perf_counter()
     steps = pipeline.plan(cfg)
-    if not isinstance(steps["train"].config.generator, T5):
-        raise TigerrecError(
-            f"The benchmark measures a T5, and generator={cfg.generator.name} is none; give `generator=t5_paper`, t5 "
-            "or t5_items."
-        )
+    if steps["train"].config.generator.needs:
+        raise TigerrecError(f"generator={cfg.generator.name} reads item vectors; give `generator=t5_tree`.")
     pipeline.run(cfg, "tokenize")
     prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
     results = rounded(measure(Setting(prepared, tokenized, config), effort))

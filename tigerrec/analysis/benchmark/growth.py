@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tigerrec.analysis.benchmark.sides import new_model, seconds_of
+from tigerrec.search.options import HYBRID, ITEMS, Scoring
 from tigerrec.search.searcher import Searcher
 from tigerrec.tokenizers.ids import SemanticIds
 from tigerrec.tokenizers.suffix import with_suffix
@@ -47,16 +49,18 @@ def catalogue(config: TrainConfig, n_items: int, beams: Sequence[int], n_users: 
     row = {"items": n_items, "trie_seconds": trie_seconds, "trie_bytes": sum(tensor.nbytes for tensor in tensors)}
     model = new_model(config, semantic_ids)
     searcher = Searcher(model, trie.to(model.device), config.training.precision)
-    return row | {f"ms_per_user_beam_{size}": milliseconds_per_user(searcher, n_users, HISTORY, size) for size in beams}
+    row["model_bytes"] = sum(parameter.nbytes for parameter in model.parameters())
+    row |= {f"ms_per_user_beam_{size}": milliseconds_per_user(searcher, n_users, HISTORY, size) for size in beams}
+    if model.scores_items:
+        for scores in (ITEMS, HYBRID):
+            by_items = replace(searcher, scoring=Scoring(scores))
+            row[f"ms_per_user_{scores}"] = milliseconds_per_user(by_items, n_users, HISTORY, min(beams))
+    return row
 
 
-def growth(
-    config: TrainConfig, catalogues: Sequence[int], beams: Sequence[int], lengths: Sequence[int], n_users: int
-) -> dict[str, Any]:
-    """A row for each size of catalogue, and for each length of histories over the smallest catalogue and beam."""
-    rows = [catalogue(config, n_items, beams, n_users) for n_items in catalogues]
-    model = new_model(config, made_up_items(min(catalogues)), max_items=max(lengths))
+def history(config: TrainConfig, n_items: int, beam_size: int, lengths: Sequence[int], n_users: int) -> dict[str, Any]:
+    """Searching one catalogue for histories of each length."""
+    model = new_model(config, made_up_items(n_items), max_items=max(lengths))
     searcher = Searcher.of(model, config.training.precision)
-    times = {length: milliseconds_per_user(searcher, n_users, length, min(beams)) for length in lengths}
-    by_length = [{"items": length, "ms_per_user": time_taken} for length, time_taken in times.items()]
-    return {"catalogue": rows, "history": by_length}
+    times = {length: milliseconds_per_user(searcher, n_users, length, beam_size) for length in lengths}
+    return {"rows": [{"items": length, "ms_per_user": time_taken} for length, time_taken in times.items()]}

@@ -40,7 +40,7 @@ def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) -> HistoryT5:
+def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) -> Any:
     """The configured generator, some fields of it replaced, with random weights on its device."""
     configured: Any = config.generator
     mask, seed = ENCODER_MASK[config.training.examples], derived_seed(config.seed, "weights")
@@ -50,7 +50,8 @@ def new_model(config: TrainConfig, semantic_ids: SemanticIds, **changes: Any) ->
 
 def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
     """The generator whose `t5` is the stock side: of the same sizes, its decoder reads one position a token."""
-    return new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
+    model: HistoryT5 = new_model(config, semantic_ids, history=CODES, decoder_reads=ALL_ITEMS, item_loss=0.0)
+    return model
 
 
 def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
@@ -164,10 +165,18 @@ def cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]:
-    """Operations of an epoch and of a search, the machine's rate, and the machine."""
+def machine(setting: Setting, matrix_size: int) -> dict[str, Any]:
+    """The machine and its rate."""
+    training = setting.config.training
+    device = resolve_device(training.device)
+    rate = matrix_rate(device, product_type(device, training.precision), matrix_size)
+    return {"cpu": cpu_name(), "operations_per_second": rate, **environment(device, training.precision)}
+
+
+def limits(setting: Setting, beam_size: int) -> dict[str, Any]:
+    """Operations of an epoch and of a search by a T5."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
-    model, training = new_model(setting.config, semantic_ids), setting.config.training
+    model = new_model(setting.config, semantic_ids)
     configured: Any = setting.config.generator
     generator = dataclasses.replace(configured, decoder_reads=model.facts["decoder_reads"])
     sizes = operations.Sizes(generator, semantic_ids.layout.vocab_size, semantic_ids.layout.n_levels)
@@ -175,9 +184,7 @@ def limits(setting: Setting, beam_size: int, matrix_size: int) -> dict[str, Any]
     items_read = np.array([min(len(history), generator.max_items) for history in known], np.int64)
     codes = semantic_ids.codes
     beams = [1, *(min(beam_size, len(np.unique(codes[:, :level], axis=0))) for level in range(1, sizes.n_levels))]
-    rate = matrix_rate(model.device, product_type(model.device, training.precision), matrix_size)
     return {
         "epoch": operations.epoch(sizes, Trainer(model, histories, setting.config).examples),
         "search": operations.search(sizes, items_read, beams),
-        "machine": {"cpu": cpu_name(), "operations_per_second": rate, **environment(model.device, training.precision)},
     }
