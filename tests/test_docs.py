@@ -211,6 +211,7 @@ class OneLayer:
 
     family: ClassVar[str] = "one_layer"
     item_loss: ClassVar[float] = 0.0
+    needs: ClassVar[tuple[str, ...]] = ()
     width: Size = 16
     max_items: Size = 5
 
@@ -221,7 +222,7 @@ class OneLayer:
     def of_config(cls, config):
         raise ValueError("it is a T5")
 
-    def new(self, semantic_ids, encoder_mask, seed):
+    def new(self, semantic_ids, encoder_mask, seed, vectors=None):
         t5 = T5(1, None, self.width, 2, self.width // 2, self.width, max_items=self.max_items)
         return t5.new(semantic_ids, encoder_mask, seed)
 '''
