@@ -183,8 +183,10 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
     assert not cold_ids & set(item_ids(cold.prepared))
     assert histories.n_items == cold.n_warm == N_ITEMS - 2
     assert (np.concatenate(cold.histories) < cold.n_warm).all()
-    assert (cold.targets >= cold.n_warm).all()
-    assert set(run.targets[cold.users]) <= set(np.flatnonzero(cold.held_out))
+    assert cold.is_cold.any()
+    assert not cold.is_cold.all()
+    assert np.array_equal(cold.is_cold, cold.held_out[run.targets[cold.users]])
+    assert np.array_equal(cold.targets, cold.numbers[run.targets[cold.users]])
     order = np.argsort(cold.numbers)
     assert [item_ids(run.folders["prepare"])[item] for item in order[: cold.n_warm]] == item_ids(cold.prepared)
     for user, history in zip(cold.users, cold.histories, strict=True):
@@ -192,7 +194,11 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
         assert order[history].tolist() == kept
     finding = cold_items(run)
     assert read_table(next(run.work.glob("cold-tokenized-*")), "semantic_ids.parquet").num_rows == cold.n_warm
-    assert finding.rows[0]["users"] == len(cold.users)
+    own = finding.rows[0]
+    assert own["users"] == cold.is_cold.sum()
+    n_cold, n_all = own["users"], len(cold.users)
+    warm_hits = own["hr@10 of warm users"] * (n_all - n_cold)
+    assert own["hr@10"] * n_cold + warm_hits == pytest.approx(own["hr@10 of all"] * n_all, abs=1e-4)
     assert finding.rows[-1]["hr@10"] == 1.0  # two new items: any list of ten holds both
     assert finding.rows[-2]["hr@10"] == 1.0
 

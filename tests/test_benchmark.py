@@ -4,6 +4,7 @@ how long anything takes."""
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -71,7 +72,7 @@ TINY = Effort(
     stock_users=3,
     beam_size=3,
     matrix_size=64,
-    catalogues=(30, 60),
+    catalogues=(30,),
     beams=(2, 4),
     history_lengths=(1, 7),
     growth_users=3,
@@ -198,11 +199,16 @@ def test_growth_has_a_row_a_size(generator):
     assert [set(row) for row in rows] == [{"items", "ms_per_user"}] * 2
 
 
-def test_a_generator_that_is_no_t5_is_measured_alone(tmp_path):
+def test_a_generator_that_is_no_t5_is_measured_alone(tmp_path, monkeypatch):
+    def in_this_process(function: str, *arguments) -> dict:
+        module, _, name = function.rpartition(".")
+        return getattr(importlib.import_module(module), name)(*arguments) | {"peak_mb": 1.0}
+
+    monkeypatch.setattr(benchmark, "in_own_process", in_this_process)
     folders = build_run(tmp_path)
     config = TrainConfig(TREE, Training(precision="fp32", batch_targets=4096))
     setting = benchmark.Setting(folders["prepare"], folders["tokenize"], config)
-    results = benchmark.measure(setting, dataclasses.replace(TINY, catalogues=(30,)))
+    results = benchmark.measure(setting, TINY)
     assert {name: set(results[name]) for name in ("epoch", "search")} == {
         key: {"seconds", "peak_mb"} for key in ("epoch", "search")
     }

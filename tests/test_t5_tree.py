@@ -56,42 +56,53 @@ def state(model: TreeT5, history: np.ndarray) -> torch.Tensor:
     return model.encode(read, model.item_table(torch.float32), torch.float32, EXACT)[0, -1]
 
 
-def node_vector(model: TreeT5, tokens: tuple[int, ...]) -> torch.Tensor:
-    """The embedding of a prefix's last code plus that of its node, where training had siblings of it; found by looking
-    at all items."""
-    vector = model.network.shared.weight[tokens[-1]]
-    trained = [tuple(row) for row in model.tokens[: len(model.network.item_embeddings.weight)].tolist()]
-    siblings = sorted({row[: len(tokens)] for row in trained if row[: len(tokens) - 1] == tokens[:-1]})
-    if tokens not in siblings or len(siblings) == 1:
-        return vector
-    families = []
-    for depth in range(model.tokens.shape[1]):
-        parents = sorted({row[:depth] for row in trained})
-        children = [sorted({row[: depth + 1] for row in trained if row[:depth] == parent}) for parent in parents]
-        families += [child for family in children if len(family) > 1 for child in family]
-    return vector + model.network.node_embeddings.weight[families.index(tokens)]
+class Definition:
+    """What the definition of the model says, a node at a time."""
+
+    def __init__(self, model: TreeT5) -> None:
+        self.model, network = model, model.network
+        self.rows = [tuple(row) for row in model.tokens.tolist()]
+        self.children = self._children(self.rows)
+        trained = self.rows[: len(network.item_embeddings.weight)]
+        of_trained = self._children(trained)
+        several = sorted(
+            (prefix for prefix in of_trained if len(of_trained[prefix]) > 1), key=lambda prefix: (len(prefix), prefix)
+        )
+        own = [child for prefix in several for child in of_trained[prefix]]  # by depth and prefix: in the model's order
+        self.vectors = {
+            node: network.shared.weight[node[-1]]
+            + (network.node_embeddings.weight[own.index(node)] if node in own else 0.0)
+            for children in self.children.values()
+            for node in children
+        }
+
+    @staticmethod
+    def _children(rows: list[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+        """The children of each prefix of some items, in order."""
+        nodes = sorted({row[:depth] for row in rows for depth in range(1, len(row) + 1)})
+        found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for node in nodes:
+            found.setdefault(node[:-1], []).append(node)
+        return found
+
+    def log_probabilities(self, history: np.ndarray) -> list[float]:
+        """Of every item after a history: the sum over levels of a log-softmax over siblings."""
+        at, of_node = state(self.model, history), {(): 0.0}
+        for prefix in sorted(self.children, key=len):
+            before = [self.vectors[prefix[: end + 1]] for end in range(len(prefix))]
+            read = at
+            for block in self.model.network.prefix_blocks:
+                read = block(read, sum(before, torch.zeros_like(at)), torch.float32, EXACT)
+            scores = torch.stack([read @ self.vectors[child] for child in self.children[prefix]]).log_softmax(0)
+            for child, score in zip(self.children[prefix], scores.tolist(), strict=True):
+                of_node[child] = of_node[prefix] + score
+        return [of_node[row] for row in self.rows]
 
 
 @torch.no_grad()
-def log_probability(model: TreeT5, history: np.ndarray, item: int) -> float:
-    """What the definition of the model says of one item, level by level."""
-    rows = [tuple(row) for row in model.tokens.tolist()]
-    total, own = 0.0, rows[item]
-    for depth in range(len(own)):
-        at = state(model, history)
-        prefix = sum((node_vector(model, own[: end + 1]) for end in range(depth)), torch.zeros_like(at))
-        for block in model.network.prefix_blocks:
-            at = block(at, prefix, torch.float32, EXACT)
-        children = sorted({row[: depth + 1] for row in rows if row[:depth] == own[:depth]})
-        scores = torch.stack([at @ node_vector(model, child) for child in children])
-        total += scores.log_softmax(0)[children.index(own[: depth + 1])].item()
-    return total
-
-
 def every_log_probability(model: TreeT5, histories: list[np.ndarray]) -> np.ndarray:
-    return np.array(
-        [[log_probability(model, history, item) for item in range(len(model.tokens))] for history in histories]
-    )
+    definition = Definition(model)
+    return np.array([definition.log_probabilities(history) for history in histories])
 
 
 def test_probabilities_of_all_items_sum_to_one(setting):
@@ -132,16 +143,20 @@ def test_paths_have_the_scores_of_exhaustive_scoring(setting):
 
 def test_losses_are_those_of_the_definition(setting):
     _ids, model, _histories = setting
-    if model.facts["encoder_mask"] != "item_causal":
-        pytest.skip("several targets a row need the mask of packed training")
-    items = torch.tensor([[3, 17, 5, 40], [8, 2, NO_ITEM, NO_ITEM]])
-    targets = torch.tensor([[17, 5, 40, 9], [2, 11, NO_ITEM, NO_ITEM]])
-    n_visible = torch.tensor([[1, 2, 3, 4]])
+    pairs = [([3], 17), ([3, 17], 5), ([3, 17, 5], 40), ([3, 17, 5, 40], 9), ([8], 2), ([8, 2], 11)]
+    if model.facts["encoder_mask"] == "item_causal":  # all targets of a row share one pass
+        items = torch.tensor([[3, 17, 5, 40], [8, 2, NO_ITEM, NO_ITEM]])
+        targets = torch.tensor([[17, 5, 40, 9], [2, 11, NO_ITEM, NO_ITEM]])
+        batch = Batch(items, targets, torch.tensor([[1, 2, 3, 4]]))
+    else:
+        items = padded([np.array(history) for history, _ in pairs])
+        targets = torch.tensor([[target] for _, target in pairs])
+        batch = Batch(items, targets, (items >= 0).sum(1, keepdim=True))
     known = torch.tensor(sorted(set(range(N_ITEMS)) - {30, 31}))
     with torch.no_grad():
-        tokens, whole = model.losses(Batch(items, targets, n_visible), torch.float32, EXACT, known=known)
-    pairs = [([3], 17), ([3, 17], 5), ([3, 17, 5], 40), ([3, 17, 5, 40], 9), ([8], 2), ([8, 2], 11)]
-    expected = -sum(log_probability(model, np.array(history), target) for history, target in pairs)
+        tokens, whole = model.losses(batch, torch.float32, EXACT, known=known)
+    scores = every_log_probability(model, [np.array(history) for history, _ in pairs])
+    expected = -sum(row[target] for row, (_, target) in zip(scores, pairs, strict=True))
     assert tokens.item() == pytest.approx(expected, abs=1e-3)
     table = model.item_table(torch.float32)[known]
     of_items = [

@@ -334,7 +334,7 @@ def test_budgets_are_told(made):
     assert "t5 was trained for 1 epochs in every row and ranks in bf16." in text
     options = ["experiment=beauty_table", "tokenizers=[rkmeans]"]
     rows = plan_rows(options, compose(options), Path("results"))
-    results = [SimpleNamespace(row=row) for row in rows]
+    results = [SimpleNamespace(row=row, item_weights=[]) for row in rows]
     assert "sasrec_bce (12), sasrec_ce (12)" in " ".join(budgets(SimpleNamespace(results=results), compose(options)))
 
 

@@ -48,8 +48,8 @@ class T5Tree:
     num_heads: Size = 4
     d_kv: Size = 32
     d_ff: Size = 512
-    dropout_rate: DropoutRate = 0.5
-    node_dropout: BelowOne = 0.5
+    dropout_rate: DropoutRate = 0.4
+    node_dropout: BelowOne = 0.3
     max_items: Size = 20
     item_loss: NotNegative = 1.0
     item_vectors: bool = False

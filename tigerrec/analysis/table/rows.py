@@ -12,10 +12,10 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from tigerrec.analysis.table.cells import CELL, Cell, steps_of
-from tigerrec.config import ConfigError, compose, config_folder
+from tigerrec.config import ConfigError, config_folder
 from tigerrec.evaluation.lists import read_ranks
 from tigerrec.evaluation.metrics import gains
-from tigerrec.search.options import SCORES_EVERY_ITEM, WEIGHED
+from tigerrec.search.options import ITEMS, SCORES_EVERY_ITEM, WEIGHED
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
@@ -46,6 +46,7 @@ class Row:
     embedder: str | None
     tokenizer: str | None
     cells: dict[Seeds, Cell]  # its runs
+    scores: str = ITEMS  # those by which it ranks, as in `Scoring`; a baseline scores items
 
 
 def _listed(values: Any) -> list[str]:
@@ -75,7 +76,7 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
     seeds = numbers_of_seeds(cfg.seeds)
     rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in _listed(cfg.baselines)]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"
-    rows += [_generator_row(name, overrides, seeds, own) for name in _listed(cfg.tokenizers)]
+    rows += [_generator_row(name, overrides, seeds, own, cfg.evaluate.name) for name in _listed(cfg.tokenizers)]
     if not rows:
         raise ConfigError("There is no row; give `tokenizers=[<tokenizer>,…]` or `baselines=[<baseline>,…]`.")
     owners: dict[Path, str] = {}
@@ -90,7 +91,7 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
     return rows
 
 
-def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: Path) -> Row:
+def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: Path, evaluate_name: str) -> Row:
     ids, _, scores = name.partition(":")
     tokenizer, _, embedder = ids.partition("@")
     _check_choice(tokenizer, "tokenizers", "tokenizer")
@@ -99,7 +100,7 @@ def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: 
         _check_choice(embedder, "tokenizers", "embedder")
         options = [*(option for option in options if not option.startswith("embedder=")), f"embedder={embedder}"]
     if scores:
-        options += [f"evaluate.scores={scores}", f"evaluate.name={compose(options).evaluate.name}-{scores}"]
+        options += [f"evaluate.scores={scores}", f"evaluate.name={evaluate_name}-{scores}"]
     cells = {}
     for seed, generator_seed in np.ndindex(n_seeds):
         of_cell = (*options, f"tokenizer.seed={seed}", f"generator.seed={generator_seed}")
@@ -107,7 +108,8 @@ def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: 
         embedded, tokenized = steps["embed"].folder.name, steps["tokenize"].folder.name
         place = folder / f"{embedded}_{tokenized}_seed{generator_seed}{f'_{scores}' if scores else ''}"
         cells[seed, generator_seed] = Cell(name, steps["evaluate"].config.model, of_cell, steps, place)
-    return Row(name, GENERATOR, embedded, tokenized.removesuffix(f"-seed{seed}"), cells)
+    ranks_by = steps["evaluate"].config.scores
+    return Row(name, GENERATOR, embedded, tokenized.removesuffix(f"-seed{seed}"), cells, ranks_by)
 
 
 def _baseline_row(name: str, overrides: Sequence[str], n_seeds: int, folder: Path) -> Row:
@@ -178,14 +180,12 @@ class RowResults:
     @property
     def scores_every_item(self) -> bool:
         """Whether every item of the catalogue was scored for a list."""
-        evaluate = next(iter(self.row.cells.values())).steps.get("evaluate")
-        return evaluate is None or evaluate.config.scores in SCORES_EVERY_ITEM
+        return self.row.scores in SCORES_EVERY_ITEM
 
     @property
     def item_weights(self) -> list[float]:
         """What the item head counted beside the tree in each run; empty where nothing was weighed."""
-        evaluate = next(iter(self.row.cells.values())).steps.get("evaluate")
-        if evaluate is None or evaluate.config.scores not in WEIGHED:
+        if self.row.scores not in WEIGHED:
             return []
         return [run.stages["evaluate"]["item_weight"] for run in self.runs.values()]
 
