@@ -27,7 +27,7 @@ from tigerrec.models.loading import load_generator
 from tigerrec.search.options import item_weight
 from tigerrec.serving.export import export
 from tigerrec.serving.new_items import NewItemsError, add_items
-from tigerrec.serving.recommender import Recommender
+from tigerrec.serving.recommender import Recommender, RecommendError
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import writing
@@ -213,3 +213,13 @@ def test_new_items_whose_vectors_the_generator_cannot_get_are_refused(folders, w
     with pytest.raises(NewItemsError, match="does not say which embedder made"):
         add_items(moved, table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_new_items_in_memory_need_the_vectors_that_the_generator_reads(with_vectors):
+    recommender = Recommender.from_pretrained(with_vectors, device="cpu")
+    codes = recommender.codes[:1].copy()
+    codes[0, -1] = 7
+    with pytest.raises(RecommendError, match="reads a vector of 6 numbers"):
+        recommender.with_items(["new"], codes)
+    added = recommender.with_items(["new"], codes, vectors=np.ones((1, 6), np.float32))
+    assert "new" in {item.item_id for item in added.recommend(HISTORY, k=100)}

@@ -151,6 +151,12 @@ class Recommender:
                 f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and "
                 f"codes of shape {codes.shape}."
             )
+        size = self.searcher.model.facts.get("vector_size", 0)
+        if size and (vectors is None or vectors.shape != (len(ids), size)):
+            raise RecommendError(
+                f"The generator reads a vector of {size} numbers of each item; give those of the new items, float32 "
+                f"({len(ids)}, {size}), as `vectors`."
+            )
         all_codes = np.concatenate([self.codes, codes]).astype(np.int32)
         if self.searcher.popularity is None:
             groups, sizes = group_codes(all_codes)
