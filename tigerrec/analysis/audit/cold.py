@@ -168,14 +168,12 @@ def cold_items(run: AuditedRun) -> Finding:
     chance_alone |= {HR: min(1.0, CUTOFF / n_cold), "hr@20": min(1.0, 2 * CUTOFF / n_cold)}
     n_hits = round(own[HR] * len(cold_users))
     best = max(others, key=lambda row: row[HR], default=None)
-    places = (
-        ""
-        if best is None
-        else (
+    places = ""
+    if best is not None:
+        places = (
             f" Best of the ways that look for new items: {best['what']}, HR@10 {figure(best[HR])} for cold users and "
             f"{figure(best[OF_ALL[1]])} NDCG@10 for all, which is {figure(own[OF_ALL[1]])} without."
         )
-    )
     return Finding(
         f"{n_cold:,} items were held out of training and of the tokenizer's fit; {len(cold_users):,} users have one as "
         f"their target. The generator puts it in the top 10 of {n_hits:,} of them "
