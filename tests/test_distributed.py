@@ -86,7 +86,8 @@ a.grad = torch.full((2, 3), float(rank + 1))
 b.grad = None if rank == 1 else torch.ones(2, 1)
 assert distributed.sum_gradients([a, b, never], torch.tensor(float(rank))) == 3
 assert (a.grad == 6).all() and (b.grad == 2).all() and never.grad is None
-print(f"world of {world} seen by {rank}", flush=True)
+os.write(1, f"world of {world} seen by {rank}\\n".encode())  # one write, which no other process's can part
+distributed.gathered(rank)  # all have written before the first fails, whose end ends the others
 def fail():
     raise TigerrecError("Only the first says why.")
 distributed.agreed(fail)
