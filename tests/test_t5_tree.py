@@ -18,7 +18,7 @@ from tigerrec.models.t5_tree import T5Tree
 from tigerrec.models.t5_tree_model import TreeT5
 from tigerrec.models.tree_loss import FamilyCrossEntropy
 from tigerrec.search.options import Scoring
-from tigerrec.search.scoring import path_scores, with_cold_places
+from tigerrec.search.scoring import best, path_scores, with_cold_places
 from tigerrec.search.searcher import Searcher
 from tigerrec.tokenizers.ids import SemanticIds
 from tigerrec.tokenizers.trie import build_trie
@@ -319,6 +319,18 @@ def inline_scores(model: TreeT5, histories: list[np.ndarray], weight: float) -> 
                 logits -= np.log(np.exp(logits).sum())
                 found[user, item] += logits[children.index(own[: depth + 1])]
     return found
+
+
+def test_the_best_of_equal_scores_keep_the_order_given():
+    random = np.random.default_rng(0)
+    for n_items in [0, 1, 7, 40] * 10:
+        scores = random.choice([-np.inf, 0.0, 1.0, 2.0], (3, n_items)).astype(np.float32)
+        for k in (1, 5, 60):
+            items, found = best(torch.arange(n_items), torch.from_numpy(scores), k)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            expected = np.take_along_axis(scores, order, 1)
+            assert np.array_equal(found, expected)
+            assert np.array_equal(items, np.where(expected == -np.inf, NO_ITEM, order))
 
 
 def test_a_silent_tree_steered_by_the_head_is_the_full_softmax():

@@ -67,8 +67,11 @@ def best(items: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Items int64 (B, k'), k' = min(k, m), `NO_ITEM` where the score is -inf; and scores float32 (B, k').
     """
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :k], order[:, :k]
+    k = min(k, scores.shape[1])
+    enough = scores >= scores.topk(k, dim=1).values[:, -1:]
+    kept = enough.float().topk(int(enough.sum(1).max()), dim=1).indices.sort(dim=1).values
+    scores, order = scores.gather(1, kept).sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :k], kept.gather(1, order[:, :k])
     return items.expand(len(scores), -1).gather(1, order).masked_fill(scores == -torch.inf, NO_ITEM), scores
 
 
