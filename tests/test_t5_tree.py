@@ -43,38 +43,46 @@ def item_vectors(n: int = N_ITEMS) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(n, 5)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=[("item_causal", 0), ("item_causal", 2), ("bidirectional", 1)], ids=str)
+@pytest.fixture(scope="module", params=[("item_causal", 0, 1), ("item_causal", 2, 3), ("bidirectional", 1, 1)], ids=str)
 def setting(request) -> tuple[SemanticIds, TreeT5, list[np.ndarray]]:
     ids = catalogue(N_ITEMS)
-    mask, decoder_layers = request.param
-    return ids, model_of(ids, mask, decoder_layers=decoder_layers), random_histories(12, N_ITEMS)
+    mask, decoder_layers, members = request.param
+    return ids, model_of(ids, mask, decoder_layers=decoder_layers, members=members), random_histories(12, N_ITEMS)
 
 
-def state(model: TreeT5, history: np.ndarray) -> torch.Tensor:
-    """The encoder's output at the last item of a history that is read, (d,)."""
+def states(model: TreeT5, history: np.ndarray) -> list[torch.Tensor]:
+    """Each member's encoder output at the last item of a history that is read, (d,)."""
     read = torch.from_numpy(history[-6:].astype(np.int64))[None]
-    return model.encode(read, model.item_table(torch.float32), torch.float32, EXACT)[0, -1]
+    return [states[0, -1] for states in model.encode(read, model.item_tables(torch.float32), torch.float32, EXACT)]
+
+
+def item_logits(tables: list[torch.Tensor], states: list[torch.Tensor]) -> torch.Tensor:
+    """The mean over members of what each gives every item, (I,)."""
+    return torch.stack([table @ state for table, state in zip(tables, states, strict=True)]).mean(0)
 
 
 class Definition:
-    """What the definition of the model says, a node at a time."""
+    """What the definition of the model, or of some of its members, says, a node at a time."""
 
-    def __init__(self, model: TreeT5) -> None:
-        self.model, network = model, model.network
+    def __init__(self, model: TreeT5, members: list[int] | None = None) -> None:
+        self.model, self.members = model, list(range(len(model.members))) if members is None else members
         self.rows = [tuple(row) for row in model.tokens.tolist()]
         self.children = self._children(self.rows)
-        trained = self.rows[: len(network.item_embeddings.weight)]
+        trained = self.rows[: len(model.item_embeddings()[0])]
         of_trained = self._children(trained)
         several = sorted(
             (prefix for prefix in of_trained if len(of_trained[prefix]) > 1), key=lambda prefix: (len(prefix), prefix)
         )
         own = [child for prefix in several for child in of_trained[prefix]]  # by depth and prefix: in the model's order
-        self.vectors = {
-            node: network.shared.weight[node[-1]]
-            + (network.node_embeddings.weight[own.index(node)] if node in own else 0.0)
-            for children in self.children.values()
-            for node in children
-        }
+        self.vectors = [
+            {
+                node: member.shared.weight[node[-1]]
+                + (member.node_embeddings.weight[own.index(node)] if node in own else 0.0)
+                for children in self.children.values()
+                for node in children
+            }
+            for member in model.members
+        ]
 
     @staticmethod
     def _children(rows: list[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
@@ -87,21 +95,24 @@ class Definition:
 
     def log_probabilities(self, history: np.ndarray) -> list[float]:
         """Of every item after a history: the sum over levels of a log-softmax over siblings."""
-        at, of_node = state(self.model, history), {(): 0.0}
+        encoded, of_node = states(self.model, history), {(): 0.0}
         for prefix in sorted(self.children, key=len):
-            before = [self.vectors[prefix[: end + 1]] for end in range(len(prefix))]
-            read = at
-            for block in self.model.network.prefix_blocks:
-                read = block(read, sum(before, torch.zeros_like(at)), torch.float32, EXACT)
-            scores = torch.stack([read @ self.vectors[child] for child in self.children[prefix]]).log_softmax(0)
+            by_member = []
+            for number in self.members:
+                vectors, read = self.vectors[number], encoded[number]
+                before = sum((vectors[prefix[: end + 1]] for end in range(len(prefix))), torch.zeros_like(read))
+                for block in self.model.members[number].prefix_blocks:
+                    read = block(read, before, torch.float32, EXACT)
+                by_member.append(torch.stack([read @ vectors[child] for child in self.children[prefix]]))
+            scores = torch.stack(by_member).mean(0).log_softmax(0)
             for child, score in zip(self.children[prefix], scores.tolist(), strict=True):
                 of_node[child] = of_node[prefix] + score
         return [of_node[row] for row in self.rows]
 
 
 @torch.no_grad()
-def every_log_probability(model: TreeT5, histories: list[np.ndarray]) -> np.ndarray:
-    definition = Definition(model)
+def every_log_probability(model: TreeT5, histories: list[np.ndarray], members: list[int] | None = None) -> np.ndarray:
+    definition = Definition(model, members)
     return np.array([definition.log_probabilities(history) for history in histories])
 
 
@@ -155,15 +166,15 @@ def test_losses_are_those_of_the_definition(setting):
     known = torch.tensor(sorted(set(range(N_ITEMS)) - {30, 31}))
     with torch.no_grad():
         tokens, whole = model.losses(batch, torch.float32, EXACT, known=known)
-    scores = every_log_probability(model, [np.array(history) for history, _ in pairs])
-    expected = -sum(row[target] for row, (_, target) in zip(scores, pairs, strict=True))
-    assert tokens.item() == pytest.approx(expected, abs=1e-3)
-    table = model.item_table(torch.float32)[known]
-    of_items = [
-        functional.cross_entropy(table @ state(model, np.array(history)), torch.tensor(known.tolist().index(target)))
-        for history, target in pairs
-    ]
-    assert whole.item() == pytest.approx(sum(of_items).item(), abs=1e-3)
+    of_tokens, of_items = [], []  # of each member alone
+    for number, table in enumerate(model.item_tables(torch.float32)):
+        scores = every_log_probability(model, [np.array(history) for history, _ in pairs], [number])
+        of_tokens.append(-sum(row[target] for row, (_, target) in zip(scores, pairs, strict=True)))
+        for history, target in pairs:
+            logits, label = table[known] @ states(model, np.array(history))[number], known.tolist().index(target)
+            of_items.append(functional.cross_entropy(logits, torch.tensor(label)).item())
+    assert tokens.item() == pytest.approx(np.mean(of_tokens), abs=1e-3)
+    assert whole.item() == pytest.approx(np.sum(of_items) / len(model.members), abs=1e-3)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
@@ -189,12 +200,14 @@ def test_relabelled_items_are_ranked_the_same():
     ids, histories = catalogue(N_ITEMS), random_histories(6, N_ITEMS)
     numbers = np.random.default_rng(1).permutation(N_ITEMS)
     shuffled = replace(ids, codes=ids.codes[np.argsort(numbers)])  # item i is called numbers[i] there
-    model, other = model_of(ids, decoder_layers=1), T5Tree(**SIZES, decoder_layers=1).new(shuffled, "item_causal", 0)
+    options = {"decoder_layers": 1, "members": 2}
+    model, other = model_of(ids, **options), T5Tree(**SIZES, **options).new(shuffled, "item_causal", 0)
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in other.named_parameters():
             parameter.copy_(weights[name])
-        other.network.item_embeddings.weight.copy_(model.network.item_embeddings.weight[np.argsort(numbers)])
+        for table, same in zip(other.item_embeddings(), model.item_embeddings(), strict=True):
+            table.copy_(same[np.argsort(numbers)])
     for scores in ("codes", "items", "hybrid", "inline"):
         lists = [
             Searcher.of(each, "fp32", scoring=Scoring(scores)).rank(read, k=10, beam_size=20, mask_seen=True)
@@ -219,7 +232,7 @@ def further(ids: SemanticIds, n: int) -> np.ndarray:
 def test_new_items_are_scored_by_their_codes_and_old_nodes_keep_their_embeddings():
     """Nodes are known by their prefix: new items give nodes of the trie other numbers."""
     ids, histories = catalogue(N_ITEMS), random_histories(5, N_ITEMS)
-    model = model_of(ids, decoder_layers=1)
+    model = model_of(ids, decoder_layers=1, members=2)
     new = further(ids, 8)
     searcher = Searcher.of(model, "fp32").with_items(new)
     items, scores = searcher.rank(histories, k=68, beam_size=68, mask_seen=False)
@@ -252,12 +265,12 @@ def test_nodes_without_siblings_cost_nothing():
         for parent in {row[:depth] for row in tokens}:
             children = {row[: depth + 1] for row in tokens if row[:depth] == parent}
             with_siblings |= children if len(children) > 1 else set()
-    assert len(model.network.node_embeddings.weight) == len(with_siblings)
+    assert len(model.members[0].node_embeddings.weight) == len(with_siblings)
 
 
 def test_a_saved_model_is_the_same_and_its_files_are_its_own(tmp_path: Path):
     ids, histories, vectors = catalogue(N_ITEMS), random_histories(5, N_ITEMS), item_vectors()
-    model = model_of(ids, vectors=vectors, decoder_layers=1)
+    model = model_of(ids, vectors=vectors, decoder_layers=1, members=2)
     assert {path.name for path in save_generator(model, tmp_path)} == {"config.json", "model.safetensors"}
     loaded = load_generator(tmp_path, ids)
     for scores in ("codes", "hybrid"):
@@ -273,9 +286,9 @@ def dense_scores(model: TreeT5, histories: list[np.ndarray], weight: float) -> n
     """log p(codes) + weight * log p(item) of every item."""
     by_codes = every_log_probability(model, histories)
     with torch.no_grad():
-        table = model.item_table(torch.float32)
-        by_items = torch.stack([(table @ state(model, history)).log_softmax(0) for history in histories]).numpy()
-    return by_codes + weight * by_items
+        tables = model.item_tables(torch.float32)
+        by_items = torch.stack([item_logits(tables, states(model, history)).log_softmax(0) for history in histories])
+    return by_codes + weight * by_items.numpy()
 
 
 @pytest.mark.parametrize("scores", ["items", "hybrid", "inline"])
@@ -337,7 +350,7 @@ def test_a_silent_tree_steered_by_the_head_is_the_full_softmax():
     ids, histories = catalogue(N_ITEMS), random_histories(6, N_ITEMS)
     model = model_of(ids)
     with torch.no_grad():
-        model.network.node_embeddings.weight.zero_()
+        model.members[0].node_embeddings.weight.zero_()
         tree = Searcher.of(model, "fp32", scoring=Scoring("inline", 1.0))
         tree.reader.nodes = [torch.zeros_like(nodes) for nodes in tree.reader.nodes]
     of_items = Searcher.of(model, "fp32", scoring=Scoring("items"))
@@ -349,13 +362,14 @@ def test_a_silent_tree_steered_by_the_head_is_the_full_softmax():
 def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
     """Their embeddings are zeros, and no gradient ever reaches them."""
     ids = catalogue(N_ITEMS)
-    model = model_of(ids)
+    model = model_of(ids, members=2)
     known = torch.arange(10, N_ITEMS)
     model.keep_only(known)
     batch = Batch(torch.tensor([[30, 12]]), torch.tensor([[12, 55]]), torch.tensor([[1, 2]]))
     sum(model.losses(batch, torch.float32, EXACT, known=known)).backward()
-    assert not model.network.item_embeddings.weight.grad[:10].any()
-    assert model.network.item_embeddings.weight.grad[10:].any(1).all()
+    for weight in model.item_embeddings():
+        assert not weight.grad[:10].any()
+        assert weight.grad[10:].any(1).all()
     assert model.unseen_items().tolist() == list(range(10))
     items, _ = Searcher.of(model, "fp32", scoring=Scoring("items")).rank(
         [np.array([30, 12])], k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False
@@ -365,14 +379,15 @@ def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
 
 def test_a_head_with_vectors_ranks_items_that_training_never_saw():
     ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(4, N_ITEMS)
-    model = model_of(ids, vectors=vectors[:N_ITEMS])
+    model = model_of(ids, vectors=vectors[:N_ITEMS], members=2)
     searcher = Searcher.of(model, "fp32", scoring=Scoring("items")).with_items(further(ids, 8), vectors[N_ITEMS:])
     items, scores = searcher.rank(histories, k=68, beam_size=68, mask_seen=False)
     assert (np.sort(items, axis=1) == np.arange(68)).all()
     with torch.no_grad():
-        of_new = torch.from_numpy(vectors[N_ITEMS:]) @ model.network.vector_projection.weight.T
-        table = torch.cat([model.item_table(torch.float32), of_new])
-        expected = torch.stack([(table @ state(model, history)).log_softmax(0) for history in histories]).numpy()
+        of_new = [torch.from_numpy(vectors[N_ITEMS:]) @ each.vector_projection.weight.T for each in model.members]
+        tables = [torch.cat(pair) for pair in zip(model.item_tables(torch.float32), of_new, strict=True)]
+        logits = [item_logits(tables, states(model, history)) for history in histories]
+        expected = torch.stack([each.log_softmax(0) for each in logits]).numpy()
     np.testing.assert_allclose(scores, np.take_along_axis(expected, items, 1), atol=1e-4)
     with pytest.raises(ValueError, match="item vectors of 5 numbers"):
         model.with_items(further(ids, 8))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tigerrec.models.t5_tree_model import TreeT5
 
 SIZES = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "dropout_rate")
-READING = ("max_items", "decoder_layers", "node_dropout", "item_loss")
+READING = ("max_items", "decoder_layers", "members", "node_dropout", "item_loss")
 
 
 @options
@@ -28,6 +28,7 @@ class T5Tree:
         num_layers: blocks in the encoder.
         decoder_layers: feed-forward blocks that read the prefix at each level; with 0 all levels read the encoder's
             output alone.
+        members: networks of this kind that are trained side by side and scored as one, each with weights of its own.
         d_model: width of the hidden states.
         num_heads: attention heads a layer.
         d_kv: width of one head.
@@ -44,6 +45,7 @@ class T5Tree:
 
     num_layers: Layers = 2
     decoder_layers: int = Field(default=0, ge=0, le=2**4)
+    members: int = Field(default=1, ge=1, le=2**6)
     d_model: Size = 128
     num_heads: Size = 4
     d_kv: Size = 32
@@ -92,6 +94,7 @@ class T5Tree:
             "encoder_mask": encoder_mask,
             "history": ITEMS,
             "decoder_layers": self.decoder_layers,
+            "members": self.members,
             "node_dropout": self.node_dropout,
             "item_loss": self.item_loss,
             "max_items": self.max_items,

@@ -58,31 +58,66 @@ class PrefixBlock(nn.Module):
         return states + dropout(t5_stack.linear(hidden, self.narrow, scale=dropout.scale**2))
 
 
-class TreeNetwork(T5PreTrainedModel):
-    """The weights of a `TreeT5`: the embeddings of tokens, items and nodes, which are the output layer too."""
+class Member(nn.Module):
+    """One encoder with its embeddings of tokens, items and nodes, which are its output layer too."""
 
-    config_class = TreeConfig
-
-    def __init__(self, config: TreeConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: Any) -> None:
+        super().__init__()
         facts, d_model = config.tigerrec, config.d_model
         self.shared = nn.Embedding(config.vocab_size, d_model)
         self.code_projection = nn.Linear(len(facts["level_sizes"]) * d_model, d_model, bias=False)
         self.item_embeddings = nn.Embedding(facts["n_items"], d_model)
         self.node_embeddings = nn.Embedding(facts["n_nodes"], d_model)
         if facts["vector_size"]:
-            self.vectors = nn.Parameter(torch.zeros(facts["n_items"], facts["vector_size"]), requires_grad=False)
             self.vector_projection = nn.Linear(facts["vector_size"], d_model, bias=False)
         self.encoder = Encoder(config)
         self.prefix_blocks = nn.ModuleList(PrefixBlock(d_model, config.d_ff) for _ in range(facts["decoder_layers"]))
         for parameter in self.parameters():
-            if parameter.ndim > 1 and parameter.requires_grad:
+            if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=INITIAL_DEVIATION)
         nn.init.zeros_(self.node_embeddings.weight)
+        self.input_scale = d_model**0.5
+
+    def encode(
+        self, items: Tensor, tokens: Tensor, table: Tensor, visible: Tensor, dtype: torch.dtype, dropout: Dropout
+    ) -> Tensor:
+        """The encoder's output, float32 (B, n, d).
+
+        Args:
+            items: int64 (B, n), all of them items.
+            tokens: int64 (B, n, T), theirs.
+            table: float32 (I, d), see `TreeT5.item_tables`.
+            visible: bool, which positions a position sees, as in `t5_stack.encoded_states`.
+        """
+        codes = functional.embedding(tokens, self.shared.weight).flatten(2) * self.input_scale
+        projected = t5_stack.linear(codes.to(dtype), self.code_projection).float()
+        embedded = projected + functional.embedding(items, table) * self.input_scale
+        return t5_stack.encoded_states(self, embedded, visible, dtype, dropout)
+
+    def rows(self, token_of_row: Tensor, dropout: Dropout) -> Tensor:
+        """The embedding of each child in the families of training, that of its code and its own, float32 (rows, d)."""
+        own = self.node_embeddings.weight
+        return functional.embedding(token_of_row, self.shared.weight) + dropout(own * dropout.scale)
+
+
+class TreeNetwork(T5PreTrainedModel):
+    """The weights of a `TreeT5`."""
+
+    config_class = TreeConfig
+
+    def __init__(self, config: TreeConfig) -> None:
+        super().__init__(config)
+        facts = config.tigerrec
+        self.members = nn.ModuleList(Member(config) for _ in range(facts["members"]))
+        if facts["vector_size"]:
+            self.vectors = nn.Parameter(torch.zeros(facts["n_items"], facts["vector_size"]), requires_grad=False)
 
 
 class TreeT5(HistoryModule):
     """A `TreeNetwork` with the trie that it was trained on.
+
+    Its members are trained side by side, each by its own loss, and scored as one by the mean of their logits (Balaji
+    Lakshminarayanan et al. 2017, arXiv 1612.01474, with a mean of logits in the place of one of probabilities).
 
     Args:
         network: the weights.
@@ -132,33 +167,38 @@ class TreeT5(HistoryModule):
         """Encoder positions and choices of tokens that pass the model for training examples, int64 (n,)."""
         return n_read + n_targets * self.n_levels
 
+    @property
+    def members(self) -> list[Member]:
+        """The networks that are scored as one."""
+        return list(self.network.members)
+
     def token_embeddings(self) -> list[Tensor]:
         """The embeddings of tokens."""
-        return [self.network.shared.weight]
+        return [member.shared.weight for member in self.members]
 
     def item_embeddings(self) -> list[Tensor]:
         """The embeddings of items."""
-        return [self.network.item_embeddings.weight]
+        return [member.item_embeddings.weight for member in self.members]
 
     @torch.no_grad()
     def keep_only(self, items: Tensor) -> None:
         """Give up the embeddings of all items but some, int64 (n,)."""
-        weight = self.network.item_embeddings.weight
-        kept = weight[items]
-        weight.zero_()[items] = kept
+        for weight in self.item_embeddings():
+            kept = weight[items]
+            weight.zero_()[items] = kept
 
-    def encode(self, items: Tensor, table: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
-        """The encoder's output for histories of item indices (B, n), padded on the right with `NO_ITEM`, float32 (B, n,
-        d); the table is `item_table`."""
+    def encode(self, items: Tensor, tables: list[Tensor], dtype: torch.dtype, dropout: Dropout) -> list[Tensor]:
+        """Each member's encoder output for histories of item indices (B, n), padded on the right with `NO_ITEM`,
+        float32 (B, n, d); the tables are `item_tables`."""
         if self.facts["encoder_mask"] == ITEM_CAUSAL:
             visible = masks.item_causal(items.shape[1], 1, items.device)
         else:
             visible = masks.of_items(items, 1).bool()[:, None, None, :]
-        network, items = self.network, items.clamp(min=0)
-        codes = functional.embedding(self.tokens[items], network.shared.weight).flatten(2)
-        projected = t5_stack.linear((codes * self.input_scale).to(dtype), network.code_projection).float()
-        embedded = projected + functional.embedding(items, table) * self.input_scale
-        return t5_stack.encoded_states(network, embedded, visible, dtype, dropout)
+        items = items.clamp(min=0)
+        return [
+            member.encode(items, self.tokens[items], table, visible, dtype, dropout)
+            for member, table in zip(self.members, tables, strict=True)
+        ]
 
     @property
     def scores_vocabulary(self) -> bool:
@@ -175,79 +215,78 @@ class TreeT5(HistoryModule):
         """Whether the table of items has projected vectors."""
         return bool(self.facts["vector_size"])
 
-    @property
-    def input_scale(self) -> float:
-        """What embeddings are multiplied by where the encoder reads them."""
-        return float(self.network.config.d_model**0.5)
-
-    def item_table(self, dtype: torch.dtype) -> Tensor:
-        """The embedding of every item, float32 (I, d): what was learned of it alone, zeros where training never saw it,
-        plus its projected vector where the network reads vectors."""
-        network = self.network
-        weight = network.item_embeddings.weight
-        table = functional.pad(weight, (0, 0, 0, len(self.tokens) - len(weight)))
+    def item_tables(self, dtype: torch.dtype) -> list[Tensor]:
+        """Each member's embedding of every item, float32 (I, d): what was learned of it alone, zeros where training
+        never saw it, plus its projected vector where the network reads vectors."""
+        tables = [
+            functional.pad(weight, (0, 0, 0, len(self.tokens) - len(weight))) for weight in self.item_embeddings()
+        ]
         if not self.reads_vectors:
-            return table
-        vectors = torch.cat([network.vectors, self.further_vectors]) if len(self.further_vectors) else network.vectors
-        return table + t5_stack.linear(vectors.to(dtype), network.vector_projection).float()
-
-    def rows(self, dropout: Dropout) -> Tensor:
-        """The embedding of each child in the families of training, that of its code and its own, float32 (rows, d)."""
-        own = self.network.node_embeddings.weight
-        return functional.embedding(self.token_of_row, self.network.shared.weight) + dropout(own * dropout.scale)
+            return tables
+        vectors = torch.cat([self.network.vectors, self.further_vectors]).to(dtype)
+        return [
+            table + t5_stack.linear(vectors, member.vector_projection).float()
+            for member, table in zip(self.members, tables, strict=True)
+        ]
 
     def losses(
         self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
         known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Summed cross-entropies of a batch's targets, in nats: of their Semantic IDs, and of the next item among those
-        `known`, or 0."""
-        table = self.item_table(dtype)
-        encoded = self.encode(batch.items, table, dtype, dropout)
+        """Summed cross-entropies of a batch's targets, in nats, means over members: of their Semantic IDs, and of the
+        next item among those `known`, or 0."""
+        tables = self.item_tables(dtype)
         exists = batch.targets >= 0
-        targets = batch.targets[exists]
-        places = (batch.n_visible - 1).expand_as(batch.targets)[exists]
-        states = encoded[exists.nonzero()[:, 0], places]
-        token_loss = self.token_loss(states, targets, dtype, dropout, label_smoothing)
-        if known is None:
-            return token_loss, torch.zeros_like(token_loss)
-        labels = torch.searchsorted(known, targets)
-        return token_loss, LinearCrossEntropy.apply(states.to(dtype), table[known], None, labels, label_smoothing)
+        targets, row = batch.targets[exists], exists.nonzero()[:, 0]
+        place = (batch.n_visible - 1).expand_as(batch.targets)[exists]
+        labels = None if known is None else torch.searchsorted(known, targets)
+        token_loss = item_loss = torch.zeros((), device=self.device)
+        for member, table, encoded in zip(
+            self.members, tables, self.encode(batch.items, tables, dtype, dropout), strict=True
+        ):
+            states = encoded[row, place]
+            token_loss = token_loss + self.token_loss(member, states, targets, dtype, dropout, label_smoothing)
+            if labels is not None:
+                item_loss = item_loss + LinearCrossEntropy.apply(
+                    states.to(dtype), table[known], None, labels, label_smoothing
+                )
+        return token_loss / len(self.members), item_loss / len(self.members)
 
     def token_loss(
-        self, states: Tensor, targets: Tensor, dtype: torch.dtype, dropout: Dropout, label_smoothing: float
-    ) -> Tensor:
-        """Cross-entropy of targets (n,) after states (n, d), summed over their tokens."""
+        self, member: Member, states: Tensor, targets: Tensor, dtype: torch.dtype, dropout: Dropout,
+        label_smoothing: float,
+    ) -> Tensor:  # fmt: skip
+        """A member's cross-entropy of targets (n,) after states (n, d), summed over their tokens."""
         if not len(self.token_of_row):
             return states.sum() * 0.0
-        rows = self.rows(dropout.at(self.facts["node_dropout"]))
+        rows = member.rows(self.token_of_row, dropout.at(self.facts["node_dropout"]))
         families = self.family_of_item[targets]
         order = families.flatten().argsort(stable=True)
         order = order[families.flatten()[order] >= 0]
         target, level = order // self.n_levels, order % self.n_levels
         chosen = self.row_of_item[targets[target], level]
-        if len(self.network.prefix_blocks):
-            states = self.prefix_states(states[target], targets[target], level, rows, dtype, dropout)
-        else:
-            states = states[target]
+        states = states[target]
+        if len(member.prefix_blocks):
+            states = self.prefix_states(member, states, targets[target], level, rows, dtype, dropout)
         return FamilyCrossEntropy.apply(states, rows, self.start, families.flatten()[order], chosen, label_smoothing)
 
     def prefix_states(
-        self, states: Tensor, targets: Tensor, level: Tensor, rows: Tensor, dtype: torch.dtype, dropout: Dropout
-    ) -> Tensor:
-        """The decoder's states for the token of some level, int64 (n,), of targets (n,), after states (n, d)."""
+        self, member: Member, states: Tensor, targets: Tensor, level: Tensor, rows: Tensor, dtype: torch.dtype,
+        dropout: Dropout,
+    ) -> Tensor:  # fmt: skip
+        """A member's states for the token of some level, int64 (n,), of targets (n,), after states (n, d)."""
         tokens, own = self.tokens[targets], self.row_of_item[targets]
-        codes = functional.embedding(tokens, self.network.shared.weight)
+        codes = functional.embedding(tokens, member.shared.weight)
         embedded = torch.where((own >= 0)[:, :, None], functional.embedding(own.clamp(min=0), rows), codes)
         before = torch.arange(self.n_levels, device=level.device) < level[:, None]
         prefixes = (embedded * before[:, :, None]).sum(1)
-        for block in self.network.prefix_blocks:
+        for block in member.prefix_blocks:
             states = block(states, prefixes, dtype, dropout)
         return states
 
     def unseen_items(self) -> Tensor:
         """The items that training never saw, int64 (n,)."""
-        weight = self.network.item_embeddings.weight
+        weight = self.item_embeddings()[0]
         learned = functional.pad((weight != 0).any(1), (0, len(self.tokens) - len(weight)))
         return (~learned).nonzero().squeeze(1)
 

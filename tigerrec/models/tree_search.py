@@ -19,59 +19,65 @@ BEAMS_A_PRODUCT = 4  # from so many beams a node on, one matrix product a node i
 
 
 class TreeReader:
-    """A model with the embedding of each node of a trie.
+    """A model with the embedding of each node of a trie; the d of its members stand side by side, M * d.
 
     Attributes:
-        table: float32 (I, d): what a state is multiplied by to score an item.
+        tables: of each member float32 (I, d), its embedding of every item.
+        table: float32 (I, M * d): what a state is multiplied by to score an item.
         unseen_items: int64 (n,): those that training never saw.
-        nodes: for each depth 1..T float32 (nodes, d): what a state is multiplied by to score a node.
-        prefixes: for each depth 0..T - 1 float32 (nodes, d): what the decoder's blocks read of a prefix, where it has
-            some.
+        nodes: for each depth 1..T float32 (nodes, M * d): what a state is multiplied by to score a node.
+        prefixes: for each depth 0..T - 1 float32 (nodes, M * d): what the decoder's blocks read of a prefix, where it
+            has some.
     """
 
     def __init__(self, model: TreeT5, trie: Trie) -> None:
         self.model = model
-        network = model.network
-        self.table = model.item_table(torch.float32)
+        self.tables = model.item_tables(torch.float32)
+        self.table = torch.cat(self.tables, dim=1)
         self.unseen_items = model.unseen_items()
         self.nodes: list[Tensor] = []
-        self.prefixes = [torch.zeros(1, network.config.d_model, device=model.device)]
-        reads_prefixes = len(network.prefix_blocks) > 0
+        self.prefixes = [torch.zeros(1, self.table.shape[1], device=model.device)]
+        shared = torch.cat([member.shared.weight for member in model.members], dim=1)
+        learned = torch.cat([member.node_embeddings.weight for member in model.members], dim=1)
         for depth, token in enumerate(trie.token):
             an_item = torch.empty_like(token)
             an_item[trie.path[depth]] = torch.arange(trie.path.shape[1], device=token.device)
             rows = model.row_of_item[an_item, depth]
-            codes = functional.embedding(token, network.shared.weight)
-            own = functional.embedding(rows.clamp(min=0), network.node_embeddings.weight)
-            self.nodes.append(codes + own.masked_fill((rows < 0)[:, None], 0.0))
-            if reads_prefixes:
+            own = functional.embedding(rows.clamp(min=0), learned).masked_fill_((rows < 0)[:, None], 0.0)
+            self.nodes.append(own.add_(functional.embedding(token, shared)))
+            if model.facts["decoder_layers"]:
                 parents = torch.repeat_interleave(trie.first_child[depth].diff())
                 self.prefixes.append(self.prefixes[-1][parents] + self.nodes[-1])
 
     def decoder(self, items: Tensor, dtype: torch.dtype) -> TreeDecoder:
         """A decoder that has read histories of item indices (B, n)."""
-        encoded = self.model.encode(items, self.table, dtype, Dropout(0.0))
-        last = (items >= 0).sum(1) - 1
-        return TreeDecoder(self, encoded[torch.arange(len(items), device=items.device), last], dtype)
+        users, last = torch.arange(len(items), device=items.device), (items >= 0).sum(1) - 1
+        encoded = self.model.encode(items, self.tables, dtype, Dropout(0.0))
+        return TreeDecoder(self, [states[users, last] for states in encoded], dtype)
 
 
 class TreeDecoder:
-    """A model that has read the histories of some users: their states, float32 (B, d)."""
+    """A model that has read the histories of some users: their states, of each member float32 (B, d)."""
 
-    def __init__(self, reader: TreeReader, states: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, reader: TreeReader, states: list[Tensor], dtype: torch.dtype) -> None:
         self.reader, self.states, self.dtype = reader, states, dtype
 
     def step(self, beams: Beams) -> Tensor:
         """The log-probabilities of children among their siblings, as in `Decoder.step`."""
-        states = self.states[:, None].expand(-1, beams.nodes.shape[1], -1)
-        for block in self.reader.model.network.prefix_blocks:
-            states = block(states, self.reader.prefixes[beams.depth][beams.nodes], self.dtype, Dropout(0.0))
-        scores = child_scores(states.flatten(0, 1), self.reader.nodes[beams.depth], beams)
+        members = self.reader.model.members
+        by_member = [states[:, None].expand(-1, beams.nodes.shape[1], -1) for states in self.states]
+        if self.reader.model.facts["decoder_layers"]:
+            prefixes = self.reader.prefixes[beams.depth][beams.nodes].chunk(len(members), dim=-1)
+            for number, member in enumerate(members):
+                for block in member.prefix_blocks:
+                    by_member[number] = block(by_member[number], prefixes[number], self.dtype, Dropout(0.0))
+        states = torch.cat(by_member, dim=-1).flatten(0, 1) / len(members)
+        scores = child_scores(states, self.reader.nodes[beams.depth], beams)
         return scores.view(beams.children.shape).masked_fill(~beams.exists, -torch.inf).log_softmax(-1)
 
     def item_scores(self) -> Tensor:
         """The log-probabilities of items, as in `ScoresItems.item_scores`."""
-        logits = functional.linear(self.states, self.reader.table)
+        logits = functional.linear(torch.cat(self.states, dim=1) / len(self.states), self.reader.table)
         if not self.reader.model.reads_vectors:
             logits[:, self.reader.unseen_items] = -torch.inf
         return logits.log_softmax(-1)
