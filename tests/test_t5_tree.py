@@ -26,6 +26,12 @@ from tigerrec.tokenizers.trie import build_trie
 N_ITEMS = 60
 SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6}
 EXACT = Dropout(0.0)
+SETTINGS = [
+    ("item_causal", {}),
+    ("item_causal", {"decoder_layers": 2, "members": 3}),
+    ("bidirectional", {"decoder_layers": 1}),
+    ("item_causal", {"node_embeddings": False}),
+]
 
 
 def model_of(ids: SemanticIds, mask: str = "item_causal", vectors: np.ndarray | None = None, **options) -> TreeT5:
@@ -43,11 +49,11 @@ def item_vectors(n: int = N_ITEMS) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(n, 5)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=[("item_causal", 0, 1), ("item_causal", 2, 3), ("bidirectional", 1, 1)], ids=str)
+@pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def setting(request) -> tuple[SemanticIds, TreeT5, list[np.ndarray]]:
     ids = catalogue(N_ITEMS)
-    mask, decoder_layers, members = request.param
-    return ids, model_of(ids, mask, decoder_layers=decoder_layers, members=members), random_histories(12, N_ITEMS)
+    mask, options = request.param
+    return ids, model_of(ids, mask, **options), random_histories(12, N_ITEMS)
 
 
 def states(model: TreeT5, history: np.ndarray) -> list[torch.Tensor]:
@@ -77,7 +83,7 @@ class Definition:
         self.vectors = [
             {
                 node: member.shared.weight[node[-1]]
-                + (member.node_embeddings.weight[own.index(node)] if node in own else 0.0)
+                + (member.node_embeddings.weight[own.index(node)] if member.node_embeddings and node in own else 0.0)
                 for children in self.children.values()
                 for node in children
             }
@@ -268,9 +274,10 @@ def test_nodes_without_siblings_cost_nothing():
     assert len(model.members[0].node_embeddings.weight) == len(with_siblings)
 
 
-def test_a_saved_model_is_the_same_and_its_files_are_its_own(tmp_path: Path):
+@pytest.mark.parametrize("node_embeddings", [True, False])
+def test_a_saved_model_is_the_same_and_its_files_are_its_own(node_embeddings, tmp_path: Path):
     ids, histories, vectors = catalogue(N_ITEMS), random_histories(5, N_ITEMS), item_vectors()
-    model = model_of(ids, vectors=vectors, decoder_layers=1, members=2)
+    model = model_of(ids, vectors=vectors, decoder_layers=1, members=2, node_embeddings=node_embeddings)
     assert {path.name for path in save_generator(model, tmp_path)} == {"config.json", "model.safetensors"}
     loaded = load_generator(tmp_path, ids)
     for scores in ("codes", "hybrid"):

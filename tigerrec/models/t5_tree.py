@@ -34,6 +34,7 @@ class T5Tree:
         d_kv: width of one head.
         d_ff: width of the feed-forward layers.
         dropout_rate: dropout of states.
+        node_embeddings: give each node of the trie an embedding beside that of its code.
         node_dropout: dropout of the nodes' embeddings.
         max_items: how many of a history's last items the encoder reads.
         item_loss: weight of the loss by which the encoder's output predicts the next item among all.
@@ -51,6 +52,7 @@ class T5Tree:
     d_kv: Size = 32
     d_ff: Size = 512
     dropout_rate: DropoutRate = 0.4
+    node_embeddings: bool = True
     node_dropout: BelowOne = 0.3
     max_items: Size = 20
     item_loss: NotNegative = 1.0
@@ -72,7 +74,7 @@ class T5Tree:
         if reading["encoder_mask"] not in get_args(EncoderMask):
             raise ValueError(f"its encoder_mask is {reading['encoder_mask']!r}")
         sizes = {name: config[name] for name in SIZES} | {name: reading[name] for name in READING}
-        return cls(**sizes, item_vectors=reading["vector_size"] > 0)
+        return cls(**sizes, node_embeddings=reading["n_nodes"] > 0, item_vectors=reading["vector_size"] > 0)
 
     def new(
         self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int, vectors: np.ndarray | None = None
@@ -100,7 +102,7 @@ class T5Tree:
             "max_items": self.max_items,
             "n_items": len(semantic_ids.codes),
             "vector_size": 0 if vectors is None else vectors.shape[1],
-            "n_nodes": len(families.token),
+            "n_nodes": len(families.token) if self.node_embeddings else 0,
             "code_sizes": list(layout.code_sizes),
             "level_sizes": list(layout.level_sizes),
         }

@@ -67,7 +67,7 @@ class Member(nn.Module):
         self.shared = nn.Embedding(config.vocab_size, d_model)
         self.code_projection = nn.Linear(len(facts["level_sizes"]) * d_model, d_model, bias=False)
         self.item_embeddings = nn.Embedding(facts["n_items"], d_model)
-        self.node_embeddings = nn.Embedding(facts["n_nodes"], d_model)
+        self.node_embeddings = nn.Embedding(facts["n_nodes"], d_model) if facts["n_nodes"] else None
         if facts["vector_size"]:
             self.vector_projection = nn.Linear(facts["vector_size"], d_model, bias=False)
         self.encoder = Encoder(config)
@@ -75,7 +75,8 @@ class Member(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=INITIAL_DEVIATION)
-        nn.init.zeros_(self.node_embeddings.weight)
+        if self.node_embeddings is not None:
+            nn.init.zeros_(self.node_embeddings.weight)
         self.input_scale = d_model**0.5
 
     def encode(
@@ -95,9 +96,20 @@ class Member(nn.Module):
         return t5_stack.encoded_states(self, embedded, visible, dtype, dropout)
 
     def rows(self, token_of_row: Tensor, dropout: Dropout) -> Tensor:
-        """The embedding of each child in the families of training, that of its code and its own, float32 (rows, d)."""
-        own = self.node_embeddings.weight
-        return functional.embedding(token_of_row, self.shared.weight) + dropout(own * dropout.scale)
+        """The embedding of each child in the families of training, that of its code and, where nodes have one, its own,
+        float32 (rows, d)."""
+        codes = functional.embedding(token_of_row, self.shared.weight)
+        return codes if self.node_embeddings is None else codes + dropout(self.node_embeddings.weight * dropout.scale)
+
+    def nodes(self, token: Tensor, row: Tensor) -> Tensor:
+        """The embeddings of nodes, float32 (n, d), of last tokens int64 (n,) and rows int64 (n,), -1 where a node has
+        none."""
+        codes = functional.embedding(token, self.shared.weight)
+        if self.node_embeddings is None:
+            return codes
+        return codes + functional.embedding(row.clamp(min=0), self.node_embeddings.weight).masked_fill(
+            (row < 0)[:, None], 0.0
+        )
 
 
 class TreeNetwork(T5PreTrainedModel):

@@ -37,14 +37,11 @@ class TreeReader:
         self.unseen_items = model.unseen_items()
         self.nodes: list[Tensor] = []
         self.prefixes = [torch.zeros(1, self.table.shape[1], device=model.device)]
-        shared = torch.cat([member.shared.weight for member in model.members], dim=1)
-        learned = torch.cat([member.node_embeddings.weight for member in model.members], dim=1)
         for depth, token in enumerate(trie.token):
             an_item = torch.empty_like(token)
             an_item[trie.path[depth]] = torch.arange(trie.path.shape[1], device=token.device)
             rows = model.row_of_item[an_item, depth]
-            own = functional.embedding(rows.clamp(min=0), learned).masked_fill_((rows < 0)[:, None], 0.0)
-            self.nodes.append(own.add_(functional.embedding(token, shared)))
+            self.nodes.append(torch.cat([member.nodes(token, rows) for member in model.members], dim=1))
             if model.facts["decoder_layers"]:
                 parents = torch.repeat_interleave(trie.first_child[depth].diff())
                 self.prefixes.append(self.prefixes[-1][parents] + self.nodes[-1])
