@@ -39,7 +39,7 @@ TRAINING = Training(
     epochs=3, validate_every=1, batch_targets=24, part_tokens=64, stride=3, validation_users=30, checkpoint_steps=4,
     log_steps=4, precision="fp32", embedding_rate=1.0, item_embedding_rate=1.0,
 )  # fmt: skip
-CONFIG = TrainConfig(GENERATORS["t5_tree"], TRAINING)
+CONFIG = TrainConfig(replace(GENERATORS["t5_tree"], members=2), TRAINING)
 WITH_VECTORS = TrainConfig(replace(GENERATORS["t5_tree"], item_vectors=True), TRAINING)
 HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
 TABLE = "item_id,title,text\nnew-a,Like item 3,Item 3 of kind 3\nnew-b,Another,Something else altogether\n"
