@@ -18,6 +18,8 @@ from tigerrec import TigerrecError, pipeline
 from tigerrec.baselines import next_item, stage
 from tigerrec.baselines.base import Baseline
 from tigerrec.baselines.bilinear import Bilinear
+from tigerrec.baselines.bsarec import BSARec
+from tigerrec.baselines.filtered import FilteredTransformer
 from tigerrec.baselines.item_knn import ItemKNN
 from tigerrec.baselines.last_item import LastItem
 from tigerrec.baselines.next_item import binary_cross_entropy, pieces
@@ -242,6 +244,41 @@ def test_a_state_sees_the_items_before_it_only_and_no_padding():
     torch.testing.assert_close(states([short])[0], together[1, :3])
     assert not torch.allclose(states([np.array([1, 3, 4])])[0, 2], together[1, 2])
     np.testing.assert_allclose(model.scores([np.arange(9)]), model.scores([np.arange(3, 9)]), rtol=1e-6)
+
+
+def test_bsarec_is_what_its_definition_says():
+    """Its filter is a Fourier transform of a whole history of `max_items` places, zeros before its first item."""
+    options = BSARec(dim=8, heads=2, max_items=7, slow_frequencies=1, filter_share=0.6, layers=2)
+    model = FilteredTransformer(20, options, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+
+    def by_definition(history: np.ndarray) -> torch.Tensor:
+        n = len(history)
+        states = model.norm(model.classes[torch.from_numpy(history)] + model.positions[-n:])
+        for block in model.blocks:
+            whole = torch.cat([torch.zeros(7 - n, 8), states])
+            spectrum = torch.fft.rfft(whole, dim=0, norm="ortho")
+            spectrum[2:] = 0
+            slow = torch.fft.irfft(spectrum, 7, dim=0, norm="ortho")[-n:]
+            filtered = block.filter_norm(states + slow + block.root_of_fast**2 * (states - slow))
+            queries, keys, values = block.projections(states).view(n, 3, 2, 4).permute(1, 2, 0, 3)
+            attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            attended = block.attention_norm(states + block.output(attended.transpose(0, 1).flatten(1)))
+            mixed = 0.6 * filtered + 0.4 * attended
+            states = block.feed_forward_norm(mixed + block.narrow(functional.gelu(block.widen(mixed))))
+        return states[-1]
+
+    histories = [np.array([3, 1, 4, 1, 5]), np.array([9]), np.arange(7)]
+    with torch.no_grad():
+        expected = torch.stack([by_definition(history) for history in histories])
+        torch.testing.assert_close(model.last_states(histories), expected)
+        states = model.states(padded(histories), torch.float32, Dropout(0.0))
+        torch.testing.assert_close(states[0, 2], by_definition(histories[0][:3]))
+        torch.testing.assert_close(states[2, 6], expected[2])
+        scores = model.scores([np.append([8, 8], histories[2])])
+    np.testing.assert_allclose(scores[0], (model.classes @ expected[2]).detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_the_epoch_that_validates_best_is_kept(cycles):

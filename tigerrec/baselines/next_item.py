@@ -48,12 +48,15 @@ class NextItemModel(nn.Module, abc.ABC):
         """A state of type `dtype` after each item, (B, n, dim), of item indices (B, n) with `NO_ITEM` on the right
         where a row is shorter."""
 
+    def last_states(self, histories: Sequence[np.ndarray]) -> Tensor:
+        """The state after each history's last item, float32 (n, dim)."""
+        states = self.states(padded(histories), torch.float32, Dropout(0.0))
+        return states[torch.arange(len(histories)), torch.tensor([len(history) - 1 for history in histories])]
+
     @torch.no_grad()
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """The scores of all items as a user's next one, float32 (n, n_items)."""
-        read = [history[-self.max_items :] for history in histories]
-        states = self.states(padded(read), torch.float32, Dropout(0.0))
-        last = states[torch.arange(len(read)), torch.tensor([len(history) - 1 for history in read])]
+        last = self.last_states([history[-self.max_items :] for history in histories])
         return functional.linear(last, self.classes, self.bias).numpy()
 
 
