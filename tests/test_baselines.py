@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -171,14 +172,16 @@ def test_every_item_but_the_first_of_a_history_is_a_target_once(max_items):
     assert any(row[row != NO_ITEM].tolist() == longest[:-1].tolist() for row in batch.items)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_cross_entropy_and_its_gradients_are_those_of_torch(with_bias):
+def test_the_cross_entropy_and_its_gradients_are_those_of_torch(with_bias, smoothing):
     torch.manual_seed(0)
     states, classes, bias = (torch.randn(shape, dtype=torch.float64).float() for shape in ((150, 8), (30, 8), (30,)))
     targets, mine, theirs = torch.randint(0, 30, (150,)), [], []
+    of_torch = partial(functional.cross_entropy, reduction="sum", label_smoothing=smoothing)
     for loss, found in (
-        (lambda s, c, b: LinearCrossEntropy.apply(s, c, b, targets, 0.0), mine),
-        (lambda s, c, b: functional.cross_entropy(functional.linear(s, c, b), targets, reduction="sum"), theirs),
+        (lambda s, c, b: LinearCrossEntropy.apply(s, c, b, targets, smoothing), mine),
+        (lambda s, c, b: of_torch(functional.linear(s, c, b), targets), theirs),
     ):
         leaves = [tensor.clone().requires_grad_() for tensor in (states, classes, *([bias] if with_bias else []))]
         value = loss(*leaves, *([] if with_bias else [None]))

@@ -24,7 +24,7 @@ from tigerrec.tokenizers.ids import SemanticIds
 from tigerrec.tokenizers.trie import build_trie
 
 N_ITEMS = 60
-SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6}
+SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_kv": 16, "d_ff": 48, "max_items": 6, "node_dropout": 0.0}
 EXACT = Dropout(0.0)
 SETTINGS = [
     ("item_causal", {}),
@@ -183,19 +183,33 @@ def test_losses_are_those_of_the_definition(setting):
     assert whole.item() == pytest.approx(np.sum(of_items) / len(model.members), abs=1e-3)
 
 
+FAMILIES = {  # rows of each family and how often a choice is made there
+    "few choices in small families": ([4, 2, 3], [3, 1, 2]),
+    "many choices": ([4, 2], [9, 12]),
+    "few choices in a large family": ([20], [3]),
+    "all kinds": ([20, 3, 2, 5], [2, 9, 1, 3]),
+}
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-def test_the_loss_of_families_and_its_gradients_are_those_of_torch(label_smoothing):
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_loss_of_families_and_its_gradients_are_those_of_torch(kind, label_smoothing):
+    sizes, n_choices = FAMILIES[kind]
     generator = torch.Generator().manual_seed(0)
-    start = torch.tensor([0, 4, 6, 9])
-    families = torch.tensor([0, 0, 0, 1, 2, 2])
-    chosen = torch.tensor([0, 3, 1, 5, 6, 8])
-    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((6, 8), (9, 8))]
-    found = FamilyCrossEntropy.apply(*leaves, start, families, chosen, label_smoothing)
+    start = torch.tensor([0, *np.cumsum(sizes)])
+    families = torch.repeat_interleave(torch.tensor(n_choices))
+    possible = torch.ones(int(start[-1]), dtype=torch.bool)
+    possible[start[1:] - 1] = torch.tensor([size == 2 for size in sizes])  # of larger families the last is none
+    offsets = torch.rand(len(families), generator=generator) * (start.diff() - 1)[families]
+    chosen = start[families] + offsets.long()
+    shapes = (len(families), 8), (len(possible), 8)
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    found = FamilyCrossEntropy.apply(*leaves, start, possible, families, chosen, label_smoothing)
     gradients = torch.autograd.grad(2.5 * found, leaves)
     expected = torch.zeros(())
     for one, family, row in zip(leaves[0], families, chosen, strict=True):
         low, high = start[family], start[family + 1]
-        scores = leaves[1][low:high] @ one
+        scores = (leaves[1][low:high] @ one)[possible[low:high]]
         expected = expected + functional.cross_entropy(scores, row - low, label_smoothing=label_smoothing)
     torch.testing.assert_close(found, expected)
     for one, other in zip(gradients, torch.autograd.grad(2.5 * expected, leaves), strict=True):
@@ -366,8 +380,21 @@ def test_a_silent_tree_steered_by_the_head_is_the_full_softmax():
     np.testing.assert_allclose(np.exp(steered[1]).sum(1), 1.0, atol=1e-5)
 
 
+def test_nodes_are_dropped_whatever_the_dropout_of_states():
+    """What is kept makes up for what is dropped: the mean over many dropouts is what is learned."""
+    model = model_of(catalogue(N_ITEMS))
+    member = model.members[0]
+    whole = member.rows(model.token_of_row, EXACT)
+    for rate in (0.0, 0.4):
+        dropout = Dropout(rate, 5)
+        drawn = torch.stack([member.rows(model.token_of_row, dropout.at(0.3)) for _ in range(2000)])
+        torch.testing.assert_close(drawn.mean(0), whole, atol=0.03, rtol=0)
+        codes = functional.embedding(model.token_of_row, member.shared.weight)
+        assert (drawn == codes).float().mean() == pytest.approx(0.3, abs=0.01)
+
+
 def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
-    """Their embeddings are zeros, and no gradient ever reaches them."""
+    """Their embeddings are zeros, and no gradient ever reaches them or the nodes above nothing else."""
     ids = catalogue(N_ITEMS)
     model = model_of(ids, members=2)
     known = torch.arange(10, N_ITEMS)
@@ -377,6 +404,12 @@ def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
     for weight in model.item_embeddings():
         assert not weight.grad[:10].any()
         assert weight.grad[10:].any(1).all()
+    rows = model.row_of_item
+    of_held_out_alone = np.setdiff1d(rows[:10], rows[10:])
+    assert len(of_held_out_alone)
+    for member in model.members:
+        assert not member.node_embeddings.weight.grad[of_held_out_alone].any()
+        assert member.node_embeddings.weight.grad.any()
     assert model.unseen_items().tolist() == list(range(10))
     items, _ = Searcher.of(model, "fp32", scoring=Scoring("items")).rank(
         [np.array([30, 12])], k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False

@@ -30,8 +30,8 @@ class Dropout:
         self._generator: torch.Generator | None = None
 
     def at(self, p: float) -> Dropout:
-        """A dropout of another probability that goes on with the same random numbers; none where there is none here."""
-        other = Dropout(p if self.p else 0.0, self._seed)
+        """A dropout of another probability that goes on with the same random numbers."""
+        other = Dropout(p, self._seed)
         other._bits, other._generator = self._bits, self._generator
         return other
 

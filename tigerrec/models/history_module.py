@@ -82,8 +82,12 @@ class HistoryModule(nn.Module):
         """The embeddings of items: none."""
         return []
 
+    @torch.no_grad()
     def keep_only(self, items: Tensor) -> None:
-        """Nothing is held of single items."""
+        """Give up the embeddings of all items but some, int64 (n,)."""
+        for weight in self.item_embeddings():
+            kept = weight[items]
+            weight.zero_()[items] = kept
 
     def weight_files(self) -> dict[str, nn.Module]:
         """The parts of the model by file: the stock model."""

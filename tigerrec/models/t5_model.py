@@ -103,13 +103,6 @@ class HistoryT5(HistoryModule):
         """The embeddings of items, where the encoder reads them."""
         return [] if self.inputs is None else [self.inputs.item_embeddings.weight]
 
-    @torch.no_grad()
-    def keep_only(self, items: Tensor) -> None:
-        """Give up the embeddings of all items but some, int64 (n,)."""
-        for weight in self.item_embeddings():
-            kept = weight[items]
-            weight.zero_()[items] = kept
-
     def weight_files(self) -> dict[str, nn.Module]:
         """The T5, and its input module where it has one."""
         return super().weight_files() | ({} if self.inputs is None else {INPUT_MODULE: self.inputs})

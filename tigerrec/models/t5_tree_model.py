@@ -140,6 +140,7 @@ class TreeT5(HistoryModule):
 
     start: Tensor
     token_of_row: Tensor
+    possible: Tensor
     family_of_item: Tensor
     row_of_item: Tensor
     further_vectors: Tensor
@@ -159,6 +160,7 @@ class TreeT5(HistoryModule):
         }
         for name, array in arrays.items():
             self.register_buffer(name, torch.from_numpy(array.astype(np.int64)), persistent=False)
+        self.register_buffer("possible", torch.ones(len(families.token), dtype=torch.bool), persistent=False)
 
     @property
     def stock(self) -> Any:
@@ -194,10 +196,10 @@ class TreeT5(HistoryModule):
 
     @torch.no_grad()
     def keep_only(self, items: Tensor) -> None:
-        """Give up the embeddings of all items but some, int64 (n,)."""
-        for weight in self.item_embeddings():
-            kept = weight[items]
-            weight.zero_()[items] = kept
+        """As in `HistoryModel.keep_only`; nor do nodes above none of these items have a part in training."""
+        super().keep_only(items)
+        rows = self.row_of_item[items]
+        self.possible.zero_()[rows[rows >= 0]] = True
 
     def encode(self, items: Tensor, tables: list[Tensor], dtype: torch.dtype, dropout: Dropout) -> list[Tensor]:
         """Each member's encoder output for histories of item indices (B, n), padded on the right with `NO_ITEM`,
@@ -280,7 +282,9 @@ class TreeT5(HistoryModule):
         states = states[target]
         if len(member.prefix_blocks):
             states = self.prefix_states(member, states, targets[target], level, rows, dtype, dropout)
-        return FamilyCrossEntropy.apply(states, rows, self.start, families.flatten()[order], chosen, label_smoothing)
+        return FamilyCrossEntropy.apply(
+            states, rows, self.start, self.possible, families.flatten()[order], chosen, label_smoothing
+        )
 
     def prefix_states(
         self, member: Member, states: Tensor, targets: Tensor, level: Tensor, rows: Tensor, dtype: torch.dtype,

@@ -18,13 +18,14 @@ class FamilyCrossEntropy(torch.autograd.Function):
         states: float32 (n, d), in the order of their families.
         rows: float32 (rows, d), the embeddings of all children.
         start: int64 (families + 1,): the rows of family f are `start[f]` .. `start[f + 1] - 1`.
+        possible: bool (rows,): which children may be chosen; the others have no part in the loss.
         families: int64 (n,), ascending: from which family each choice is made.
         chosen: int64 (n,): the row that was chosen.
         label_smoothing: share of the target's probability spread over its family.
     """
 
     @staticmethod
-    def forward(ctx, states, rows, start, families, chosen, label_smoothing):  # type: ignore[no-untyped-def]
+    def forward(ctx, states, rows, start, possible, families, chosen, label_smoothing):  # type: ignore[no-untyped-def]
         sizes = start[families + 1] - start[families]
         present, counts = torch.unique_consecutive(families, return_counts=True)
         ends, widths = counts.cumsum(0), start[present + 1] - start[present]
@@ -37,17 +38,19 @@ class FamilyCrossEntropy(torch.autograd.Function):
         scores = states.new_zeros(len(states), int(sizes.max()))
         for first, end, low, high in bounds:
             torch.mm(states[first:end], rows[low:high].T, out=scores[first:end, : high - low])
-        of_rows = rows.index_select(0, of_single.flatten()).view(*of_single.shape, -1)
+        of_rows = rows.index_select(0, of_single.flatten()).view(*of_single.shape, rows.shape[1])
         scores[single, :width] = torch.bmm(of_rows, states[single, :, None]).squeeze(2)
 
-        exists = torch.arange(scores.shape[1], device=scores.device) < sizes[:, None]
+        places = torch.arange(scores.shape[1], device=scores.device)
+        exists = (places < sizes[:, None]) & possible[(start[families, None] + places).clamp_(max=len(rows) - 1)]
+        n_choices = exists.sum(1)
         log_probabilities = scores.masked_fill_(~exists, -torch.inf).log_softmax(1)
         labels = (chosen - start[families])[:, None]
         losses = log_probabilities.gather(1, labels).squeeze(1) * (label_smoothing - 1)
         difference = log_probabilities.exp()
         if label_smoothing:
-            losses -= (log_probabilities.masked_fill(~exists, 0.0).sum(1) / sizes) * label_smoothing
-            difference -= exists * (label_smoothing / sizes[:, None])
+            losses -= (log_probabilities.masked_fill(~exists, 0.0).sum(1) / n_choices) * label_smoothing
+            difference -= exists * (label_smoothing / n_choices[:, None])
         difference.scatter_add_(1, labels, torch.full_like(labels, label_smoothing - 1, dtype=difference.dtype))
 
         states_gradient, rows_gradient = torch.empty_like(states), torch.zeros_like(rows)
@@ -64,4 +67,4 @@ class FamilyCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         states_gradient, rows_gradient = ctx.saved_tensors
-        return states_gradient * gradient, rows_gradient * gradient, None, None, None, None
+        return states_gradient * gradient, rows_gradient * gradient, None, None, None, None, None
