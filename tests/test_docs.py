@@ -212,6 +212,7 @@ class OneLayer:
     family: ClassVar[str] = "one_layer"
     item_loss: ClassVar[float] = 0.0
     needs: ClassVar[tuple[str, ...]] = ()
+    scores_items: ClassVar[bool] = False
     width: Size = 16
     max_items: Size = 5
 

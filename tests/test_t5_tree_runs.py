@@ -16,7 +16,7 @@ import pytest
 
 from tests.crashes import dies
 from tests.tiny_run import GENERATORS, N_ITEMS, build_embedded_run, write_train
-from tigerrec import pipeline
+from tigerrec import TigerrecError, pipeline
 from tigerrec.config import ConfigError, compose
 from tigerrec.data.histories import load_histories, training_counts
 from tigerrec.embed.hashed import Hashed
@@ -152,6 +152,32 @@ def test_scores_that_a_generator_does_not_give_are_refused_with_what_to_choose(f
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["generator=t5", "evaluate.scores=hybrid"], "evaluate.scores=hybrid needs a generator with an item head"),
+        (["generator=t5_tree", "generator.item_loss=0"], "generator.item_loss above 0, or `evaluate.scores=codes"),
+        (["generator=t5_tree", "evaluate.cold_places=1"], "give `generator=t5_tree_vectors`"),
+        (["generator=t5_tree", "evaluate.scores=items", "evaluate.item_weight=3"], "item_weight has no effect"),
+    ],
+)
+def test_scores_that_a_choice_cannot_give_are_refused_before_any_work(options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        pipeline.plan(compose(options))
+
+
+def test_a_training_without_the_vectors_that_it_reads_is_refused(folders, tmp_path):
+    out = tmp_path / "tree"
+    with pytest.raises(TigerrecError, match="reads item vectors"):
+        train(folders["prepare"], folders["tokenize"], WITH_VECTORS, out)
+    fewer = tmp_path / "fewer"
+    with writing(fewer, "embed", Hashed(dim=6), {"prepare": folders["prepare"]}) as files:
+        files.arrays("embeddings.safetensors", {"embeddings": np.ones((1, 6), np.float32)})
+    with pytest.raises(TigerrecError, match="1 vectors for 40 items"):
+        train(folders["prepare"], folders["tokenize"], WITH_VECTORS, out, {VECTORS: fewer})
+    assert not out.exists()
+
+
 def test_vectors_of_items_are_planned_as_an_input_of_training():
     steps = pipeline.plan(compose(["generator=t5_tree_vectors", "embedder=hashed"]))
     assert steps["train"].inputs[VECTORS] == steps["prepare"].folder / "minilm"
@@ -210,9 +236,17 @@ def test_new_items_whose_vectors_the_generator_cannot_get_are_refused(folders, w
     shutil.rmtree(tmp_path / "toy" / "vectors")
     moved, table = tmp_path / "toy" / with_vectors.relative_to(folders["prepare"]), tmp_path / "new.csv"
     table.write_text(TABLE)
-    with pytest.raises(NewItemsError, match="does not say which embedder made"):
+    with pytest.raises(NewItemsError, match=r"does not say which embedder made .* as a column 'generator_vector'"):
         add_items(moved, table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    given = tmp_path / "new.jsonl"
+    row = {"item_id": "new", "text": "Item 3 of kind 3", "generator_vector": [1.0] * 6}
+    given.write_text(json.dumps(row) + "\n")
+    added = Recommender.from_pretrained(add_items(moved, given, tmp_path / "out"), device="cpu")
+    assert added.searcher.model.further_vectors.tolist() == [[1.0] * 6]
+    given.write_text(json.dumps(row | {"generator_vector": [1.0] * 5}) + "\n")
+    with pytest.raises(NewItemsError, match="reads vectors of 6 numbers, not 5"):
+        add_items(moved, given, tmp_path / "other")
 
 
 def test_new_items_in_memory_need_the_vectors_that_the_generator_reads(with_vectors):

@@ -20,8 +20,9 @@ from tigerrec.config import FAMILY, NAME, ConfigError, build, build_choice, plai
 from tigerrec.data.base import Dataset
 from tigerrec.embed.base import Embedder, needed_parts
 from tigerrec.evaluation.stage import EvaluateConfig
-from tigerrec.models.base import Generator
+from tigerrec.models.base import VECTORS, Generator
 from tigerrec.runtime import distributed
+from tigerrec.search.options import check_scoring
 from tigerrec.storage import stages
 from tigerrec.storage.files import ArtifactError, check_writable, locked, sha256_file, sha256_text, wait_for_writer
 from tigerrec.storage.fingerprints import canonical_json, describe
@@ -176,6 +177,10 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     generator, generator_keys = choice("generator", Generator, "seed", "inputs")
     training, train_keys = choice("train", Training)
     evaluation, evaluate_keys = choice("evaluate", EvaluateConfig)
+    check_scoring(
+        evaluation.scores, evaluation.cold_places,
+        scores_items=generator.scores_items, reads_vectors=VECTORS in generator.needs,
+    )  # fmt: skip
     tokenize_options = {key: token_keys[key] for key in tokenize_keys if key in token_keys}
     tokenize_config = build({"tokenizer": tokenizer} | tokenize_options, "tokenizer", TokenizeConfig)
     seed = _seed(generator_keys, "generator")

@@ -16,7 +16,7 @@ from tigerrec.config import AtLeastOne, Device, NotNegative, Precision, options
 from tigerrec.data.histories import Histories, split, training_counts, training_part
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
-from tigerrec.search.options import CODES, ColdPlaces, Scores, Scoring, check_scoring, item_weight
+from tigerrec.search.options import CODES, WEIGHED, ColdPlaces, Scores, Scoring, check_scoring, item_weight
 from tigerrec.search.ranking import Rank, by_popularity
 from tigerrec.storage import shards
 from tigerrec.storage.files import remove_tree
@@ -63,6 +63,13 @@ class EvaluateConfig:
             raise ValueError(f"model must be another name than '{POPULARITY}', whose rows stand beside the generator's")
         if self.beam_size < self.k:
             raise ValueError(f"beam_size must be at least k={self.k}, got {self.beam_size}")
+        if self.item_weight is not None and self.scores not in WEIGHED:
+            raise ValueError(f"item_weight has no effect on scores={self.scores}; leave it out")
+
+    def scoring(self, trained: Path) -> Scoring:
+        """By which scores the generator of a train stage ranks items."""
+        weight = item_weight(trained, self.scores) if self.item_weight is None else self.item_weight
+        return Scoring(self.scores, weight, self.cold_places)
 
 
 @dataclass(frozen=True)
@@ -238,9 +245,8 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     started = time.perf_counter()
     device = resolve_device(config.device)
     model = load_generator(trained, semantic_ids).to(device)
-    weight = item_weight(trained, config.scores) if config.item_weight is None else config.item_weight
-    scoring = Scoring(config.scores, weight, config.cold_places)
-    check_scoring(model, scoring)
+    check_scoring(config.scores, config.cold_places, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
+    scoring = config.scoring(trained)
     searcher = Searcher.of(model, config.precision, training_counts(histories), scoring)
     runs_under = environment(device, config.precision)
     records = input_records(inputs)
@@ -255,7 +261,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
 
     def write() -> list[dict[str, Any]]:
         with writing(out, "evaluate", config, inputs=inputs, started=started) as files:
-            files.provenance |= runs_under | {"processes": distributed.world_size(), "item_weight": weight}
+            files.provenance |= runs_under | {"processes": distributed.world_size(), "item_weight": scoring.item_weight}
             rows = write_rankings(files, rankings, targets, config.split, groups)
         remove_tree(out / "shards")
         return rows

@@ -52,6 +52,10 @@ class Generator(Protocol):
         """Further vectors of items that it reads: `vectors`, or nothing."""
 
     @property
+    def scores_items(self) -> bool:
+        """Whether its models score items as a whole beside their codes."""
+
+    @property
     def item_loss(self) -> float:
         """Weight of a further training loss, which predicts items as a whole."""
 

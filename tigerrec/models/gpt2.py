@@ -28,6 +28,7 @@ class DecoderOnly:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    scores_items: ClassVar[bool] = False
     family: ClassVar[str] = "gpt2"
 
     num_layers: Layers = 8

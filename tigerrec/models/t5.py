@@ -40,6 +40,7 @@ class T5:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    scores_items: ClassVar[bool] = False
     family: ClassVar[str] = "t5"
 
     num_layers: Layers = 4

@@ -63,6 +63,11 @@ class T5Tree:
         """Further vectors of items that it reads."""
         return (VECTORS,) if self.item_vectors else ()
 
+    @property
+    def scores_items(self) -> bool:
+        """Whether it has an item head."""
+        return self.item_loss > 0
+
     def window(self, stride: int) -> int:
         """Items of a training window: a target after `max_items` items or more, where there are as many."""
         return self.max_items + stride

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from tigerrec.config import ConfigError
 from tigerrec.storage.contracts import read_json
-
-if TYPE_CHECKING:
-    from tigerrec.models.base import HistoryModel
 
 CODES: Final = "codes"
 ITEMS: Final = "items"
@@ -20,7 +17,6 @@ HYBRID: Final = "hybrid"
 INLINE: Final = "inline"
 LIGER: Final = "liger"
 Scores = Literal["codes", "items", "hybrid", "inline", "liger"]
-SCORES_EVERY_ITEM = (ITEMS, HYBRID, INLINE)
 WEIGHED = (HYBRID, INLINE)
 PLACES = 10
 CHOSEN = "search.json"
@@ -57,26 +53,31 @@ CODES_ALONE = Scoring()
 
 def item_weight(folder: Path, scores: Scores) -> float:
     """What the item head counts beside the tree, as training chose it on validation for a train stage or an export; 1
-    where nothing is weighed, or nothing was chosen."""
-    if scores not in WEIGHED or not (folder / CHOSEN).exists():
+    where nothing is weighed."""
+    if scores not in WEIGHED:
         return 1.0
     return float(read_json(folder, CHOSEN, {scores: float})[scores])
 
 
-def check_scoring(model: HistoryModel, scoring: Scoring) -> None:
-    """Refuse scores that a model does not give.
+def check_scoring(scores: Scores, cold_places: int, *, scores_items: bool, reads_vectors: bool) -> None:
+    """Refuse scores that a generator does not give.
+
+    Args:
+        scores, cold_places: as in `Scoring`.
+        scores_items: whether it has an item head.
+        reads_vectors: whether that knows items by a vector.
 
     Raises:
         ConfigError: it has no item head, or the head knows nothing of items that training never saw.
     """
-    if scoring.reads_items and not model.scores_items:
-        asked = f"scores={scoring.scores}" if scoring.scores != CODES else f"cold_places={scoring.cold_places}"
+    if not scores_items and (scores != CODES or cold_places):
+        asked = f"scores={scores}" if scores != CODES else f"cold_places={cold_places}"
         raise ConfigError(
-            f"evaluate.{asked} needs a generator with an item head; give `generator=t5_tree`, or "
-            "`evaluate.scores=codes evaluate.cold_places=0`."
+            f"evaluate.{asked} needs a generator with an item head; give `generator=t5_tree` with "
+            "generator.item_loss above 0, or `evaluate.scores=codes evaluate.cold_places=0`."
         )
-    if (scoring.cold_places or scoring.scores == LIGER) and not model.reads_vectors:
-        asked = f"cold_places={scoring.cold_places}" if scoring.cold_places else f"scores={LIGER}"
+    if not reads_vectors and (scores == LIGER or cold_places):
+        asked = f"cold_places={cold_places}" if cold_places else f"scores={scores}"
         raise ConfigError(
             f"evaluate.{asked} needs a generator that reads item vectors, by which it knows new items; give "
             "`generator=t5_tree_vectors`."

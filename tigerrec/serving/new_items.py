@@ -32,9 +32,9 @@ from tigerrec.tokenizers.stage import code_items
 
 logger = logging.getLogger(__name__)
 
-ID, VECTOR = "item_id", "vector"
+ID, VECTOR, GENERATOR_VECTOR = "item_id", "vector", "generator_vector"
 FIELDS = (*ITEM_FIELDS, "text")
-GIVE_VECTORS = f"give the vectors of the new items as a column '{VECTOR}' of a Parquet or JSON Lines table"
+VECTOR_OF = {EMBEDDER: VECTOR, GENERATOR_EMBEDDER: GENERATOR_VECTOR}
 
 
 class NewItemsError(TigerrecError):
@@ -44,10 +44,10 @@ class NewItemsError(TigerrecError):
 @dataclass(frozen=True)
 class NewItems:
     """The rows of a user's table of new items: records with the columns of `items.parquet` but `item`, vectors float32
-    (n, D) where the table has them, and the sha256 of the table."""
+    (n, D) by column where the table has them, and the sha256 of the table."""
 
     records: list[dict[str, Any]]
-    vectors: np.ndarray | None
+    vectors: dict[str, np.ndarray]
     sha256: str
 
     @property
@@ -57,8 +57,9 @@ class NewItems:
 
 
 def read_new_items(path: Path) -> NewItems:
-    """The items of a table: the column `item_id` and any of title, brand, categories, price, text and vector. Raises
-    NewItemsError if the file is no such table, a row cannot be read, an item comes twice, or there is none."""
+    """The items of a table: the column `item_id` and any of title, brand, categories, price, text, vector and
+    generator_vector, where the generator reads another vector than the tokenizer. Raises NewItemsError if the file is
+    no such table, a row cannot be read, an item comes twice, or there is none."""
     if not path.is_file() or not is_table(path):
         raise NewItemsError(
             f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
@@ -71,19 +72,21 @@ def read_new_items(path: Path) -> NewItems:
     repeated = sorted(item_id for item_id, count in Counter(record[ID] for record in records).items() if count > 1)
     if repeated:
         raise NewItemsError(f"{path} has more than one row for {few(repeated)}; keep one row an item.")
-    return NewItems(records, None if vectors is None else _matrix(vectors, path), digests["items"])
+    matrices = {column: _matrix(values, column, path) for column, values in vectors.items()}
+    return NewItems(records, matrices, digests["items"])
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], list[Any] | None]:
-    """The records of a table, and its vectors where it has any."""
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
+    """The records of a table, and its vectors by column."""
     columns, rows = read_rows(path)
     if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
         lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
         raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
-    ignored = [name for name in columns if name not in (ID, *FIELDS, VECTOR, "item")]
+    ignored = [name for name in columns if name not in (ID, *FIELDS, *VECTOR_OF.values(), "item")]
     if ignored:
         logger.warning("ignored the columns %s of %s", shown(ignored), path)
-    tally, records, vectors = Tally(), [], []
+    tally, records = Tally(), []
+    vectors: dict[str, list[Any]] = {column: [] for column in VECTOR_OF.values() if column in columns}
     for number, row in enumerate(rows, start=1):
         try:
             if isinstance(row, Unreadable):
@@ -93,11 +96,12 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[Any] | None]:
             raise NewItemsError(
                 f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out."
             ) from None
-        vectors.append(row.get(VECTOR))
+        for column, values in vectors.items():
+            values.append(row.get(column))
     if tally.noted:
         noted = ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items())
         logger.warning("left out of the texts: %s", noted)
-    return records, vectors if VECTOR in columns else None
+    return records, vectors
 
 
 def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
@@ -106,32 +110,40 @@ def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
     return {ID: item_id, **vars(item), "text": text}
 
 
-def _matrix(vectors: list[Any], path: Path) -> np.ndarray:
+def give(column: str) -> str:
+    """How a user gives vectors that cannot be made here."""
+    return f"give the vectors of the new items as a column '{column}' of a Parquet or JSON Lines table"
+
+
+def _matrix(vectors: list[Any], column: str, path: Path) -> np.ndarray:
     try:
         return np.stack([np.array(vector, dtype=np.float32).reshape(len(vector)) for vector in vectors])
     except (TypeError, ValueError):
         raise NewItemsError(
-            f"The column '{VECTOR}' of {path} must hold lists of numbers of one length; {GIVE_VECTORS}."
+            f"The column '{column}' of {path} must hold lists of numbers of one length; {give(column)}."
         ) from None
 
 
 def embed_as_before(folder: Path, new: NewItems, file: str = EMBEDDER) -> np.ndarray:
-    """The vectors of new items, float32 (n, D), by the embedder and the weights that made those of an export, which a
-    file of it names. Raises TigerrecError if the export does not say which it was, or it is not on this machine, or
-    with other weights."""
+    """The vectors of new items, float32 (n, D): those of their table, or by the embedder and the weights that made
+    those of an export, which a file of it names. Raises TigerrecError if the export does not say which it was, or it is
+    not on this machine, or with other weights."""
+    column = VECTOR_OF[file]
+    if column in new.vectors:
+        return checked(new.vectors[column], new.item_ids)
     if not (folder / file).exists():
-        raise NewItemsError(f"{folder} does not say which embedder made its vectors; {GIVE_VECTORS}.")
+        raise NewItemsError(f"{folder} does not say which embedder made its vectors; {give(column)}.")
     recorded = read_json(folder, file, {"config": dict, "sources": dict})
     if "${" in str(recorded["config"]):
-        raise NewItemsError(f"{folder / file} holds no plain settings; {GIVE_VECTORS}.")
+        raise NewItemsError(f"{folder / file} holds no plain settings; {give(column)}.")
     embedder = config.build(with_families(recorded["config"]), str(folder / file), Embedder)
     if not isinstance(embedder, EmbedsTexts) or isinstance(embedder, Precomputed):
-        raise NewItemsError(f"The vectors of {folder} were not made of texts here; {GIVE_VECTORS}.")
+        raise NewItemsError(f"The vectors of {folder} were not made of texts here; {give(column)}.")
     with unchanged(embedder.sources()) as digests:
         if digests != recorded["sources"]:
             raise NewItemsError(
                 f"The weights of {embedder!r} on this machine are not those that made the vectors of {folder}; get "
-                f"them, or {GIVE_VECTORS}."
+                f"them, or {give(column)}."
             )
         vectors = embedder.open()(new.item_ids, [record["text"] for record in new.records])
     return checked(vectors, new.item_ids)
@@ -140,11 +152,14 @@ def embed_as_before(folder: Path, new: NewItems, file: str = EMBEDDER) -> np.nda
 def vectors_of_all(folder: Path, new: NewItems, vectors: np.ndarray) -> np.ndarray | None:
     """The vectors that the generator of an export reads of the items that joined it and of new ones, float32 (n, D);
     None where it reads none. `vectors` are those of the new items that the tokenizer reads."""
-    if not read_json(folder, CONFIG, {"tigerrec": dict})["tigerrec"].get("vector_size"):
+    size = read_json(folder, CONFIG, {"tigerrec": dict})["tigerrec"].get("vector_size")
+    if not size:
         return None
     records = [read_json(folder, file) if (folder / file).exists() else None for file in (EMBEDDER, GENERATOR_EMBEDDER)]
-    if records[0] != records[1] or records[0] is None:
+    if GENERATOR_VECTOR in new.vectors or records[0] != records[1] or records[0] is None:
         vectors = embed_as_before(folder, new, GENERATOR_EMBEDDER)
+    if vectors.shape[1] != size:
+        raise NewItemsError(f"The generator of {folder} reads vectors of {size} numbers, not {vectors.shape[1]}.")
     if not (folder / NEW_VECTORS).exists():
         return vectors
     return np.concatenate([read_arrays(folder, NEW_VECTORS, {VECTORS: ("float32", (None, None))})[VECTORS], vectors])
@@ -193,7 +208,7 @@ def _write(base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
         raise NewItemsError(
             f"{len(known)} items of {items_file} are in the catalogue already ({few(sorted(known))}); leave them out."
         )
-    vectors = embed_as_before(base, new) if new.vectors is None else new.vectors
+    vectors = embed_as_before(base, new)
     old, codes = load_semantic_ids(base), new_semantic_ids(base, vectors)
     semantic_ids = SemanticIds(np.concatenate([old.codes, codes]), old.layout)
     records = [{"item": number} | record for number, record in enumerate(new.records, start=len(items))]

@@ -116,8 +116,8 @@ class Recommender:
             prepared = folders["prepare"]
             popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
         scores = scores or (HYBRID if model.scores_items else CODES)
+        check_scoring(scores, 0, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
         scoring = Scoring(scores, item_weight(folder, scores))
-        check_scoring(model, scoring)
         return Recommender(
             Searcher.of(model, "fp32", popularity, scoring),
             semantic_ids.codes,

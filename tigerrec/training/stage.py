@@ -8,6 +8,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from tigerrec import TigerrecError
 from tigerrec.data.histories import validation_sample
 from tigerrec.embed.stage import load_embeddings
 from tigerrec.models.base import VECTORS
@@ -16,6 +19,7 @@ from tigerrec.runtime.seeds import derived_seed
 from tigerrec.search.options import CHOSEN
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.storage.manifests import StaleError
 from tigerrec.storage.stages import input_records, writing
 from tigerrec.tokenizers.ids import load_inputs
 from tigerrec.training.options import ENCODER_MASK, TrainConfig
@@ -34,12 +38,12 @@ def train(
         extra: the embed stages of further vectors that the generator needs, by name.
 
     Returns:
-        `out`, with config.json, generation_config.json, model.safetensors, training.jsonl and, where it reads items,
-        input_module.safetensors; search.json where it has an item head.
+        `out`, with config.json, model.safetensors and training.jsonl; generation_config.json and
+        input_module.safetensors where the family has them, search.json where it has an item head.
 
     Raises:
         ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.
-        TigerrecError: the loss is not finite.
+        TigerrecError: the vectors that the generator reads are missing or of other items, or the loss is not finite.
     """
     from tigerrec.models.loading import save_generator
     from tigerrec.runtime.devices import environment, resolve_device
@@ -52,7 +56,7 @@ def train(
     training, seed = config.training, derived_seed(config.seed, "weights")
     device = resolve_device(training.device)
     further = {} if extra is None else dict(extra)
-    vectors = load_embeddings(further[VECTORS]) if VECTORS in further else None
+    vectors = _vectors(further, len(semantic_ids.codes)) if config.generator.needs else None
     model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], seed, vectors).to(device)
     trainer = Trainer(model, histories, config)
     runs_under = environment(device, training.precision) | {"processes": distributed.world_size()}
@@ -94,3 +98,14 @@ def train(
 
     distributed.agreed(write)
     return out
+
+
+def _vectors(further: Mapping[str, Path], n_items: int) -> np.ndarray:
+    if VECTORS not in further:
+        raise TigerrecError("The generator reads item vectors, and none were given; give extra={'vectors': <folder>}.")
+    vectors = load_embeddings(further[VECTORS])
+    if len(vectors) != n_items:
+        raise StaleError(
+            f"{further[VECTORS]} has {len(vectors)} vectors for {n_items} items; build it again with `overwrite=embed`."
+        )
+    return vectors

@@ -21,7 +21,6 @@ from tigerrec.models.loading import load_generator
 from tigerrec.pipeline import Step
 from tigerrec.runtime.devices import resolve_device
 from tigerrec.runtime.seeds import derived_seed
-from tigerrec.search.options import Scoring, item_weight
 from tigerrec.search.searcher import Searcher
 from tigerrec.storage.files import ArtifactError, remove_tree, sha256_text
 from tigerrec.storage.fingerprints import canonical_json, describe
@@ -121,10 +120,7 @@ class AuditedRun:
     def open_searcher(self, trained: Path, semantic_ids: SemanticIds, popularity: np.ndarray) -> Searcher:
         """The generator of a train stage with a catalogue, on the device and in the precision of the evaluation."""
         model = load_generator(trained, semantic_ids).to(resolve_device(self.evaluation.device))
-        asked = self.evaluation
-        weight = item_weight(trained, asked.scores) if asked.item_weight is None else asked.item_weight
-        scoring = Scoring(asked.scores, weight, asked.cold_places)
-        return Searcher.of(model, asked.precision, popularity, scoring)
+        return Searcher.of(model, self.evaluation.precision, popularity, self.evaluation.scoring(trained))
 
     @property
     def vectors(self) -> Path | None:

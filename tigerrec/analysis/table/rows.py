@@ -15,7 +15,7 @@ from tigerrec.analysis.table.cells import CELL, Cell, steps_of
 from tigerrec.config import ConfigError, config_folder
 from tigerrec.evaluation.lists import read_ranks
 from tigerrec.evaluation.metrics import gains
-from tigerrec.search.options import ITEMS, SCORES_EVERY_ITEM, WEIGHED
+from tigerrec.search.options import CODES, ITEMS, WEIGHED
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
@@ -180,7 +180,7 @@ class RowResults:
     @property
     def scores_every_item(self) -> bool:
         """Whether every item of the catalogue was scored for a list."""
-        return self.row.scores in SCORES_EVERY_ITEM
+        return self.row.scores != CODES
 
     @property
     def item_weights(self) -> list[float]:
