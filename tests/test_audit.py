@@ -203,6 +203,22 @@ def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_f
     assert finding.rows[-2]["hr@10"] == 1.0
 
 
+def test_ways_to_rank_new_items_stand_side_by_side_where_the_generator_reads_vectors(options, tmp_path):
+    vectors = [
+        "embedder@generator.inputs.vectors=hashed",
+        "generator.inputs.vectors.dim=8",
+        "generator.inputs.vectors.name=hashed-8",
+    ]
+    finding = cold_items(opened(options, "generator=t5_tree_vectors", *vectors, work=tmp_path))
+    own, one, two, liger = finding.rows[:4]
+    for row, words in ((own, "all items ranked"), (one, "1 of ten"), (two, "2 of ten"), (liger, "LIGER")):
+        assert words in row["what"]
+    places = [row["share of places with a new item"] for row in (one, two)]
+    assert places == pytest.approx([0.1, 0.2], abs=0.02)  # there are two new items, and the beam may hold them too
+    assert two["hr@10"] == 1.0
+    assert one["hr@10"] >= own["hr@10"]
+
+
 def item_ids(prepared: Path) -> list[str]:
     return read_table(prepared, "items.parquet")["item_id"].to_pylist()
 

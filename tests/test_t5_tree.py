@@ -59,7 +59,15 @@ def setting(request) -> tuple[SemanticIds, TreeT5, list[np.ndarray]]:
 def states(model: TreeT5, history: np.ndarray) -> list[torch.Tensor]:
     """Each member's encoder output at the last item of a history that is read, (d,)."""
     read = torch.from_numpy(history[-6:].astype(np.int64))[None]
-    return [states[0, -1] for states in model.encode(read, model.item_tables(torch.float32), torch.float32, EXACT)]
+    return [
+        model.encode(member, read, table, torch.float32, EXACT)[0, -1]
+        for member, table in zip(model.members, tables_of(model), strict=True)
+    ]
+
+
+def tables_of(model: TreeT5) -> list[torch.Tensor]:
+    """Each member's embeddings of items."""
+    return [model.item_table(member, torch.float32) for member in model.members]
 
 
 def item_logits(tables: list[torch.Tensor], states: list[torch.Tensor]) -> torch.Tensor:
@@ -170,17 +178,17 @@ def test_losses_are_those_of_the_definition(setting):
         targets = torch.tensor([[target] for _, target in pairs])
         batch = Batch(items, targets, (items >= 0).sum(1, keepdim=True))
     known = torch.tensor(sorted(set(range(N_ITEMS)) - {30, 31}))
-    with torch.no_grad():
-        tokens, whole = model.losses(batch, torch.float32, EXACT, known=known)
-    of_tokens, of_items = [], []  # of each member alone
-    for number, table in enumerate(model.item_tables(torch.float32)):
+    for number, table in enumerate(tables_of(model)):  # each member by itself
+        with torch.no_grad():
+            tokens, whole = model.losses(batch, torch.float32, EXACT, known=known, member=number)
         scores = every_log_probability(model, [np.array(history) for history, _ in pairs], [number])
-        of_tokens.append(-sum(row[target] for row, (_, target) in zip(scores, pairs, strict=True)))
+        of_tokens = -sum(row[target] for row, (_, target) in zip(scores, pairs, strict=True))
+        of_items = 0.0
         for history, target in pairs:
             logits, label = table[known] @ states(model, np.array(history))[number], known.tolist().index(target)
-            of_items.append(functional.cross_entropy(logits, torch.tensor(label)).item())
-    assert tokens.item() == pytest.approx(np.mean(of_tokens), abs=1e-3)
-    assert whole.item() == pytest.approx(np.sum(of_items) / len(model.members), abs=1e-3)
+            of_items += functional.cross_entropy(logits, torch.tensor(label)).item()
+        assert tokens.item() == pytest.approx(of_tokens, abs=1e-3)
+        assert whole.item() == pytest.approx(of_items, abs=1e-3)
 
 
 FAMILIES = {  # rows of each family and how often a choice is made there
@@ -307,7 +315,7 @@ def dense_scores(model: TreeT5, histories: list[np.ndarray], weight: float) -> n
     """log p(codes) + weight * log p(item) of every item."""
     by_codes = every_log_probability(model, histories)
     with torch.no_grad():
-        tables = model.item_tables(torch.float32)
+        tables = tables_of(model)
         by_items = torch.stack([item_logits(tables, states(model, history)).log_softmax(0) for history in histories])
     return by_codes + weight * by_items.numpy()
 
@@ -335,14 +343,17 @@ def test_lists_as_long_as_the_catalogue_are_ordered_by_the_scores_asked_for(scor
 
 
 def inline_scores(model: TreeT5, histories: list[np.ndarray], weight: float) -> np.ndarray:
+    masses = np.exp(dense_scores(model, histories, 1.0) - dense_scores(model, histories, 0.0))
+    return steered(model, every_log_probability(model, histories), masses, weight)
+
+
+def steered(model: TreeT5, by_codes: np.ndarray, masses: np.ndarray, weight: float) -> np.ndarray:
     """The definition, a node at a time: the children of a node share its probability by the tree's times the mass of
     the items below, to the power of the weight."""
     rows = [tuple(row) for row in model.tokens.tolist()]
-    masses = np.exp(dense_scores(model, histories, 1.0) - dense_scores(model, histories, 0.0))
-    by_codes = every_log_probability(model, histories)
-    found = np.zeros((len(histories), len(rows)))
+    found = np.zeros(by_codes.shape)
     probabilities = np.exp(by_codes)
-    for user in range(len(histories)):
+    for user in range(len(by_codes)):
         for item, own in enumerate(rows):
             for depth in range(len(own)):
                 children = sorted({row[: depth + 1] for row in rows if row[:depth] == own[:depth]})
@@ -400,7 +411,8 @@ def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
     known = torch.arange(10, N_ITEMS)
     model.keep_only(known)
     batch = Batch(torch.tensor([[30, 12]]), torch.tensor([[12, 55]]), torch.tensor([[1, 2]]))
-    sum(model.losses(batch, torch.float32, EXACT, known=known)).backward()
+    for member in range(2):
+        sum(model.losses(batch, torch.float32, EXACT, known=known, member=member)).backward()
     for weight in model.item_embeddings():
         assert not weight.grad[:10].any()
         assert weight.grad[10:].any(1).all()
@@ -417,6 +429,24 @@ def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
     assert not set(items[0]) & set(range(10))
 
 
+@pytest.mark.parametrize("scores", ["hybrid", "inline"])
+def test_an_item_that_the_head_knows_nothing_of_counts_as_one_of_equally_probable_items(scores):
+    model, histories = model_of(catalogue(N_ITEMS)), random_histories(4, N_ITEMS)
+    model.keep_only(torch.arange(10, N_ITEMS))
+    items, found = Searcher.of(model, "fp32", scoring=Scoring(scores, 0.5)).rank(
+        histories, k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False
+    )
+    with torch.no_grad():
+        tables = [table[10:] for table in tables_of(model)]
+        known = torch.stack([item_logits(tables, states(model, history)).log_softmax(0) for history in histories])
+        of_items = torch.cat([torch.full((4, 10), -np.log(N_ITEMS)), known], dim=1).numpy()
+    by_codes = every_log_probability(model, histories)
+    hybrid, inline = by_codes + 0.5 * of_items, steered(model, by_codes, np.exp(of_items), 0.5)
+    expected = {"hybrid": hybrid, "inline": inline}[scores]
+    assert (np.sort(items, axis=1) == np.arange(N_ITEMS)).all()
+    np.testing.assert_allclose(found, np.take_along_axis(expected, items, 1), atol=1e-3)
+
+
 def test_a_head_with_vectors_ranks_items_that_training_never_saw():
     ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(4, N_ITEMS)
     model = model_of(ids, vectors=vectors[:N_ITEMS], members=2)
@@ -425,7 +455,7 @@ def test_a_head_with_vectors_ranks_items_that_training_never_saw():
     assert (np.sort(items, axis=1) == np.arange(68)).all()
     with torch.no_grad():
         of_new = [torch.from_numpy(vectors[N_ITEMS:]) @ each.vector_projection.weight.T for each in model.members]
-        tables = [torch.cat(pair) for pair in zip(model.item_tables(torch.float32), of_new, strict=True)]
+        tables = [torch.cat(pair) for pair in zip(tables_of(model), of_new, strict=True)]
         logits = [item_logits(tables, states(model, history)) for history in histories]
         expected = torch.stack([each.log_softmax(0) for each in logits]).numpy()
     np.testing.assert_allclose(scores, np.take_along_axis(expected, items, 1), atol=1e-4)

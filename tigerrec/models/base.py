@@ -165,12 +165,15 @@ class HistoryModel(Protocol):
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
         """Tokens that pass the model for training examples, int64 (n,), given the items each reads and its targets."""
 
+    def member_parameters(self) -> list[list[nn.Parameter]]:
+        """What is learned, by member: the networks that are trained apart and scored as one; most models are one."""
+
     def losses(
         self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
-        known: Tensor | None = None,
+        known: Tensor | None = None, member: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Cross-entropies of a batch's targets, summed, in nats: the mean over a target's tokens, and of the next item
-        among those `known`, else 0."""
+        """Cross-entropies of a batch's targets by a member, summed, in nats: the mean over a target's tokens, and of
+        the next item among those `known`, else 0."""
 
     def along(self, trie: Trie) -> Reader:
         """The model, ready to search along a trie of items of its own."""

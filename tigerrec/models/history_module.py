@@ -97,9 +97,13 @@ class HistoryModule(nn.Module):
         """Write the model as transformers does."""
         self.stock.save_pretrained(folder)
 
+    def member_parameters(self) -> list[list[nn.Parameter]]:
+        """All parameters: the model is one."""
+        return [list(self.parameters())]
+
     def losses(
         self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
-        known: Tensor | None = None,
+        known: Tensor | None = None, member: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Summed cross-entropies of a batch's targets, in nats.
 

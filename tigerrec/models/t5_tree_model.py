@@ -128,8 +128,9 @@ class TreeNetwork(T5PreTrainedModel):
 class TreeT5(HistoryModule):
     """A `TreeNetwork` with the trie that it was trained on.
 
-    Its members are trained side by side, each by its own loss, and scored as one by the mean of their logits (Balaji
-    Lakshminarayanan et al. 2017, arXiv 1612.01474, with a mean of logits in the place of one of probabilities).
+    Its members are trained side by side, each from its own random beginning and on the batches of an order of its own,
+    and scored as one by the mean of their logits (Lakshminarayanan et al. 2017, arXiv 1612.01474, with a mean of logits
+    in the place of one of probabilities).
 
     Args:
         network: the weights.
@@ -201,18 +202,19 @@ class TreeT5(HistoryModule):
         rows = self.row_of_item[items]
         self.possible.zero_()[rows[rows >= 0]] = True
 
-    def encode(self, items: Tensor, tables: list[Tensor], dtype: torch.dtype, dropout: Dropout) -> list[Tensor]:
-        """Each member's encoder output for histories of item indices (B, n), padded on the right with `NO_ITEM`,
-        float32 (B, n, d); the tables are `item_tables`."""
+    def member_parameters(self) -> list[list[nn.Parameter]]:
+        """What each member learns."""
+        return [list(member.parameters()) for member in self.members]
+
+    def encode(self, member: Member, items: Tensor, table: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
+        """A member's encoder output for histories of item indices (B, n), padded on the right with `NO_ITEM`, float32
+        (B, n, d); the table is its `item_table`."""
         if self.facts["encoder_mask"] == ITEM_CAUSAL:
             visible = masks.item_causal(items.shape[1], 1, items.device)
         else:
             visible = masks.of_items(items, 1).bool()[:, None, None, :]
         items = items.clamp(min=0)
-        return [
-            member.encode(items, self.tokens[items], table, visible, dtype, dropout)
-            for member, table in zip(self.members, tables, strict=True)
-        ]
+        return member.encode(items, self.tokens[items], table, visible, dtype, dropout)
 
     @property
     def scores_vocabulary(self) -> bool:
@@ -229,42 +231,38 @@ class TreeT5(HistoryModule):
         """Whether the table of items has projected vectors."""
         return bool(self.facts["vector_size"])
 
-    def item_tables(self, dtype: torch.dtype) -> list[Tensor]:
-        """Each member's embedding of every item, float32 (I, d): what was learned of it alone, zeros where training
-        never saw it, plus its projected vector where the network reads vectors."""
-        tables = [
-            functional.pad(weight, (0, 0, 0, len(self.tokens) - len(weight))) for weight in self.item_embeddings()
-        ]
+    def item_table(self, member: Member, dtype: torch.dtype) -> Tensor:
+        """A member's embedding of every item, float32 (I, d): what was learned of it alone, zeros where training never
+        saw it, plus its projected vector where the network reads vectors."""
+        weight = member.item_embeddings.weight
+        table = functional.pad(weight, (0, 0, 0, len(self.tokens) - len(weight)))
         if not self.reads_vectors:
-            return tables
-        vectors = torch.cat([self.network.vectors, self.further_vectors]).to(dtype)
-        return [
-            table + t5_stack.linear(vectors, member.vector_projection).float()
-            for member, table in zip(self.members, tables, strict=True)
-        ]
+            return table
+        vectors = (
+            torch.cat([self.network.vectors, self.further_vectors])
+            if len(self.further_vectors)
+            else self.network.vectors
+        )
+        return table + t5_stack.linear(vectors.to(dtype), member.vector_projection).float()
 
     def losses(
         self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
-        known: Tensor | None = None,
+        known: Tensor | None = None, member: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Summed cross-entropies of a batch's targets, in nats, means over members: of their Semantic IDs, and of the
-        next item among those `known`, or 0."""
-        tables = self.item_tables(dtype)
+        """Summed cross-entropies of a batch's targets by a member, in nats: of their Semantic IDs, and of the next item
+        among those `known`, or 0."""
+        network = self.members[member]
+        table = self.item_table(network, dtype)
+        encoded = self.encode(network, batch.items, table, dtype, dropout)
         exists = batch.targets >= 0
-        targets, row = batch.targets[exists], exists.nonzero()[:, 0]
-        place = (batch.n_visible - 1).expand_as(batch.targets)[exists]
-        labels = None if known is None else torch.searchsorted(known, targets)
-        token_loss = item_loss = torch.zeros((), device=self.device)
-        for member, table, encoded in zip(
-            self.members, tables, self.encode(batch.items, tables, dtype, dropout), strict=True
-        ):
-            states = encoded[row, place]
-            token_loss = token_loss + self.token_loss(member, states, targets, dtype, dropout, label_smoothing)
-            if labels is not None:
-                item_loss = item_loss + LinearCrossEntropy.apply(
-                    states.to(dtype), table[known], None, labels, label_smoothing
-                )
-        return token_loss / len(self.members), item_loss / len(self.members)
+        targets = batch.targets[exists]
+        places = (batch.n_visible - 1).expand_as(batch.targets)[exists]
+        states = encoded[exists.nonzero()[:, 0], places]
+        token_loss = self.token_loss(network, states, targets, dtype, dropout, label_smoothing)
+        if known is None:
+            return token_loss, torch.zeros_like(token_loss)
+        labels = torch.searchsorted(known, targets)
+        return token_loss, LinearCrossEntropy.apply(states.to(dtype), table[known], None, labels, label_smoothing)
 
     def token_loss(
         self, member: Member, states: Tensor, targets: Tensor, dtype: torch.dtype, dropout: Dropout,

@@ -32,7 +32,7 @@ class TreeReader:
 
     def __init__(self, model: TreeT5, trie: Trie) -> None:
         self.model = model
-        self.tables = model.item_tables(torch.float32)
+        self.tables = [model.item_table(member, torch.float32) for member in model.members]
         self.table = torch.cat(self.tables, dim=1)
         self.unseen_items = model.unseen_items()
         self.nodes: list[Tensor] = []
@@ -49,8 +49,11 @@ class TreeReader:
     def decoder(self, items: Tensor, dtype: torch.dtype) -> TreeDecoder:
         """A decoder that has read histories of item indices (B, n)."""
         users, last = torch.arange(len(items), device=items.device), (items >= 0).sum(1) - 1
-        encoded = self.model.encode(items, self.tables, dtype, Dropout(0.0))
-        return TreeDecoder(self, [states[users, last] for states in encoded], dtype)
+        states = [
+            self.model.encode(member, items, table, dtype, Dropout(0.0))[users, last]
+            for member, table in zip(self.model.members, self.tables, strict=True)
+        ]
+        return TreeDecoder(self, states, dtype)
 
 
 class TreeDecoder:

@@ -59,14 +59,16 @@ class Trainer:
         model.keep_only(known)
         self.known = known if config.generator.item_loss else None
         self.dtype = product_type(device, self.training.precision)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.of_members = model.member_parameters()
+        self.parameters = [parameter for parameters in self.of_members for parameter in parameters]
         self.optimizer = new_optimizer(model, self.training)
-        self.steps_per_epoch = len(self._epoch_batches(0))
+        self.steps_per_epoch = len(self._epoch_batches(0, 0))
         self.total_steps = self.steps_per_epoch * self.training.epochs
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._epoch: tuple[int, list[list[np.ndarray]]] = (-1, [])
 
-    def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch))
+    def _epoch_batches(self, epoch: int, member: int) -> list[np.ndarray]:
+        others = [member] if member else []  # the first draws as a model of one does
+        rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch, *others))
         return self.examples.shuffled_batches(self.training.batch_targets, rng)
 
     def learning_rate(self, step: int) -> float:
@@ -79,30 +81,34 @@ class Trainer:
         All steps have about the same number of targets and divide by the same number, so that every target counts the
         same; examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
         Where several processes share the task, each takes its part of the examples, and all end with the sum of their
-        gradients.
+        gradients. Members of a model see the same examples in orders of their own, without which they would err alike.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._epoch_batches(epoch))
+            orders = [self._epoch_batches(epoch, member) for member in range(len(self.of_members))]
+            self._epoch = (epoch, orders)
         others = [distributed.rank()] if distributed.rank() else []  # the first draws as a process alone does
         dropout = Dropout(self.model.dropout_rate, derived_seed(self.config.seed, "dropout", number, *others))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(number) * group["rate"]
-        rows = self._epoch[1][position]
-        mine = rows[distributed.rank() :: distributed.world_size()]
-        total = torch.zeros((), device=self.model.device)
-        for part in length_sorted_batches(self.n_tokens[mine], self.training.part_tokens):
-            token_loss, item_loss = self.losses(mine[part], dropout)
-            loss = token_loss + self.config.generator.item_loss * item_loss
-            (loss * (self.steps_per_epoch / self.n_targets)).backward()
-            total += token_loss.detach()
+        total, n_targets = torch.zeros((), device=self.model.device), 0
+        for member, batches in enumerate(self._epoch[1]):
+            rows = batches[position]
+            n_targets += int(self.examples.n_targets[rows].sum())
+            mine = rows[distributed.rank() :: distributed.world_size()]
+            for part in length_sorted_batches(self.n_tokens[mine], self.training.part_tokens):
+                token_loss, item_loss = self.losses(mine[part], dropout, member)
+                loss = token_loss + self.config.generator.item_loss * item_loss
+                (loss * (self.steps_per_epoch / self.n_targets)).backward()
+                total += token_loss.detach()
         total = distributed.sum_gradients(self.parameters, total)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        for parameters in self.of_members:
+            torch.nn.utils.clip_grad_norm_(parameters, self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if number % STEPS_BETWEEN_RELEASES == 0:
             release_freed_memory()
-        return total / float(self.examples.n_targets[rows].sum())
+        return total / n_targets
 
     def check_finite(self, loss: torch.Tensor, step: int, weights_too: bool) -> None:
         """Stop before numbers that are none are saved.
@@ -122,15 +128,16 @@ class Trainer:
             "`overwrite=train`."
         )
 
-    def losses(self, rows: np.ndarray, dropout: Dropout) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropies of some examples, summed over their targets: mean over a target's tokens, and of the next
-        item."""
+    def losses(self, rows: np.ndarray, dropout: Dropout, member: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropies of some examples by a member, summed over their targets: mean over a target's tokens, and of
+        the next item."""
         return self.model.losses(
             self.examples.batch(rows),
             self.dtype,
             dropout,
             label_smoothing=self.training.label_smoothing,
             known=self.known,
+            member=member,
         )
 
 

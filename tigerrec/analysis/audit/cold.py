@@ -171,8 +171,8 @@ def cold_items(run: AuditedRun) -> Finding:
     places = ""
     if best is not None:
         places = (
-            f" Best of the ways that look for new items: {best['what']}, HR@10 {figure(best[HR])} for cold users and "
-            f"{figure(best[OF_ALL[1]])} NDCG@10 for all, which is {figure(own[OF_ALL[1]])} without."
+            f" Best on these users of the ways that look for new items: {best['what']}, HR@10 {figure(best[HR])} for "
+            f"cold users and {figure(best[OF_ALL[1]])} NDCG@10 for all, which is {figure(own[OF_ALL[1]])} without."
         )
     return Finding(
         f"{n_cold:,} items were held out of training and of the tokenizer's fit; {len(cold_users):,} users have one as "
