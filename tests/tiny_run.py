@@ -13,6 +13,7 @@ from tigerrec.models.gpt2 import DecoderOnly
 from tigerrec.models.loading import save_generator
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_tree import T5Tree
+from tigerrec.search.options import CHOSEN
 from tigerrec.storage.stages import writing
 from tigerrec.tokenizers.ids import SemanticIds, TokenLayout, load_semantic_ids
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
@@ -119,6 +120,8 @@ def write_train(
         for path in save_generator(model, scratch):
             files.adopt(path, path.name)
         scratch.rmdir()
+        if model.scores_items:
+            files.json(CHOSEN, {"hybrid": 1.0, "inline": 1.0})
 
 
 def _items() -> pa.Table:

@@ -12,6 +12,7 @@ from tigerrec import text
 from tigerrec.data.histories import ITEMS, load_histories, read_items, read_stats, training_counts
 from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES, VECTORS
 from tigerrec.models.loading import load_generator
+from tigerrec.search.options import CODES_ALONE
 from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ASIDE, ArtifactError
@@ -191,8 +192,12 @@ def _how_to_generate(config: dict[str, Any]) -> str:
 def _results(evaluations: list[Path]) -> str:
     if not evaluations:
         return "This run was not evaluated before the export."
-    rows = {folder.name: read_json(folder, "metrics.json", METRICS) for folder in evaluations}
-    return "\n\n".join([PROTOCOL, *(f"`{name}`:\n\n{metrics_table(rows[name])}" for name in rows)])
+    parts = [PROTOCOL]
+    for folder in evaluations:
+        scores = open_stage(folder, "evaluate").config.get("scores", CODES_ALONE.scores)
+        rows = metrics_table(read_json(folder, "metrics.json", METRICS))
+        parts.append(f"`{folder.name}`, ranked with `evaluate.scores={scores}`:\n\n{rows}")
+    return "\n\n".join(parts)
 
 
 def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
