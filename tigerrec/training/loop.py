@@ -81,7 +81,7 @@ class Trainer:
         All steps have about the same number of targets and divide by the same number, so that every target counts the
         same; examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
         Where several processes share the task, each takes its part of the examples, and all end with the sum of their
-        gradients. Members of a model see the same examples in orders of their own, without which they would err alike.
+        gradients. Members of a model see the same examples, each in an order of its own.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
