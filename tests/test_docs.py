@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from tigerrec import cli
 from tigerrec.config import compose, config_folder
 from tigerrec.pipeline import plan, plan_baseline
+from tigerrec.search.options import Scores
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -137,7 +139,9 @@ def check_options(overrides: tuple[str, ...]) -> None:
     plan(cfg)
     plan_baseline(cfg)
     for row in cfg.tokenizers or ():
-        tokenizer, _, embedder = row.partition("@")
+        of_ids, _, scores = row.partition(":")
+        assert not scores or scores in get_args(Scores), row
+        tokenizer, _, embedder = of_ids.partition("@")
         assert (config_folder() / "tokenizer" / f"{tokenizer}.yaml").exists(), row
         assert not embedder or (config_folder() / "embedder" / f"{embedder}.yaml").exists(), row
     for baseline in cfg.baselines or ():
