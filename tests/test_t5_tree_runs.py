@@ -231,6 +231,21 @@ def test_new_items_join_a_tree_with_vectors_one_after_the_other(folders, with_ve
     assert {item.item_id for item in lists[0]} >= {"new-a", "new-b"}
 
 
+def test_a_recommender_keeps_places_for_items_that_training_never_saw(trained, with_vectors, tmp_path):
+    table = tmp_path / "new.csv"
+    table.write_text(TABLE)
+    added = add_items(with_vectors, table, tmp_path / "added")
+    usual, kept = (Recommender.from_pretrained(added, device="cpu", cold_places=n) for n in (0, 2))
+    unseen = {usual.item_ids[item] for item in usual.searcher.model.unseen_items().tolist()}
+    assert unseen >= {"new-a", "new-b"}
+    listed = [item.item_id for item in kept.recommend(HISTORY, k=10)]
+    assert set(listed[8:]) <= unseen
+    others = [item.item_id for item in usual.recommend(HISTORY, k=10) if item.item_id not in listed[8:]]
+    assert listed[:8] == others[:8]
+    with pytest.raises(ConfigError, match="by which it knows new items"):
+        Recommender.from_pretrained(trained, device="cpu", cold_places=2)
+
+
 def test_new_items_whose_vectors_the_generator_cannot_get_are_refused(folders, with_vectors, tmp_path):
     shutil.copytree(folders["prepare"], tmp_path / "toy")
     shutil.rmtree(tmp_path / "toy" / "vectors")

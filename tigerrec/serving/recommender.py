@@ -82,16 +82,19 @@ class Recommender:
     numbers: dict[str, int]
 
     @staticmethod
-    def from_pretrained(folder: Path | str, device: str = "auto", scores: Scores | None = None) -> Recommender:
+    def from_pretrained(
+        folder: Path | str, device: str = "auto", scores: Scores | None = None, cold_places: int = 0
+    ) -> Recommender:
         """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
 
         Args:
             device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
             scores: as in `Scoring`; None = `hybrid` of a generator with an item head, else `codes`.
+            cold_places: as in `Scoring`, for a generator that reads item vectors.
 
         Raises:
             ArtifactError: the folder is neither, or something in it is damaged.
-            ConfigError: the generator does not give such scores.
+            ConfigError: the generator does not give such scores, or has no vectors by which to know new items.
         """
         from tigerrec.models.loading import load_generator
         from tigerrec.runtime.devices import resolve_device
@@ -116,8 +119,8 @@ class Recommender:
             prepared = folders["prepare"]
             popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
         scores = scores or (HYBRID if model.scores_items else CODES)
-        check_scoring(scores, 0, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
-        scoring = Scoring(scores, item_weight(folder, scores))
+        check_scoring(scores, cold_places, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
+        scoring = Scoring(scores, item_weight(folder, scores), cold_places)
         return Recommender(
             Searcher.of(model, "fp32", popularity, scoring),
             semantic_ids.codes,
