@@ -463,29 +463,43 @@ def test_a_head_with_vectors_ranks_items_that_training_never_saw():
         model.with_items(further(ids, 8))
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_cold_places_end_the_first_ten_and_hold_the_best_new_items(n):
-    ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(6, N_ITEMS)
+def with_places(listed: list[int], by_head: list[int], new: set[int], n: int, n_first: int) -> list[int]:
+    """Where fewer than n of the first items are new, known ones make room for the new ones that the head likes best."""
+    first, rest = listed[:n_first], listed[n_first:]
+    n_missing = n - sum(item in new for item in first)
+    added = [item for item in by_head if item in new and item not in first][: max(n_missing, 0)]
+    n_moved = max(len(first) + len(added) - n_first, 0)
+    moved = [item for item in first if item not in new][::-1][:n_moved][::-1]
+    ordered = [item for item in first if item not in moved] + added + moved
+    return (ordered + [item for item in rest if item not in added])[: len(listed)]
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 20), (2, 20), (3, 20), (8, 20), (1, 5), (3, 2)])
+def test_cold_places_are_given_to_the_best_new_items_where_too_few_stand_there(n, k):
+    ids, vectors, histories = catalogue(N_ITEMS), item_vectors(68), random_histories(12, N_ITEMS)
     model = model_of(ids, vectors=vectors[:N_ITEMS])
     plain = Searcher.of(model, "fp32", scoring=Scoring("hybrid")).with_items(further(ids, 8), vectors[N_ITEMS:])
-    kept, _ = plain.rank(histories, k=20, beam_size=20, mask_seen=True)
+    usual, _ = plain.rank(histories, k=20, beam_size=20, mask_seen=True)
     items, scores = replace(plain, scoring=Scoring("hybrid", cold_places=n)).rank(
-        histories, k=20, beam_size=20, mask_seen=True
+        histories, k=k, beam_size=20, mask_seen=True
     )
     by_head, _ = replace(plain, scoring=Scoring("items")).rank(histories, k=68, beam_size=68, mask_seen=True)
-    for before, after, ranked in zip(kept.tolist(), items.tolist(), by_head.tolist(), strict=True):
-        new = [item for item in ranked if item >= N_ITEMS][:n]
-        assert after[10 - n : 10] == new
-        assert [item for item in after if item not in new] == [item for item in before if item not in new][: 20 - n]
-        assert len(set(after)) == 20
+    new = set(range(N_ITEMS, 68))
+    numbers = {sum(item in new for item in listed[:10]) for listed in usual.tolist()}
+    assert min(numbers) < 2 <= max(numbers)
+    for before, after, ranked in zip(usual.tolist(), items.tolist(), by_head.tolist(), strict=True):
+        assert after == with_places(before, ranked, new, n, min(10, k))[:k]
     assert np.isfinite(scores).all()
 
 
 def test_places_of_lists_that_are_short_leave_no_gap():
     items, scores = torch.tensor([[4, 1, NO_ITEM]]), torch.tensor([[-1.0, -2.0, -torch.inf]])
-    listed, found = with_cold_places((items, scores), (torch.tensor([[1]]), torch.tensor([[-0.5]])))
-    assert listed.tolist() == [[4, 1, NO_ITEM]]
-    assert found.tolist() == [[-1.0, -0.5, -float("inf")]]
+    is_cold = torch.arange(6) == 1
+    listed, found = with_cold_places((items, scores), (torch.tensor([[1]]), torch.tensor([[-0.5]])), is_cold, 10, 1)
+    assert (listed.tolist(), found.tolist()) == (items.tolist(), scores.tolist())
+    listed, found = with_cold_places((items, scores), (torch.tensor([[1]]), torch.tensor([[-0.5]])), is_cold, 1, 1)
+    assert listed.tolist() == [[1, 4, NO_ITEM]]
+    assert found.tolist() == [[-0.5, -1.0, -float("inf")]]
 
 
 def test_liger_ranks_the_beam_and_new_items_by_the_head():

@@ -58,10 +58,12 @@ class ConfigError(TigerrecError):
     """A configuration that cannot be built: unknown key, wrong type, value out of range."""
 
 
-def _sentence(error: ValidationError) -> str:
-    """What is wrong with the first wrong option, beginning with its name."""
+def _sentence(error: ValidationError, names: list[str]) -> str:
+    """What is wrong with the first wrong option of those with the names, beginning with its name."""
     fault = error.errors(include_url=False)[0]
-    name, value, context = ".".join(map(str, fault["loc"])), fault["input"], fault.get("ctx", {})
+    first, *inner = fault["loc"] or ("",)
+    place = [names[first] if isinstance(first, int) else first, *inner]
+    name, value, context = ".".join(map(str, place)), fault["input"], fault.get("ctx", {})
     if "error" in context:  # raised by a class of ours
         return f"{name} {context['error']}, got {value!r}" if name else str(context["error"])
     if fault["type"] in RANGES:
@@ -90,7 +92,7 @@ def options(kind: type[Kind]) -> type[Kind]:
         try:
             make(self, *args, **kwargs)
         except ValidationError as error:
-            raise ValueError(_sentence(error)) from None
+            raise ValueError(_sentence(error, list(fields))) from None
 
     checked.__init__ = check
     return typing.cast("type[Kind]", checked)

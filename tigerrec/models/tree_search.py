@@ -22,8 +22,7 @@ class TreeReader:
     """A model with the embedding of each node of a trie; the d of its members stand side by side, M * d.
 
     Attributes:
-        tables: of each member float32 (I, d), its embedding of every item.
-        table: float32 (I, M * d): what a state is multiplied by to score an item.
+        table: float32 (I, M * d): each member's embedding of every item, by which it reads and scores them.
         unseen_items: int64 (n,): those that training never saw.
         nodes: for each depth 1..T float32 (nodes, M * d): what a state is multiplied by to score a node.
         prefixes: for each depth 0..T - 1 float32 (nodes, M * d): what the decoder's blocks read of a prefix, where it
@@ -32,8 +31,7 @@ class TreeReader:
 
     def __init__(self, model: TreeT5, trie: Trie) -> None:
         self.model = model
-        self.tables = [model.item_table(member, torch.float32) for member in model.members]
-        self.table = torch.cat(self.tables, dim=1)
+        self.table = torch.cat([model.item_table(member, torch.float32) for member in model.members], dim=1)
         self.unseen_items = model.unseen_items()
         self.nodes: list[Tensor] = []
         self.prefixes = [torch.zeros(1, self.table.shape[1], device=model.device)]
@@ -48,10 +46,11 @@ class TreeReader:
 
     def decoder(self, items: Tensor, dtype: torch.dtype) -> TreeDecoder:
         """A decoder that has read histories of item indices (B, n)."""
+        members = self.model.members
         users, last = torch.arange(len(items), device=items.device), (items >= 0).sum(1) - 1
         states = [
             self.model.encode(member, items, table, dtype, Dropout(0.0))[users, last]
-            for member, table in zip(self.model.members, self.tables, strict=True)
+            for member, table in zip(members, self.table.chunk(len(members), dim=1), strict=True)
         ]
         return TreeDecoder(self, states, dtype)
 

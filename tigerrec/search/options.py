@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from tigerrec.config import ConfigError
+from tigerrec.config import ConfigError, NotNegative, options
 from tigerrec.storage.contracts import read_json
 
 CODES: Final = "codes"
@@ -23,7 +22,7 @@ CHOSEN = "search.json"
 ColdPlaces = Annotated[int, Field(ge=0, le=PLACES)]
 
 
-@dataclass(frozen=True)
+@options
 class Scoring:
     """By which scores items are ranked.
 
@@ -34,13 +33,13 @@ class Scoring:
             probability of the items below it. `liger`: the items of the beam and those that training never saw, scored
             by the head alone (Yang et al. 2024, arXiv 2411.18814).
         item_weight: what the head counts beside the tree.
-        cold_places: so many of the first ten places, the last of them, are kept for the items that training never saw
-            and that the head scores best.
+        cold_places: at least so many of the first ten places (of all, of a shorter list) are for items that training
+            never saw: where fewer stand there, the last are given to those of them that the head scores best.
     """
 
     scores: Scores = CODES
-    item_weight: float = 1.0
-    cold_places: int = 0
+    item_weight: NotNegative = 1.0
+    cold_places: ColdPlaces = 0
 
     @property
     def reads_items(self) -> bool:

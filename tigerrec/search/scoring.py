@@ -82,7 +82,13 @@ def united(first: Tensor, second: Tensor) -> Tensor:
 
 
 def lists(
-    decoder: Decoder, trie: Trie, n_users: int, beam_size: int, seen: tuple[Tensor, Tensor] | None, scoring: Scoring
+    decoder: Decoder,
+    trie: Trie,
+    n_users: int,
+    beam_size: int,
+    seen: tuple[Tensor, Tensor] | None,
+    scoring: Scoring,
+    n_places: int = PLACES,
 ) -> tuple[Tensor, Tensor]:
     """The best items of each user and their scores, as `beam_search` gives them.
 
@@ -90,6 +96,7 @@ def lists(
         decoder: has read the histories of B users, and was asked nothing; it scores items where `scoring` asks it to,
             and is asked more than once there.
         seen: users and items, int64 (n,) each: pairs that may not be listed.
+        n_places: how many items of a list are used, for `cold_places`.
     """
     closed = None if seen is None else trie.closed(*seen)
     if not scoring.reads_items:
@@ -117,20 +124,37 @@ def lists(
             by_items = allowed.gather(1, candidates.clamp(min=0)).masked_fill(candidates == NO_ITEM, -torch.inf)
             listed = best(candidates, by_items, beam_size)
     if scoring.cold_places:
-        listed = with_cold_places(listed, best(every[cold], allowed[:, cold], scoring.cold_places))
+        is_cold = torch.zeros(len(every), dtype=torch.bool, device=every.device).index_fill_(0, cold, True)
+        best_cold = best(every[cold], allowed[:, cold], scoring.cold_places)
+        listed = with_cold_places(listed, best_cold, is_cold, min(PLACES, n_places), scoring.cold_places)
     return listed
 
 
-def with_cold_places(listed: tuple[Tensor, Tensor], cold: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Lists whose first ten places end with the cold items, those behind them moved down; each item stays once."""
-    items, scores = listed
-    items = items.masked_fill((items[:, :, None] == cold[0][:, None, :]).any(2), NO_ITEM)
-    n_cold = cold[0].shape[1]
-    kept = max(PLACES - n_cold, 0)
-    gaps = (items == NO_ITEM).long().argsort(dim=1, stable=True)
-    items, scores = items.gather(1, gaps), scores.gather(1, gaps)
-    items = torch.cat([items[:, :kept], cold[0], items[:, kept:]], dim=1)
-    scores = torch.cat([scores[:, :kept], cold[1], scores[:, kept:]], dim=1)
-    gaps = (items == NO_ITEM).long().argsort(dim=1, stable=True)[:, : listed[0].shape[1]]
-    items = items.gather(1, gaps)
-    return items, scores.gather(1, gaps).masked_fill(items == NO_ITEM, -torch.inf)
+def with_cold_places(
+    listed: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor], is_cold: Tensor, n_first: int, n_cold: int
+) -> tuple[Tensor, Tensor]:
+    """Lists that have at least `n_cold` cold items among their first `n_first`: where too few stand there, the best
+    candidates that do not take the end of these places, and known items move down behind them.
+
+    Args:
+        listed: items int64 (B, m), best first, `NO_ITEM` where there is none, and their scores float32.
+        candidates: the `n_cold` best cold items, or all, likewise, (B, n).
+        is_cold: bool (I,).
+    """
+    items, scores = (torch.cat(pair, dim=1) for pair in zip(listed, candidates, strict=True))
+    width = listed[0].shape[1]
+    exists, is_first = items != NO_ITEM, torch.arange(width, device=items.device) < n_first
+    is_first = is_first & exists[:, :width]
+    is_known = is_first & ~is_cold[listed[0].clamp(min=0)]
+    n_missing = n_cold - (is_first & ~is_known).sum(1, keepdim=True)
+    stands_there = ((candidates[0][:, :, None] == listed[0][:, None, :]) & is_first[:, None, :]).any(2)
+    is_free = exists[:, width:] & ~stands_there
+    is_added = is_free & (is_free.cumsum(1) <= n_missing)
+    n_moved = is_added.sum(1, keepdim=True) + is_first.sum(1, keepdim=True) - n_first
+    is_moved = is_known & (is_known.flip(1).cumsum(1).flip(1) <= n_moved)
+    is_repeated = (listed[0][:, :, None] == candidates[0].masked_fill(~is_added, NO_ITEM)[:, None, :]).any(2)
+    stays = exists & torch.cat([~is_repeated, is_added], dim=1)
+    group = torch.cat([torch.where(is_first & ~is_moved, 0, 2), torch.ones_like(candidates[0])], dim=1)
+    order = torch.where(stays, group, 3).argsort(dim=1, stable=True)[:, :width]
+    gone = ~stays.gather(1, order)
+    return items.gather(1, order).masked_fill(gone, NO_ITEM), scores.gather(1, order).masked_fill(gone, -torch.inf)

@@ -97,14 +97,14 @@ class Searcher:
                 sizes = np.maximum(sizes, batch_tokens * len(self.model.tokens) // ITEM_SCORES_AT_ONCE)
             for batch in length_sorted_batches(sizes, batch_tokens):
                 masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
-                listed, listed_scores = self._rank_batch([histories[row] for row in batch], beam_size, masked)
+                listed, listed_scores = self._rank_batch([histories[row] for row in batch], k, beam_size, masked)
                 width = min(k, listed.shape[1])
                 items[batch, :width], scores[batch, :width] = listed[:, :width], listed_scores[:, :width]
                 bar.update(len(batch))
         return items, scores
 
     def _rank_batch(
-        self, histories: list[np.ndarray], beam_size: int, masked: list[np.ndarray] | None
+        self, histories: list[np.ndarray], k: int, beam_size: int, masked: list[np.ndarray] | None
     ) -> tuple[np.ndarray, np.ndarray]:
         device = self.model.device
         recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
@@ -116,5 +116,5 @@ class Searcher:
             seen = torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
         with torch.inference_mode():
             decoder = self.reader.decoder(recent, product_type(device, self.precision))
-            listed, scores = lists(decoder, self.trie, len(histories), beam_size, seen, self.scoring)
+            listed, scores = lists(decoder, self.trie, len(histories), beam_size, seen, self.scoring, k)
         return listed.cpu().numpy(), scores.cpu().numpy()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tigerrec import TigerrecError
+from tigerrec.config import ConfigError
 from tigerrec.data.histories import load_histories, read_items, training_counts
 from tigerrec.embed.base import few
 from tigerrec.search.options import CODES, HYBRID, Scores, Scoring, check_scoring, item_weight
@@ -94,7 +95,8 @@ class Recommender:
 
         Raises:
             ArtifactError: the folder is neither, or something in it is damaged.
-            ConfigError: the generator does not give such scores, or has no vectors by which to know new items.
+            ConfigError: there are no such scores, the generator does not give them, or it has no vectors by which to
+                know new items.
         """
         from tigerrec.models.loading import load_generator
         from tigerrec.runtime.devices import resolve_device
@@ -120,7 +122,10 @@ class Recommender:
             popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
         scores = scores or (HYBRID if model.scores_items else CODES)
         check_scoring(scores, cold_places, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
-        scoring = Scoring(scores, item_weight(folder, scores), cold_places)
+        try:
+            scoring = Scoring(scores, item_weight(folder, scores), cold_places)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
         return Recommender(
             Searcher.of(model, "fp32", popularity, scoring),
             semantic_ids.codes,

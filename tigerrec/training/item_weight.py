@@ -27,12 +27,13 @@ def choose(
     the log."""
     chosen: dict[str, float] = {}
     for scores, weights in WEIGHTS.items():
-        found = {}
+        tried = []
         for weight in weights:
             figures = validate(model, histories, users, training, Scoring(scores, weight))
-            step = checkpoints.state.step
-            checkpoints.log({"step": step, "scores": scores, "item_weight": weight, "users": len(users), **figures})
-            found[weight] = figures["validation_ndcg@10"]
-        chosen[scores] = max(found, key=lambda weight: found[weight])
-        logger.info("%s: item weight %g, validation NDCG@10 %.4f", scores, chosen[scores], found[chosen[scores]])
+            metrics = {name.removeprefix("validation_"): value for name, value in figures.items()}
+            tried.append({"item_weight": weight, **metrics})
+        checkpoints.log({"step": checkpoints.state.step, "scores": scores, "users": len(users), "tried": tried})
+        best = max(tried, key=lambda each: each["ndcg@10"])
+        chosen[scores] = best["item_weight"]
+        logger.info("%s: item weight %g, validation NDCG@10 %.4f", scores, chosen[scores], best["ndcg@10"])
     return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -10,10 +10,6 @@ from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive,
 from tigerrec.evaluation.metrics import VALIDATION_K
 from tigerrec.models.base import BIDIRECTIONAL, ITEM_CAUSAL, EncoderMask, Generator
 from tigerrec.storage.fingerprints import added, not_identity
-
-if TYPE_CHECKING:
-    pass
-
 
 PACKED: Final = "packed"
 PREFIX: Final = "prefix"

@@ -142,6 +142,7 @@ def cold_items(run: AuditedRun) -> Finding:
     n_cold, n_items = len(tokens), run.histories.n_items
     of_new = None if run.vectors is None else load_embeddings(run.vectors)[cold.held_out]
     searcher = run.open_searcher(trained, ids, training_counts(warm)).with_items(tokens, of_new)
+    searcher = replace(searcher, scoring=replace(searcher.scoring, cold_places=0))
     is_cold, cold_users = cold.is_cold, np.flatnonzero(cold.is_cold)
     histories, targets = [cold.histories[user] for user in cold_users], cold.targets[cold_users]
     rows: list[dict[str, Any]] = []
