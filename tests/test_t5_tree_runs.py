@@ -17,6 +17,8 @@ import pytest
 from tests.crashes import dies
 from tests.tiny_run import GENERATORS, N_ITEMS, build_embedded_run, write_train
 from tigerrec import TigerrecError, pipeline
+from tigerrec.analysis.report import report_run
+from tigerrec.analysis.training_runs import plot_validation, read_runs
 from tigerrec.config import ConfigError, compose
 from tigerrec.data.histories import load_histories, training_counts
 from tigerrec.embed.hashed import Hashed
@@ -129,6 +131,19 @@ def test_every_kind_of_scores_is_evaluated_and_its_weight_recorded(folders, trai
     assert manifest.provenance["item_weight"] == item_weight(trained, scores)
     assert manifest.config.get("scores", "codes") == scores
     assert {row["model"] for row in read_json(out, "metrics.json")} == {"tree", "popularity"}
+
+
+def test_a_trained_tree_is_reported_and_compared_by_its_validations_alone(folders, trained, tmp_path):
+    lines = [json.loads(line) for line in (trained / "training.jsonl").read_text().splitlines()]
+    (compared,) = read_runs([trained])
+    assert [line["epoch"] for line in compared.validations] == [1, 2, 3]
+    assert compared.validated in [line for line in lines if line.get("selection")]
+    plot_validation([compared], tmp_path / "validation.png")
+    config = EvaluateConfig(model="tree", scores="hybrid")
+    page = report_run(evaluate(folders["prepare"], folders["tokenize"], trained, config, trained / "eval-reported"))
+    (line,) = [line for line in lines if line.get("scores") == "hybrid"]
+    for tried in line["tried"]:
+        assert f"{tried['ndcg@10']:.4f}" in page.read_text()
 
 
 def test_a_model_with_vectors_keeps_places_for_new_items(folders, with_vectors):

@@ -97,8 +97,13 @@ def training(run: EvaluatedRun) -> dict[str, Any]:
         charts[caption] = line_chart([points], "epochs", f"validation {metric.upper()}", dots=True, mark=mark)
     selected = [[line["step"], line["validation_hr@10"], line["validation_ndcg@10"]] for line in selections]
     selected_by = selections[0]["users"] if selections else 0
+    weights = [
+        [line["scores"], each["item_weight"], each["hr@10"], each["ndcg@10"]]
+        for line in log
+        for each in line.get("tried", ())
+    ]
     told = {"provenance": provenance, "validations": validations, "selected": selected, "selected_by": selected_by}
-    return told | {"charts": charts}
+    return told | {"charts": charts, "weights": weights}
 
 
 def settings(run: EvaluatedRun) -> dict[str, Any]:
