@@ -217,7 +217,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
             parser.add_argument("--items", required=True, help="item ids, oldest first, separated by commas")
             parser.add_argument("--k", type=int, default=10, help="how many items")
         if name == "add":
-            columns = "item_id and any of title, brand, categories, price, text, vector"
+            columns = "item_id and any of title, brand, categories, price, text, vector, generator_vector"
             parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
         if name in ("add", "export"):
             parser.add_argument("--out", required=True, type=Path, help="new folder, or an older export to replace")

@@ -172,8 +172,8 @@ class HistoryModel(Protocol):
         self, batch: Batch, dtype: torch.dtype, dropout: Dropout, *, label_smoothing: float = 0.0,
         known: Tensor | None = None, member: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Cross-entropies of a batch's targets by a member, summed, in nats: the mean over a target's tokens, and of
-        the next item among those `known`, else 0."""
+        """Cross-entropies of a batch's targets by a member, summed, in nats: the mean over a target's tokens, or their
+        sum, as the family has it, and of the next item among those `known`, else 0."""
 
     def along(self, trie: Trie) -> Reader:
         """The model, ready to search along a trie of items of its own."""

@@ -142,7 +142,7 @@ class Recommender:
         vectors: np.ndarray | None = None,
     ) -> Recommender:
         """A recommender of these and of new items with codes from `new_semantic_ids`, int (n, n_levels), and vectors,
-        float32 (n, D), where the generator reads vectors, without training; the scores of these stay. Raises
+        float32 (n, D), where the generator reads vectors, without training; the ids of these stay. Raises
         RecommendError if there is no new item, one is known already or comes twice, its codes are those of another
         where items may not share them, or ids, codes and titles do not fit together."""
         ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)

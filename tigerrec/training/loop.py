@@ -76,7 +76,7 @@ class Trainer:
         return warmup_cosine(self.training.learning_rate, step, self.total_steps, self.training.warmup)
 
     def step(self, number: int) -> torch.Tensor:
-        """Take step `number` (from 0) and give its mean loss over target tokens, in nats, not yet synchronised.
+        """Take step `number` (from 0) and give its mean loss over targets, in nats, not yet synchronised.
 
         All steps have about the same number of targets and divide by the same number, so that every target counts the
         same; examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
@@ -129,8 +129,8 @@ class Trainer:
         )
 
     def losses(self, rows: np.ndarray, dropout: Dropout, member: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropies of some examples by a member, summed over their targets: mean over a target's tokens, and of
-        the next item."""
+        """Cross-entropies of some examples by a member, summed over their targets: of a target's tokens
+        and of the next item."""
         return self.model.losses(
             self.examples.batch(rows),
             self.dtype,
