@@ -105,12 +105,22 @@ def test_the_sample_of_dataset_defaults_only_names_options():
             assert {key: cfg[group][key] for key in values} == dict(values)
 
 
+def options_of(path: Path) -> dict:
+    """The options of a yaml and of those that it begins with."""
+    values = dict(OmegaConf.load(path))
+    for other in values.pop("defaults", []):
+        if other != "_self_":
+            values = options_of(path.with_name(f"{other.removesuffix('@_here_')}.yaml")) | values
+    return values
+
+
 def test_train_defaults_name_a_generator_a_way_of_training_and_options():
     paths = list((config_folder() / "train_defaults").glob("*.yaml"))
     assert paths
     for path in paths:
         generator, _, train = path.stem.partition("-")
-        chosen, values = [f"generator={generator}", f"train={train}"], dict(OmegaConf.load(path))
+        chosen, values = [f"generator={generator}", f"train={train}"], options_of(path)
+        assert values
         cfg = compose(["dataset=beauty", *chosen])
         assert {key: cfg.train[key] for key in values} == values
         told = compose(["dataset=beauty", *chosen, *(f"train.{key}=0.25" for key in values)])
@@ -122,7 +132,7 @@ def test_evaluate_defaults_name_a_generator_and_options():
     paths = list((config_folder() / "evaluate_defaults").glob("*.yaml"))
     assert paths
     for path in paths:
-        values = dict(OmegaConf.load(path))
+        values = options_of(path)
         assert {key: compose([f"generator={path.stem}"]).evaluate[key] for key in values} == values
         assert compose([f"generator={path.stem}", "evaluate.scores=codes"]).evaluate.scores == "codes"
         assert compose([]).evaluate.scores == "codes"
