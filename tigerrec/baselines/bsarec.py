@@ -11,7 +11,6 @@ from pydantic import Field
 from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import CROSS_ENTROPY, Learning
 from tigerrec.config import AtLeastOne, BelowOne, NotNegative, Positive, options
-from tigerrec.runtime.seeds import derived_seed
 
 
 @options
@@ -57,5 +56,7 @@ class BSARec(Learning):
         from tigerrec.baselines.filtered import FilteredTransformer
         from tigerrec.baselines.next_item import learn
 
-        model = FilteredTransformer(n_items, self, derived_seed(seed, "weights"))
-        return learn(model, training, self, seed, validate, CROSS_ENTROPY)
+        def build(weights_seed: int) -> FilteredTransformer:
+            return FilteredTransformer(n_items, self, weights_seed)
+
+        return learn(build, training, self, seed, validate, CROSS_ENTROPY)

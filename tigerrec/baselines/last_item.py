@@ -10,7 +10,6 @@ import numpy as np
 from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import CROSS_ENTROPY, Learning
 from tigerrec.config import AtLeastOne, options
-from tigerrec.runtime.seeds import derived_seed
 
 
 @options
@@ -37,5 +36,7 @@ class LastItem(Learning):
         from tigerrec.baselines.bilinear import Bilinear
         from tigerrec.baselines.next_item import learn
 
-        model = Bilinear(n_items, self.dim, derived_seed(seed, "weights"))
-        return learn(model, training, self, seed, validate, CROSS_ENTROPY)
+        def build(weights_seed: int) -> Bilinear:
+            return Bilinear(n_items, self.dim, weights_seed)
+
+        return learn(build, training, self, seed, validate, CROSS_ENTROPY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tigerrec.config import AtLeastOne, BelowOne, NotNegative, Positive, Precision, options
+from tigerrec.storage.fingerprints import added
 
 CROSS_ENTROPY: Final = "ce"
 BINARY: Final = "bce"
@@ -21,6 +22,8 @@ class Learning:
         weight_decay: AdamW's, on matrices only.
         dropout: share of the elements of states that a step drops.
         validate_every: epochs between validations, of which the best one's weights are kept.
+        members: models trained apart, each from a beginning and on batches of its own, and scored as one by the mean of
+            their scores (Lakshminarayanan et al. 2017, arXiv 1612.01474).
         precision: of matrix products: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
     """
 
@@ -30,4 +33,5 @@ class Learning:
     weight_decay: NotNegative = 0.01
     dropout: BelowOne = 0.5
     validate_every: AtLeastOne = 2
+    members: AtLeastOne = added(1)
     precision: Precision = "auto"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -108,9 +108,39 @@ class Negatives:
 
 
 def learn(
-    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate, loss: str
+    build: Callable[[int], NextItemModel],
+    training: Sequence[np.ndarray],
+    learning: Learning,
+    seed: int,
+    validate: Validate,
+    loss: str,
 ) -> Fitted:
-    """Train a model on training histories and keep the weights of the epoch that validates best.
+    """Train a model, or several that score as one by the mean of their scores, as in `learn_member`.
+
+    Args:
+        build: a new model, by the seed of its weights.
+        loss: as in `learn_member`.
+    """
+    seeds = [seed, *(derived_seed(seed, "member", number) for number in range(1, learning.members))]
+    models = [build(derived_seed(own, "weights")) for own in seeds]
+    facts = [
+        learn_member(model, training, learning, own, validate, loss) for model, own in zip(models, seeds, strict=True)
+    ]
+
+    def scores(histories: Sequence[np.ndarray]) -> np.ndarray:
+        total = models[0].scores(histories)
+        for model in models[1:]:
+            total += model.scores(histories)
+        return total / np.float32(len(models))
+
+    return Fitted(ranks_by(scores), facts[0] if len(facts) == 1 else {"members": facts})
+
+
+def learn_member(
+    model: NextItemModel, training: Sequence[np.ndarray], learning: Learning, seed: int, validate: Validate, loss: str
+) -> dict[str, int]:
+    """Train a model on training histories and keep the weights of the epoch that validates best; returns what is to be
+    told of it.
 
     Args:
         loss: `CROSS_ENTROPY` over all items, or `BINARY` cross-entropy of the target and one negative.
@@ -172,4 +202,4 @@ def learn(
                 best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best_weights)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Fitted(ranks_by(model.scores), {"best_epoch": best_epoch, "parameters": parameters, "targets": n_targets})
+    return {"best_epoch": best_epoch, "parameters": parameters, "targets": n_targets}

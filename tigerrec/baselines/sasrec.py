@@ -10,7 +10,6 @@ import numpy as np
 from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, Learning
 from tigerrec.config import AtLeastOne, BelowOne, Positive, options
-from tigerrec.runtime.seeds import derived_seed
 
 
 @options
@@ -55,6 +54,8 @@ class SASRec(Learning):
         from tigerrec.baselines.next_item import learn
         from tigerrec.baselines.transformer import Transformer
 
-        hidden, weights_seed = self.expansion * self.dim, derived_seed(seed, "weights")
-        model = Transformer(n_items, self.dim, self.layers, self.heads, hidden, self.max_items, weights_seed)
-        return learn(model, training, self, seed, validate, self.loss)
+        def build(weights_seed: int) -> Transformer:
+            hidden = self.expansion * self.dim
+            return Transformer(n_items, self.dim, self.layers, self.heads, hidden, self.max_items, weights_seed)
+
+        return learn(build, training, self, seed, validate, self.loss)
