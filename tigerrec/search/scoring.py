@@ -88,7 +88,7 @@ def lists(
     beam_size: int,
     seen: tuple[Tensor, Tensor] | None,
     scoring: Scoring,
-    n_places: int = PLACES,
+    n_places: int,
 ) -> tuple[Tensor, Tensor]:
     """The best items of each user and their scores, as `beam_search` gives them.
 
