@@ -67,12 +67,32 @@ def test_unknown_items_are_ignored_and_named(recommender, caplog):
     assert "'B000NOWHERE'" in caplog.text
 
 
+def test_a_batch_goes_on_where_a_history_is_unknown(recommender, caplog):
+    histories = [HISTORY, ["gone"], [], *([f"gone{number}", HISTORY[0]] for number in range(50))]
+    with caplog.at_level(logging.WARNING, "tigerrec"):
+        found = recommender.recommend_batch(histories, k=5.0)
+    assert [len(row) for row in found] == [5, 0, 0, *[5] * 50]
+    assert [item.item_id for item in found[0]] == [item.item_id for item in recommender.recommend(HISTORY, k=5)]
+    assert [record.message for record in caplog.records] == [
+        "ignored 51 of 104 item ids that are not in the catalogue: 'gone', 'gone0', 'gone1', 'gone2', "
+        "'gone3', 'gone4', 'gone5', 'gone6', 'gone7', 'gone8' and 41 more",
+        "nothing is recommended to 2 of 53 histories, which have no item of the catalogue: rows 1, 2",
+    ]
+    assert recommender.recommend_batch([["gone"]]) == [[]]
+
+
+@pytest.mark.parametrize("k", ["5", 2.5, None, True, float("nan"), float("inf")])
+def test_k_is_a_whole_number(recommender, k):
+    with pytest.raises(RecommendError, match="k must be a whole number from 1 up"):
+        recommender.recommend(HISTORY, k=k)
+
+
 @pytest.mark.parametrize(
     ("history", "k", "message"),
     [
         ([], 10, "history is empty"),
         (["B000NOWHERE"], 10, "None of the item ids is in the catalogue .*B000NOWHERE"),
-        (HISTORY, 0, "k must be at least 1"),
+        (HISTORY, 0, "k must be a whole number from 1 up, got 0"),
     ],
 )
 def test_requests_without_an_answer(recommender, history, k, message):

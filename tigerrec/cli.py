@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -84,6 +85,9 @@ overwrite=<stage> builds a stage again; -m runs a sweep: tigerrec evaluate -m to
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name; a user's error ends in one sentence."""
+    for stream in (sys.stdout, sys.stderr):  # titles that the terminal's encoding lacks are no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     name, *options = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help", "help") or (name in STAGES | JOBS and {"-h", "--help"} & set(options)):
         print(_help())
@@ -105,12 +109,22 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    ends: dict[str, str | None] = {}  # the runs of a sweep → the sentence in which they ended, if they failed
 
     def task(cfg: DictConfig) -> None:
-        overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        overrides = [str(override) for override in given]  # type: ignore[union-attr]
         if name in JOBS:
             GlobalHydra.instance().clear()  # cells of a table are composed anew
-        run(cfg, [str(override) for override in overrides])  # type: ignore[union-attr]
+        ends[" ".join(overrides)] = None
+        try:
+            run(cfg, overrides)
+        except SystemExit as stop:
+            if HydraConfig.get().mode != RunMode.MULTIRUN or not isinstance(stop.code, str):
+                raise
+            ends[" ".join(overrides)] = stop.code.removeprefix("Error: ")
 
     sys.argv = [f"tigerrec {name}", *options]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let it raise what it would print
@@ -122,6 +136,11 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
         sys.exit(f"Error: {first_line(error)}; choose a folder to write in with `paths.runs=<folder>`.")
     finally:
         distributed.leave()
+    failures = [f"{options}: {sentence}" for options, sentence in ends.items() if sentence]
+    if failures and len(ends) == 1:
+        sys.exit(f"Error: {next(iter(ends.values()))}")
+    if failures:
+        sys.exit("\n  ".join([f"Error: {len(failures)} of {len(ends)} runs of the sweep failed:", *failures]))
 
 
 @contextmanager
@@ -214,7 +233,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
     else:
         parser.add_argument("--run", required=True, type=Path, help="folder of a finished train stage, or an export")
         if name == "recommend":
-            parser.add_argument("--items", required=True, help="item ids, oldest first, separated by commas")
+            history = parser.add_mutually_exclusive_group(required=True)
+            history.add_argument("--items", help="item ids, oldest first, separated by commas")
+            history.add_argument("--item", action="append", help="one id, as it is; repeated, oldest first")
             parser.add_argument("--k", type=int, default=10, help="how many items")
         if name == "add":
             columns = "item_id and any of title, brand, categories, price, text, vector, generator_vector"
@@ -235,7 +256,7 @@ def _result_of(name: str, options: argparse.Namespace) -> Any:
     if name == "recommend":
         from tigerrec.serving.recommender import Recommender
 
-        history = [item.strip() for item in options.items.split(",") if item.strip()]
+        history = options.item or [item.strip() for item in options.items.split(",") if item.strip()]
         return Recommender.from_pretrained(options.run).report(history, options.k)
     if name == "export":
         from tigerrec.serving.export import export

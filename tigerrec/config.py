@@ -7,6 +7,7 @@ import functools
 import importlib
 import pkgutil
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Mapping
@@ -141,6 +142,11 @@ def composition_fault(error: Exception) -> str:
     if choices:
         group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
         return f"{group}={choice} is not a choice; allowed: {', '.join(choices)}."
+    key, equals, value = str(getattr(error, "override", "")).partition("=")
+    if equals and value[:1] not in ("[", "{"):
+        option = f"{key}='" + value.replace("'", "\\'") + "'"
+        quoted = shlex.quote(option) if set(option) & set('"$`\\!') else f'"{option}"'
+        return f"{key}={value} has characters that need quotes of their own: give {quoted}."
     parent = getattr(cause, "parent_node", None)
     if isinstance(parent, DictConfig) and getattr(cause, "key", None) not in parent:
         allowed = sorted(map(str, parent))

@@ -44,6 +44,11 @@ def figure(value: float | None, form: str = ".4f") -> str:
     return re.sub(r"^([+-]?)0\.", r"\1.", text) if form.endswith(".4f") else text
 
 
+def shortened(value: str, longest: int = 100) -> str:
+    """A text for one line, cut where it is longer than people read."""
+    return value if len(value) <= longest else f"{value[: longest - 1]}…"
+
+
 def percent(share: float) -> str:
     """A share as a percentage: `12.5 %`."""
     return f"{100 * share:.1f} %"

@@ -20,6 +20,7 @@ from tigerrec.storage.contracts import contract, read_arrays
 from tigerrec.storage.folders import upstream_folders
 from tigerrec.storage.manifests import StaleError, read_manifest
 from tigerrec.storage.stages import open_stage
+from tigerrec.text import shortened
 from tigerrec.tokenizers.ids import TokenLayout, group_codes, load_semantic_ids
 
 if TYPE_CHECKING:
@@ -187,22 +188,37 @@ class Recommender:
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
         """The k best items to follow a history, best first; fewer where the catalogue is smaller. The
         history begins with the oldest item; unknown ids are ignored with a warning, and with `mask_seen` none of its
-        items is recommended. Raises RecommendError if k is below 1, or no item is known."""
-        return self.recommend_batch([item_ids], k, mask_seen)[0]
+        items is recommended. Raises RecommendError if k is no whole number from 1 up, or no item is known."""
+        ids = [item_ids] if isinstance(item_ids, str) else list(item_ids)
+        example = ",".join(self.item_ids[:2])
+        if not ids:
+            raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")
+        if not any(item_id in self.numbers for item_id in ids):
+            shown = few([repr(item_id) for item_id in ids], SHOWN_IDS)
+            raise RecommendError(
+                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of "
+                f"items.parquet, for instance `ITEMS={example}`."
+            )
+        return self.recommend_batch([ids], k, mask_seen)[0]
 
     def recommend_batch(
         self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True
     ) -> list[list[Recommendation]]:
-        """`recommend` for many histories at once."""
-        if k < 1:
-            raise RecommendError(f"k must be at least 1, got {k}; give for instance `K=10`.")
-        known = [self._known(history) for history in histories]
-        k = min(k, len(self.item_ids))
-        items, scores = self.searcher.rank(known, k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen)
-        return [
-            [self._recommendation(item, score) for item, score in zip(*pair, strict=True) if item >= 0]
-            for pair in zip(items.tolist(), scores.tolist(), strict=True)
-        ]
+        """`recommend` for many histories at once; one of which no item is known gets an empty list, and a warning
+        counts these. Raises RecommendError if k is no whole number from 1 up."""
+        if isinstance(k, bool) or not isinstance(k, (int, float)) or not float(k).is_integer() or k < 1:
+            raise RecommendError(f"k must be a whole number from 1 up, got {k!r}; give for instance `K=10`.")
+        known = self._known(histories)
+        k = min(int(k), len(self.item_ids))
+        rows = [row for row, history in enumerate(known) if len(history)]
+        lists: list[list[Recommendation]] = [[] for _ in known]
+        if rows:
+            items, scores = self.searcher.rank(
+                [known[row] for row in rows], k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen
+            )
+            for row, *pair in zip(rows, items.tolist(), scores.tolist(), strict=True):
+                lists[row] = [self._recommendation(item, score) for item, score in zip(*pair, strict=True) if item >= 0]
+        return lists
 
     def report(self, item_ids: Sequence[str], k: int = 10) -> str:
         """A history and its recommendations as text to read: item id, score, Semantic ID and title."""
@@ -212,7 +228,7 @@ class Recommender:
 
         def line(rank: int | str, item: Recommendation, score: str) -> str:
             semantic_id = "-".join(map(str, item.semantic_id))
-            return f"{rank:>3}  {item.item_id}  {score:>8}  {semantic_id:<16}  {item.title or '(no title)'}"
+            return f"{rank:>3}  {item.item_id}  {score:>8}  {semantic_id:<16}  {shortened(item.title or '(no title)')}"
 
         scores = self.searcher.scoring.scores
         heading = f"recommended, with {'log-probabilities' if scores == CODES else f'scores ({scores})'}:"
@@ -223,19 +239,22 @@ class Recommender:
     def _recommendation(self, item: int, score: float) -> Recommendation:
         return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
 
-    def _known(self, history: Sequence[str]) -> np.ndarray:
-        """The item indices of a history without its unknown ids, int32 (n,)."""
-        ids = [history] if isinstance(history, str) else list(history)
-        unknown = [item_id for item_id in ids if item_id not in self.numbers]
-        shown = few([repr(item_id) for item_id in unknown], SHOWN_IDS)
-        example = ",".join(self.item_ids[:2])
-        if not ids:
-            raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")
-        if len(unknown) == len(ids):
-            raise RecommendError(
-                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of "
-                f"items.parquet, for instance `ITEMS={example}`."
-            )
+    def _known(self, histories: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The item indices of each history without its unknown ids, int32 (n,)."""
+        ids = [[history] if isinstance(history, str) else list(history) for history in histories]
+        unknown = [item_id for history in ids for item_id in history if item_id not in self.numbers]
+        known = [
+            np.array([self.numbers[item_id] for item_id in history if item_id in self.numbers], np.int32)
+            for history in ids
+        ]
         if unknown:
-            logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), len(ids), shown)
-        return np.array([self.numbers[item_id] for item_id in ids if item_id in self.numbers], np.int32)
+            shown = few([repr(item_id) for item_id in unknown], SHOWN_IDS)
+            total = sum(map(len, ids))
+            logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), total, shown)
+        nothing = [str(row) for row, history in enumerate(known) if not len(history)]
+        if nothing:
+            logger.warning(
+                "nothing is recommended to %d of %d histories, which have no item of the catalogue: rows %s",
+                len(nothing), len(known), few(nothing, SHOWN_IDS),
+            )  # fmt: skip
+        return known
