@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import tigerrec.data.download
-import tigerrec.data.raw
+import tigerrec.data.raw_files
+from tests.raw_data import read
 from tigerrec.data.amazon import AmazonReviews
 from tigerrec.data.base import DatasetError
 from tigerrec.data.prepare import prepare
@@ -92,45 +93,46 @@ def test_ratings_give_the_same_histories(tmp_path: Path) -> None:
 
 
 def test_every_bad_line_is_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tigerrec.data.raw, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(tigerrec.data.raw_files, "LINE_LIMIT", 1000)
     bad = {
-        b'{"reviewerID": "u1", ': "not JSON",
+        b'{"reviewerID": "u1", ': "neither JSON nor a Python literal",
         b"[1, 2]": "not a record of named values",
         b'{"reviewerID": "u1", "unixReviewTime": 1}': "no item",
         review("", "B1"): "no user",
-        review("u1", 205616461): "item is not text",
-        review("u\0", "B1"): "user holds invalid characters",
-        review("u\ud800", "B1"): "user holds invalid characters",
+        review("u1", True): "item is not valid text",
+        review("u\0", "B1"): "user is not valid text",
+        review("u\ud800", "B1"): "user is not valid text",
         review("u1", "B1", None): "no time",
-        review("u1", "B1", "soon"): "time is not a number",
-        review("u1", "B1", float("nan")): "time is not a number",
-        review("u1", "B1", 2**63): "time is not a number",
-        review("u1", "B1", True): "time is not a number",
+        review("u1", "B1", "soon"): "time is neither a number nor an ISO date",
+        review("u1", "B1", float("nan")): "time is neither a number nor an ISO date",
+        review("u1", "B1", 2**63): "time is neither a number nor an ISO date",
+        review("u1", "B1", True): "time is neither a number nor an ISO date",
         b'{"reviewerID": "\xff"}': "invalid UTF-8",
         review("u1", "B1", text="x" * 3000): "longer than 10 MB",
-        b"[" * 900: "not JSON",
+        b"[" * 900: "neither JSON nor a Python literal",
     }
     bad_metadata = {
-        b"{'asin': 'B2', 'title': __import__('os').system('touch executed')}": "neither a Python literal nor JSON",
-        b"{'asin': 'B2'": "neither a Python literal nor JSON",
+        b"{'asin': 'B2', 'title': __import__('os').system('touch executed')}": "neither JSON nor a Python literal",
+        b"{'asin': 'B2'": "neither JSON nor a Python literal",
         b"{'title': 'whose?'}": "no item",
         b"'B2'": "not a record of named values",
     }
     monkeypatch.chdir(tmp_path)
     reviews = [b"\xef\xbb\xbf" + REVIEWS[0], *bad, b"", *REVIEWS[1:]]
-    raw = write(
+    dataset = write(
         tmp_path / "raw",
         reviews,
         [*bad_metadata, *METADATA, b'{"asin": "B2", "title": 12, "price": "$1,299.00", "categories": "Soap"}'],
-    ).read()
+    )
+    raw = read(dataset)
     expected: dict[str, int] = {}
     for role, reasons in (("interactions", bad), ("metadata", bad_metadata)):
         for reason in reasons.values():
             expected[f"{role}: {reason}"] = expected.get(f"{role}: {reason}", 0) + 1
     assert raw.dropped == expected
     assert raw.user_ids == ["u1"] * 3 + ["u2"] * 3
-    assert (raw.items["B2"].title, raw.items["B2"].price, raw.items["B2"].categories) == (None, 1299.0, ["Soap"])
-    assert raw.noted == {"repeated metadata": 1, "title is not text": 1}
+    assert (raw.items["B2"].title, raw.items["B2"].price, raw.items["B2"].categories) == ("12", 1299.0, ["Soap"])
+    assert raw.noted == {"repeated metadata": 1}
     assert not (tmp_path / "executed").exists()
 
 
@@ -228,7 +230,7 @@ def test_interrupted_download_keeps_the_part_and_ends_later(shop: tuple[AmazonRe
         "reviews.json.gz.part"
     ]
     dataset.sources()
-    assert len(dataset.read().user_ids) == 6
+    assert len(read(dataset).user_ids) == 6
 
 
 def test_a_whole_part_is_not_fetched_again(shop: tuple[AmazonReviews, type[Shop]]) -> None:
@@ -244,7 +246,7 @@ def test_a_part_of_another_file_is_started_anew(shop: tuple[AmazonReviews, type[
     dataset, _ = shop
     (dataset.raw_dir / "reviews.json.gz.part").write_bytes(b"something else")
     dataset.sources()
-    assert len(dataset.read().user_ids) == 6
+    assert len(read(dataset).user_ids) == 6
 
 
 @pytest.mark.parametrize(

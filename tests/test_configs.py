@@ -40,6 +40,7 @@ HEAVY = (
     "sentence_transformers",
     "pandas",
     "pyarrow",
+    "duckdb",
     "sklearn",
     "tensorboard",
     "scipy",

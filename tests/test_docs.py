@@ -26,7 +26,7 @@ from tigerrec.search.options import Scores
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OWN = ("thirds", "lengths", "movielens", "successors")  # of the examples, which run in a copy
+OWN = ("thirds", "lengths", "sequences", "successors")  # of the examples, which run in a copy
 COMMANDS = ("make", "tigerrec", "torchrun", "pip", "python", "mount")
 MENTIONS = [
     [name] for name in (*cli.TOOLS, "table") if name != "demo"
@@ -271,11 +271,9 @@ def with_tiny(program: list[str]) -> list[str]:
 
 
 def test_the_examples_run_on_the_sample_as_printed(extended):
-    movielens = extended / "data" / "raw" / "ml-1m"
-    movielens.mkdir(parents=True)
-    rows = [f"{user}::{user % 7 + step}::5::{978300000 + step}" for user in range(40) for step in range(6)]
-    (movielens / "ratings.dat").write_text("\n".join(rows) + "\n")
-    (movielens / "movies.dat").write_text("".join(f"{item}::Film {item}::Drama|War\n" for item in range(13)))
+    (extended / "data" / "raw").mkdir(parents=True)
+    sequences = [f"u{user} " + " ".join(f"i{user % 7 + step}" for step in range(6)) for user in range(40)]
+    (extended / "data" / "raw" / "sequences.txt").write_text("\n".join(sequences) + "\n")
     readme = PAGES[0].read_text(encoding="utf-8")
     (extended / "README.py").write_text(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1])
     run = "runs/sample/minilm/rqvae-seed0/t5-packed-seed0"
@@ -303,5 +301,5 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
     codes = json.loads((extended / "runs/sample/hashed/thirds-seed0/diagnostics.json").read_text())["levels"]
     assert len(codes) == 2
     assert (extended / "runs/sample/hashed/thirds-seed0/one_layer-packed-seed0/eval-full/metrics.json").exists()
-    assert json.loads((extended / "runs/movielens/stats.json").read_text())["items"] == 12
+    assert json.loads((extended / "runs/sequences/stats.json").read_text())["items"] == 12
     assert len(done.stdout.splitlines()[-5:]) == 5

@@ -652,10 +652,11 @@ def test_11_a_stage_below_one_that_was_built_with_other_options_is_refused(order
     [
         (lambda content: content[:-20], "is cut short"),
         (lambda content: content[:-6] + bytes([content[-6] ^ 1]) + content[-5:], "fails its checksum"),
-        (lambda content: b"PK\x03\x04 something else", "is not a gzip file"),
+        (lambda content: b"something else", "is not a gzip file"),
+        (lambda content: b"PK\x03\x04 something else", "is damaged inside, or packed in a way that cannot be read"),
         (lambda content: b"<!DOCTYPE html><html>Sign in</html>", "is a web page, not a data file"),
     ],
-    ids=["truncated", "checksum", "no gzip", "a web page"],
+    ids=["truncated", "checksum", "no gzip", "no zip", "a web page"],
 )
 def test_12_a_damaged_download_leaves_nothing_and_says_what_to_do(
     damage: Callable[[bytes], bytes], said: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -700,13 +701,13 @@ def test_13_an_interrupted_download_never_takes_the_final_name_and_goes_on(
 
 
 MALFORMED = {
-    "interactions: not JSON": b"{broken",
+    "interactions: neither JSON nor a Python literal": b"{broken",
     "interactions: not a record of named values": b"[1, 2]",
     "interactions: no item": json.dumps({"reviewerID": "u", "unixReviewTime": 1}).encode(),
     "interactions: no user": json.dumps({"asin": "B1", "unixReviewTime": 1}).encode(),
-    "interactions: item is not text": review("u", 17),
-    "interactions: item holds invalid characters": review("u", "B\0"),
-    "interactions: time is not a number": review("u", "B1", "today"),
+    "interactions: item is not valid text": review("u", "B\0"),
+    "interactions: user is not valid text": review(True, "B1"),
+    "interactions: time is neither a number nor an ISO date": review("u", "B1", "today"),
     "interactions: invalid UTF-8": b'{"reviewerID": "\xff"}',
     "interactions: longer than 10 MB": b'{"asin": "' + b"x" * 50_000_000,
 }
@@ -716,20 +717,20 @@ def test_14_malformed_lines_are_counted_by_reason_and_never_executed(tmp_path: P
     metadata = [
         b"\xef\xbb\xbf" + METADATA[0],
         b"{'asin': 'B1', 'title': __import__('os').system('touch executed')}",
-        b"{'asin': 'B1', 'title': 5, 'price': 'free'}",
+        b"{'asin': 'B1', 'title': [5], 'price': 'free'}",
         b"{'asin': 'B2', 'title': " + b"(" * 100_000,
     ]
     dataset = write(tmp_path / "raw", [*MALFORMED.values(), *REVIEWS * 3], metadata, max_dropped=0.5)
     out = prepare(dataset, tmp_path / "out")
     stats = read_json(out, "stats.json")
-    assert stats["dropped"] == dict.fromkeys(MALFORMED, 1) | {"metadata: neither a Python literal nor JSON": 2}
+    assert stats["dropped"] == dict.fromkeys(MALFORMED, 1) | {"metadata: neither JSON nor a Python literal": 2}
     assert stats["lines"] == len(MALFORMED) + len(REVIEWS) * 3 + len(metadata)
     assert stats["noted"] == {"title is not text": 1, "price is not a number": 1}
     assert not Path("executed").exists()
     with pytest.raises(
         DatasetError,
-        match=r"11 of 31 lines of .* cannot be read \(.*\), more than max_dropped=0\.001 allows; "
-        r".*`dataset\.max_dropped=0\.355`",
+        match=r"9 of 27 lines of .* cannot be read \(.*\), more than max_dropped=0\.001 allows; "
+        r".*`dataset\.max_dropped=0\.334`",
     ):
         prepare(dataclasses.replace(dataset, max_dropped=0.001), tmp_path / "strict")
     assert not (tmp_path / "strict").exists()

@@ -23,6 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from tests.raw_data import read
 from tests.tiny_run import build_embedded_run
 from tigerrec import TigerrecError
 from tigerrec.data.amazon import AmazonReviews
@@ -169,6 +170,8 @@ GOOD_RATINGS = [b"u,%s,5.0,1" % item for item in (b"A", b"B", b"C")]
 
 
 def n_lines(content: bytes) -> int:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        content = content.decode("utf-16").encode()
     return sum(bool(line.strip()) for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
 
 
@@ -186,7 +189,7 @@ def test_amazon_lines_are_kept_or_counted(name: str, interactions: list[bytes], 
             folder, name, "meta.json", min_user_interactions=0, min_item_interactions=0, max_dropped=1.0
         )
         try:
-            raw = dataset.read()
+            raw = read(dataset)
             out = prepare(dataset, folder / "out")
         except TigerrecError as error:
             refusal(error)
@@ -214,7 +217,7 @@ def check_prepared(raw: Any, out: Path) -> None:
 def test_escaped_asins_are_those_of_the_reviews(tmp_path: Path) -> None:
     (tmp_path / "reviews.json").write_bytes(b"\n".join(GOOD))
     (tmp_path / "meta.json").write_bytes(b'{"asin": "\\u0041", "title": "escaped"}\n')
-    raw = AmazonReviews(tmp_path, "reviews.json", "meta.json", min_user_interactions=0).read()
+    raw = read(AmazonReviews(tmp_path, "reviews.json", "meta.json", min_user_interactions=0))
     assert raw.items["A"].title == "escaped"
 
 
@@ -229,7 +232,7 @@ def read_tables(folder: Path, kind: str, interactions: bytes, items: bytes | Non
         folder / f"orders.{kind}", None if items is None else folder / f"items.{kind}", max_dropped=1.0
     )
     try:
-        raw = dataset.read()
+        raw = read(dataset)
         out = prepare(dataset, folder / "out")
     except TigerrecError as error:
         refusal(error)
@@ -338,7 +341,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"orders.{kind}"
     path.write_bytes(parquet(table) if kind == "parquet" else b"user,user,item,time\nu,v,A,1\n")
     with pytest.raises(TigerrecError, match="more than one column user"):
-        TablesDataset(path).read()
+        read(TablesDataset(path))
 
 
 ZIPPED = gzip.compress(b"\n".join(GOOD) + b"\n", mtime=0)
@@ -354,7 +357,7 @@ def test_gzip_containers_are_read_whole_or_refused(content: bytes) -> None:
             folder, "reviews.json.gz", "meta.json", min_user_interactions=0, min_item_interactions=0
         )
         try:
-            assert dataset.read().item_ids == ["A", "B", "C"]
+            assert read(dataset).item_ids == ["A", "B", "C"]
         except TigerrecError as error:
             refusal(error)
 

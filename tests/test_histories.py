@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tigerrec.data.base import DatasetError, RawData, RawItem
+from tests.raw_data import COLUMNS, Rows, arranged
+from tigerrec.data.base import DatasetError, RawItem
 from tigerrec.data.histories import Histories, load_histories, split, training_part, validation_sample
-from tigerrec.data.prepare import arrange, item_text, k_core, prepare
+from tigerrec.data.interactions import Loader
+from tigerrec.data.prepare import item_text, prepare
+from tigerrec.data.raw import Fault, Tally
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.fingerprints import not_identity
 from tigerrec.storage.stages import open_stage
@@ -39,17 +43,14 @@ class Fixed:
         self.path.write_text(json.dumps(self.rows))
         return {"rows": self.path}
 
-    def read(self) -> RawData:
-        users, items, times = (list(column) for column in zip(*self.rows, strict=True))
-        metadata = {"a": RawItem("Ann's soap", "Ann", ["Bath", "Soap"], 3.5)}
-        return RawData(
-            users,
-            items,
-            np.array(times, dtype=np.int64),
-            metadata,
-            {"not JSON": self.dropped} if self.dropped else {},
-            len(users) + self.dropped,
-        )
+    def load_interactions(self, loader: Loader) -> None:
+        loader.load(Rows(self.rows), COLUMNS)
+        for line in range(self.dropped):
+            loader.tally.lines["interactions"] += 1
+            loader.tally.drop("interactions", Fault(line + 1, "not JSON", "{"))
+
+    def read_items(self, needed: Set[str], tally: Tally) -> Iterator[tuple[str, RawItem | None]]:
+        yield "a", RawItem("Ann's soap", "Ann", ["Bath", "Soap"], 3.5)
 
 
 ROWS = (
@@ -68,15 +69,20 @@ ROWS = (
 @settings(deadline=None)
 @given(pairs)
 def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -> None:
-    users, items = (np.array(column) for column in zip(*interactions, strict=True))
-    kept = list(range(len(interactions)))
+    rows = [(f"u{user}", f"i{item}", time) for time, (user, item) in enumerate(interactions)]
+    kept = list(rows)
     while True:  # oracle: remove one offender at a time, in any order
-        by_user, by_item = Counter(users[i] for i in kept), Counter(items[i] for i in kept)
-        offenders = [i for i in kept if by_user[users[i]] < 3 or by_item[items[i]] < 2]
+        by_user, by_item = Counter(row[0] for row in kept), Counter(row[1] for row in kept)
+        offenders = [row for row in kept if by_user[row[0]] < 3 or by_item[row[1]] < 2]
         if not offenders:
             break
         kept.remove(offenders[0])
-    assert np.flatnonzero(k_core(users, items, 3, 2)).tolist() == kept
+    if not kept:
+        with pytest.raises(DatasetError, match="Nothing is left"):
+            arranged(rows, 3, 2)
+        return
+    found = arranged(rows, 3, 2)
+    assert sorted(found.timestamps) == [time for _, _, time in kept]
 
 
 @settings(deadline=None)
@@ -87,13 +93,11 @@ def test_arrange_keeps_each_users_stable_order(rows: list[tuple[str, str, int]])
     unique = list(dict.fromkeys(rows))
     lengths = Counter(user for user, _, _ in unique)
     kept = [row for row in unique if lengths[row[0]] >= 3]
-    users, items, times = (list(column) for column in zip(*rows, strict=True))
-    raw = RawData(users, items, np.array(times, dtype=np.int64), {}, {}, len(rows))
     if not kept:
         with pytest.raises(DatasetError, match="Nothing is left"):
-            arrange(raw, 0, 0)
+            arranged(rows)
         return
-    prepared = arrange(raw, 0, 0)
+    prepared = arranged(rows)
     assert prepared.user_ids == list(dict.fromkeys(row[0] for row in kept))
     assert prepared.item_ids == list(dict.fromkeys(row[1] for row in kept))
     expected = [
@@ -107,7 +111,7 @@ def test_arrange_keeps_each_users_stable_order(rows: list[tuple[str, str, int]])
     ]
     assert found == expected
     assert prepared.stats["repeated_interactions"] == len(rows) - len(unique)
-    assert prepared.positions.tolist() == [n for user in prepared.user_ids for n in range(lengths[user])]
+    assert prepared.positions == [n for user in prepared.user_ids for n in range(lengths[user])]
 
 
 def test_prepare_writes_the_contract(tmp_path: Path) -> None:
@@ -175,17 +179,19 @@ def test_identity_is_content_and_filters_not_paths(tmp_path: Path) -> None:
 
 def test_too_many_dropped_lines_stop_the_stage(tmp_path: Path) -> None:
     dataset = Fixed(tmp_path / "raw.json", ROWS, dropped=1)
-    with pytest.raises(DatasetError, match=r"1 of 10 lines .* \(not JSON: 1\).*`dataset\.max_dropped=0\.1`"):
+    with pytest.raises(
+        DatasetError, match=r"1 of 10 lines .* \(not JSON: 1, as line 1: {\).*`dataset\.max_dropped=0\.1`"
+    ):
         prepare(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     out = prepare(dataclasses.replace(dataset, max_dropped=0.1), tmp_path / "out")
-    assert read_json(out, "stats.json")["dropped"] == {"not JSON": 1}
+    assert read_json(out, "stats.json")["dropped"] == {"interactions: not JSON": 1}
 
 
 def test_unexpected_counts_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         prepare(Fixed(tmp_path / "raw.json", ROWS, expected=(2, 3, 6)), tmp_path / "out")
-        assert not caplog.records
+        assert "expected" not in caplog.text
         prepare(Fixed(tmp_path / "raw.json", ROWS, expected=(2, 3, 7)), tmp_path / "out2")
     assert "expected 2 users, 3 items, 7 interactions, found 2, 3, 6" in caplog.text
 

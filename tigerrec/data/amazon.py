@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import re
-import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
-from tqdm import tqdm
 
 from tigerrec.config import Share, options, shipped_folder
-from tigerrec.data import raw
-from tigerrec.data.base import Dataset, DatasetError, RawData, RawItem
+from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.download import download_missing
-from tigerrec.data.histories import SHORTEST_HISTORY
+from tigerrec.data.formats import EXCERPT, Dialect, Table, open_table
+from tigerrec.data.interactions import Columns, Loader
+from tigerrec.data.raw import Fault, Tally, Unreadable, make_item, plain_id, record_of, text_of
+from tigerrec.data.raw_files import read_lines
 from tigerrec.storage.fingerprints import not_identity
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
-
-
-def parse_review(text: str) -> tuple[str, str, int]:
-    """User, item and time of a review, one JSON record a line."""
-    record = raw.json_record(text)
-    return (
-        raw.checked_id(record.get("reviewerID"), "user"),
-        raw.checked_id(record.get("asin"), "item"),
-        raw.checked_time(record.get("unixReviewTime")),
-    )
-
-
-def parse_rating(text: str) -> tuple[str, str, int]:
-    """User, item and time of a rating, one line `user,item,rating,time`."""
-    fields = text.rstrip("\r\n").split(",")
-    if len(fields) != 4:
-        raise raw.Unreadable("not user,item,rating,time")
-    try:
-        time: int | str = int(fields[3])
-    except ValueError:
-        time = fields[3]
-    return raw.checked_id(fields[0], "user"), raw.checked_id(fields[1], "item"), raw.checked_time(time)
-
-
-def parse_metadata(text: str) -> dict[str, Any]:
-    """A record of the metadata: a Python literal (the 2014 release) or JSON (some mirrors); never executed."""
-    try:
-        record = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        try:
-            record = raw.json_record(text)
-        except raw.Unreadable:
-            raise raw.Unreadable("neither a Python literal nor JSON") from None
-    if not isinstance(record, dict):
-        raise raw.Unreadable("not a record of named values")
-    return record
-
-
+REVIEWS = Columns("reviewerID", "asin", "unixReviewTime")
+RATINGS = Columns("1", "2", "4")
 DOWNLOADS = Path("data/raw")
 
 
@@ -118,39 +80,33 @@ class AmazonReviews(Dataset):
         download_missing(folder, [self.interactions, self.metadata], self.url)
         return self.files()
 
-    def read(self) -> RawData:
-        """The raw files, read to their end; metadata only of items that a user with enough interactions has. Raises
-        DatasetError if a file is missing or damaged."""
-        tally = raw.Tally()
-        parse = parse_rating if ".csv" in self.interactions else parse_review
-        lines = self._lines(self.interactions)
-        users, items, times = raw.read_interactions(lines, lambda line: parse(raw.text_of(line)), tally)
-        lengths, shortest = Counter(users), max(self.min_user_interactions, SHORTEST_HISTORY)
-        needed = {item for user, item in zip(users, items, strict=True) if lengths[user] >= shortest}
-        metadata = self._read_metadata(needed, tally)
-        return RawData(users, items, times, metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
+    def load_interactions(self, loader: Loader) -> None:
+        """Load the reviews or ratings. Raises DatasetError if a file is missing or damaged."""
+        loader.load(self._open(self.interactions), RATINGS if ".csv" in self.interactions else REVIEWS)
 
-    def _lines(self, name: str) -> Iterator[bytes | None]:
+    def read_items(self, needed: Set[str], tally: Tally) -> Iterator[tuple[str, RawItem | None]]:
+        """The first readable record of each needed item; lines of other items are not parsed. Raises DatasetError if
+        the file is missing or damaged."""
+        told: set[str] = set()
+        for number, line in read_lines(self.folder / self.metadata, self._remedy(self.metadata)):
+            tally.lines["metadata"] += 1
+            named = {item.decode(errors="replace") for item in ASIN.findall(line or b"")}
+            if named and needed.isdisjoint(named) and not any("\\" in item for item in named):
+                yield from ((item, None) for item in named)
+                continue
+            try:
+                record = record_of(text_of(line))
+                item = plain_id(record.get("asin"), "item")
+            except Unreadable as reason:
+                tally.drop("metadata", Fault(number, str(reason), repr(line)[:EXCERPT]))
+                continue
+            tally.noted["repeated metadata"] += item in told
+            yield item, make_item(record, tally) if item in needed and item not in told else None
+            told.add(item)
+
+    def _remedy(self, name: str) -> str:
         replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"
-        lines = raw.read_lines(self.folder / name, f"delete it and {replace}, or try `dataset=sample`")
-        yield from tqdm(lines, desc=name, unit=" lines", disable=None, leave=False)
+        return f"delete it and {replace}, or try `dataset=sample`"
 
-    def _read_metadata(self, needed: set[str], tally: raw.Tally) -> dict[str, RawItem]:
-        """The first readable record of each needed item; lines of other items are skipped unparsed."""
-        by_id: dict[str, RawItem] = {}
-        needed_bytes = {item.encode() for item in needed}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of odd backslashes in literals
-            warnings.simplefilter("ignore", DeprecationWarning)
-            for line in self._lines(self.metadata):
-                with tally.line("metadata"):
-                    named = ASIN.findall(line or b"")
-                    if named and needed_bytes.isdisjoint(named) and not any(b"\\" in name for name in named):
-                        continue
-                    record = parse_metadata(raw.text_of(line))
-                    item = raw.checked_id(record.get("asin"), "item")
-                    if item in by_id:
-                        tally.noted["repeated metadata"] += 1
-                    elif item in needed:
-                        by_id[item] = raw.make_item(record, tally)
-        return by_id
+    def _open(self, name: str) -> Table:
+        return open_table(self.folder / name, Dialect(header=False, quote=""), self._remedy(name))

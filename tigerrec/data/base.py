@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from tigerrec import TigerrecError
+
+if TYPE_CHECKING:
+    from tigerrec.data.interactions import Loader
+    from tigerrec.data.raw import Tally
 
 
 class DatasetError(TigerrecError):
     """Raw data that cannot be used: missing, damaged, too many unreadable lines, or nothing left."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RawItem:
+class RawItem(NamedTuple):
     """What the raw files say of an item: HTML entities decoded, white space collapsed, missing parts None or empty."""
 
     title: str | None
@@ -25,25 +26,11 @@ class RawItem:
     price: float | None
 
 
-@dataclasses.dataclass
-class RawData:
-    """Readable interactions in file order, the metadata of their items, and what was lost. `timestamps` is int64.
-    `dropped` counts unreadable lines by reason, out of `lines`; `noted` counts what was mended rather than dropped."""
-
-    user_ids: list[str]
-    item_ids: list[str]
-    timestamps: np.ndarray
-    items: dict[str, RawItem]
-    dropped: dict[str, int]
-    lines: int
-    noted: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
 @runtime_checkable
 class Dataset(Protocol):
     """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity). `max_dropped` is
-    the largest share of unreadable lines that is put up with, `expected` the users, items and interactions of the known
-    release, empty where nothing is known."""
+    the largest share of unreadable lines of a file that is put up with, `expected` the users, items and interactions of
+    the known release, empty where nothing is known."""
 
     family: ClassVar[str]
     min_user_interactions: int
@@ -61,5 +48,10 @@ class Dataset(Protocol):
     def sources(self) -> dict[str, Path]:
         """Role → existing raw file, downloaded where that is possible. Raises TigerrecError if a file is missing."""
 
-    def read(self) -> RawData:
-        """The raw files, read to their end. Raises TigerrecError if a file is missing or damaged."""
+    def load_interactions(self, loader: Loader) -> None:
+        """Load every interaction in the order of the files. Raises TigerrecError if a file is missing or damaged, or
+        its columns are not those that were named."""
+
+    def read_items(self, needed: Set[str], tally: Tally) -> Iterator[tuple[str, RawItem | None]]:
+        """Each item that the files tell of, in their order, with what they say of it if it is needed and was not told
+        of before. Raises TigerrecError as `load_interactions`."""

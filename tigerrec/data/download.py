@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tigerrec.data.base import DatasetError
-from tigerrec.data.raw import read_lines
+from tigerrec.data.raw_files import read_lines
 from tigerrec.storage.files import FULL, fsync, locked, system_code, write_failure
 
 logger = logging.getLogger(__name__)

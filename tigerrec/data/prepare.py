@@ -2,135 +2,86 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from tqdm import tqdm
 
-from tigerrec.data.base import Dataset, DatasetError, RawData, RawItem
-from tigerrec.data.histories import SHORTEST_HISTORY
+from tigerrec.data.arrange import ORDERED, arrange
+from tigerrec.data.base import Dataset, DatasetError, RawItem
+from tigerrec.data.interactions import ROLE, Loader, working_database
+from tigerrec.data.judgement import judge_histories, judge_join
+from tigerrec.data.raw import NOT_UTF_8, Tally
 from tigerrec.storage.files import unchanged
-from tigerrec.storage.stages import writing
+from tigerrec.storage.stages import StageFiles, writing
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 logger = logging.getLogger(__name__)
 
 ITEM_FIELDS = ("title", "brand", "categories", "price")
-
-
-def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
-    """Which interactions stay, bool (n,), when users and items with too few are removed until none is left to remove;
-    users and items are numbers from 0, int (n,)."""
-    keep = np.ones(len(users), dtype=bool)
-    while keep.any():
-        user_counts = np.bincount(users[keep], minlength=users.max() + 1)
-        item_counts = np.bincount(items[keep], minlength=items.max() + 1)
-        removed = keep & ((user_counts[users] < min_user) | (item_counts[items] < min_item))
-        if not removed.any():
-            break
-        keep &= ~removed
-    return keep
+BATCH = 50_000  # items
+ROW_GROUP = 1 << 20
+METADATA = """
+CREATE TABLE catalogue (item VARCHAR);
+CREATE TABLE metadata (item VARCHAR, title VARCHAR, brand VARCHAR, categories VARCHAR[], price DOUBLE, text VARCHAR);
+"""
+ITEMS = """
+SELECT number AS item, name AS item_id, title, brand, coalesce(categories, []) AS categories, price,
+    coalesce(text, 'Item ' || name || '.') AS text
+FROM items LEFT JOIN metadata ON items.name = metadata.item ORDER BY number
+"""
+USERS = "SELECT number AS user, name AS user_id FROM users ORDER BY number"
 
 
 def item_text(item_id: str, item: RawItem) -> str:
     """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing; `Item
     <id>.` where all is missing."""
-    fields = {
-        "Title": item.title,
-        "Brand": item.brand,
-        "Categories": " > ".join(item.categories),
-        "Price": None if item.price is None else f"{item.price:.2f}",
-    }
-    text = "; ".join(f"{name}: {value}" for name, value in fields.items() if value)
-    return f"{text or f'Item {item_id}'}."
+    parts = [
+        f"Title: {item.title}" if item.title else None,
+        f"Brand: {item.brand}" if item.brand else None,
+        f"Categories: {' > '.join(item.categories)}" if item.categories else None,
+        None if item.price is None else f"Price: {item.price:.2f}",
+    ]
+    return f"{'; '.join(filter(None, parts)) or f'Item {item_id}'}."
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """Numbered interactions, grouped by user, oldest first, with the old ids by number; `positions` are places in the
-    user's history, from 0."""
-
-    users: np.ndarray
-    items: np.ndarray
-    timestamps: np.ndarray
-    positions: np.ndarray
-    user_ids: list[str]
-    item_ids: list[str]
-    stats: dict[str, Any]
-
-
-def arrange(raw: RawData, min_user: int, min_item: int) -> Prepared:
-    """Drop repeated interactions, filter, number by first appearance, order by (user, time, place in the file). Users
-    with fewer than three interactions are always left out: leave-one-out needs three. Raises DatasetError if nothing is
-    left."""
-    import pandas as pd
-
-    users, user_ids = pd.factorize(np.array(raw.user_ids, dtype=object))
-    items, item_ids = pd.factorize(np.array(raw.item_ids, dtype=object))
-    is_repeated = pd.DataFrame({"user": users, "item": items, "time": raw.timestamps}).duplicated().to_numpy()
-    users, items, times = users[~is_repeated], items[~is_repeated], raw.timestamps[~is_repeated]
-    short = int((np.bincount(users, minlength=len(user_ids)) < SHORTEST_HISTORY).sum())
-    keep = k_core(users, items, max(min_user, SHORTEST_HISTORY), min_item)
-    if not keep.any():
-        raise DatasetError(
-            f"Nothing is left of {len(raw.user_ids):,} interactions of {len(user_ids):,} users ({short:,} with fewer "
-            f"than {SHORTEST_HISTORY}) and {len(item_ids):,} items after the filters; lower "
-            f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
-            "data."
+def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, checked: Set[str]) -> None:
+    """Raise DatasetError if too many lines of a file could not be read, of the roles that were not `checked` before."""
+    for role, lines in tally.lines.items():
+        if role in checked:
+            continue
+        reasons = {reason: count for (of, reason), count in tally.dropped.items() if of == role}
+        dropped = sum(reasons.values())
+        if not dropped:
+            continue
+        told = "; ".join(
+            f"{reason}: {count:,}, as {tally.examples[role, reason][0]}"
+            for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
         )
-    (users, kept_users), (items, kept_items) = pd.factorize(users[keep]), pd.factorize(items[keep])
-    times = times[keep]
-    order = np.lexsort((times, users))
-    lengths = np.bincount(users)
-    positions = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    stats = {
-        "users": len(kept_users),
-        "items": len(kept_items),
-        "interactions": len(users),
-        "history_length": {
-            "min": int(lengths.min()),
-            "median": float(np.median(lengths)),
-            "mean": float(lengths.mean()),
-            "max": int(lengths.max()),
-        },
-        "raw": {"users": len(user_ids), "items": len(item_ids), "interactions": len(raw.user_ids)},
-        "repeated_interactions": int(is_repeated.sum()),
-        "users_with_fewer_than_3": short,
-        "users_filtered": len(user_ids) - short - len(kept_users),
-        "items_filtered": len(item_ids) - len(kept_items),
-    }
-    return Prepared(
-        users[order].astype(np.int32),
-        items[order].astype(np.int32),
-        times[order],
-        positions.astype(np.int32),
-        user_ids[kept_users].tolist(),
-        item_ids[kept_items].tolist(),
-        stats,
-    )
-
-
-def _check_dropped(raw: RawData, sources: Mapping[str, Path], max_dropped: float) -> None:
-    dropped = sum(raw.dropped.values())
-    by_count = sorted(raw.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
-    reasons = "; ".join(f"{reason}: {count:,}" for reason, count in by_count)
-    files = " and ".join(map(str, sources.values()))
-    if dropped > max_dropped * raw.lines and dropped == raw.lines:
-        raise DatasetError(
-            f"None of the {raw.lines:,} lines of {files} can be read ({reasons}); a time must be a number or a date "
-            "like 2024-03-01."
+        path = sources.get(role, role)
+        max_dropped = dataset.max_dropped
+        encoding = (
+            "name its encoding, as `dataset.encoding=latin-1`, "
+            if NOT_UTF_8 in reasons and hasattr(dataset, "encoding")
+            else ""
         )
-    if dropped > max_dropped * raw.lines:
-        raise DatasetError(
-            f"{dropped:,} of {raw.lines:,} lines of {files} cannot be read ({reasons}), more than "
-            f"max_dropped={max_dropped} allows; repair or download the files again, or put up with it by "
-            f"`dataset.max_dropped={-(-dropped * 1000 // raw.lines) / 1000}`."
-        )
-    if dropped:
-        logger.warning("dropped %s of %s lines (%s)", f"{dropped:,}", f"{raw.lines:,}", reasons)
+        if dropped > max_dropped * lines and dropped == lines:
+            raise DatasetError(
+                f"None of the {lines:,} lines of {path} can be read ({told}); a time must be a number or a date like "
+                "2024-03-01, or as `dataset.time_format=` says."
+            )
+        if dropped > max_dropped * lines:
+            raise DatasetError(
+                f"{dropped:,} of {lines:,} lines of {path} cannot be read ({told}), more than "
+                f"max_dropped={max_dropped} allows; {encoding}repair or download the file again, or put up with it by "
+                f"`dataset.max_dropped={-(-dropped * 1000 // lines) / 1000}`."
+            )
+        logger.warning("dropped %s of %s lines of %s (%s)", f"{dropped:,}", f"{lines:,}", path, told)
 
 
 def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None:
@@ -143,54 +94,138 @@ def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None
         )
 
 
+def _load_items(database: DuckDBPyConnection, dataset: Dataset, tally: Tally) -> None:
+    """Fill the tables `catalogue`, the ids that the files of items tell of, and `metadata`, what they say of those that
+    are left."""
+    import pyarrow as pa
+
+    database.execute(METADATA)
+    needed = {row[0] for row in database.execute("SELECT name FROM items").fetchall()}
+    told = iter(tqdm(dataset.read_items(needed, tally), desc="items", unit=" items", disable=None, leave=False))
+    while batch := list(islice(told, BATCH)):
+        given = pa.table({"item": pa.array([item for item, _ in batch], pa.string())})
+        database.register("given", given)
+        database.execute("INSERT INTO catalogue SELECT item FROM given")
+        known = [(item, record, item_text(item, record)) for item, record in batch if record is not None]
+        given = pa.table(
+            {
+                "item": pa.array([item for item, _, _ in known], pa.string()),
+                "title": pa.array([record.title for _, record, _ in known], pa.string()),
+                "brand": pa.array([record.brand for _, record, _ in known], pa.string()),
+                "categories": pa.array([record.categories for _, record, _ in known], pa.list_(pa.string())),
+                "price": pa.array([record.price for _, record, _ in known], pa.float64()),
+                "text": pa.array([text for _, _, text in known], pa.string()),
+            }
+        )
+        database.register("given", given)
+        database.execute("INSERT INTO metadata SELECT * FROM given")
+        database.unregister("given")
+
+
+def _stats_of_items(database: DuckDBPyConnection) -> dict[str, Any]:
+    is_missing = {field: f"{field} IS NULL" for field in ITEM_FIELDS} | {
+        "categories": "coalesce(len(categories), 0) = 0"
+    }
+    without = {field: f"count(*) FILTER ({condition})" for field, condition in is_missing.items()}
+    row = database.execute(
+        f"SELECT count(*) FILTER (metadata.item IS NULL), {', '.join(without.values())} "
+        "FROM items LEFT JOIN metadata ON items.name = metadata.item"
+    ).fetchone()
+    counts = dict(zip(without, row[1:], strict=True))  # type: ignore[index]
+    return {
+        "items_without_metadata": row[0],  # type: ignore[index]
+        "items_without": {field: count for field, count in counts.items() if count},
+    }
+
+
+def _write(files: StageFiles, name: str, database: DuckDBPyConnection, sql: str) -> None:
+    """Write the answer to a query, row group by row group."""
+    import pyarrow.parquet as pq
+
+    schema = _schema(name)
+    with files.create(name) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for batch in _row_groups(database.cursor().sql(sql).to_arrow_reader(ROW_GROUP)):
+            writer.write_table(batch.cast(schema), row_group_size=ROW_GROUP)
+
+
+def _row_groups(reader: Any) -> Iterator[Any]:
+    import pyarrow as pa
+
+    waiting: list[Any] = []
+    for batch in reader:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= ROW_GROUP:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    yield pa.Table.from_batches(waiting, reader.schema)
+
+
+def _schema(name: str) -> Any:
+    """The types of a table, as `pyarrow` has them."""
+    import pyarrow as pa
+
+    columns = {
+        "items.parquet": {
+            "item": pa.int32(),
+            "item_id": pa.string(),
+            "title": pa.string(),
+            "brand": pa.string(),
+            "categories": pa.list_(pa.string()),
+            "price": pa.float64(),
+            "text": pa.string(),
+        },
+        "users.parquet": {"user": pa.int32(), "user_id": pa.string()},
+        "interactions.parquet": {
+            "user": pa.int32(),
+            "item": pa.int32(),
+            "timestamp": pa.int64(),
+            "position": pa.int32(),
+        },
+    }
+    return pa.schema(list(columns[name].items()))
+
+
 def prepare(dataset: Dataset, out: Path) -> Path:
     """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set. Raises
     TigerrecError if raw files are missing, damaged or changed meanwhile, too many lines are unreadable, or nothing is
     left after filtering."""
-    import pyarrow as pa
-
-    sources = dataset.sources()
-    with unchanged(sources) as digests:
-        raw = dataset.read()
-    _check_dropped(raw, sources, dataset.max_dropped)
-    logger.info("read %s interactions from %s", f"{len(raw.user_ids):,}", ", ".join(map(str, sources.values())))
-    prepared = arrange(raw, dataset.min_user_interactions, dataset.min_item_interactions)
-    unknown = RawItem(None, None, [], None)
-    items = [raw.items.get(item_id, unknown) for item_id in prepared.item_ids]
-    stats = prepared.stats | {
-        "items_without_metadata": sum(item_id not in raw.items for item_id in prepared.item_ids),
-        "items_without": Counter(name for item in items for name in ITEM_FIELDS if getattr(item, name) in (None, [])),
-        "lines": raw.lines,
-        "dropped": dict(sorted(raw.dropped.items())),
-        "noted": dict(sorted(raw.noted.items())),
-    }
-    _check_expected(stats, dataset.expected)
-    texts = [item_text(item_id, item) for item_id, item in zip(prepared.item_ids, items, strict=True)]
-    tables = {
-        "items.parquet": {
-            "item": pa.array(range(len(items)), pa.int32()),
-            "item_id": pa.array(prepared.item_ids, pa.string()),
-            "title": pa.array([item.title for item in items], pa.string()),
-            "brand": pa.array([item.brand for item in items], pa.string()),
-            "categories": pa.array([item.categories for item in items], pa.list_(pa.string())),
-            "price": pa.array([item.price for item in items], pa.float64()),
-            "text": pa.array(texts, pa.string()),
-        },
-        "users.parquet": {
-            "user": pa.array(range(len(prepared.user_ids)), pa.int32()),
-            "user_id": pa.array(prepared.user_ids, pa.string()),
-        },
-        "interactions.parquet": {
-            "user": prepared.users,
-            "item": prepared.items,
-            "timestamp": prepared.timestamps,
-            "position": prepared.positions,
-        },
-    }
-    with writing(out, "prepare", dataset, sources=digests) as files:
-        for name, columns in tables.items():
-            files.parquet(name, pa.table(columns))
-        files.json("stats.json", stats)
+    sources, tally = dataset.sources(), Tally()
+    with working_database(out) as database:
+        with unchanged(sources) as digests:
+            loader = Loader(database, tally)
+            dataset.load_interactions(loader)
+            loader.check_times(str(sources.get("interactions", out)))
+            _check_dropped(tally, sources, dataset, set())
+            stats = arrange(database, dataset.min_user_interactions, dataset.min_item_interactions)
+            logger.info(
+                "read %s interactions from %s",
+                f"{stats['raw']['interactions']:,}",
+                ", ".join(map(str, sources.values())),
+            )
+            _load_items(database, dataset, tally)
+        _check_dropped(tally, sources, dataset, {ROLE})
+        has_items = any(not role.startswith(ROLE) for role in sources)
+        stats |= (
+            (judge_join(database) if has_items else {})
+            | judge_histories(database)
+            | _stats_of_items(database)
+            | {
+                "time_kinds": dict(sorted(loader.kinds.items())),
+                "filtered_by_conditions": loader.filtered,
+                "lines": tally.lines.total(),
+                "dropped": {f"{role}: {reason}": count for (role, reason), count in sorted(tally.dropped.items())},
+                "dropped_examples": {
+                    f"{role}: {reason}": examples for (role, reason), examples in sorted(tally.examples.items())
+                },
+                "noted": dict(sorted((+tally.noted).items())),
+            }
+        )
+        _check_expected(stats, dataset.expected)
+        with writing(out, "prepare", dataset, sources=digests) as files:
+            _write(files, "items.parquet", database, ITEMS)
+            _write(files, "users.parquet", database, USERS)
+            _write(files, "interactions.parquet", database, ORDERED)
+            files.json("stats.json", stats)
     counts = [f"{stats[key]:,}" for key in ("users", "items", "interactions")]
     logger.info("wrote %s users, %s items, %s interactions to %s", *counts, out)
     return out

@@ -1,105 +1,57 @@
-"""What the readers of raw data share: lines of files, checked ids and times, clean item fields, counts of losses."""
+"""What the readers of raw data share: records, checked ids, clean item fields, counts of losses."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import gzip
+import dataclasses
 import html
 import json
 import math
-import os
 import re
-import zlib
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+from tigerrec.data.base import RawItem
 
-from tigerrec.data.base import DatasetError, RawItem
-
-LINE_LIMIT = 10_000_000  # bytes
-BOM = b"\xef\xbb\xbf"
-Record = TypeVar("Record")
+NOT_UTF_8 = "invalid UTF-8"
+NOT_JSON = "neither JSON nor a Python literal"
+NO_RECORD = "not a record of named values"
+EXAMPLES = 3
 
 
 class Unreadable(Exception):
     """A line that has to be dropped; the text is the reason it is counted under."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A line that has to be dropped: its number from 1, the reason it is counted under, what it says, and how many
+    lines are lost with it."""
+
+    line: int
+    reason: str
+    text: str = ""
+    lines: int = 1
+
+
 class Tally:
-    """Counts of lines read, lines dropped by reason, and what was mended."""
+    """Counts of lines read and dropped, by role and reason, with examples, and of what was mended."""
 
     def __init__(self) -> None:
-        self.lines = 0
-        self.dropped: Counter[str] = Counter()
+        self.lines: Counter[str] = Counter()
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        self.examples: dict[tuple[str, str], list[str]] = {}
         self.noted: Counter[str] = Counter()
 
-    @contextlib.contextmanager
-    def line(self, role: str) -> Iterator[None]:
-        """Count one line of a role's file; an `Unreadable` raised inside drops it."""
-        self.lines += 1
-        try:
-            yield
-        except Unreadable as reason:
-            self.dropped[f"{role}: {reason}"] += 1
-
-
-def read_interactions(
-    records: Iterable[Record], parse: Callable[[Record], tuple[str, str, int]], tally: Tally
-) -> tuple[list[str], list[str], np.ndarray]:
-    """The user ids, item ids and times (int64) of the records that can be parsed, in their order."""
-    users, items, times = [], [], []
-    for record in records:
-        with tally.line("interactions"):
-            user, item, time = parse(record)
-            users.append(user)
-            items.append(item)
-            times.append(time)
-    return users, items, np.array(times, dtype=np.int64)
-
-
-def _read_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    mark = BOM
-    while line := file.readline(LINE_LIMIT + 1):
-        if len(line) > LINE_LIMIT and not line.endswith(b"\n"):
-            while (rest := file.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
-                pass
-            yield None
-        elif (text := line.removeprefix(mark)).strip():
-            yield text
-        mark = b""
-
-
-def read_lines(path: Path, remedy: str, packed: bool | None = None) -> Iterator[bytes | None]:
-    """The lines of a plain or gzip file to its very end, without empty ones and a byte order mark; one beyond 10 MB
-    comes as None. `packed` says whether it is gzip; None: its name tells.
-
-    Raises DatasetError, which ends in the `remedy`, if the file cannot be read, is a web page, no gzip file, cut short,
-    or fails its checksum.
-    """
-    packed = path.suffix == ".gz" if packed is None else packed
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64).removeprefix(BOM).lstrip().lower()
-            file.seek(0)
-            if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-                raise DatasetError(f"{path} is a web page, not a data file; {remedy}.")
-            if packed and not os.fstat(file.fileno()).st_size:
-                raise EOFError
-            with gzip.open(file) if packed else contextlib.nullcontext(file) as unpacked:
-                yield from _read_lines(cast(BinaryIO, unpacked))
-            return
-    except gzip.BadGzipFile as error:
-        fault = "fails its checksum" if "CRC" in str(error) or "length" in str(error) else "is not a gzip file"
-    except EOFError:
-        fault = "is cut short"
-    except zlib.error:
-        fault = "is damaged inside its gzip stream"
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror or error})"
-    raise DatasetError(f"{path} {fault}; {remedy}.")
+    def drop(self, role: str, fault: Fault) -> None:
+        """Count a line of a role's file that has to be dropped."""
+        self.dropped[role, fault.reason] += fault.lines
+        examples = self.examples.setdefault((role, fault.reason), [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"line {fault.line:,}" + (f": {fault.text}" if fault.text else ""))
 
 
 def text_of(line: bytes | None) -> str:
@@ -109,23 +61,33 @@ def text_of(line: bytes | None) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
-        raise Unreadable("invalid UTF-8") from None
+        raise Unreadable(NOT_UTF_8) from None
 
 
-def json_record(text: str) -> dict[str, Any]:
-    """A line of JSON as a dict. Raises Unreadable if it is not JSON, or no object."""
+def record_of(text: str) -> dict[str, Any]:
+    """A line of JSON, or a Python literal, as a dict; nothing is executed. Raises Unreadable if it is neither, or no
+    record of named values."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
-        raise Unreadable("not JSON") from None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd backslashes in literals
+                record = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            raise Unreadable(NOT_JSON) from None
     if not isinstance(record, dict):
-        raise Unreadable("not a record of named values")
+        raise Unreadable(NO_RECORD)
     return record
 
 
-def checked_id(value: Any, name: str) -> str:
-    """An id as text, exactly as given (leading zeros stay). Raises Unreadable if it is missing, empty, of another type,
-    or has characters that no table can hold."""
+def plain_id(value: Any, name: str) -> str:
+    """An id as text without outer spaces (leading zeros stay); whole numbers are taken too (12 and 12.0 become "12").
+    Raises Unreadable if it is missing, empty, of another type, or has characters that no table can hold."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if value is None or value == "":
         raise Unreadable(f"no {name}")
     if not isinstance(value, str):
@@ -134,38 +96,50 @@ def checked_id(value: Any, name: str) -> str:
         raise Unreadable(f"{name} holds invalid characters")
     if not value.strip():
         raise Unreadable(f"no {name}")
-    return value
-
-
-def checked_time(value: Any) -> int:
-    """A number as int64; fractions are cut off downwards. Raises Unreadable if it is missing, no finite number, or
-    beyond int64."""
-    if value is None or value == "":
-        raise Unreadable("no time")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not -(2**63) <= value < 2**63:  # neither NaN nor infinity is between the two
-        raise Unreadable("time is not a number")
-    return math.floor(value)
+    return value.strip()
 
 
 def clean(value: Any, name: str, tally: Tally) -> str | None:
-    """A text field with HTML entities decoded and white space collapsed; None where nothing is left."""
+    """A text field with HTML entities decoded and white space collapsed, a number as text; None where nothing is
+    left."""
     if value is None or value != value:  # NaN stands for "missing" in many tables
         return None
+    if type(value) in (int, float):
+        value = f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
     if not isinstance(value, str):
         tally.noted[f"{name} is not text"] += 1
         return None
-    text = html.unescape(value).replace("\0", " ").encode("utf-8", "ignore").decode()
+    text = html.unescape(value).replace("\0", " ")  # both return plain text as it is
+    if not text.isascii():
+        text = text.encode("utf-8", "ignore").decode()
     return " ".join(text.split()) or None
 
 
-def parse_price(value: Any, tally: Tally) -> float | None:
-    """A price as a finite number, from a number or a text like "$1,299.00"; None (noted) where it is neither."""
-    if value is None or value == "" or value != value:
+def number_of(text: str, decimal_comma: bool) -> float:
+    """The number in a text like `$1,299.00` (with `decimal_comma`, `1.299,00 €`); NaN where it is none."""
+    point, thousands = (",", r"\.") if decimal_comma else (r"\.", ",")
+    text = re.sub(r"^[$€£¥\s]+|[$€£¥\s]+$", "", text)
+    if (
+        re.fullmatch(rf"[+-]?(\d{{1,3}}({thousands}\d{{3}})+|\d*)({point}\d*)?(e[+-]?\d+)?", text, re.IGNORECASE)
+        is None
+    ):
+        return math.nan
+    plain = re.sub(thousands, "", text).replace(",", ".")
+    return float(plain) if any(map(str.isdigit, plain)) else math.nan
+
+
+def parse_price(value: Any, tally: Tally, decimal_comma: bool = False) -> float | None:
+    """A price as a finite number, from a number or a text (see `number_of`); None (noted) where it is neither."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        text = re.sub(r"[$,\s]", "", value) if isinstance(value, str) else value
-        price = math.nan if isinstance(value, bool) else float(text)
+        price = (
+            number_of(value, decimal_comma)
+            if isinstance(value, str)
+            else math.nan
+            if isinstance(value, bool)
+            else float(value)
+        )
     except (TypeError, ValueError, OverflowError):
         price = math.nan
     if math.isfinite(price) and price >= 0:
@@ -174,22 +148,34 @@ def parse_price(value: Any, tally: Tally) -> float | None:
     return None
 
 
+def _listed(text: str) -> Any:
+    """A list that was written as text, as `['A', 'B']`, or else the text."""
+    if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return ast.literal_eval(text.strip())
+    return text
+
+
 def first_path(value: Any, separator: str | None) -> list[Any]:
     """The first category path of a list of paths, of a path, or of a text (split where a separator is given)."""
     if isinstance(value, str):
+        value = _listed(value)
+    if isinstance(value, str):
         return list(value.split(separator)) if separator else [value]
     if isinstance(value, (list, tuple)):
-        nested = next((path for path in value if isinstance(path, (list, tuple))), None)
-        return list(value if nested is None else nested)
+        nested = [path for path in value if isinstance(path, (list, tuple))]
+        return list(nested[0] if nested else value)
     return []
 
 
-def make_item(record: Mapping[str, Any], tally: Tally, separator: str | None = None) -> RawItem:
+def make_item(
+    record: Mapping[str, Any], tally: Tally, separator: str | None = None, decimal_comma: bool = False
+) -> RawItem:
     """An item of a record's title, brand, categories and price; what is missing or of a wrong type is None or empty."""
     path = [clean(name, "category", tally) for name in first_path(record.get("categories"), separator)]
     return RawItem(
         clean(record.get("title"), "title", tally),
         clean(record.get("brand"), "brand", tally),
         [name for name in path if name],
-        parse_price(record.get("price"), tally),
+        parse_price(record.get("price"), tally, decimal_comma),
     )

@@ -1,136 +1,27 @@
-"""Anyone's own data: a table of interactions and one of items, as CSV, JSON Lines or Parquet with named columns."""
+"""Anyone's own data: a table of interactions and one of items, as CSV, JSON or Parquet with named columns."""
 
 from __future__ import annotations
 
-import csv
-import datetime
-import itertools
+import glob
 import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tigerrec.config import Share, options
 from tigerrec.data import raw
-from tigerrec.data.base import Dataset, DatasetError, RawData, RawItem
+from tigerrec.data.base import Dataset, DatasetError, RawItem
+from tigerrec.data.download import download_missing
+from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
+from tigerrec.data.interactions import Columns, Loader
 from tigerrec.data.prepare import ITEM_FIELDS
-from tigerrec.storage.fingerprints import not_identity
-from tigerrec.text import first_line
+from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
 GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
-Row = dict[str, Any] | raw.Unreadable
-
-
-def _format(path: Path) -> str:
-    """The file's ending without `.gz`."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file has the ending of a table that can be read."""
-    return _format(path) in SUFFIXES and not (path.suffix == ".gz" and _format(path) == ".parquet")
-
-
-def shown(columns: list[str]) -> str:
-    """The names of columns for a message, on one line."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in columns) or "none"
-
-
-def _header(path: Path, names: list[str]) -> Row:
-    """The columns of a table as its first row, once it is sure that a name means one of them."""
-    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
-    if repeated:
-        raise DatasetError(f"{path} has more than one column {shown(repeated[:1])}; give each a name of its own.")
-    return dict.fromkeys(names)
-
-
-def _delimited_rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV (comma) or TSV (tab) file with a header; every value is text."""
-    lines = ((line or b"").decode("utf-8", "surrogateescape") for line in raw.read_lines(path, "give a whole file"))
-    csv.field_size_limit(raw.LINE_LIMIT)
-    reader = csv.reader(lines, delimiter="\t" if _format(path) == ".tsv" else ",", strict=True)
-    try:
-        header = next(reader, [])
-        yield _header(path, header)
-        for row in reader:
-            if len(row) == len(header):
-                yield dict(zip(header, row, strict=True))
-            else:
-                yield raw.Unreadable("another number of columns than the header")
-    except csv.Error as error:
-        place = f"line {reader.line_num:,}"
-        raise DatasetError(f"{path} is no valid table at {place} ({error}); repair that line.") from None
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    rows = map(_json_row, raw.read_lines(path, "give a whole file"))
-    first = list(itertools.islice(rows, FIRST_LINES))
-    yield dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)
-    yield from first
-    yield from rows
-
-
-def _json_row(line: bytes | None) -> Row:
-    try:
-        return raw.json_record(raw.text_of(line))
-    except raw.Unreadable as reason:
-        return reason
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield _header(path, file.schema_arrow.names)
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except DatasetError:
-        raise
-    except Exception as error:  # libraries raise many kinds, for damage as for dates that Python cannot hold
-        raise DatasetError(f"{path} cannot be read as Parquet ({first_line(error)}); write it again.") from error
-
-
-def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """The names of a table's columns, and its rows; a row that cannot be read is an `Unreadable` with the reason.
-    Raises DatasetError, also while the rows are read, if the file is damaged or no table."""
-    read = {".csv": _delimited_rows, ".tsv": _delimited_rows, ".parquet": _parquet_rows}.get(_format(path), _json_rows)
-    rows = read(path)
-    return list(next(rows) or {}), rows  # type: ignore[arg-type]
-
-
-def plain_id(value: Any, name: str) -> str:
-    """An id as text; whole numbers are taken too (12 and 12.0 become "12"), text stays as it is."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return raw.checked_id(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, name)
-
-
-def parse_time(value: Any) -> int:
-    """A time as int64: numbers keep their unit (fractions are cut off), dates become seconds since 1970. Dates are ISO
-    8601, in UTC where they name no zone. Raises Unreadable if it is neither a number nor an ISO date."""
-    if isinstance(value, str):
-        text = value.strip()
-        for read in (int, float, datetime.datetime.fromisoformat):
-            try:
-                value = read(text)
-                break
-            except ValueError:
-                continue
-        else:
-            raise raw.Unreadable("no time" if not text else "time is neither a number nor an ISO date")
-    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-        value = datetime.datetime(value.year, value.month, value.day)
-    if isinstance(value, datetime.datetime):
-        value = (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
-    return raw.checked_time(value)
 
 
 @options
@@ -138,9 +29,11 @@ class TablesDataset(Dataset):
     """A user's own interactions and, if there are any, items.
 
     Attributes:
-        interactions: a table with one row an interaction: user, item, time.
+        interactions: a table with one row an interaction: user, item, time; or a folder of such tables, or a pattern,
+            whose files are read in the order of their names.
         items: a table with one row an item; None: item ids stand for titles.
-        user_column, item_column, time_column: columns of `interactions`.
+        user_column, item_column, time_column: columns of `interactions`; without a time, the order of the file stands
+            for it.
         items_item_column: the column of item ids in `items`; None: as `item_column`.
         title_column, brand_column, categories_column, price_column: columns of `items`; None: `title`, `brand`,
             `categories`, `price` where the file has them.
@@ -148,7 +41,20 @@ class TablesDataset(Dataset):
         min_user_interactions: users with fewer are left out (0: no filter, but three are always needed); repeated with
             the item filter until nothing changes.
         min_item_interactions: items with fewer are left out (0: no filter).
-        max_dropped: the largest share of unreadable lines that is put up with.
+        max_dropped: the largest share of unreadable lines of a file that is put up with.
+        separator: between the columns of a file of text, as `;` or `::`; None: as the file's ending tells.
+        encoding: of files of text, as `latin-1`; UTF-16 is known by its mark.
+        header: whether the first line names the columns; if not, they are numbered from 1.
+        quote, escape: the marks of texts that hold the separator; None: `"` in CSV, none in TSV.
+        decimal_comma: whether prices are written as 1.299,00.
+        time_format: how dates are written, as `%d.%m.%Y`; None: numbers or ISO 8601.
+        time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
+        rating_column, min_rating: interactions rated lower are left out.
+        where: a condition in SQL; interactions without it are left out.
+        raw_dir: the folder in which `interactions` and `items` stand; None: they are paths of their own.
+        category: what stands for `{category}` in the names and addresses of files.
+        interactions_url, items_url: where the files are downloaded from when they are missing; None to never download.
+        expected: users, items and interactions of the known release, or nothing; other counts are warned of.
     """
 
     family: ClassVar[str] = "tables"
@@ -157,7 +63,7 @@ class TablesDataset(Dataset):
     items: Path | None = not_identity(default=None)
     user_column: str = "user"
     item_column: str = "item"
-    time_column: str = "time"
+    time_column: str | None = "time"
     items_item_column: str | None = None
     title_column: str | None = None
     brand_column: str | None = None
@@ -167,77 +73,144 @@ class TablesDataset(Dataset):
     min_user_interactions: int = Field(default=0, ge=0)
     min_item_interactions: int = Field(default=0, ge=0)
     max_dropped: Share = not_identity(default=0.001)
+    separator: str | None = added(None)
+    encoding: str = added("utf-8")
+    header: bool = added(True)
+    quote: str | None = added(None)
+    escape: str | None = added(None)
+    decimal_comma: bool = added(False)
+    time_format: str | None = added(None)
+    time_unit: Literal["s", "ms", "us", "ns"] | None = added(None)
+    rating_column: str | None = added(None)
+    min_rating: float | None = added(None)
+    where: str | None = added(None)
+    raw_dir: Path | None = not_identity(default=None)
+    category: str | None = not_identity(default=None)
+    interactions_url: str | None = not_identity(default=None)
+    items_url: str | None = not_identity(default=None)
+    expected: tuple[int, ...] = not_identity(default=())
 
     def files(self) -> dict[str, Path]:
-        """Role → file, of those that are named."""
+        """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
         named = {"interactions": self.interactions, "items": self.items}
-        return {role: path.expanduser() for role, path in named.items() if path is not None}
+        parts = {role: _parts(self._path(path)) for role, path in named.items() if path is not None}
+        return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
+            f"{role}: {path.name}": path for role, files in parts.items() if len(files) > 1 for path in files
+        }
+
+    def _path(self, path: Path) -> Path:
+        """A file or folder where it really is."""
+        return (self.raw_dir or Path()).expanduser() / str(path.expanduser()).replace("{category}", self.category or "")
+
+    def _files_of(self, role: str) -> list[Path]:
+        return [path for name, path in self.sources().items() if name.partition(":")[0] == role]
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file. Raises DatasetError if no file was named, or it does not exist, or its ending is
         unknown."""
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
+        for path, url in ((self.interactions, self.interactions_url), (self.items, self.items_url)):
+            if path is not None and (url or self.raw_dir):
+                address = url and url.replace("{category}", self.category or "")
+                download_missing(
+                    self._path(path).parent, [self._path(path).name], address and address.rpartition("/")[0]
+                )
         files = self.files()
-        for role, path in files.items():
+        for name, path in files.items():
+            role = name.partition(":")[0]
             if not path.is_file():
-                raise DatasetError(f"dataset.{role}={path} is no file; give {GIVE_BOTH}.")
-            if not is_table(path):
+                raise DatasetError(
+                    f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
+                )
+            if not is_table(path) and self.separator is None:
                 raise DatasetError(
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
-                    "Parquet also with .gz."
+                    "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or be text whose `dataset.separator=` you name."
                 )
         return files
 
-    def read(self) -> RawData:
-        """Both tables, read to their end. Raises DatasetError if a file or column is missing, or a file is damaged."""
-        sources, tally = self.sources(), raw.Tally()
-        rows = self._rows(sources["interactions"], ["user_column", "item_column", "time_column"])
-        users, items, times = raw.read_interactions(rows, self._interaction, tally)
-        if "items" in sources:
-            metadata = self._read_items(sources["items"], tally)
-        else:
+    @property
+    def dialect(self) -> Dialect:
+        """How the files of text are written."""
+        return Dialect(self.separator, self.encoding, self.header, self.quote, self.escape)
+
+    def load_interactions(self, loader: Loader) -> None:
+        """Load the table of interactions. Raises DatasetError if a column is missing, or the file is damaged."""
+        named = ["user_column", "item_column", *(["time_column"] if self.time_column else [])]
+        if self.min_rating is not None:
+            named.append("rating_column")
+        if self.time_column is None:
+            logger.warning("no dataset.time_column: the order of the file stands for time")
+        columns = Columns(
+            self.user_column, self.item_column, self.time_column, self.time_format, self.time_unit,
+            self.rating_column, self.min_rating, self.where,
+        )  # fmt: skip
+        for path in self._files_of("interactions"):
+            loader.load(self._open(path, named), columns)
+
+    def read_items(self, needed: Set[str], tally: raw.Tally) -> Iterator[tuple[str, RawItem | None]]:
+        """The table of items, if there is one; else ids stand for titles. Raises DatasetError as
+        `load_interactions`."""
+        if self.items is None:
             logger.warning("no dataset.items: item ids stand for titles, so text embeddings know little of the items")
-            metadata = {item: RawItem(item, None, [], None) for item in dict.fromkeys(items)}
-        return RawData(users, items, times, metadata, dict(tally.dropped), tally.lines, dict(tally.noted))
+            for item in needed:
+                yield item, RawItem(item, None, [], None)
+            return
+        given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
+        named = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
+        told: set[str] = set()
+        for path in self._files_of("items"):
+            table = self._open(path, ["items_item_column", *given], list(named.values()))
+            columns = {field: column for field, column in named.items() if column in table.columns}
+            yield from self._records(table, columns, needed, told, tally)
 
-    def _interaction(self, row: Row) -> tuple[str, str, int]:
-        """User, item and time of a row."""
-        if isinstance(row, raw.Unreadable):
-            raise row
-        user, item = plain_id(row.get(self.user_column), "user"), plain_id(row.get(self.item_column), "item")
-        return user, item, parse_time(row.get(self.time_column))
-
-    def _rows(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Iterator[Row]:
-        """The rows of a table that has every column named by `options`, and one of the columns `any_of` if given."""
-        columns, rows = read_rows(path)
-        for option in options:
-            name = getattr(self, option) or self.item_column
-            if name not in columns:
-                raise DatasetError(
-                    f"{path} has no column '{name}', only {shown(columns)}; name yours by `dataset.{option}=<column>`."
-                )
-        if any_of and not set(any_of) & set(columns):
+    def _open(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
+        """A table that has every column named by `options`, and one of the columns `any_of` if given."""
+        table = open_table(path, self.dialect)
+        named = {option: getattr(self, option) or self.item_column for option in options}
+        for option, name in named.items():
+            if name not in table.columns:
+                advice = table.advice(list(named.values())) or f"name yours by `dataset.{option}=<column>`"
+                raise DatasetError(f"{path} has no column '{name}', only {shown(table.columns)}; {advice}.")
+        if any_of and not set(any_of) & set(table.columns):
             raise DatasetError(
-                f"{path} has none of the columns {', '.join(any_of)}, only {shown(columns)}; name yours, as "
+                f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
                 "`dataset.title_column=<column>`."
             )
-        return rows
+        return table
 
-    def _read_items(self, path: Path, tally: raw.Tally) -> dict[str, RawItem]:
-        """The first row of each item."""
+    def _records(
+        self, table: Table, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
+    ) -> Iterator[tuple[str, RawItem | None]]:
+        """The items of a table whose `columns` are the fields of an item → their names; those of `told` were told of
+        before."""
         id_column = self.items_item_column or self.item_column
-        given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
-        columns = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
-        by_id: dict[str, RawItem] = {}
-        for row in self._rows(path, ["items_item_column", *given], list(columns.values())):
-            with tally.line("items"):
-                if isinstance(row, raw.Unreadable):
-                    raise row
-                item = plain_id(row.get(id_column), "item")
-                if item in by_id:
-                    tally.noted["repeated items"] += 1
-                else:
-                    record = {field: row.get(column) for field, column in columns.items()}
-                    by_id[item] = raw.make_item(record, tally, self.categories_separator)
-        return by_id
+        for batch in table.batches([id_column, *columns.values()]):
+            for fault in batch.faults:
+                tally.lines["items"] += fault.lines
+                tally.drop("items", fault)
+            for line, row in zip(batch.lines, batch.rows(), strict=True):
+                tally.lines["items"] += 1
+                try:
+                    item = raw.plain_id(row[id_column], "item")
+                except raw.Unreadable as reason:
+                    tally.drop("items", raw.Fault(line, str(reason)))
+                    continue
+                tally.noted["repeated items"] += item in told
+                if item not in needed or item in told:
+                    yield item, None
+                    continue
+                told.add(item)
+                record = {field: row[column] for field, column in columns.items()}
+                yield item, raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The tables of a folder or of a pattern like `orders-*.parquet`, by name; else the file itself."""
+    if path.is_dir():
+        files = [part for part in path.rglob("*") if part.is_file() and not part.name.startswith((".", "_"))]
+        return sorted(filter(is_table, files)) or [path]
+    if glob.has_magic(str(path)) and not path.exists():
+        return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
+    return [path]

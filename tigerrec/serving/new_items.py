@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError, config
+from tigerrec.data.formats import is_table, read_rows, shown
 from tigerrec.data.histories import ITEMS, read_items
 from tigerrec.data.prepare import ITEM_FIELDS, item_text
-from tigerrec.data.raw import Tally, Unreadable, clean, make_item
-from tigerrec.data.tables import is_table, plain_id, read_rows, shown
+from tigerrec.data.raw import Fault, Tally, Unreadable, clean, make_item, plain_id
 from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.models.base import CONFIG, VECTORS
@@ -89,8 +89,8 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     vectors: dict[str, list[Any]] = {column: [] for column in VECTOR_OF.values() if column in columns}
     for number, row in enumerate(rows, start=1):
         try:
-            if isinstance(row, Unreadable):
-                raise row
+            if isinstance(row, Fault):
+                raise Unreadable(row.reason)
             records.append(_record(row, tally))
         except Unreadable as reason:
             raise NewItemsError(
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
 def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
     item_id, item = plain_id(row.get(ID), ID), make_item(row, tally, ">")
     text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
-    return {ID: item_id, **vars(item), "text": text}
+    return {ID: item_id, **item._asdict(), "text": text}
 
 
 def give(column: str) -> str:

@@ -20,6 +20,7 @@ from tigerrec import TigerrecError
 LOCK = ".lock"
 PROBE = ".probe.tmp"
 ASIDE, KEPT, CURRENT = ".new", ".old", ".current"
+SPILLED = ".spilled"
 ELSEWHERE = (
     "choose another place: `paths.runs=<folder>`, for tables `paths.results=<folder>`, for downloads "
     "`dataset.raw_dir=<folder>`, for exports and pages `--out <path>`"

@@ -17,6 +17,7 @@ from tigerrec.storage.files import (
     FULL,
     KEPT,
     PROBE,
+    SPILLED,
     atomic,
     fsync,
     not_writable,
@@ -33,7 +34,7 @@ from tigerrec.storage.fingerprints import SCHEMA, canonical_json, changed_keys, 
 from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, MissingError, StaleError, read_manifest
 
 REBUILD = ".rebuild"
-WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, KEPT, PROBE, f".{REBUILD}.tmp")
+WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, KEPT, PROBE, SPILLED, f".{REBUILD}.tmp")
 
 _verified: dict[tuple[str, int, int, int], str] = {}
 

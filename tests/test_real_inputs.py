@@ -1,0 +1,380 @@
+"""Files as people have them: each is read right, or refused in a sentence that names the remedy."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.raw_data import lines, read
+from tigerrec.data.base import DatasetError
+from tigerrec.data.prepare import prepare
+from tigerrec.data.tables import TablesDataset
+from tigerrec.storage.contracts import read_json, read_table
+
+ORDERS = [("ann", "1", 10), ("ann", "2", 11), ("ann", "3", 12), ("bob", "3", 5), ("bob", "2", 6), ("bob", "1", 7)]
+GOODS = [("1", "Soap", "Foamy", "Home > Bath", "1.5"), ("2", "Brush", "", "Home", "2"), ("3", "Towel", "", "", "")]
+HEADS = {"orders": ["user", "item", "time"], "goods": ["item", "title", "brand", "categories", "price"]}
+
+
+def shop(folder: Path, orders: Any = None, goods: Any = None, **options: Any) -> TablesDataset:
+    """A data set of two files: bytes are written to CSV, a pair names the file too."""
+    paths = []
+    for role, given, rows in (("orders", orders, ORDERS), ("goods", goods, GOODS)):
+        content = lines(rows, HEADS[role]) if given is None else given
+        name, content = content if isinstance(content, tuple) else (f"{role}.csv", content)
+        (folder / name).parent.mkdir(exist_ok=True)
+        if isinstance(content, pa.Table):
+            pq.write_table(content, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+        paths.append(folder / name)
+    return TablesDataset(*paths, **options)
+
+
+def titles(dataset: TablesDataset, out: Path) -> dict[str, str | None]:
+    table = read_table(prepare(dataset, out), "items.parquet")
+    return dict(zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True))
+
+
+KNOWN = {"1": "Soap", "2": "Brush", "3": "Towel"}
+
+
+# 1 The join
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda item: f"{item}.0", r"a trailing \.0"),
+        (lambda item: f"00{item}", "leading zeros"),
+        (lambda item: f"{item}é", "the Unicode form"),
+        (lambda item: f"A{item}", "letter case"),
+        (lambda item: f"x{item}y", None),
+    ],
+    ids=["float", "zeros", "unicode", "case", "others"],
+)
+def test_ids_that_match_nothing_are_refused_with_the_likely_cause(
+    tmp_path: Path, change: Any, cause: str | None
+) -> None:
+    import unicodedata
+
+    form = {"the Unicode form": lambda text: unicodedata.normalize("NFD", text), "letter case": str.lower}
+    orders = lines([(user, change(item), time) for user, item, time in ORDERS], HEADS["orders"])
+    other = form.get(cause or "", str)
+    goods = lines([(other(change(row[0])) if cause in form else row[0], *row[1:]) for row in GOODS], HEADS["goods"])
+    with pytest.raises(
+        DatasetError, match=r"No interaction has an item of the metadata \(items of interactions: '"
+    ) as error:
+        prepare(shop(tmp_path, orders, goods), tmp_path / "out")
+    assert (f"differ in {cause}".replace("\\", "") in str(error.value)) == (cause is not None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("space", [" ", "\t ", "\u00a0"])
+def test_outer_spaces_of_ids_do_not_part_them(tmp_path: Path, space: str) -> None:
+    goods = [(f'"{row[0]}{space}"', *row[1:]) for row in GOODS]
+    assert titles(shop(tmp_path, None, lines(goods, HEADS["goods"])), tmp_path / "out") == KNOWN
+
+
+def test_few_matches_are_warned_of_with_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    orders = lines([*ORDERS, *((user, "k9", 20) for user in ("ann", "bob"))], HEADS["orders"])
+    goods = lines([*GOODS, ("K9", "Dog", "", "", "")], HEADS["goods"])
+    with caplog.at_level(logging.WARNING):
+        out = prepare(shop(tmp_path, orders, goods), tmp_path / "out")
+    assert "only 75.0 % of the interactions have an item of the metadata (items of interactions: 'k9'" in caplog.text
+    assert "1 of them differ in letter case alone" in caplog.text
+    assert read_json(out, "stats.json")["interactions_with_metadata"] == 0.75
+
+
+def test_columns_that_are_swapped_are_refused(tmp_path: Path) -> None:
+    orders = lines([*ORDERS, *(("cid", item, 9) for item in "123")], HEADS["orders"])
+    swapped = {"user_column": "item", "item_column": "user", "items_item_column": "item"}
+    with pytest.raises(DatasetError, match="The column of users holds items: 3 of its ids"):
+        prepare(shop(tmp_path, orders, **swapped), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_numbers_as_titles_are_text(tmp_path: Path, kind: str) -> None:
+    records = [{"item": number, "title": title} for number, title in enumerate([1984, 300.0, 0.5], start=1)]
+    if kind == "parquet":
+        content: Any = pa.table({"item": [1, 2, 3], "title": pa.array([1984.0, 300.0, 0.5])})
+    else:
+        content = "\n".join(map(json.dumps, records)).encode()
+    assert titles(shop(tmp_path, None, (f"goods.{kind}", content)), tmp_path / "out") == {
+        "1": "1984",
+        "2": "300",
+        "3": "0.5",
+    }
+
+
+# 2 Time
+
+
+def times(folder: Path, values: list[Any], kind: str = "csv", **options: Any) -> list[tuple[str, int, int]]:
+    """(item, seconds, nanoseconds) in the order of time; items are numbered as in the file."""
+    if kind == "parquet":
+        content: Any = pa.table(
+            {"user": ["u"] * len(values), "item": list(map(str, range(len(values)))), "time": values}
+        )
+    else:
+        content = lines([("u", number, f'"{value}"') for number, value in enumerate(values)], HEADS["orders"])
+    raw = read(TablesDataset(shop(folder, (f"orders.{kind}", content)).interactions, **options))
+    assert not raw.dropped
+    found = zip(raw.item_ids, raw.timestamps, raw.nanos, strict=True)
+    return sorted(found, key=lambda row: row[1:])
+
+
+MARCH = 1709287200  # 2024-03-01T10:00:00Z
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["2024-03-01T10:00:09.500Z", "2024-03-01T10:00:09.100Z"],
+        ["2024-03-01 10:00:09,5", "2024-03-01 10:00:09,1"],
+        ["1709287209.5", "1709287209.1"],
+        ["2024-03-01T10:00:09.100000002Z", "2024-03-01T10:00:09.100000001Z"],
+    ],
+)
+def test_clicks_within_a_second_keep_their_order(tmp_path: Path, values: list[str]) -> None:
+    found = times(tmp_path, values)
+    assert [item for item, _, _ in found] == ["1", "0"]
+    assert {seconds for _, seconds, _ in found} == {MARCH + 9}
+
+
+def test_equal_items_within_a_second_are_no_repeats(tmp_path: Path) -> None:
+    rows = [("u", "1", f"2024-03-01T10:00:0{second}Z") for second in (1, "1.5", "1.5", 2)]
+    out = prepare(shop(tmp_path, lines(rows, HEADS["orders"])), tmp_path / "out")
+    stats = read_json(out, "stats.json")
+    assert (stats["interactions"], stats["repeated_interactions"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "kinds"),
+    [
+        (["1709287209", "1709287209000", "1709287210"], "1 milliseconds .*2 seconds"),
+        (["20240301", "2024-03-01", "2024-03-02"], "2 dates .*1 small numbers"),
+        (["1709287209", "2024-03-01", "2024-03-02"], "2 dates .*1 seconds"),
+    ],
+)
+def test_times_of_several_kinds_are_refused_with_counts(tmp_path: Path, values: list[str], kinds: str) -> None:
+    with pytest.raises(DatasetError, match=kinds) as error:
+        times(tmp_path, values)
+    assert "dataset.time_unit" in str(error.value)
+    assert "dataset.time_format" in str(error.value)
+
+
+def test_a_unit_or_a_format_says_what_times_are(tmp_path: Path) -> None:
+    assert [row[1] for row in times(tmp_path, ["1709287209", "1709287209000"], time_unit="s")] == [
+        MARCH + 9,
+        1709287209000,
+    ]
+    assert times(tmp_path, ["1709287209500", "1709287209100"], time_unit="ms") == [
+        ("1", MARCH + 9, 100_000_000),
+        ("0", MARCH + 9, 500_000_000),
+    ]
+    assert [row[1] for row in times(tmp_path, ["01.03.2024 10:00"], time_format="%d.%m.%Y %H:%M")] == [MARCH]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2024-03-01 10:00:00 UTC", "2024-03-01 10:00:00+0000", "2024-03-01T12:00:00+02:00", "2024-03-01T10:00",
+     str(MARCH), f" {MARCH} "],
+)  # fmt: skip
+def test_forms_of_one_moment(tmp_path: Path, value: str) -> None:
+    assert times(tmp_path, [value]) == [("0", MARCH, 0)]
+
+
+def test_types_of_time_in_parquet(tmp_path: Path) -> None:
+    import datetime
+    from decimal import Decimal
+
+    moment = datetime.datetime(2024, 3, 1, 10)
+    for array in (
+        pa.array([Decimal(f"{MARCH}.0")], pa.decimal128(18, 2)),
+        pa.array([float(MARCH)]),
+        pa.array([MARCH], pa.uint64()),
+        pa.array([moment], pa.timestamp("ns")),
+        pa.array([moment], pa.timestamp("s")),
+        pa.array([moment], pa.timestamp("us", tz="UTC")),
+        pa.array([str(MARCH)], pa.large_string()),
+        pa.array([str(MARCH)]).dictionary_encode(),
+        pa.array([str(MARCH).encode()]),
+    ):
+        assert times(tmp_path, array, "parquet") == [("0", MARCH, 0)], array.type
+    assert times(tmp_path, pa.array([datetime.date(2024, 3, 1)]), "parquet") == [("0", MARCH - 36000, 0)]
+
+
+def test_without_a_time_the_file_says_the_order(tmp_path: Path) -> None:
+    rows = [("u", "b"), ("u", "a"), ("u", "b"), ("u", "c")]
+    orders = shop(tmp_path, lines(rows, ["user", "item"])).interactions
+    out = prepare(TablesDataset(orders, time_column=None), tmp_path / "out")
+    assert read_table(out, "interactions.parquet")["item"].to_pylist() == [0, 1, 0, 2]
+
+
+# 3 Text
+
+
+def test_latin_1_is_counted_and_its_option_reads_it(tmp_path: Path) -> None:
+    goods = lines([("1", "Café Crème", "", "", ""), *GOODS[1:]], HEADS["goods"]).decode().encode("latin-1")
+    with pytest.raises(DatasetError, match=r"invalid UTF-8: 1, as line 2.*dataset\.encoding=latin-1"):
+        prepare(shop(tmp_path, None, goods), tmp_path / "out")
+    assert titles(shop(tmp_path, None, goods, encoding="latin-1"), tmp_path / "out")["1"] == "Café Crème"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "comma"),
+    [("12,50", None, 12.5), ("1.299,00", None, 1299.0), ("$1,299.00", 1299.0, None),
+     ("1299", 1299.0, 1299.0), ("9,99 €", None, 9.99)],
+)  # fmt: skip
+def test_prices_with_a_comma(tmp_path: Path, text: str, plain: float | None, comma: float | None) -> None:
+    goods = lines([("1", "Soap", "", "", f'"{text}"'), *GOODS[1:]], HEADS["goods"])
+    for decimal_comma, price in ((False, plain), (True, comma)):
+        raw = read(shop(tmp_path, None, goods, decimal_comma=decimal_comma))
+        assert raw.items["1"].price == price
+        assert raw.noted.get("price is not a number", 0) == (price is None)
+
+
+@pytest.mark.parametrize(
+    "text", ["\"['Home', 'Bath']\"", '"[""Home"", ""Bath""]"', "Home > Bath", "\"[['Home', 'Bath'], ['Gifts']]\""]
+)
+def test_categories_written_as_a_list(tmp_path: Path, text: str) -> None:
+    goods = lines([("1", "Soap", "", text, "1"), *GOODS[1:]], HEADS["goods"])
+    assert read(shop(tmp_path, None, goods)).items["1"].categories == ["Home", "Bath"]
+
+
+# 4 Lines lost
+
+
+def test_the_limit_holds_for_each_file(tmp_path: Path) -> None:
+    orders = lines([*ORDERS, ("cid", "1", "16.11.2023")], HEADS["orders"])
+    goods = lines([*GOODS, *((f"g{number}", "x", "", "", "") for number in range(5000))], HEADS["goods"])
+    with pytest.raises(DatasetError, match=r"1 of 7 lines of .*orders\.csv .*as line 8: '16\.11\.2023'"):
+        prepare(shop(tmp_path, orders, goods), tmp_path / "out")
+
+
+def test_tsv_has_no_quotes_unless_asked(tmp_path: Path) -> None:
+    goods = lines([("1", '"Weird lamp', "", "", ""), *GOODS[1:]], HEADS["goods"], "\t")
+    assert titles(shop(tmp_path, None, ("goods.tsv", goods)), tmp_path / "out") == KNOWN | {"1": '"Weird lamp'}
+
+
+def test_a_line_with_escaped_quotes_is_counted_and_the_option_named(tmp_path: Path) -> None:
+    goods = lines([("1", r'"5\" brush"', "", "", ""), *GOODS[1:]], HEADS["goods"])
+    with pytest.raises(DatasetError, match=r"1 of 3 lines .*dataset\.escape="):
+        prepare(shop(tmp_path, None, goods), tmp_path / "out")
+    assert titles(shop(tmp_path, None, goods, max_dropped=0.5), tmp_path / "out") == KNOWN | {"1": None}
+    assert titles(shop(tmp_path, None, goods, escape="\\"), tmp_path / "escaped")["1"] == '5" brush'
+
+
+def test_a_quote_that_is_never_closed_loses_no_line_uncounted(tmp_path: Path) -> None:
+    orders = lines([*ORDERS[:2], ("ann", '"3', 12), *ORDERS[3:]], HEADS["orders"])
+    raw = read(shop(tmp_path, orders))
+    assert (len(raw.user_ids), raw.dropped) == (2, {"interactions: a quote that is never closed": 4})
+
+
+# 5 Files not recognised
+
+NUMBERED = {"user_column": "1", "item_column": "2", "time_column": "3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("orders.csv", lines(ORDERS, HEADS["orders"], ";"), {"separator": ";"}),
+        ("orders.csv", lines(ORDERS, HEADS["orders"], "\t"), {"separator": "\t"}),
+        ("orders.csv", lines(ORDERS, HEADS["orders"], "::"), {"separator": "::"}),
+        ("orders.csv", lines(ORDERS, None), {"header": False} | NUMBERED),
+    ],
+)  # fmt: skip
+def test_other_separators_and_no_header_are_named_and_read(
+    tmp_path: Path, name: str, content: bytes, options: dict[str, Any]
+) -> None:
+    with pytest.raises(DatasetError, match=rf"dataset\.{next(iter(options))}="):
+        read(shop(tmp_path, (name, content)))
+    path = shop(tmp_path, (name, content)).interactions
+    assert read(TablesDataset(path, **options)).user_ids == [row[0] for row in ORDERS]
+
+
+RECORDS = [dict(zip(HEADS["orders"], row, strict=True)) for row in ORDERS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("orders.csv", lines(ORDERS, HEADS["orders"]).decode().encode("utf-16")),
+        ("orders.csv", gzip.compress(lines(ORDERS, HEADS["orders"]))),
+        ("orders.CSV.GZ", gzip.compress(lines(ORDERS, HEADS["orders"]))),
+        ("orders.json", json.dumps(RECORDS, indent=1).encode()),
+        ("orders.json", json.dumps(RECORDS).encode()),
+        ("orders.json", "".join(f"{record!r}\n" for record in RECORDS).encode()),
+        ("orders.csv", lines(ORDERS, HEADS["orders"]).replace(b"\n", b"\r\n")),
+        ("orders.tsv", lines(ORDERS, ["user:token", "item:token", "time:float"], "\t")),
+    ],
+    ids=["utf-16", "gzip without its ending", "capitals", "array", "array of one line", "literals", "crlf", "recbole"],
+)
+def test_files_that_say_what_they_are_are_read(tmp_path: Path, name: str, content: bytes) -> None:
+    raw = read(shop(tmp_path, (name, content)))
+    assert list(zip(raw.user_ids, raw.item_ids, raw.timestamps, strict=True)) == ORDERS
+    assert not raw.dropped
+
+
+def test_at_most_ten_names_of_columns_are_told(tmp_path: Path) -> None:
+    head = [f"column{number}" for number in range(300)]
+    with pytest.raises(DatasetError, match=r"only column0, .*column9 and 290 more;") as error:
+        read(shop(tmp_path, lines([tuple(range(300))], head)))
+    assert len(str(error.value)) < 600
+
+
+def test_a_user_with_nearly_everything_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("robot", number % 3 + 1, number) for number in range(500)]
+    rows += [(f"u{user}", item, item) for user in range(30) for item in (1, 2, 3)]
+    with caplog.at_level(logging.WARNING):
+        out = prepare(shop(tmp_path, lines(rows, HEADS["orders"])), tmp_path / "out")
+    assert "the user 'robot' has 84.7 % of all interactions (500)" in caplog.text
+    assert read_json(out, "stats.json")["longest_history"]["user"] == "robot"
+
+
+def test_low_ratings_and_other_events_are_left_out(tmp_path: Path) -> None:
+    head = ["user", "item", "time", "stars", "event"]
+    rows = [
+        (*row, stars, event) for row, stars, event in zip(ORDERS, "555145", ["buy", "buy", "view"] * 2, strict=True)
+    ]
+    content = lines(rows, head)
+    rated = read(TablesDataset(shop(tmp_path, content).interactions, rating_column="stars", min_rating=4))
+    assert [*zip(rated.user_ids, rated.item_ids, strict=True)] == [
+        ("ann", "1"),
+        ("ann", "2"),
+        ("ann", "3"),
+        ("bob", "2"),
+        ("bob", "1"),
+    ]
+    bought = read(TablesDataset(shop(tmp_path, content).interactions, where="event = 'buy'"))
+    assert len(bought.user_ids) == 4
+    with pytest.raises(DatasetError, match=r"look at `dataset\.where=`"):
+        read(TablesDataset(shop(tmp_path, content).interactions, where="no_such = 1"))
+
+
+@pytest.mark.parametrize("given", ["parts", "parts/*.parquet", "parts/p-?.parquet"])
+def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path: Path, given: str) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "_SUCCESS").touch()
+    for number, rows in enumerate((ORDERS[:2], ORDERS[2:3], ORDERS[3:])):
+        columns = dict(zip(HEADS["orders"], map(list, zip(*rows, strict=True)), strict=True))
+        pq.write_table(pa.table(columns), tmp_path / "parts" / f"p-{number}.parquet")
+    raw = read(TablesDataset(tmp_path / given))
+    assert list(zip(raw.user_ids, raw.item_ids, raw.timestamps, strict=True)) == ORDERS
+    out = prepare(TablesDataset(tmp_path / given), tmp_path / "out")
+    assert read_table(out, "users.parquet")["user_id"].to_pylist() == ["ann", "bob"]
+
+
+def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(DatasetError, match="is no file, and no folder that holds tables"):
+        read(TablesDataset(tmp_path / "parts"))
