@@ -137,6 +137,34 @@ def test_every_bad_line_is_counted_by_reason(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
+    ("reviews", "metadata"),
+    [
+        ([b'{"user_id": "u", "parent_asin": "B1", "timestamp": 1588687728923}'], METADATA),
+        (REVIEWS, [b'{"parent_asin": "B1", "title": "Soap"}']),
+    ],
+    ids=["reviews", "metadata"],
+)
+def test_files_of_the_release_of_2023_are_named(tmp_path: Path, reviews: list[bytes], metadata: list[bytes]) -> None:
+    with pytest.raises(DatasetError, match=r"is of Amazon's release of 2023.*dataset=amazon2023"):
+        prepare(write(tmp_path / "raw", reviews, metadata), tmp_path / "out")
+
+
+def test_metadata_of_2018_and_ratings_of_2018(tmp_path: Path) -> None:
+    metadata = [b'{"asin": "B1", "title": "Soap", "category": ["Beauty", "Bath"]}']
+    assert read(write(tmp_path / "raw", REVIEWS, metadata)).items["B1"].categories == ["Beauty", "Bath"]
+    (tmp_path / "raw" / "ratings.csv").write_text(
+        "".join(f"B{item},u{user},5.0,{item}\n" for item in range(1, 5) for user in range(5))
+    )
+    metadata = b"".join(b"{'asin': 'B%d', 'title': 'Soap'}\n" % item for item in range(1, 5))
+    (tmp_path / "raw" / "meta.json.gz").write_bytes(gzip.compress(metadata))
+    dataset = AmazonReviews(
+        tmp_path / "raw", "ratings.csv", "meta.json.gz", min_user_interactions=0, min_item_interactions=0
+    )
+    with pytest.raises(DatasetError, match=r"The column of users holds items: 4 of its ids.*dataset=amazon2018"):
+        prepare(dataset, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda content: content[:-20], "is cut short"),

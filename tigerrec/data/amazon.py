@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Container, Iterator, Set
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from tigerrec.config import Share, options, shipped_folder
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.download import download_missing
-from tigerrec.data.formats import EXCERPT, Dialect, Table, open_table
+from tigerrec.data.formats import EXCERPT, Dialect, open_table
 from tigerrec.data.interactions import Columns, Loader
 from tigerrec.data.raw import Fault, Tally, Unreadable, make_item, plain_id, record_of, text_of
 from tigerrec.data.raw_files import read_lines
@@ -82,7 +82,11 @@ class AmazonReviews(Dataset):
 
     def load_interactions(self, loader: Loader) -> None:
         """Load the reviews or ratings. Raises DatasetError if a file is missing or damaged."""
-        loader.load(self._open(self.interactions), RATINGS if ".csv" in self.interactions else REVIEWS)
+        table = open_table(
+            self.folder / self.interactions, Dialect(header=False, quote=""), self._remedy(self.interactions)
+        )
+        self._check_release(table.columns, self.interactions)
+        loader.load(table, RATINGS if ".csv" in self.interactions else REVIEWS)
 
     def read_items(self, needed: Set[str], tally: Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The first readable record of each needed item; lines of other items are not parsed. Raises DatasetError if
@@ -96,17 +100,26 @@ class AmazonReviews(Dataset):
                 continue
             try:
                 record = record_of(text_of(line))
+                self._check_release(record, self.metadata)
                 item = plain_id(record.get("asin"), "item")
             except Unreadable as reason:
                 tally.drop("metadata", Fault(number, str(reason), repr(line)[:EXCERPT]))
                 continue
             tally.noted["repeated metadata"] += item in told
-            yield item, make_item(record, tally) if item in needed and item not in told else None
+            if item not in needed or item in told:
+                yield item, None
+                continue
             told.add(item)
+            yield item, make_item({"categories": record.get("category")} | record, tally)
 
     def _remedy(self, name: str) -> str:
         replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"
         return f"delete it and {replace}, or try `dataset=sample`"
 
-    def _open(self, name: str) -> Table:
-        return open_table(self.folder / name, Dialect(header=False, quote=""), self._remedy(name))
+    def _check_release(self, columns: Container[str], name: str) -> None:
+        """Raise DatasetError if a file has the columns of the release of 2023."""
+        if "parent_asin" in columns:
+            raise DatasetError(
+                f"{self.folder / name} is of Amazon's release of 2023, and dataset.family=amazon reads that of 2014; "
+                "read it by `dataset=amazon2023`, with the names of its columns if they differ."
+            )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from tigerrec.data.base import DatasetError
 from tigerrec.data.formats import Batch, Table
 from tigerrec.data.raw import Fault, Tally, Unreadable, plain_id
@@ -217,13 +219,16 @@ class Loader:
         named = [columns.user, columns.item, *filter(None, (columns.time, columns.rating))]
         wanted = table.columns if columns.where else list(dict.fromkeys(named))
         self.database.begin()
+        bar = tqdm(desc=table.path.name, unit=" lines", unit_scale=True, disable=None, leave=False)
         for batch in table.batches(wanted):
+            bar.update(len(batch.lines) + len(batch.faults))
             for fault in batch.faults:
                 self.tally.drop(ROLE, fault)
                 self.tally.lines[ROLE] += fault.lines
             if batch.lines:
                 self._insert(batch, columns)
             last = max([last, *batch.lines[-1:], *(fault.line for fault in batch.faults)])
+        bar.close()
         self._count()
         self.database.commit()
         self.before += last

@@ -59,7 +59,8 @@ def judge_join(database: DuckDBPyConnection) -> dict[str, Any]:
     if not matched and swapped:
         raise DatasetError(
             f"The column of users holds items: {swapped:,} of its ids are items of the metadata, and none of the "
-            "column of items; give the columns the other way round (`dataset.user_column=` and `dataset.item_column=`)."
+            "column of items; give the columns the other way round: `dataset.user_column=` and `dataset.item_column=` "
+            "of `dataset=tables`, or, for Amazon's release of 2018, `dataset=amazon2018`."
         )
     if not matched and total:
         raise DatasetError(

@@ -132,6 +132,9 @@ def _stats_of_items(database: DuckDBPyConnection) -> dict[str, Any]:
         "FROM items LEFT JOIN metadata ON items.name = metadata.item"
     ).fetchone()
     counts = dict(zip(without, row[1:], strict=True))  # type: ignore[index]
+    told = ", ".join(f"{count:,} no {field}" for field, count in counts.items() if count)
+    if told:
+        logger.info("of the items %s", told)
     return {
         "items_without_metadata": row[0],  # type: ignore[index]
         "items_without": {field: count for field, count in counts.items() if count},
@@ -194,6 +197,11 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with unchanged(sources) as digests:
             loader = Loader(database, tally)
             dataset.load_interactions(loader)
+            if not tally.lines[ROLE]:
+                raise DatasetError(
+                    f"{sources.get(ROLE, out)} holds no interactions: it is empty, or has a header alone; give a file "
+                    "with data."
+                )
             loader.check_times(str(sources.get("interactions", out)))
             _check_dropped(tally, sources, dataset, set())
             stats = arrange(database, dataset.min_user_interactions, dataset.min_item_interactions)

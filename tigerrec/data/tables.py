@@ -168,6 +168,8 @@ class TablesDataset(Dataset):
     def _open(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
         """A table that has every column named by `options`, and one of the columns `any_of` if given."""
         table = open_table(path, self.dialect)
+        if not table.columns:
+            raise DatasetError(f"{path} is empty; give a file with data.")
         named = {option: getattr(self, option) or self.item_column for option in options}
         for option, name in named.items():
             if name not in table.columns:
