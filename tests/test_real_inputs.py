@@ -227,6 +227,11 @@ def test_latin_1_is_counted_and_its_option_reads_it(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"invalid UTF-8: 1, as line 2.*dataset\.encoding=latin-1"):
         prepare(shop(tmp_path, None, goods), tmp_path / "out")
     assert titles(shop(tmp_path, None, goods, encoding="latin-1"), tmp_path / "out")["1"] == "Café Crème"
+    all_lines = lines([(row[0], "Größe", "", "", "") for row in GOODS], HEADS["goods"]).decode().encode("latin-1")
+    with pytest.raises(
+        DatasetError, match=r"None of the 3 lines .*; name its encoding, as `dataset\.encoding=latin-1`"
+    ):
+        prepare(shop(tmp_path, None, all_lines), tmp_path / "all")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tigerrec.data.arrange import ORDERED, arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
-from tigerrec.data.interactions import ROLE, Loader, working_database
+from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
 from tigerrec.data.raw import NOT_UTF_8, Tally
 from tigerrec.storage.files import unchanged
@@ -65,15 +65,12 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         )
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
-        encoding = (
-            "name its encoding, as `dataset.encoding=latin-1`, "
-            if NOT_UTF_8 in reasons and hasattr(dataset, "encoding")
-            else ""
-        )
+        is_encoded = NOT_UTF_8 in reasons and hasattr(dataset, "encoding")
+        encoding = "name its encoding, as `dataset.encoding=latin-1`, " if is_encoded else ""
         if dropped > max_dropped * lines and dropped == lines:
             raise DatasetError(
-                f"None of the {lines:,} lines of {path} can be read ({told}); a time must be a number or a date like "
-                "2024-03-01, or as `dataset.time_format=` says."
+                f"None of the {lines:,} lines of {path} can be read ({told}); {encoding}repair it"
+                + (", a time must be a number or a date like 2024-03-01." if NOT_A_TIME in reasons else ".")
             )
         if dropped > max_dropped * lines:
             raise DatasetError(
