@@ -149,6 +149,14 @@ def test_files_of_the_release_of_2023_are_named(tmp_path: Path, reviews: list[by
         prepare(write(tmp_path / "raw", reviews, metadata), tmp_path / "out")
 
 
+@pytest.mark.parametrize("line", ["u;B1;5.0;1\n", "u,B1,1\n"])
+def test_ratings_of_other_columns_are_refused(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "raw", REVIEWS, METADATA)
+    (tmp_path / "raw" / "ratings.csv").write_text(line * 5)
+    with pytest.raises(DatasetError, match="does not begin with a line user,item,rating,time"):
+        prepare(AmazonReviews(tmp_path / "raw", "ratings.csv", "meta.json.gz"), tmp_path / "out")
+
+
 def test_metadata_of_2018_and_ratings_of_2018(tmp_path: Path) -> None:
     metadata = [b'{"asin": "B1", "title": "Soap", "category": ["Beauty", "Bath"]}']
     assert read(write(tmp_path / "raw", REVIEWS, metadata)).items["B1"].categories == ["Beauty", "Bath"]

@@ -303,3 +303,13 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
     assert (extended / "runs/sample/hashed/thirds-seed0/one_layer-packed-seed0/eval-full/metrics.json").exists()
     assert json.loads((extended / "runs/sequences/stats.json").read_text())["items"] == 12
     assert len(done.stdout.splitlines()[-5:]) == 5
+
+
+def test_the_printed_options_of_own_data_can_be_given_in_a_shell():
+    table = (ROOT / "data" / "README.md").read_text(encoding="utf-8").partition("| your files | option |")[2]
+    printed = [code for row in table.splitlines()[2:] for code in re.findall(r"`([^`]*dataset\.[^`]*)`", row)]
+    assert len(printed) >= 15
+    for code in printed:
+        options = shlex.split(code)
+        cfg = compose(["dataset=tables", "dataset.interactions=x.csv", *options])
+        assert plan(cfg)["prepare"].config.family == "tables", options

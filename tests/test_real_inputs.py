@@ -383,3 +383,79 @@ def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     with pytest.raises(DatasetError, match="is no file, and no folder that holds tables"):
         read(TablesDataset(tmp_path / "parts"))
+
+
+def test_parts_of_one_name_in_several_folders_are_all_read(tmp_path: Path) -> None:
+    for number, name in enumerate(("2024-01/part.csv", "2024-02/part.csv", "_delta_log/x.csv", ".hidden/part.csv")):
+        (tmp_path / "parts" / name).parent.mkdir(parents=True)
+        (tmp_path / "parts" / name).write_bytes(lines(ORDERS[3 * number : 3 * number + 3] or ORDERS, HEADS["orders"]))
+    dataset = TablesDataset(tmp_path / "parts")
+    assert list(dataset.files()) == ["interactions: 2024-01/part.csv", "interactions: 2024-02/part.csv"]
+    assert len(read(dataset).user_ids) == len(ORDERS)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_nanoseconds_as_whole_numbers_keep_their_order(tmp_path: Path, kind: str) -> None:
+    values = [1_700_000_000_123_456_789 - number for number in range(5)]
+    content: Any = pa.table({"user": ["u"] * 5, "item": list("01234"), "time": values})
+    if kind == "csv":
+        content = lines([("u", number, value) for number, value in enumerate(values)], HEADS["orders"])
+    elif kind == "jsonl":
+        content = "\n".join(json.dumps({"user": "u", "item": str(n), "time": t}) for n, t in enumerate(values)).encode()
+    raw = read(TablesDataset(shop(tmp_path, (f"orders.{kind}", content)).interactions))
+    assert raw.timestamps == values
+
+
+def test_a_fraction_near_one_does_not_wrap(tmp_path: Path) -> None:
+    assert [item for item, _, _ in times(tmp_path, ["1.9999999999", "1.5", "1.1"])] == ["2", "1", "0"]
+
+
+def test_a_missing_rating_is_no_high_one_and_ratings_need_a_column(tmp_path: Path) -> None:
+    columns = {"user": ["u"] * 4, "item": list("abcd"), "time": [1, 2, 3, 4], "stars": [float("nan"), 5.0, 1.0, None]}
+    dataset = shop(tmp_path, ("orders.parquet", pa.table(columns)))
+    raw = read(TablesDataset(dataset.interactions, rating_column="stars", min_rating=4))
+    assert raw.item_ids == ["b"]
+    with pytest.raises(DatasetError, match=r"dataset\.rating_column=<column>"):
+        read(TablesDataset(dataset.interactions, min_rating=4))
+
+
+@pytest.mark.parametrize("space", ["\u3000", "\u2003", "\x1c", "\x85"])
+def test_every_space_around_an_id_goes_on_both_sides(tmp_path: Path, space: str) -> None:
+    orders = lines([(user, f"{space}{item}{space}", time) for user, item, time in ORDERS], HEADS["orders"])
+    assert titles(shop(tmp_path, orders), tmp_path / "out") == KNOWN
+
+
+def test_bytes_as_ids_are_text(tmp_path: Path) -> None:
+    columns = {"user": [b" u ", b"u", b"", b"\xff"], "item": list("abcd"), "time": [1, 2, 3, 4]}
+    raw = read(TablesDataset(shop(tmp_path, ("orders.parquet", pa.table(columns))).interactions))
+    assert raw.user_ids == ["u", "u"]
+    assert raw.dropped == {"interactions: no user": 1, "interactions: user is not valid text": 1}
+
+
+def test_what_is_no_id_is_none_whatever_stands_beside_it(tmp_path: Path) -> None:
+    records = [{"user": user, "item": "a", "time": 1} for user in (float("nan"), "b", 1.5, 2.0)]
+    content = "\n".join(map(json.dumps, records)).encode()
+    assert read(TablesDataset(shop(tmp_path, ("orders.jsonl", content)).interactions)).user_ids == ["b", "2"]
+
+
+def test_a_format_of_time_holds_for_numbers_too(tmp_path: Path) -> None:
+    found = times(tmp_path, pa.array([20240301]), "parquet", time_format="%Y%m%d")
+    assert found == [("0", MARCH - 36000, 0)]
+
+
+def test_nanoseconds_with_a_zone_are_read(tmp_path: Path) -> None:
+    moment = pa.array([MARCH * 1_000_000_000 + 5], pa.timestamp("ns", tz="UTC"))
+    assert times(tmp_path, moment, "parquet") == [("0", MARCH, 5)]
+
+
+def test_a_bad_record_of_many_lines_counts_them_all(tmp_path: Path) -> None:
+    content = b"user,item,time\n" + b'a,"1,1\n' + b"x,y,1\n" * 50 + b'c,2",5,extra,3\n' + b"d,3,1\n"
+    raw = read(TablesDataset(shop(tmp_path, content).interactions))
+    assert (raw.user_ids, raw.dropped) == (["d"], {"interactions: another number of columns than the header": 52})
+
+
+def test_several_arrays_in_a_file_are_all_read_and_other_endings_refused(tmp_path: Path) -> None:
+    content = f"{json.dumps(RECORDS[:2])}\n{json.dumps(RECORDS[2:])}\n".encode()
+    assert len(read(shop(tmp_path, ("orders.json", content))).user_ids) == len(RECORDS)
+    with pytest.raises(DatasetError, match="goes on after its array"):
+        read(shop(tmp_path, ("orders.json", content + b"more")))

@@ -79,6 +79,7 @@ def test_a_batch_goes_on_where_a_history_is_unknown(recommender, caplog):
         "nothing is recommended to 2 of 53 histories, which have no item of the catalogue: rows 1, 2",
     ]
     assert recommender.recommend_batch([["gone"]]) == [[]]
+    assert len(recommender.recommend(HISTORY, k=np.int64(2))) == 2
 
 
 @pytest.mark.parametrize("k", ["5", 2.5, None, True, float("nan"), float("inf")])

@@ -86,7 +86,13 @@ class AmazonReviews(Dataset):
             self.folder / self.interactions, Dialect(header=False, quote=""), self._remedy(self.interactions)
         )
         self._check_release(table.columns, self.interactions)
-        loader.load(table, RATINGS if ".csv" in self.interactions else REVIEWS)
+        is_ratings = ".csv" in self.interactions
+        if is_ratings and len(table.columns) != 4:
+            raise DatasetError(
+                f"{self.folder / self.interactions} does not begin with a line user,item,rating,time; "
+                f"{self._remedy(self.interactions)}."
+            )
+        loader.load(table, RATINGS if is_ratings else REVIEWS)
 
     def read_items(self, needed: Set[str], tally: Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The first readable record of each needed item; lines of other items are not parsed. Raises DatasetError if

@@ -27,7 +27,7 @@ EXCERPT = 100  # characters of a line that cannot be read
 MANY = 10  # names of columns in a message
 WHOLE = "give a whole file"
 TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
-SEPARATORS = {";": "';'", "\t": r"'\t'", "|": "'|'", "::": "'::'", ",": "','"}
+SEPARATORS = {";": ";", "\t": r"\t", "|": "|", "::": "::", ",": ","}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +127,8 @@ class DelimitedTable(RowTable):
         super().__init__(path)
         self.remedy = remedy
         self.dialect = dialect
-        self.separator = dialect.separator or DELIMITED[unpacked_suffix(path)]
-        first: Any = next(self._records(), (1, []))[1]
+        self.separator = (dialect.separator or "").replace(r"\t", "\t") or DELIMITED[unpacked_suffix(path)]
+        first: Any = next(self._records(), (1, [], 1))[1]
         names = [] if isinstance(first, raw.Fault) else first
         self.width, self.first = len(names), names
         if not dialect.header:
@@ -137,7 +137,8 @@ class DelimitedTable(RowTable):
             names = [name.rpartition(":")[0] for name in names]
         self.columns = self._named(names)
 
-    def _records(self) -> Iterator[tuple[int, Any]]:
+    def _records(self) -> Iterator[tuple[int, Any, int]]:
+        """The number of the last line, the row or its `Fault`, and how many lines it takes."""
         csv.field_size_limit(LINE_LIMIT)
         ended, taken, unusable = 0, 0, ""  # the last line, how many there were, and what is wrong with the last row's
 
@@ -174,15 +175,15 @@ class DelimitedTable(RowTable):
                 row = raw.Fault(before + 1, _csv_reason(str(error)), lines=max(taken - begun, 1))
             if unusable:
                 row, unusable = raw.Fault(ended, unusable, str(row)[:EXCERPT], max(taken - begun, 1)), ""
-            yield ended, row
+            yield ended, row, taken - begun
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         records, width = self._records(), self.width
         if self.dialect.header:
             next(records, None)
-        for line, row in records:
+        for line, row, lines in records:
             if type(row) is list and len(row) != width:
-                yield line, raw.Fault(line, "another number of columns than the header", str(row)[:EXCERPT])
+                yield line, raw.Fault(line, "another number of columns than the header", str(row)[:EXCERPT], lines)
             else:
                 yield line, row
 
@@ -195,7 +196,7 @@ class DelimitedTable(RowTable):
         for separator, written in SEPARATORS.items():
             parts = text.split(separator)
             if separator != self.separator and (set(wanted) & set(parts) or (self.width < 2 < len(parts))):
-                return f"its columns seem to be separated by {written}: add `dataset.separator={written}`"
+                return f"its columns seem to be separated by '{written}': add `\"dataset.separator='{written}'\"`"
         if self.dialect.header and any(re.fullmatch(r"[-+.\d]+", name) for name in self.first):
             return (
                 "its first line seems to hold data, not names: add `dataset.header=false` and number the columns, as "
@@ -245,8 +246,14 @@ class JsonTable(RowTable):
             while True:
                 text = text.lstrip(" \t\r\n,")
                 try:
-                    if text.startswith("]"):
-                        return
+                    if text.startswith("]"):  # and nothing follows but another array
+                        text = text[1:].lstrip() or "".join(incremental).lstrip()
+                        if not text:
+                            return
+                        if not text.startswith("["):
+                            raise DatasetError(f"{self.path} goes on after its array; write one record a line.")
+                        text = text[1:]
+                        continue
                     value, end = decoder.raw_decode(text)
                     if end == len(text):  # a number may go on
                         raise ValueError

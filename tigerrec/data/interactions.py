@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tigerrec.data.base import DatasetError
 from tigerrec.data.formats import Batch, Table
-from tigerrec.data.raw import Fault, Tally, Unreadable, plain_id
+from tigerrec.data.raw import SPACES, Fault, Tally, Unreadable, plain_id
 from tigerrec.storage.files import SPILLED, ArtifactError, not_writable, remove_tree
 from tigerrec.text import first_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROLE = "interactions"
 MEMORY = "1GB"  # what DuckDB holds before it spills to disk
-WHITE = "' \t\n\r\f\v\u00a0'"
+WHITE = f"'{SPACES}'"
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 DATE = r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?\s*(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)?)?"
@@ -104,7 +104,7 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def arrow_column(values: Any, name: str) -> Any:
+def arrow_column(values: Any, is_id: bool) -> Any:
     """The values of a column as a `pyarrow.Array`; where they are of several types, as text."""
     import pyarrow as pa
 
@@ -113,14 +113,14 @@ def arrow_column(values: Any, name: str) -> Any:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError, ValueError):
-        return pa.array([_text(value, name) for value in values], pa.string())
+        return pa.array([_text(value, is_id) for value in values], pa.string())
 
 
-def _text(value: Any, name: str) -> str | None:
+def _text(value: Any, is_id: bool) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        return repr(value) if isinstance(value, float) and not value.is_integer() else plain_id(value, name)
+        return repr(value) if isinstance(value, float) and not is_id else plain_id(value, "value")
     except (Unreadable, ValueError):
         return UNREADABLE
 
@@ -139,7 +139,8 @@ def id_sql(column: str, kind: str) -> str:
             f"THEN coalesce({whole}, chr(0)) ELSE chr(0) END"
         )
     if kind == "BLOB":
-        return f"CASE WHEN {column} IS NOT NULL THEN coalesce(TRY(decode({column})), chr(0)) END"
+        text = f"CASE WHEN {column} IS NOT NULL THEN coalesce(TRY(decode({column})), chr(0)) END"
+        return id_sql(text, "VARCHAR")
     return f"CASE WHEN {column} IS NOT NULL THEN chr(0) END"
 
 
@@ -155,8 +156,8 @@ def _whole(number: str, unit: str | None) -> tuple[str, str, str]:
 def _broken(number: str, unit: str | None) -> tuple[str, str, str]:
     """SQL of the seconds, the nanoseconds beside them and the kind of a number with a fraction."""
     number = f"({number} / {UNITS[unit or 's']})"
-    nanos = f"CAST(({number} - floor({number})) * 1000000000 AS BIGINT) % 1000000000"
-    return f"floor({number})", nanos, "'numbers'" if unit else f"magnitude({number})"
+    nanos = f"least(CAST(({number} - floor({number})) * 1000000000 AS BIGINT), 999999999)"
+    return f"TRY_CAST(floor({number}) AS BIGINT)", nanos, "'numbers'" if unit else f"magnitude({number})"
 
 
 def _microseconds(moment: str) -> tuple[str, str]:
@@ -167,13 +168,15 @@ def _microseconds(moment: str) -> tuple[str, str]:
 def time_sql(column: str, kind: str, columns: Columns) -> tuple[str, str, str]:
     """SQL of a time of a type of DuckDB: whole seconds, nanoseconds beside them, and which kind of time it is; NULL
     where it is none."""
+    if columns.time_format is not None and kind in (*WHOLE, "FLOAT", "DOUBLE"):
+        column, kind = f"CAST({column} AS VARCHAR)", "VARCHAR"
     if kind in WHOLE:
         return _whole(f"TRY_CAST({column} AS BIGINT)" if kind in ("UBIGINT", "HUGEINT") else column, columns.time_unit)
     if kind in ("FLOAT", "DOUBLE"):
         return _broken(f"CASE WHEN isfinite({column}) THEN CAST({column} AS DOUBLE) END", columns.time_unit)
     if kind.startswith("DECIMAL"):
         return _broken(column, columns.time_unit)
-    if kind == "TIMESTAMP_NS":
+    if kind in ("TIMESTAMP_NS", "TIMESTAMPTZ_NS"):
         nanos = f"epoch_ns({column})"
         return f"whole_units({nanos}, 1000000000)", f"rest_of_units({nanos}, 1000000000)", "'dates'"
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
@@ -238,7 +241,9 @@ class Loader:
         import pyarrow as pa
 
         self.tally.lines[ROLE] += len(batch.lines)
-        arrays = {name: arrow_column(values, name) for name, values in batch.columns.items()}
+        arrays = {
+            name: arrow_column(values, name in (columns.user, columns.item)) for name, values in batch.columns.items()
+        }
         given = pa.table({"the line": pa.array(batch.lines, pa.int64()), **arrays})
         self.database.register("given", given)
         try:
@@ -267,7 +272,8 @@ class Loader:
             seconds, nanos, kind = time_sql(time, kinds[columns.time], columns)
         conditions = [columns.where] if columns.where else []
         if columns.rating is not None and columns.min_rating is not None:
-            conditions.append(f"TRY_CAST({quoted(columns.rating)} AS DOUBLE) >= {float(columns.min_rating)}")
+            rating = f"TRY_CAST({quoted(columns.rating)} AS DOUBLE)"
+            conditions.append(f"NOT isnan({rating}) AND {rating} >= {float(columns.min_rating)}")
         kept = " AND ".join(f"({condition})" for condition in conditions) or "true"
         return f"""
             INSERT INTO lines
@@ -291,7 +297,7 @@ class Loader:
     def _count(self) -> None:
         """Count the lines of a table that cannot be read, and the kinds of its times."""
         lost = self.database.execute(
-            "SELECT fault, count(*), list(place ORDER BY place)[:3], list(odd ORDER BY place)[:3] FROM lines "
+            "SELECT fault, count(*), min(place, 3), arg_min(coalesce(odd, ''), place, 3) FROM lines "
             f"WHERE fault IS NOT NULL AND place > {self.before} GROUP BY fault"
         ).fetchall()
         for reason, count, places, times in lost:

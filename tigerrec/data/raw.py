@@ -20,6 +20,7 @@ NOT_UTF_8 = "invalid UTF-8"
 NOT_JSON = "neither JSON nor a Python literal"
 NO_RECORD = "not a record of named values"
 EXAMPLES = 3
+SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all that str.strip takes away
 
 
 class Unreadable(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -95,7 +96,10 @@ class TablesDataset(Dataset):
         named = {"interactions": self.interactions, "items": self.items}
         parts = {role: _parts(self._path(path)) for role, path in named.items() if path is not None}
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
-            f"{role}: {path.name}": path for role, files in parts.items() if len(files) > 1 for path in files
+            f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
+            for role, files in parts.items()
+            if len(files) > 1
+            for path in files
         }
 
     def _path(self, path: Path) -> Path:
@@ -138,6 +142,10 @@ class TablesDataset(Dataset):
     def load_interactions(self, loader: Loader) -> None:
         """Load the table of interactions. Raises DatasetError if a column is missing, or the file is damaged."""
         named = ["user_column", "item_column", *(["time_column"] if self.time_column else [])]
+        if self.min_rating is not None and self.rating_column is None:
+            raise DatasetError(
+                "dataset.min_rating needs the column of ratings; name it by `dataset.rating_column=<column>`."
+            )
         if self.min_rating is not None:
             named.append("rating_column")
         if self.time_column is None:
@@ -170,7 +178,9 @@ class TablesDataset(Dataset):
         table = open_table(path, self.dialect)
         if not table.columns:
             raise DatasetError(f"{path} is empty; give a file with data.")
-        named = {option: getattr(self, option) or self.item_column for option in options}
+        named = {option: getattr(self, option) for option in options}
+        if "items_item_column" in named:
+            named["items_item_column"] = self.items_item_column or self.item_column
         for option, name in named.items():
             if name not in table.columns:
                 advice = table.advice(list(named.values())) or f"name yours by `dataset.{option}=<column>`"
@@ -211,8 +221,9 @@ class TablesDataset(Dataset):
 def _parts(path: Path) -> list[Path]:
     """The tables of a folder or of a pattern like `orders-*.parquet`, by name; else the file itself."""
     if path.is_dir():
-        files = [part for part in path.rglob("*") if part.is_file() and not part.name.startswith((".", "_"))]
-        return sorted(filter(is_table, files)) or [path]
+        parts = [part.relative_to(path) for part in path.rglob("*") if part.is_file() and is_table(part)]
+        shown = [part for part in parts if not any(name.startswith((".", "_")) for name in part.parts)]
+        return [path / part for part in sorted(shown)] or [path]
     if glob.has_magic(str(path)) and not path.exists():
         return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
     return [path]

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,10 +207,11 @@ class Recommender:
     ) -> list[list[Recommendation]]:
         """`recommend` for many histories at once; one of which no item is known gets an empty list, and a warning
         counts these. Raises RecommendError if k is no whole number from 1 up."""
-        if isinstance(k, bool) or not isinstance(k, (int, float)) or not float(k).is_integer() or k < 1:
+        count = int(k) if isinstance(k, float) and k.is_integer() else k
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise RecommendError(f"k must be a whole number from 1 up, got {k!r}; give for instance `K=10`.")
         known = self._known(histories)
-        k = min(int(k), len(self.item_ids))
+        k = min(int(count), len(self.item_ids))
         rows = [row for row, history in enumerate(known) if len(history)]
         lists: list[list[Recommendation]] = [[] for _ in known]
         if rows:
