@@ -101,6 +101,27 @@ def test_the_world_seen_from_inside() -> None:
     assert err.count("tigerrec.TigerrecError: Only the first says why.") == 1
 
 
+LEFT = """
+import os, torch, torch.distributed
+from tigerrec.runtime import distributed
+distributed.join()
+distributed.gathered(0)
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # torch.optim loads more of torch.distributed
+import torch.distributed.nn
+distributed.leave()
+threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+os.write(1, f"{[name for name in threads if 'gloo' in name]}\\n".encode())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the names of threads are read from Linux's /proc")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """One that does can abort the process at its end."""
+    code, out, err = ended(torchrun("--no-python", sys.executable, "-c", LEFT))
+    assert code == 0, err
+    assert out.splitlines() == ["[]"] * 2
+
+
 def test_a_signal_that_comes_twice_still_waits_for_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler signals every process, and torchrun passes on what it got."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

@@ -68,6 +68,7 @@ def join() -> None:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import torch
     import torch.distributed
+    import torch.distributed.nn  # were it imported later, its defaults would hold the group, and its threads, for ever
 
     if torch.distributed.is_initialized():
         return
