@@ -7,14 +7,14 @@ CALL = @$(BIN)/tigerrec $(1) $(ARGS) $(CHOICES)
 CALL_STAGE = @$(if $(LAUNCH),PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) -m tigerrec,$(BIN)/tigerrec) $(1) $(ARGS) $(CHOICES)
 STAGES := data embed tokenize train eval
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS LAUNCH RUN TABLE ITEMS ITEMS_FILE K OUT
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS LAUNCH RUN TABLE ITEMS ITEMS_FILE K OUT SIZES
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
 ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
 $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench tokenizers audit demo recommend report export add lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench bench-data tokenizers audit demo recommend report export add lint test test-all sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -60,6 +60,9 @@ table: .venv/.installed  ## tokenizers × seeds beside baselines → one table; 
 bench: GENERATOR ?= t5_paper
 bench: .venv/.installed  ## training and search against transformers, at the paper's size
 	$(call CALL,benchmark)
+
+bench-data: .venv/.installed  ## seconds and memory of all stages on made-up shops, of SIZES="1000000 10000000" interactions
+	@$(BIN)/python scripts/bench_data.py $(SIZES)
 
 tokenizers: .venv/.installed  ## all tokenizers, or ARGS="tokenizers=[rkmeans,random]" → a table and pictures
 	$(call CALL,compare-tokenizers)

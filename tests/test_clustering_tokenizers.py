@@ -3,6 +3,8 @@ rotations, hyperplanes."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -187,7 +189,7 @@ def test_a_learned_rotation_is_orthogonal_and_loses_less_where_slices_depend_on_
     for rotate in (False, True):
         tokenizer = ProductQuantizer(codebook_size=16, rotate=rotate)
         state, codes = tokenizer.fit(vectors, seed=0, extra={})
-        losses[rotate] = reconstruction_error(vectors, tokenizer.decode(state, codes))
+        losses[rotate] = reconstruction_error(vectors, codes, partial(tokenizer.decode, state))
     assert np.allclose(state["rotation"] @ state["rotation"].T, np.eye(16), atol=1e-5)
     assert not np.allclose(state["rotation"], np.eye(16), atol=0.1)
     assert losses[True] < 0.7 * losses[False]

@@ -23,7 +23,11 @@ from tigerrec.text import GROUPS
 from tigerrec.tokenizers.base import Tokenizer
 from tigerrec.training.options import Training
 
-RESERVED = {"tokenizer": ("seed", "collisions", "max_collision"), "generator": ("seed",), "baseline": ("seed",)}
+RESERVED = {
+    "tokenizer": ("seed", "collisions", "max_collision", "fit_items"),
+    "generator": ("seed",),
+    "baseline": ("seed",),
+}
 OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some
 FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
 CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]

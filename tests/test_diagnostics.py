@@ -28,9 +28,10 @@ def test_usage_of_a_level():
 
 def test_reconstruction_error_is_relative_to_the_variance():
     vectors = np.array([[0.0, 0.0], [2.0, 4.0]], dtype=np.float32)
-    assert reconstruction_error(vectors, vectors) == 0
-    assert reconstruction_error(vectors, np.tile(vectors.mean(axis=0), (2, 1))) == pytest.approx(1)
-    assert reconstruction_error(np.ones((3, 2), np.float32), np.zeros((3, 2))) is None
+    codes = np.arange(2)[:, None]
+    assert reconstruction_error(vectors, codes, lambda codes: vectors[codes[:, 0]]) == 0
+    assert reconstruction_error(vectors, codes, lambda codes: vectors.mean(axis=0)) == pytest.approx(1)
+    assert reconstruction_error(np.ones((2, 2), np.float32), codes, lambda codes: np.zeros((2, 2))) is None
 
 
 def test_neighbours_agree_as_far_as_clusters_go():

@@ -1,11 +1,16 @@
 """The evaluate stage: what it writes agrees with itself, with the split, and with an interrupted run."""
 
+import dataclasses
+
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny_run import N_USERS, build_run
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.data.histories import load_histories, split
+from tigerrec.evaluation import stage
 from tigerrec.evaluation.metrics import item_ranks, metrics
 from tigerrec.evaluation.stage import EvaluateConfig, Ranking, check_lists, evaluate
 from tigerrec.search.searcher import Searcher
@@ -66,6 +71,35 @@ def test_the_validation_split_has_its_own_targets(run, tmp_path):
     ranks = read_table(out, "ranks.parquet").to_pandas()
     assert all(histories[user][-2] == target for user, target in zip(ranks["user"], ranks["target"], strict=True))
     assert {row["split"] for row in read_json(out, "metrics.json")} == {"validation"}
+
+
+def test_a_sample_of_users_has_the_ranks_that_they_have_among_all(run, evaluated, tmp_path):
+    config = dataclasses.replace(CONFIG, users=17)
+    out = evaluate(run["prepare"], run["tokenize"], run["train"], config, tmp_path / "out")
+    sampled, whole = (read_table(folder, "ranks.parquet").to_pandas() for folder in (out, evaluated))
+    users = sampled["user"].unique()
+    assert len(users) == 17
+    assert (np.diff(users) > 0).all()
+    assert users.max() > 17  # not the first ones
+    keys = ["model", "hit", "seen", "user"]
+    both = sampled.merge(whole, on=keys, suffixes=("", "_whole"))
+    assert len(both) == len(sampled) == 8 * 17
+    assert (both["target"] == both["target_whole"]).all()
+    assert (both["rank"] == both["rank_whole"]).all()
+    lists, of_all = (read_table(folder, "recommendations.parquet").to_pandas() for folder in (out, evaluated))
+    of_users = of_all[of_all["user"].isin(users)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(lists, of_users)
+    assert {row["users"] for row in read_json(out, "metrics.json")} == {17}
+
+
+def test_lists_are_written_some_users_at_a_time(run, evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "USERS_A_ROW_GROUP", 7)
+    out = evaluate(run["prepare"], run["tokenize"], run["train"], CONFIG, tmp_path / "out")
+    with pq.ParquetFile(out / "recommendations.parquet") as file:
+        assert file.num_row_groups == 4 * 8
+    pd.testing.assert_frame_equal(
+        *(read_table(folder, "recommendations.parquet").to_pandas() for folder in (out, evaluated))
+    )
 
 
 def test_masked_lists_are_full_and_hold_nothing_seen(run, evaluated):

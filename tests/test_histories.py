@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +22,11 @@ from tigerrec.data.histories import Histories, load_histories, split, training_p
 from tigerrec.data.interactions import Loader
 from tigerrec.data.prepare import item_text, prepare
 from tigerrec.data.raw import Fault, Tally
+from tigerrec.storage import contracts
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.fingerprints import not_identity
-from tigerrec.storage.stages import open_stage
+from tigerrec.storage.manifests import DamagedError
+from tigerrec.storage.stages import open_stage, writing
 
 pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=80)
 
@@ -161,6 +165,57 @@ def test_prepare_writes_the_contract(tmp_path: Path) -> None:
         np.int64,
     )
     assert [history.tolist() for history in histories] == [[2, 0, 1], [2, 1, 0]]
+
+
+@settings(deadline=None)
+@given(pairs, st.integers(1, 5))
+def test_histories_are_the_same_however_many_rows_are_read_at_once(
+    interactions: list[tuple[int, int]], n_rows: int
+) -> None:
+    rows = tuple((f"u{user}", f"i{item}", time) for time, (user, item) in enumerate(interactions))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        try:
+            out = prepare(Fixed(Path(folder) / "rows.json", rows), Path(folder) / "out")
+        except DatasetError:
+            return
+        whole = load_histories(out)
+        patch.setattr(contracts, "ROWS_AT_ONCE", n_rows)
+        in_blocks = load_histories(out)
+        np.testing.assert_array_equal(whole.items, in_blocks.items)
+        np.testing.assert_array_equal(whole.offsets, in_blocks.offsets)
+        own = read_table(out, "interactions.parquet").to_pandas().groupby("user")["item"].apply(list)
+        assert [history.tolist() for history in in_blocks] == own.tolist()
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("column", "values", "fault"),
+    [
+        ("user", [0, 0, 0, 2, 2, 2], "not numbered"),
+        ("user", [1, 1, 1, 2, 2, 2], "not numbered"),
+        ("user", [0, 0, 0, 1, 1, 0], "not numbered"),
+        ("user", [0, 0, 0, 0, 1, 1], "positions of a user"),
+        ("position", [0, 1, 2, 1, 2, 3], "positions of a user"),
+        ("position", [0, 2, 1, 0, 1, 2], "positions of a user"),
+        ("timestamp", [2, 5, 4, -3, 1, 1], "order of time"),
+        ("item", [0, 1, 3, 0, 1, 2], "not below 3"),
+        ("item", [0, 1, -1, 0, 1, 2], "not below 3"),
+    ],
+)
+def test_histories_that_break_the_contract_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_rows: int, column: str, values: list[int], fault: str
+) -> None:
+    out = prepare(Fixed(tmp_path / "rows.json", ROWS), tmp_path / "out")
+    table = read_table(out, "interactions.parquet")
+    place = table.column_names.index(column)
+    damaged = table.set_column(place, column, pa.array(values, table.schema.field(column).type))
+    with writing(out, "prepare", {}) as files:
+        for name in ("items.parquet", "users.parquet", "stats.json"):
+            files.copy(out / name)
+        files.parquet("interactions.parquet", damaged)
+    monkeypatch.setattr(contracts, "ROWS_AT_ONCE", n_rows)
+    with pytest.raises(DamagedError, match=rf"interactions\.parquet does not hold what it should .*{fault}"):
+        load_histories(out)
 
 
 def test_identity_is_content_and_filters_not_paths(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tigerrec.evaluation.lists import RANKS, RECOMMENDATIONS, read_lists, read_ranks
-from tigerrec.evaluation.stage import Ranking, recommendations_table
+from tigerrec.evaluation.lists import RANKS, read_lists, read_ranks
+from tigerrec.evaluation.stage import Ranking, write_recommendations
 from tigerrec.storage.manifests import DamagedError
 from tigerrec.storage.stages import writing
 
 N_USERS = 5
+USERS = np.array([0, 2, 3, 7, 11])  # of a sample
 
 
 @pytest.fixture
@@ -27,23 +28,23 @@ def folder(tmp_path):
     ranks = {("long", hit, "masked"): rng.integers(0, 5, N_USERS).astype(np.int16) for hit in ("item", "sid")}
     targets = np.arange(N_USERS, dtype=np.int32) * 3
     columns = [
-        {"model": model, "hit": hit, "seen": seen, "user": user, "target": int(targets[user]), "rank": int(rank)}
+        {"model": model, "hit": hit, "seen": seen, "user": int(user), "target": int(target), "rank": int(rank)}
         for (model, hit, seen), of_users in ranks.items()
-        for user, rank in enumerate(of_users)
+        for user, target, rank in zip(USERS, targets, of_users, strict=True)
     ]
     table = pa.Table.from_pylist(columns)
     for name, kind in (("user", pa.int32()), ("target", pa.int32()), ("rank", pa.int16())):
         place = table.column_names.index(name)
         table = table.set_column(place, name, table[name].cast(kind))
     with writing(tmp_path, "evaluate", {}) as files:
-        files.parquet(RECOMMENDATIONS, recommendations_table(rankings))
+        write_recommendations(files, rankings, USERS)
         files.parquet(RANKS, table.take(rng.permutation(2 * N_USERS)))
     return tmp_path, rankings, ranks, targets
 
 
 def test_lists_are_read_as_they_were_written(folder):
     path, rankings, _, _ = folder
-    lists = read_lists(path, N_USERS)
+    lists = read_lists(path, USERS)
     assert set(lists) == {("long", "masked"), ("short", "masked")}
     for ranking in rankings:
         found, longest = lists[ranking.model, ranking.seen], 4 if ranking.model == "long" else 3
@@ -54,7 +55,8 @@ def test_lists_are_read_as_they_were_written(folder):
 
 def test_ranks_are_read_in_the_order_of_users(folder):
     path, _, ranks, targets = folder
-    found, found_targets = read_ranks(path)
+    found, found_targets, users = read_ranks(path)
+    assert users.tolist() == USERS.tolist()
     assert set(found) == set(ranks)
     for key, expected in ranks.items():
         assert found[key].dtype == np.int16
@@ -68,4 +70,4 @@ def test_tables_of_other_users_are_refused(folder):
     with pytest.raises(DamagedError, match=r"ranks\.parquet does not hold what it should .*overwrite=eval"):
         read_ranks(path)
     with pytest.raises(DamagedError, match=r"recommendations\.parquet does not hold what it should"):
-        read_lists(path, N_USERS - 1)
+        read_lists(path, USERS[:-1])

@@ -23,6 +23,7 @@ from tigerrec.storage.files import sha256_file, sha256_text, write_json
 from tigerrec.storage.fingerprints import canonical_json
 from tigerrec.storage.manifests import MANIFEST, read_manifest
 from tigerrec.storage.stages import open_stage, writing
+from tigerrec.tokenizers import stage
 from tigerrec.tokenizers.base import MeasuresDistances, TokenizeError, Tokenizer
 from tigerrec.tokenizers.ids import load_semantic_ids
 from tigerrec.tokenizers.random import RandomCodes
@@ -286,6 +287,29 @@ def test_too_many_collisions_fail_the_stage_by_their_rate(tmp_path):
             embedded(tmp_path / "embed", vectors), TokenizeConfig(ResidualKMeans(), max_collision=0.5), tmp_path / "out"
         )
     assert read_manifest(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_of_many_items_a_sample_is_fitted_and_all_are_encoded(choice, monkeypatch):
+    monkeypatch.setattr(stage, "ENCODED_AT_ONCE", 70)
+    config, vectors = build(choice, collisions="suffix", seed=3), make_vectors(400)
+    extra = extra_of(config, 400)
+    seen = []
+    original = type(config.tokenizer).fit
+
+    def watched(tokenizer, given, **more):
+        assert all(len(matrix) == len(given) for matrix in more["extra"].values())
+        seen.append(given)
+        return original(tokenizer, given, **more)
+
+    monkeypatch.setattr(type(config.tokenizer), "fit", watched)
+    sampled = fit(vectors, dataclasses.replace(config, fit_items=150), extra)
+    whole = fit(vectors, dataclasses.replace(config, fit_items=400), extra)
+    assert [len(given) for given in seen] == [150, 400]
+    assert {row.tobytes() for row in seen[0]} <= {row.tobytes() for row in vectors}
+    assert same_bytes(whole.state, fitted(config, vectors)[0])
+    codes = config.tokenizer.encode(sampled.state, vectors)
+    np.testing.assert_array_equal(sampled.ids.codes[:, : codes.shape[1]], codes)
 
 
 @pytest.mark.parametrize(("field", "value"), [("collisions", "hope"), ("max_collision", 1.5), ("seed", -1)])

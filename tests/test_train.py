@@ -301,6 +301,24 @@ def test_patience_stops_early(folders):
     assert 3 <= len(epochs) < 30
 
 
+def test_training_ends_at_the_last_step_that_is_allowed_and_validates_there(folders):
+    longest = read_manifest(run(folders)).provenance["steps"]
+    for max_steps, last in ((7, 7), (10_000, longest)):
+        training = dataclasses.replace(TRAINING, max_steps=max_steps)
+        out = run(folders, TrainConfig(MODEL, training), f"train-{max_steps}")
+        steps = [line["step"] for line in read_log(out) if "validation_ndcg@10" in line and not line.get("selection")]
+        assert steps[-1] == read_manifest(out).provenance["steps"] == last
+    assert weights(folders["tokenize"] / "train-10000") == weights(folders["tokenize"] / "train")
+
+
+def test_the_choice_among_candidates_may_be_made_on_a_larger_sample(folders):
+    for number, users in (None, 50), (40, 40), (30, 30), (10, 30):
+        training = dataclasses.replace(TRAINING, selection_users=number)
+        log = read_log(run(folders, TrainConfig(MODEL, training), f"train-{number}"))
+        chosen_on = [line["users"] for line in log if line.get("selection")]
+        assert set(chosen_on or [line["users"] for line in log if "validation_ndcg@10" in line]) == {users}
+
+
 def test_schedule_rises_linearly_and_ends_at_zero():
     rates = [warmup_cosine(1.0, step, 100, warmup=0.1) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)

@@ -172,7 +172,7 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     def choice(name: str, kind: type, *reserved: str) -> tuple[Any, dict[str, Any]]:
         return build_choice(cfg.get(name), name, kind, reserved, defaults.get(name))
 
-    tokenize_keys = ("seed", "collisions", "max_collision")
+    tokenize_keys = ("seed", "collisions", "max_collision", "fit_items")
     tokenizer, token_keys = choice("tokenizer", Tokenizer, *tokenize_keys, "inputs")
     generator, generator_keys = choice("generator", Generator, "seed", "inputs")
     training, train_keys = choice("train", Training)
@@ -220,7 +220,7 @@ def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
             "tune", "tune", tuned, tuning, inputs, "baseline.name", lambda out: tune(prepared, tuning, out)
         )
         inputs = inputs | {"tune": tuned}
-    config = BaselineConfig(baseline, name, evaluation.split, evaluation.k, seed)
+    config = BaselineConfig(baseline, name, evaluation.split, evaluation.k, seed, evaluation.users)
     steps["baseline"] = Step(
         "baseline", "baseline", folder / f"{name}-seed{seed}", config, inputs, "baseline.name",
         lambda out: measure(prepared, tuned, config, out),

@@ -9,7 +9,7 @@ import numpy as np
 
 from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.config import options
-from tigerrec.search.ranking import by_popularity
+from tigerrec.search.ranking import by_popularity, purchases
 
 
 @options
@@ -24,4 +24,4 @@ class Popularity:
         self, training: Sequence[np.ndarray], n_items: int, *, seed: int = 0, validate: Validate | None = None
     ) -> Fitted:
         """Count. As in `Baseline.fit`."""
-        return Fitted(by_popularity(training, n_items))
+        return Fitted(by_popularity(purchases(training, n_items)))

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from tigerrec.baselines.base import Baseline, Fitted
-from tigerrec.data.histories import Histories, load_histories, training_part, validation_sample
+from tigerrec.data.histories import Histories, evaluated_users, load_histories, training_part, validation_sample
 from tigerrec.evaluation.metrics import VALIDATION_K, format_metrics, item_ranks, validation_metrics
 from tigerrec.evaluation.stage import known_and_targets, rank_all, warn_of_repeats, write_rankings
 from tigerrec.search.ranking import Rank
 from tigerrec.storage.contracts import contract, read_json
 from tigerrec.storage.files import remove_tree, sha256_text, write_json
-from tigerrec.storage.fingerprints import canonical_json, describe
+from tigerrec.storage.fingerprints import added, canonical_json, describe
 from tigerrec.storage.stages import check_made_from, input_record, open_stage, writing
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class BaselineConfig:
     split: str = "test"
     k: int = 20
     seed: int = 0
+    users: int | None = added(None)
 
 
 def combinations(values: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
@@ -146,11 +147,12 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
             baseline = replace(baseline, **settings)  # type: ignore[type-var]
     fitted = fit(histories, baseline, config.seed)
     fitting_seconds = round(time.perf_counter() - started, 3)
-    known, targets = known_and_targets(histories, config.split)
+    users = evaluated_users(histories, config.users)
+    known, targets = known_and_targets(histories, config.split, users)
     warn_of_repeats(known, targets)
     rankings = rank_all(config.model, fitted.rank, known, config.k, histories.n_items)
     with writing(out, "baseline", config, inputs, started=started) as files:
-        rows = write_rankings(files, rankings, targets, config.split)
+        rows = write_rankings(files, rankings, users, targets, config.split)
         files.provenance |= fitted.facts | {
             "settings": describe(baseline),
             "threads": _threads(),

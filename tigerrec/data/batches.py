@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tigerrec.data.histories import Histories, training_part
+from tigerrec.data.histories import Histories, training_items
 
 NO_ITEM = -1
 
@@ -88,7 +88,7 @@ class Examples:
     def prefixes(histories: Histories, max_items: int, device: torch.device | str = "cpu") -> Examples:
         """Every item but a history's first as the only target of a piece, which is the at most `max_items` items before
         it."""
-        items, lengths = _training_items(histories)
+        items, lengths = training_items(histories)
         _, places = rows_and_places(lengths)
         target = np.flatnonzero(places > 0)
         start = target - np.minimum(places[target], max_items)
@@ -99,7 +99,7 @@ class Examples:
         """Windows of at most `window` items, one every `stride` items, which are fewer; a target belongs to the first
         window that holds it. So a target is given all its earlier items up to `window - stride`, and between that many
         and `window - 1` beyond."""
-        items, lengths = _training_items(histories)
+        items, lengths = training_items(histories)
         n_windows = np.where(lengths > 1, 1 + -(-np.maximum(lengths - window, 0) // stride), 0)
         rows, numbers = rows_and_places(n_windows)
         ends = np.cumsum(lengths)[rows]
@@ -136,9 +136,3 @@ class Examples:
 
     def _items_at(self, places: Tensor, exists: Tensor) -> Tensor:
         return torch.where(exists, self._items[places.clamp(max=len(self._items) - 1)], NO_ITEM)
-
-
-def _training_items(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-    """All training parts one after the other, and the length of each."""
-    seen = [training_part(histories[user]) for user in range(len(histories))]
-    return np.concatenate([np.empty(0, np.int32), *seen]), np.array([len(items) for items in seen], np.int64)

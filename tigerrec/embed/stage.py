@@ -124,7 +124,7 @@ def warn_degenerate(vectors: np.ndarray, item_ids: list[str]) -> None:
     constant = [item_ids[row] for row in np.flatnonzero((vectors == vectors[:, :1]).all(axis=1))]
     if constant and vectors.shape[1] > 1:
         logger.warning("%d items have a constant vector (all components equal): %s", len(constant), few(constant))
-    shared = [count for count in Counter(row.tobytes() for row in vectors).values() if count > 1]
+    shared = [count for count in Counter(hash(row.tobytes()) for row in vectors).values() if count > 1]
     if shared:
         logger.warning(
             "%d of %d items share their vector with another item (%d groups, the largest of %d); tokenizers give them "

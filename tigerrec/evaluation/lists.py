@@ -19,8 +19,8 @@ class Lists:
     """One model's recommendations.
 
     Attributes:
-        items: int32 (users, k), best first, -1 where a list is shorter.
-        scores: float32 (users, k), NaN there.
+        items: int32 (n, k), best first, -1 where a list is shorter.
+        scores: float32 (n, k), NaN there.
     """
 
     items: np.ndarray
@@ -33,24 +33,24 @@ def _groups(folder: Path, name: str, keys: tuple[str, ...], columns: Mapping[str
     return dict(list(rows.groupby(list(keys), observed=True)))
 
 
-def read_ranks(folder: Path) -> tuple[dict[tuple[str, str, str], np.ndarray], np.ndarray]:
-    """The ranks of the targets in a folder that an evaluation left, by (model, hit, seen), each int16 (users,), 0 = not
-    in the list; and the targets, int32 (users,).
+def read_ranks(folder: Path) -> tuple[dict[tuple[str, str, str], np.ndarray], np.ndarray, np.ndarray]:
+    """The ranks of the targets in a folder that an evaluation left, by (model, hit, seen), each int16 (n,), 0 = not in
+    the list; the targets, int32 (n,); and the users, int32 (n,), ascending.
 
     Raises:
         DamagedError: there is no such table, or not one rank a user.
     """
     with contract(folder, RANKS):
         groups = _groups(folder, RANKS, ("model", "hit", "seen"), {"user": "int32", "target": "int32", "rank": "int16"})
-        targets = next(iter(groups.values()))["target"].to_numpy()
+        targets, users = (next(iter(groups.values()))[column].to_numpy() for column in ("target", "user"))
         for rows in groups.values():
-            if not np.array_equal(rows["user"], np.arange(len(targets))):
+            if not np.array_equal(rows["user"], users) or (np.diff(users) < 1).any():
                 raise ValueError("it has not one rank for each user")
-    return {key: rows["rank"].to_numpy() for key, rows in groups.items()}, targets
+    return {key: rows["rank"].to_numpy() for key, rows in groups.items()}, targets, users
 
 
-def read_lists(folder: Path, n_users: int) -> dict[tuple[str, str], Lists]:
-    """The lists in a folder that an evaluation left, by (model, seen).
+def read_lists(folder: Path, users: np.ndarray) -> dict[tuple[str, str], Lists]:
+    """The lists of users, ascending (n,), in a folder that an evaluation left, by (model, seen).
 
     Raises:
         DamagedError: there is no such table, or it has other users.
@@ -59,9 +59,11 @@ def read_lists(folder: Path, n_users: int) -> dict[tuple[str, str], Lists]:
     with contract(folder, RECOMMENDATIONS):
         columns = {"user": "int32", "rank": "int16", "item": "int32", "score": "float"}
         for key, rows in _groups(folder, RECOMMENDATIONS, ("model", "seen"), columns).items():
-            users, places = rows["user"].to_numpy(), rows["rank"].to_numpy() - 1
-            items = np.full((n_users, places.max() + 1), -1, np.int32)
+            listed, places = np.searchsorted(users, rows["user"]), rows["rank"].to_numpy() - 1
+            if not np.array_equal(users[listed], rows["user"]):
+                raise ValueError("it has lists of other users")
+            items = np.full((len(users), places.max() + 1), -1, np.int32)
             scores = np.full(items.shape, np.nan, np.float32)
-            items[users, places], scores[users, places] = rows["item"], rows["score"]
+            items[listed, places], scores[listed, places] = rows["item"], rows["score"]
             lists[key] = Lists(items, scores)
     return lists

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from tigerrec.config import AtLeastOne, Device, NotNegative, Precision, options
-from tigerrec.data.histories import Histories, split, training_counts, training_part
+from tigerrec.data.histories import Histories, evaluated_users, split, training_counts
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
 from tigerrec.search.options import CODES, WEIGHED, ColdPlaces, Scores, Scoring, check_scoring, item_weight
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 POPULARITY = "popularity"
 SEEN = ("kept", "masked")
 SHARD_USERS = 2048
+USERS_A_ROW_GROUP = 50_000
 
 
 @options
@@ -44,6 +45,7 @@ class EvaluateConfig:
         k: length of the recommendation lists.
         scores, item_weight, cold_places: as in `Scoring`; a weight of None is the one that training chose on
             validation.
+        users: size of the seeded sample of users that are ranked, the same for all models; None: all.
         batch_tokens: encoder tokens searched at once.
     """
 
@@ -55,6 +57,7 @@ class EvaluateConfig:
     scores: Scores = added(CODES)
     item_weight: NotNegative | None = added(None)
     cold_places: ColdPlaces = added(0)
+    users: AtLeastOne | None = added(None)
     device: Device = not_identity(default="auto")
     batch_tokens: AtLeastOne = not_identity(default=8192)
 
@@ -167,25 +170,41 @@ def _labels(names: Sequence[str], numbers: np.ndarray) -> Any:
     return pa.DictionaryArray.from_arrays(codes[numbers], pa.array(values, pa.string()))
 
 
-def recommendations_table(rankings: Sequence[Ranking]) -> Any:
-    """`recommendations.parquet`: one row a recommended item, `rank` from 1."""
+def write_recommendations(files: StageFiles, rankings: Sequence[Ranking], users: np.ndarray) -> None:
+    """Write `recommendations.parquet`, some users of a model at a time: one row a recommended item, `rank` from 1."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    items, scores = (np.stack([getattr(ranking, name) for ranking in rankings]) for name in ("items", "scores"))
-    exists = items >= 0
-    numbers, users, places = np.nonzero(exists)
-    columns = {name: _labels([getattr(ranking, name) for ranking in rankings], numbers) for name in ("model", "seen")}
-    columns |= {"user": users.astype(np.int32), "rank": (places + 1).astype(np.int16)}
-    return pa.table(columns | {"item": items[exists], "score": scores[exists]})
+    names = {name: [getattr(ranking, name) for ranking in rankings] for name in ("model", "seen")}
+    writer = None
+    with files.create("recommendations.parquet") as path:
+        for number, ranking in enumerate(rankings):
+            for start in range(0, max(len(users), 1), USERS_A_ROW_GROUP):
+                block = slice(start, start + USERS_A_ROW_GROUP)
+                items, scores = ranking.items[block], ranking.scores[block]
+                rows, places = np.nonzero(items >= 0)
+                columns = {name: _labels(values, np.full(len(rows), number)) for name, values in names.items()}
+                columns |= {"user": users[block][rows].astype(np.int32), "rank": (places + 1).astype(np.int16)}
+                table = pa.table(columns | {"item": items[rows, places], "score": scores[rows, places]})
+                writer = writer or pq.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+        if writer:
+            writer.close()
 
 
 def write_rankings(
-    files: StageFiles, rankings: Sequence[Ranking], targets: np.ndarray, part: str, groups: np.ndarray | None = None
+    files: StageFiles,
+    rankings: Sequence[Ranking],
+    users: np.ndarray,
+    targets: np.ndarray,
+    part: str,
+    groups: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Write `recommendations.parquet`, `ranks.parquet` (one row a user for each model, kind of hit and treatment of
     seen items) and `metrics.json` (one flat row for each of these), whose rows it returns.
 
     Args:
+        users, targets: the number of each ranked user, and the target, int64 (n,).
         part: of the split.
         groups: a number for each distinct row of codes, (n_items,), where hits on codes count too.
     """
@@ -200,7 +219,7 @@ def write_rankings(
         "model": _labels(models, numbers),
         "hit": _labels(hits, numbers),
         "seen": _labels(seen, numbers),
-        "user": np.tile(np.arange(len(targets), dtype=np.int32), len(cases)),
+        "user": np.tile(users.astype(np.int32), len(cases)),
         "target": np.tile(targets.astype(np.int32), len(cases)),
         "rank": np.concatenate(ranks),
     }
@@ -208,7 +227,7 @@ def write_rankings(
         {"model": model, "split": part, "hit": hit, "seen": seen, "users": len(ranks), **metrics(ranks)}
         for model, hit, seen, ranks in cases
     ]
-    files.parquet("recommendations.parquet", recommendations_table(rankings))
+    write_recommendations(files, rankings, users)
     files.parquet("ranks.parquet", pa.table(columns))
     files.json("metrics.json", rows)
     return rows
@@ -238,7 +257,8 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         check_made_from(trained, manifest, name, inputs[name])
-    known, targets = known_and_targets(histories, config.split)
+    users = evaluated_users(histories, config.users)
+    known, targets = known_and_targets(histories, config.split, users)
     n_items = histories.n_items
     logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{n_items:,}", trained)
     warn_of_repeats(known, targets)
@@ -247,22 +267,22 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     model = load_generator(trained, semantic_ids).to(device)
     check_scoring(config.scores, config.cold_places, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
     scoring = config.scoring(trained)
-    searcher = Searcher.of(model, config.precision, training_counts(histories), scoring)
+    popularity = training_counts(histories)
+    searcher = Searcher.of(model, config.precision, popularity, scoring)
     runs_under = environment(device, config.precision)
     records = input_records(inputs)
     contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
     identity = [describe(config), SHARD_USERS, contents, runs_under]
     folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", identity))
     rankings = rank_all(config.model, in_shards(searcher, config, folder), known, config.k, n_items)
-    training = [training_part(histories[user]) for user in range(len(histories))]
-    rankings += rank_all(POPULARITY, by_popularity(training, n_items), known, config.k, n_items)
+    rankings += rank_all(POPULARITY, by_popularity(popularity), known, config.k, n_items)
     check_diversity(rankings[1], rankings[3], n_items)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])
 
     def write() -> list[dict[str, Any]]:
         with writing(out, "evaluate", config, inputs=inputs, started=started) as files:
             files.provenance |= runs_under | {"processes": distributed.world_size(), "item_weight": scoring.item_weight}
-            rows = write_rankings(files, rankings, targets, config.split, groups)
+            rows = write_rankings(files, rankings, users, targets, config.split, groups)
         remove_tree(out / "shards")
         return rows
 

@@ -70,10 +70,9 @@ def purchases(training: Sequence[np.ndarray], n_items: int) -> np.ndarray:
     return np.bincount(np.concatenate([np.empty(0, np.int64), *training]), minlength=n_items)
 
 
-def by_popularity(training: Sequence[np.ndarray], n_items: int) -> Rank:
-    """The recommender that lists the items bought most often in training histories, by the log of (count + 1) over its
-    sum, which is finite for every item."""
-    counts = purchases(training, n_items)
+def by_popularity(counts: np.ndarray) -> Rank:
+    """The recommender that lists the items that training histories hold most often, int (n_items,), by the log of
+    (count + 1) over its sum, which is finite for every item."""
     best_first = np.argsort(-counts, kind="stable").astype(np.int32)
     log_shares = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)
 

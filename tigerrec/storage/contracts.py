@@ -14,6 +14,7 @@ from tigerrec.storage.files import ArtifactError
 from tigerrec.storage.manifests import DamagedError, read_manifest
 from tigerrec.text import first_line
 
+ROWS_AT_ONCE = 1 << 20
 Shape = tuple[int | None, ...]
 """The length of each dimension of an array; None = any."""
 
@@ -50,15 +51,35 @@ def read_table(folder: Path, name: str, columns: Mapping[str, str] | None = None
 
     with contract(folder, name):
         table = pyarrow.parquet.read_table(folder / name).replace_schema_metadata(None)
-        table.validate(full=True)
-        for column, kind in (columns or {}).items():
-            if table.column_names.count(column) != 1:
-                raise ValueError(f"it has no single column '{column}'")
-            if str(table[column].type) != kind.rstrip("?"):
-                raise ValueError(f"its column '{column}' is of type {table[column].type}, not {kind.rstrip('?')}")
-            if table[column].null_count and not kind.endswith("?"):
-                raise ValueError(f"its column '{column}' has nulls")
+        _check_table(table, columns or {})
     return table
+
+
+def read_blocks(folder: Path, name: str, columns: Mapping[str, str]) -> Iterator[Any]:
+    """The columns of a Parquet file of a stage, as `pyarrow.Table`s of some rows, none of them empty. Raises
+    DamagedError as `read_table`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with contract(folder, name), pyarrow.parquet.ParquetFile(folder / name) as file:
+        _check_table(file.schema_arrow.empty_table(), columns)
+        for block in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+            table = pyarrow.Table.from_batches([block])
+            _check_table(table, columns)
+            if len(table):
+                yield table
+
+
+def _check_table(table: Any, columns: Mapping[str, str]) -> None:
+    """Raise an error for a table that is not whole or has other columns (see `read_table`)."""
+    table.validate(full=True)
+    for column, kind in columns.items():
+        if table.column_names.count(column) != 1:
+            raise ValueError(f"it has no single column '{column}'")
+        if str(table[column].type) != kind.rstrip("?"):
+            raise ValueError(f"its column '{column}' is of type {table[column].type}, not {kind.rstrip('?')}")
+        if table[column].null_count and not kind.endswith("?"):
+            raise ValueError(f"its column '{column}' has nulls")
 
 
 def read_arrays(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from tigerrec.tokenizers.ids import group_codes
 NEIGHBOURS = 10
 SAMPLE = 2000
 PERMUTATIONS = 10
+BLOCK = 1 << 16  # items decoded at once
+SIMILARITIES = 1 << 25  # held at once
 
 
 def collisions(codes: np.ndarray) -> dict[str, Any]:
@@ -42,14 +45,17 @@ def level_usage(codes: np.ndarray, size: int) -> dict[str, Any]:
     }
 
 
-def reconstruction_error(vectors: np.ndarray, reconstructed: np.ndarray | None) -> float | None:
-    """Mean squared error over the variance, both (I, D): 0 is perfect, 1 no better than the mean vector; None where
-    vectors do not vary, or are not reconstructed."""
-    if reconstructed is None:
-        return None
-    vectors = vectors.astype(np.float64)
-    variance = float(np.square(vectors - vectors.mean(axis=0)).sum())
-    return float(np.square(vectors - reconstructed).sum()) / variance if variance > 0 else None
+def reconstruction_error(
+    vectors: np.ndarray, codes: np.ndarray, decode: Callable[[np.ndarray], np.ndarray]
+) -> float | None:
+    """Mean squared error, of the vectors (n, D) that `decode` makes of codes (n, L), over the variance: 0 is perfect, 1
+    no better than the mean vector; None where vectors (I, D) do not vary."""
+    mean, variance, error = vectors.mean(axis=0, dtype=np.float64), 0.0, 0.0
+    for start in range(0, len(vectors), BLOCK):
+        block = vectors[start : start + BLOCK].astype(np.float64)
+        variance += float(np.square(block - mean).sum())
+        error += float(np.square(block - decode(codes[start : start + BLOCK])).sum())
+    return error / variance if variance > 0 else None
 
 
 def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray, seed: int) -> list[float] | None:
@@ -61,7 +67,7 @@ def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray, seed: int) -> li
     generator = np.random.default_rng(derived_seed(seed, "neighbour agreement"))
     sample = np.sort(generator.permutation(len(vectors))[:SAMPLE])
     directions, agreements = unit(vectors), []
-    for block in np.array_split(sample, -(-len(sample) // 256)):
+    for block in np.array_split(sample, -(-len(sample) // max(1, min(256, SIMILARITIES // len(vectors))))):
         similarity = directions[block] @ directions.T
         similarity[np.arange(len(block)), block] = -np.inf
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]

@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from tigerrec.config import FAMILY, ConfigError, Share, build, options
+from tigerrec.config import FAMILY, AtLeastOne, ConfigError, Share, build, options
 from tigerrec.runtime.memory import with_peak_mb
+from tigerrec.runtime.seeds import derived_seed
 from tigerrec.storage.contracts import contract, read_arrays, read_json
-from tigerrec.storage.fingerprints import describe, with_families
+from tigerrec.storage.fingerprints import added, describe, with_families
 from tigerrec.storage.stages import open_stage, writing
 from tigerrec.tokenizers import diagnostics
 from tigerrec.tokenizers.base import (
@@ -36,6 +38,7 @@ from tigerrec.tokenizers.ids import MAX_TOKENS, SEMANTIC_IDS, TOKENIZER, Semanti
 logger = logging.getLogger(__name__)
 
 LOW_USAGE = 0.5
+ENCODED_AT_ONCE = 1 << 16
 LEARNED = "tokenizer.safetensors"
 THREAD_COUNTS = {"torch": "get_num_threads", "faiss": "omp_get_max_threads"}
 
@@ -48,6 +51,8 @@ class TokenizeConfig:
         tokenizer: the tokenizer to fit.
         seed: seed of everything random in it.
         collisions: the policy for items with equal codes.
+        fit_items: of more items, the size of the seeded sample that the tokenizer is fitted to; the others are encoded
+            as new items are.
         max_collision: the share of items with codes that another item has too, above which the stage fails.
     """
 
@@ -55,6 +60,7 @@ class TokenizeConfig:
     seed: int = Field(default=0, ge=0)
     collisions: Policy = "suffix"
     max_collision: Share = 1.0
+    fit_items: AtLeastOne = added(1 << 18)
 
     def __post_init__(self) -> None:
         if COLLISION_POLICIES[self.collisions].needs_distances and not isinstance(self.tokenizer, MeasuresDistances):
@@ -93,7 +99,7 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
                 "same data set."
             )
     started = time.perf_counter()
-    (state, codes), peak = with_peak_mb(lambda: tokenizer.fit(vectors, seed=config.seed, extra=checked))
+    (state, codes), peak = with_peak_mb(lambda: _fitted(config, vectors, checked))
     check_codes(tokenizer, codes, len(vectors))
     measured = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak}
     quality = diagnose(tokenizer, state, codes, vectors, config.seed) | measured
@@ -110,6 +116,20 @@ def fit(vectors: np.ndarray, config: TokenizeConfig, extra: Mapping[str, np.ndar
     return Tokenized(state, ids, quality | {"collisions": report})
 
 
+def _fitted(config: TokenizeConfig, vectors: np.ndarray, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
+    """What the tokenizer learns of all items, or of a sample of them, and the codes of all."""
+    tokenizer = config.tokenizer
+    if len(vectors) <= config.fit_items:
+        return tokenizer.fit(vectors, seed=config.seed, extra=extra)
+    generator = np.random.default_rng(derived_seed(config.seed, "items to fit"))
+    sample = np.sort(generator.choice(len(vectors), config.fit_items, replace=False))
+    logger.info("fitting to a sample of %s of %s items", f"{len(sample):,}", f"{len(vectors):,}")
+    of_sample = {name: matrix[sample] for name, matrix in extra.items()}
+    state, _ = tokenizer.fit(vectors[sample], seed=config.seed, extra=of_sample)
+    blocks = range(0, len(vectors), ENCODED_AT_ONCE)
+    return state, np.concatenate([tokenizer.encode(state, vectors[at : at + ENCODED_AT_ONCE]) for at in blocks])
+
+
 def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarray, seed: int) -> dict[str, Any]:
     """How good codes (I, L) are for vectors (I, D); warns of levels that use less than half of their codes."""
     levels = [diagnostics.level_usage(codes[:, level], size) for level, size in enumerate(tokenizer.code_sizes)]
@@ -120,10 +140,12 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
                 "is too large for these items.",
                 level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
             )  # fmt: skip
-    reconstructed = tokenizer.decode(state, codes) if isinstance(tokenizer, Reconstructs) else None
+    error = None
+    if isinstance(tokenizer, Reconstructs):
+        error = diagnostics.reconstruction_error(vectors, codes, partial(tokenizer.decode, state))
     return diagnostics.collisions(codes) | {
         "levels": levels,
-        "reconstruction_error": diagnostics.reconstruction_error(vectors, reconstructed),
+        "reconstruction_error": error,
         "neighbour_agreement": diagnostics.neighbour_agreement(vectors, codes, seed),
     }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import sys
 import time
 from typing import Any
 
@@ -63,7 +64,7 @@ class Trainer:
         self.parameters = [parameter for parameters in self.of_members for parameter in parameters]
         self.optimizer = new_optimizer(model, self.training)
         self.steps_per_epoch = len(self._epoch_batches(0, 0))
-        self.total_steps = self.steps_per_epoch * self.training.epochs
+        self.total_steps = min(self.steps_per_epoch * self.training.epochs, self.training.max_steps or sys.maxsize)
         self._epoch: tuple[int, list[list[np.ndarray]]] = (-1, [])
 
     def _epoch_batches(self, epoch: int, member: int) -> list[np.ndarray]:
@@ -202,7 +203,8 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
             bar.update(1)
             stopping = distributed.anywhere(stop.received is not None)
             epoch, steps_beyond = divmod(state.step, trainer.steps_per_epoch)
-            at_epoch_end = steps_beyond == 0
+            at_the_end = state.step == trainer.total_steps
+            at_epoch_end = steps_beyond == 0 or at_the_end
             due = at_epoch_end or state.step % training.checkpoint_steps == 0 or stopping
             if trainer.model.device.type == "cpu" or due:  # elsewhere looking at a loss means waiting for it
                 trainer.check_finite(losses[-1], state.step, weights_too=due)
@@ -211,11 +213,12 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
                 losses = []
                 bar.set_postfix(loss=f"{loss:.3f}")
                 log({"loss": loss, "lr": trainer.learning_rate(state.step - 1)})
-            if at_epoch_end and (epoch % training.validate_every == 0 or state.step == trainer.total_steps):
+            if at_epoch_end and (epoch % training.validate_every == 0 or at_the_end):
                 scores = validate(trainer.model, histories, users, training)
                 log({"users": len(users), **scores})
                 told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-                logger.info("epoch %d of %d: %s", epoch, training.epochs, told)
+                begun = math.ceil(state.step / trainer.steps_per_epoch)
+                logger.info("epoch %d of %d: %s", begun, training.epochs, told)
                 checkpoints.consider(trainer.model, scores["validation_ndcg@10"])
                 stopping = distributed.anywhere(stop.received is not None)
                 state.finished = bool(training.patience) and state.validations_since_best >= training.patience
@@ -226,10 +229,10 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
 
 
 def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> dict[str, Any]:
-    """Load the best candidate into the model; where validation was on a sample, the candidates are ranked again on all
-    users."""
+    """Load the best candidate into the model; where validation was on a smaller sample, the candidates are ranked again
+    on all users, or as many as `selection_users`."""
     state, training = checkpoints.state, trainer.training
-    users = validation_sample(histories, len(histories), trainer.config.seed)
+    users = validation_sample(histories, training.selection_users or len(histories), trainer.config.seed)
     scores = [{"validation_ndcg@10": state.candidates[0]["score"]}]
     if len(users) > training.validation_users:
         scores = []

@@ -26,6 +26,7 @@ class Training:
             encoder no mask, as in the paper of TIGER.
         stride: items between the windows of long histories; None with prefix.
         epochs: passes over all targets.
+        max_steps: where training ends before that; None: nowhere.
         batch_targets: targets a step, of examples of similar length.
         part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose
             gradients add up.
@@ -40,6 +41,7 @@ class Training:
         label_smoothing: share of the target's probability spread over the vocabulary.
         validate_every: epochs between validations.
         validation_users: size of the seeded sample of users that validation ranks.
+        selection_users: likewise of the sample that chooses among the best candidates; None: all users.
         beam_size: of the search in validation.
         patience: validations without a new best before training stops; 0 = never.
         precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
@@ -67,6 +69,8 @@ class Training:
     patience: int = Field(default=0, ge=0)
     precision: Precision = "auto"
     adam_beta2: BelowOne = added(0.999)
+    max_steps: AtLeastOne | None = added(None)
+    selection_users: AtLeastOne | None = added(None)
     checkpoint_steps: AtLeastOne = not_identity(default=200)
     log_steps: AtLeastOne = not_identity(default=50)
     device: Device = not_identity(default="auto")

@@ -108,8 +108,10 @@ class AuditedRun:
         self.semantic_ids = load_semantic_ids(self.folders["tokenize"])
         self.known, self.targets = known_and_targets(self.histories, "test")
         self.popularity = training_counts(self.histories)
-        self.ranks, _ = read_ranks(self.folders["evaluate"])
-        lists = read_lists(self.folders["evaluate"], len(self.histories))
+        self.ranks, _, users_ranked = read_ranks(self.folders["evaluate"])
+        if len(users_ranked) < len(self.histories):
+            raise TigerrecError("The audit needs the lists of all users; evaluate without `evaluate.users`.")
+        lists = read_lists(self.folders["evaluate"], users_ranked)
         self.lists = {key: of_model.items for key, of_model in lists.items()}
 
     @cached_property

@@ -139,7 +139,7 @@ def ties(run: AuditedRun) -> Finding:
     training, old_training = (
         [training_part(of_all[user]) for user in range(len(of_all))] for of_all in (histories, run.histories)
     )
-    popularity, _ = by_popularity(training, histories.n_items)(known, k=run.evaluation.k, mask_seen=True)
+    popularity, _ = by_popularity(training_counts(histories))(known, k=run.evaluation.k, mask_seen=True)
     ranks = {
         model: (run.ranks[model, "item", "masked"], item_ranks(reversed_lists, targets))
         for model, reversed_lists in ((run.model, lists), (POPULARITY, popularity))

@@ -70,9 +70,14 @@ class EvaluatedRun:
         """An item's title, cut where it is long."""
         return shorten(self.items[item]["title"] or "(no title)", TITLE_LENGTH)
 
-    def history_and_target(self, user: int) -> tuple[np.ndarray, int]:
-        """What a user's list was made from, and the item that it should hold."""
-        return split(self.histories[user], self.manifests["evaluate"].config["split"])
+    def history_and_target(self, place: int) -> tuple[np.ndarray, int]:
+        """What the list of an evaluated user was made from, and the item that it should hold."""
+        return split(self.histories[int(self.users[place])], self.manifests["evaluate"].config["split"])
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        """The number of each evaluated user, ascending."""
+        return read_ranks(self.folders["evaluate"])[2]
 
     @cached_property
     def ranks(self) -> dict[tuple[str, str, str], np.ndarray]:
@@ -82,7 +87,7 @@ class EvaluatedRun:
     @cached_property
     def lists(self) -> dict[tuple[str, str], Lists]:
         """All users' lists by model and treatment of seen items."""
-        return read_lists(self.folders["evaluate"], len(self.histories))
+        return read_lists(self.folders["evaluate"], self.users)
 
 
 def evaluation_of(folder: Path) -> Path:

@@ -22,8 +22,8 @@ DRAWN_PLACES = 120
 
 
 def chosen_users(ranks: np.ndarray) -> tuple[list[int], list[int]]:
-    """Users with a hit in the top 10 and users without, three each where there are as many: the first of a seeded order
-    of all users. `ranks` (users,) are those of their targets, 0 = not in the list."""
+    """The places of users with a hit in the top 10 and of users without, three each where there are as many: the first
+    of a seeded order of all users. `ranks` (users,) are those of their targets, 0 = not in the list."""
     order = np.random.default_rng(derived_seed(SEED, "users of a report")).permutation(len(ranks))
     hit = (ranks[order] >= 1) & (ranks[order] <= CUTOFF)
     hits, misses = order[hit].tolist(), order[~hit].tolist()
@@ -37,13 +37,13 @@ def users(run: EvaluatedRun) -> dict[str, Any]:
     hits, misses = chosen_users(ranks[0])
     config = read_json(run.folders["train"], "config.json", {"tigerrec": {"max_items": int}})
     shown = []
-    for user in (*hits, *misses):
-        history, target = run.history_and_target(user)
-        own_ranks = [int(rank[user]) for rank in ranks]
-        of_user = {"number": user, "history": history.tolist(), "target": target, "ranks": own_ranks}
+    for place in (*hits, *misses):
+        history, target = run.history_and_target(place)
+        own_ranks = [int(rank[place]) for rank in ranks]
+        of_user = {"number": int(run.users[place]), "history": history.tolist(), "target": target, "ranks": own_ranks}
         for seen in ("masked", "kept"):
             lists = run.lists[run.model, seen]
-            ranked = zip(lists.items[user, :CUTOFF].tolist(), lists.scores[user, :CUTOFF].tolist(), strict=True)
+            ranked = zip(lists.items[place, :CUTOFF].tolist(), lists.scores[place, :CUTOFF].tolist(), strict=True)
             of_user[seen] = [(item, score) for item, score in ranked if item >= 0]
         shown.append(of_user)
     counted = {"hits": len(hits), "misses": len(misses), "share": np.mean((ranks[0] >= 1) & (ranks[0] <= CUTOFF))}
@@ -53,9 +53,9 @@ def users(run: EvaluatedRun) -> dict[str, Any]:
 
 def recommended(run: EvaluatedRun) -> dict[str, Any]:
     """How many different items all top 10 lists hold, and how much of them which most recommended items take."""
-    n_items, n_users = run.histories.n_items, len(run.histories)
+    n_items, n_users = run.histories.n_items, len(run.users)
     chosen = {model: run.lists[model, "masked"].items[:, :CUTOFF] for model in (run.model, POPULARITY)}
-    chosen["the users' targets"] = np.array([run.history_and_target(user)[1] for user in range(n_users)])
+    chosen["the users' targets"] = np.array([run.history_and_target(place)[1] for place in range(n_users)])
     counts = {name: np.bincount(items[items >= 0], minlength=n_items) for name, items in chosen.items()}
     rows, lines = [], []
     places = np.unique(np.geomspace(1, n_items, DRAWN_PLACES).round().astype(int))

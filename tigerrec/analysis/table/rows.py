@@ -139,7 +139,7 @@ class CellResults:
 def read_cell(folder: Path) -> CellResults:
     """The results in a cell's folder."""
     provenance = open_stage(folder, CELL).provenance
-    by_model, targets = read_ranks(folder)
+    by_model, targets, _ = read_ranks(folder)
     ranks = {(hit, seen): of_users for (_, hit, seen), of_users in by_model.items()}
     rows = read_json(folder, "metrics.json", [{"hit": str, "seen": str}])
     metrics = {(row["hit"], row["seen"]): row for row in rows}
