@@ -22,7 +22,7 @@ from tigerrec.analysis.audit.run import AuditedRun, NotApplicableError
 from tigerrec.analysis.audit.trained import leakage, ties
 from tigerrec.config import ConfigError, compose
 from tigerrec.data import batches
-from tigerrec.data.histories import load_histories, split
+from tigerrec.data.histories import Histories, load_histories
 from tigerrec.embed import collaborative
 from tigerrec.evaluation.metrics import metrics
 from tigerrec.storage.contracts import read_json, read_table
@@ -104,7 +104,11 @@ def test_an_honest_training_passes_the_poison(run):
 
 @pytest.mark.parametrize("kept", [-1, None], ids=["validation", "test"])
 def test_a_training_that_reads_held_out_items_is_caught(options, kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "training_part", lambda history: history[:kept])
+    def leaking(histories):
+        seen = [history[:kept] for history in histories]
+        return np.concatenate(seen), np.array([len(items) for items in seen])
+
+    monkeypatch.setattr(batches, "training_items", leaking)
     run = opened(options, f"paths.runs={tmp_path}", work=tmp_path / "work")
     finding = leakage(run)
     assert finding.rows[0]["result"] == "different"
@@ -114,7 +118,7 @@ def test_a_training_that_reads_held_out_items_is_caught(options, kept, tmp_path,
 
 
 def test_vectors_that_read_held_out_items_are_caught(run, monkeypatch):
-    monkeypatch.setattr(collaborative, "training_part", lambda history: history[:-1])
+    monkeypatch.setattr(collaborative, "training_histories", lambda histories: [history[:-1] for history in histories])
     finding = leakage(run)
     assert [row["result"] for row in finding.rows] == ["equal bytes", "different"]
     assert finding.summary.startswith("collaborative vectors")
@@ -134,7 +138,8 @@ def test_a_run_that_validated_more_often_is_compared_with_one_that_did_not(optio
 
 
 def test_a_checkpoint_chosen_on_test_items_is_caught(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("tigerrec.evaluation.stage.split", lambda history, part: split(history, "test"))
+    split = Histories.split
+    monkeypatch.setattr(Histories, "split", lambda histories, user, part: split(histories, user, "test"))
     choosing = [
         "train.validate_every=1",
         "train.epochs=6",
@@ -164,7 +169,7 @@ def test_ties_are_counted_as_the_histories_say(run):
     finding = ties(run)
     rows = {row["what"]: row for row in finding.rows}
     changed = load_histories(next(run.work.glob("ties-reversed-????????")))
-    targets = [split(changed[user], "test")[1] for user in range(N_USERS)]
+    targets = [changed.split(user, "test")[1] for user in range(N_USERS)]
     assert rows["users whose test target changes"]["users"] == (run.targets != targets).sum() > 0
     assert rows["users with equal times in their history"]["users"] > rows["users whose test target changes"]["users"]
     assert [sorted(changed[user]) for user in range(N_USERS)] == [

@@ -37,7 +37,7 @@ from tigerrec.analysis.audit.variants import (
     without_items,
     write_variant,
 )
-from tigerrec.data.histories import load_histories, split, training_part
+from tigerrec.data.histories import load_histories
 from tigerrec.evaluation.metrics import gains, metrics
 from tigerrec.models.t5 import T5
 from tigerrec.search.searcher import Searcher
@@ -205,9 +205,9 @@ def test_poisoned_data_has_the_same_training_parts(tmp_path):
     out = write_variant(prepared, {"audit": "poison"}, changed, np.ones(N_ITEMS, bool), tmp_path / "variant")
     before, after = load_histories(prepared), load_histories(out)
     for user in range(N_USERS):
-        assert training_part(before[user]).tolist() == training_part(after[user]).tolist()
-        assert split(before[user], "test")[1] != split(after[user], "test")[1]
-        assert split(before[user], "validation")[1] != split(after[user], "validation")[1]
+        assert before.training_part(user).tolist() == after.training_part(user).tolist()
+        assert before.split(user, "test")[1] != after.split(user, "test")[1]
+        assert before.split(user, "validation")[1] != after.split(user, "validation")[1]
 
 
 def test_changed_histories_are_what_their_names_say():

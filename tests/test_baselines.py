@@ -30,7 +30,7 @@ from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, m
 from tigerrec.baselines.transformer import Transformer
 from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.data.batches import NO_ITEM, padded
-from tigerrec.data.histories import load_histories, split
+from tigerrec.data.histories import load_histories
 from tigerrec.evaluation.metrics import item_ranks, metrics
 from tigerrec.evaluation.stage import Ranking, check_lists
 from tigerrec.models.dropout import Dropout
@@ -426,7 +426,7 @@ def test_a_measured_baseline_is_written_as_a_generator_is(run, tuned, tmp_path, 
         tuned, "chosen.json"
     )
     histories = load_histories(run["prepare"])
-    targets = np.array([split(histories[user], split_name)[1] for user in range(N_USERS)])
+    targets = np.array([histories.split(user, split_name)[1] for user in range(N_USERS)])
     lists = read_table(out, "recommendations.parquet").to_pandas()
     ranks = read_table(out, "ranks.parquet").to_pandas()
     rows = read_json(out, "metrics.json")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny_run import N_USERS, build_run
 from tigerrec.baselines.popularity import Popularity
-from tigerrec.data.histories import load_histories, split
+from tigerrec.data.histories import load_histories
 from tigerrec.evaluation import stage
 from tigerrec.evaluation.metrics import item_ranks, metrics
 from tigerrec.evaluation.stage import EvaluateConfig, Ranking, check_lists, evaluate
@@ -55,7 +55,7 @@ def test_metrics_follow_from_ranks_to_the_last_digit(evaluated):
 def test_metrics_follow_from_recommendations_and_the_split(run, evaluated):
     table = read_table(evaluated, "recommendations.parquet").to_pandas()
     histories = load_histories(run["prepare"])
-    targets = np.array([split(histories[user], "test")[1] for user in range(N_USERS)])
+    targets = np.array([histories.split(user, "test")[1] for user in range(N_USERS)])
     for row in read_json(evaluated, "metrics.json"):
         if row["hit"] == "item":
             chosen = table[(table["model"] == row["model"]) & (table["seen"] == row["seen"])]
@@ -108,7 +108,7 @@ def test_masked_lists_are_full_and_hold_nothing_seen(run, evaluated):
     masked = table[table["seen"] == "masked"]
     assert (masked.groupby(["model", "user"], observed=True).size() == 20).all()
     for user, items in masked.groupby("user")["item"]:
-        assert not set(items) & set(split(histories[user], "test")[0].tolist())
+        assert not set(items) & set(histories.split(user, "test")[0].tolist())
     assert str(table.dtypes["user"]) == str(table.dtypes["item"]) == "int32"
     assert str(table.dtypes["score"]) == "float32"
 

@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 
 from tests.raw_data import COLUMNS, Rows, arranged
 from tigerrec.data.base import DatasetError, RawItem
-from tigerrec.data.histories import Histories, load_histories, split, training_part, validation_sample
+from tigerrec.data.histories import (
+    Histories,
+    evaluated_users,
+    load_histories,
+    training_counts,
+    training_histories,
+    validation_sample,
+)
 from tigerrec.data.interactions import Loader
 from tigerrec.data.prepare import item_text, prepare
 from tigerrec.data.raw import Fault, Tally
@@ -263,13 +270,36 @@ def test_item_text_leaves_missing_parts_out() -> None:
 
 
 def test_split_is_leave_one_out() -> None:
-    history = np.array([7, 3, 9, 4], dtype=np.int32)
-    assert training_part(history).tolist() == [7, 3]
-    validation, test = split(history, "validation"), split(history, "test")
+    histories = Histories(np.array([0, 4, 7]), np.array([7, 3, 9, 4, 1, 2, 0], dtype=np.int32), 10)
+    assert histories.training_part(0).tolist() == [7, 3]
+    validation, test = histories.split(0, "validation"), histories.split(0, "test")
     assert (validation[0].tolist(), validation[1]) == ([7, 3], 9)
     assert (test[0].tolist(), test[1]) == ([7, 3, 9], 4)
+    assert [part.tolist() for part in training_histories(histories)] == [[7, 3], [1]]
+    assert training_counts(histories).tolist() == [0, 1, 0, 1, 0, 0, 0, 1, 0, 0]
     with pytest.raises(ValueError, match="validation"):
-        split(history, "train")
+        histories.split(0, "train")
+
+
+def test_a_given_split_has_the_first_item_of_each_part_as_target() -> None:
+    lists = [[7, 3, 9, 4, 5], [1, 2], [8, 6], [0, 5, 1], [4], [2, 3]]
+    parts = [[0, 0, 1, 2, 2], [0, 2], [0, 1], [0, 0, 0], [2], [1, 1]]
+    histories = Histories(
+        np.cumsum([0, *map(len, lists)]),
+        np.concatenate(lists).astype(np.int32),
+        10,
+        np.concatenate(parts).astype(np.int8),
+    )
+    assert [histories.training_part(user).tolist() for user in range(6)] == [[7, 3], [1], [8], [0, 5, 1], [], []]
+    assert [part.tolist() for part in training_histories(histories)] == [[7, 3], [1], [8], [0, 5, 1]]
+    assert training_counts(histories).tolist() == [1, 2, 0, 1, 0, 1, 0, 1, 1, 0]
+    assert histories.users_with("validation").tolist() == [0, 2]
+    assert histories.users_with("test").tolist() == [0, 1]
+    assert [histories.split(user, "validation")[1] for user in (0, 2)] == [9, 6]
+    known, target = histories.split(0, "test")
+    assert (known.tolist(), target) == ([7, 3, 9], 4)
+    assert evaluated_users(histories, "test", None).tolist() == [0, 1]
+    assert validation_sample(histories, 1, 0).tolist() in ([0], [2])
 
 
 def test_histories_end_where_users_end() -> None:

@@ -24,7 +24,7 @@ from tigerrec.analysis.charts import Interval, frequency_chart, interval_chart, 
 from tigerrec.analysis.report import report_run, report_table
 from tigerrec.analysis.report.users_part import chosen_users
 from tigerrec.analysis.table.plot import draw
-from tigerrec.data.histories import load_histories, split
+from tigerrec.data.histories import load_histories
 from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.models.t5 import T5
 from tigerrec.storage.contracts import read_json, read_table
@@ -212,7 +212,7 @@ def test_users_targets_ranks_and_lists_are_those_of_the_files(run, page):
     assert sum(1 <= rank <= 10 for _, rank in users) == 3
     tables = iter(page.tables["users"])
     for user, rank in users:
-        known, target = split(histories[user], "test")
+        known, target = histories.split(user, "test")
         assert (ranks.loc[user, "target"], ranks.loc[user, "rank"]) == (target, rank)
         assert [cells[1] for cells in next(tables)[1:]] == [items[item] for item in known[-5:]]
         for seen in ("masked", "kept"):

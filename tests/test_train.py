@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from tigerrec import TigerrecError
 from tigerrec.data.batches import Batch
-from tigerrec.data.histories import Histories, load_histories, training_part
+from tigerrec.data.histories import Histories, load_histories, training_histories
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import T5
@@ -214,7 +214,7 @@ def test_items_unseen_in_training_are_read_by_their_codes_and_can_be_recommended
     generator = dataclasses.replace(MODEL, history="items", item_loss=1.0)
     ids = load_semantic_ids(folders["tokenize"])
     out = run(folders, TrainConfig(generator, TRAINING))
-    seen = np.unique(np.concatenate([training_part(history) for history in load_histories(folders["prepare"])]))
+    seen = np.unique(np.concatenate(training_histories(load_histories(folders["prepare"]))))
     wider = SemanticIds(np.concatenate([ids.codes, [[3, 2, 39], [3, 1, 39]]]).astype(np.int32), ids.layout)
     model = load_generator(out, wider)
     embeddings = model.inputs.item_embeddings.weight

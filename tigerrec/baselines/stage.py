@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tigerrec.baselines.base import Baseline, Fitted
-from tigerrec.data.histories import Histories, evaluated_users, load_histories, training_part, validation_sample
+from tigerrec.data.histories import Histories, evaluated_users, load_histories, training_histories, validation_sample
 from tigerrec.evaluation.metrics import VALIDATION_K, format_metrics, item_ranks, validation_metrics
 from tigerrec.evaluation.stage import known_and_targets, rank_all, warn_of_repeats, write_rankings
 from tigerrec.search.ranking import Rank
@@ -65,20 +65,19 @@ def validate(rank: Rank, histories: Histories, users: np.ndarray) -> dict[str, f
 
 def fit(histories: Histories, baseline: Baseline, seed: int) -> Fitted:
     """A baseline fitted to all training parts, validated on a fixed, seeded sample of users on the way."""
-    training = [training_part(histories[user]) for user in range(len(histories))]
     users = validation_sample(histories, EPOCH_USERS, seed)
 
     def ndcg(rank: Rank) -> float:
         return validate(rank, histories, users)["validation_ndcg@10"]
 
-    return baseline.fit(training, histories.n_items, seed=seed, validate=ndcg)
+    return baseline.fit(training_histories(histories), histories.n_items, seed=seed, validate=ndcg)
 
 
 def run_trial(histories: Histories, baseline: Baseline, seed: int) -> dict[str, Any]:
     """What validation says of a baseline: the best epoch found on a sample of users, the metrics on all of them."""
     started = time.perf_counter()
     fitted = fit(histories, baseline, seed)
-    scores = validate(fitted.rank, histories, np.arange(len(histories)))
+    scores = validate(fitted.rank, histories, histories.users_with("validation"))
     return {**scores, **fitted.facts, "seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -147,7 +146,7 @@ def measure(prepared: Path, tuned: Path | None, config: BaselineConfig, out: Pat
             baseline = replace(baseline, **settings)  # type: ignore[type-var]
     fitted = fit(histories, baseline, config.seed)
     fitting_seconds = round(time.perf_counter() - started, 3)
-    users = evaluated_users(histories, config.users)
+    users = evaluated_users(histories, config.split, config.users)
     known, targets = known_and_targets(histories, config.split, users)
     warn_of_repeats(known, targets)
     rankings = rank_all(config.model, fitted.rank, known, config.k, histories.n_items)

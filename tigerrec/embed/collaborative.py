@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tigerrec.config import AtLeastOne, NotNegative, options
-from tigerrec.data.histories import load_histories, training_part
+from tigerrec.data.histories import load_histories, training_histories
 from tigerrec.embed.base import EmbedsCatalogue
 from tigerrec.embed.vectors import fixed_signs, unit
 
@@ -46,7 +46,7 @@ class Collaborative(EmbedsCatalogue):
     def vectors(self, prepared: Path, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors, float32 (items, dim), of the training interactions alone."""
         histories = load_histories(prepared)
-        training = [training_part(histories[user]) for user in range(len(histories))]
+        training = training_histories(histories)
         counts = count_pairs(training, histories.n_items, self.window)
         vectors = symmetric_factors(shifted_ppmi(counts, self.shift), self.dim)
         zeros, never = int((~vectors.any(axis=1)).sum()), len(vectors) - len(np.unique(np.concatenate(training)))

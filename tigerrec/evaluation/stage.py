@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from tigerrec.config import AtLeastOne, Device, NotNegative, Precision, options
-from tigerrec.data.histories import Histories, evaluated_users, split, training_counts
+from tigerrec.data.histories import Histories, evaluated_users, training_counts
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
 from tigerrec.search.options import CODES, WEIGHED, ColdPlaces, Scores, Scoring, check_scoring, item_weight
@@ -88,8 +88,9 @@ class Ranking:
 def known_and_targets(
     histories: Histories, part: str, users: Iterable[int] | None = None
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """What is known of each user, all by default, in a part of the split, and the target, int64 (n,)."""
-    pairs = [split(histories[user], part) for user in (range(len(histories)) if users is None else users)]
+    """What is known of each user in a part of the split, and the target, int64 (n,); of all that have one by
+    default."""
+    pairs = [histories.split(user, part) for user in (histories.users_with(part) if users is None else users)]
     return [known for known, _ in pairs], np.array([target for _, target in pairs], np.int64)
 
 
@@ -257,7 +258,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         check_made_from(trained, manifest, name, inputs[name])
-    users = evaluated_users(histories, config.users)
+    users = evaluated_users(histories, config.split, config.users)
     known, targets = known_and_targets(histories, config.split, users)
     n_items = histories.n_items
     logger.info("read %s users, %s items and the generator in %s", f"{len(histories):,}", f"{n_items:,}", trained)

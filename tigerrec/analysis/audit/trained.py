@@ -10,7 +10,7 @@ from typing import Any
 from tigerrec.analysis.audit.figures import HR, NDCG, difference_in_words, headline, paired_difference
 from tigerrec.analysis.audit.run import SEED, AuditedRun, Finding, check, seeded_rng
 from tigerrec.analysis.audit.variants import from_end, in_a_tie, poisoned, ties_reversed
-from tigerrec.data.histories import load_histories, training_counts, training_part
+from tigerrec.data.histories import load_histories, training_counts
 from tigerrec.embed.base import EmbedsCatalogue
 from tigerrec.embed.collaborative import Collaborative
 from tigerrec.embed.stage import load_embeddings
@@ -137,7 +137,7 @@ def ties(run: AuditedRun) -> Finding:
     searcher = run.open_searcher(trained, run.semantic_ids, training_counts(histories))
     lists = run.search(searcher, known, mask_seen=True, progress="reversed within equal times")
     training, old_training = (
-        [training_part(of_all[user]) for user in range(len(of_all))] for of_all in (histories, run.histories)
+        [of_all.training_part(user) for user in range(len(of_all))] for of_all in (histories, run.histories)
     )
     popularity, _ = by_popularity(training_counts(histories))(known, k=run.evaluation.k, mask_seen=True)
     ranks = {

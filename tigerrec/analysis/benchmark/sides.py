@@ -141,7 +141,7 @@ def stock_search(setting: Setting, beam_size: int, users: int) -> dict[str, floa
     """Seconds of `generate` for all users, extrapolated from the first ones."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model, allowed = stock_model(setting.config, semantic_ids), allowed_next(semantic_ids.tokens)
-    known, _ = known_and_targets(histories, "test", range(min(users, len(histories))))
+    known, _ = known_and_targets(histories, "test", histories.users_with("test")[:users])
     items = padded([history[-model.facts["max_items"] :] for history in known]).to(model.device)
 
     def generate(items: Tensor) -> None:

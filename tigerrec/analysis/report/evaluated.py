@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tigerrec.analysis.charts import shorten
-from tigerrec.data.histories import Histories, load_histories, read_items, split
+from tigerrec.data.histories import Histories, load_histories, read_items
 from tigerrec.evaluation.lists import Lists, read_lists, read_ranks
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ArtifactError
@@ -72,7 +72,7 @@ class EvaluatedRun:
 
     def history_and_target(self, place: int) -> tuple[np.ndarray, int]:
         """What the list of an evaluated user was made from, and the item that it should hold."""
-        return split(self.histories[int(self.users[place])], self.manifests["evaluate"].config["split"])
+        return self.histories.split(int(self.users[place]), self.manifests["evaluate"].config["split"])
 
     @cached_property
     def users(self) -> np.ndarray:
