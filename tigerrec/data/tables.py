@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tigerrec.config import Share, options
 from tigerrec.data import raw
-from tigerrec.data.base import Dataset, DatasetError, RawItem
+from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
@@ -52,6 +52,8 @@ class TablesDataset(Dataset):
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
         rating_column, min_rating: interactions rated lower are left out.
         where: a condition in SQL; interactions without it are left out.
+        max_user_interactions: of a user with more, the last ones are kept; None: all.
+        text_columns: further columns of `items`, as `description`, that go into the text of an item.
         raw_dir: the folder in which `interactions` and `items` stand; None: they are paths of their own.
         category: what stands for `{category}` in the names and addresses of files.
         interactions_url, items_url: where the files are downloaded from when they are missing; None to never download.
@@ -85,6 +87,8 @@ class TablesDataset(Dataset):
     rating_column: str | None = added(None)
     min_rating: float | None = added(None)
     where: str | None = added(None)
+    max_user_interactions: AtLeastThree | None = added(None)
+    text_columns: tuple[str, ...] = added(())
     raw_dir: Path | None = not_identity(default=None)
     category: str | None = not_identity(default=None)
     interactions_url: str | None = not_identity(default=None)
@@ -169,7 +173,13 @@ class TablesDataset(Dataset):
         named = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         told: set[str] = set()
         for path in self._files_of("items"):
-            table = self._open(path, ["items_item_column", *given], list(named.values()))
+            table = self._open(path, ["items_item_column", *given], [*named.values(), *self.text_columns])
+            for column in self.text_columns:
+                if column not in table.columns:
+                    raise DatasetError(
+                        f"{path} has no column '{column}', only {shown(table.columns)}; name yours by "
+                        "`dataset.text_columns=[<column>]`."
+                    )
             columns = {field: column for field, column in named.items() if column in table.columns}
             yield from self._records(table, columns, needed, told, tally)
 
@@ -198,7 +208,7 @@ class TablesDataset(Dataset):
         """The items of a table whose `columns` are the fields of an item → their names; those of `told` were told of
         before."""
         id_column = self.items_item_column or self.item_column
-        for batch in table.batches([id_column, *columns.values()]):
+        for batch in table.batches([id_column, *columns.values(), *self.text_columns]):
             for fault in batch.faults:
                 tally.lines["items"] += fault.lines
                 tally.drop("items", fault)
@@ -215,7 +225,9 @@ class TablesDataset(Dataset):
                     continue
                 told.add(item)
                 record = {field: row[column] for field, column in columns.items()}
-                yield item, raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
+                texts = raw.further_texts(row, self.text_columns, tally)
+                told_of = raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
+                yield item, told_of._replace(texts=texts)
 
 
 def _parts(path: Path) -> list[Path]:
