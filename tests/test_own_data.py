@@ -107,3 +107,67 @@ def test_a_text_column_must_exist(tmp_path: Path) -> None:
         DatasetError, match=r"no column 'details', only item, title; .*dataset\.text_columns=\[<column>\]"
     ):
         prepare(dataset, tmp_path / "out")
+
+
+HISTORIES = {"ann": ["a", "b", "c", "a"], "bob": ["c", "b", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("h.jsonl", "\n".join(json.dumps({"user": user, "items": items}) for user, items in HISTORIES.items()), {}),
+        ("h.csv", "user,items\n" + "".join(f"{user},{' '.join(items)}\n" for user, items in HISTORIES.items()), {}),
+        ("h.csv", "user,items\n" + "".join(f'{user},"{items}"\n' for user, items in HISTORIES.items()), {}),
+        ("h.tsv", "user\titems\n" + "".join(f"{user}\t{'|'.join(items)}\n" for user, items in HISTORIES.items()),
+         {"sequence_separator": "|"}),
+        ("h.txt", "".join(f"{user} {' '.join(items)}\n" for user, items in HISTORIES.items()), {}),
+    ],
+    ids=["lists", "spaces", "lists as text", "another separator", "lines"],
+)  # fmt: skip
+def test_histories_as_sequences_are_read_in_their_order(
+    tmp_path: Path, name: str, content: str, options: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_text(content)
+    out = prepare(TablesDataset(tmp_path / name, sequence_column="items", **options), tmp_path / "out")
+    assert histories(out) == HISTORIES
+    assert read_table(out, "items.parquet")["item_id"].to_pylist() == ["a", "b", "c", "d"]
+
+
+def test_a_user_of_several_sequences_has_them_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("who,bought\nann,a b\nbob,x y z\nann,b a\n")
+    dataset = TablesDataset(tmp_path / "h.csv", user_column="who", sequence_column="bought", where="item <> 'z'")
+    assert histories(prepare(dataset, tmp_path / "out")) == {"ann": ["a", "b", "b", "a"]}
+
+
+def test_what_is_no_sequence_is_counted_by_its_line(tmp_path: Path) -> None:
+    records: list[Any] = [["a", "b", "c", None], "[1 2 3]", 7, None, "", [], "d e f"]
+    rows = [{"user": f"u{number}", "items": items} for number, items in enumerate(records)] + [{"items": ["a"]}]
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = prepare(TablesDataset(tmp_path / "h.jsonl", sequence_column="items", max_dropped=0.5), tmp_path / "out")
+    assert histories(out) == {"u0": ["a", "b", "c"], "u6": ["d", "e", "f"]}
+    stats = read_json(out, "stats.json")
+    assert (stats["lines"], stats["dropped_examples"]) == (
+        10,
+        {
+            "interactions: neither a list of items nor a text of them": ["line 2: [1 2 3]", "line 3: 7"],
+            "interactions: no item": ["line 1: None"],
+            "interactions: no user": ["line 8: ['a']"],
+        },
+    )
+
+
+def test_sequences_are_refused_with_ratings_or_without_their_column(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("user,history\nann,a b c\n")
+    with pytest.raises(DatasetError, match=r"no column 'items', only user, history; .*dataset\.sequence_column="):
+        prepare(TablesDataset(tmp_path / "h.csv", sequence_column="items"), tmp_path / "out")
+    rated = TablesDataset(tmp_path / "h.csv", sequence_column="history", rating_column="x", min_rating=3)
+    with pytest.raises(DatasetError, match="needs a row an interaction"):
+        prepare(rated, tmp_path / "out")
+
+
+def test_many_sequences_are_numbered_on_across_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tigerrec.data.sequences.BATCH", 2)
+    (tmp_path / "h.txt").write_text("ann b a c\nbob c a b d\n")
+    out = prepare(TablesDataset(tmp_path / "h.txt", sequence_column="items"), tmp_path / "out")
+    assert histories(out) == {"ann": ["b", "a", "c"], "bob": ["c", "a", "b", "d"]}
+    assert read_table(out, "interactions.parquet")["timestamp"].to_pylist() == [1, 2, 3, 4, 5, 6, 7]

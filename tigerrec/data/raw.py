@@ -150,7 +150,7 @@ def parse_price(value: Any, tally: Tally, decimal_comma: bool = False) -> float 
     return None
 
 
-def _listed(text: str) -> Any:
+def listed(text: str) -> Any:
     """A list that was written as text, as `['A', 'B']`, or else the text."""
     if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -161,7 +161,7 @@ def _listed(text: str) -> Any:
 def first_path(value: Any, separator: str | None) -> list[Any]:
     """The first category path of a list of paths, of a path, or of a text (split where a separator is given)."""
     if isinstance(value, str):
-        value = _listed(value)
+        value = listed(value)
     if isinstance(value, str):
         return list(value.split(separator)) if separator else [value]
     if isinstance(value, (list, tuple)):
@@ -176,7 +176,7 @@ def further_texts(record: Mapping[str, Any], columns: Sequence[str], tally: Tall
     texts = []
     for column in columns:
         value = record.get(column)
-        value = _listed(value) if isinstance(value, str) else value
+        value = listed(value) if isinstance(value, str) else value
         parts = value if isinstance(value, (list, tuple)) else [value]
         text = " ".join(filter(None, (clean(part, column, tally) for part in parts)))
         if len(text) > TEXT_LIMIT:

@@ -18,6 +18,7 @@ from tigerrec.data.download import download_missing
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
 from tigerrec.data.prepare import ITEM_FIELDS
+from tigerrec.data.sequences import LineTable, SequenceTable
 from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ class TablesDataset(Dataset):
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
         rating_column, min_rating: interactions rated lower are left out.
         where: a condition in SQL; interactions without it are left out.
+        sequence_column: of `interactions` with one row a user, the list or text of the items, oldest first, instead of
+            item and time; a file whose ending is of no table has lines `user item item …`.
+        sequence_separator: between the items of a text; None: spaces.
         max_user_interactions: of a user with more, the last ones are kept; None: all.
         text_columns: further columns of `items`, as `description`, that go into the text of an item.
         raw_dir: the folder in which `interactions` and `items` stand; None: they are paths of their own.
@@ -87,6 +91,8 @@ class TablesDataset(Dataset):
     rating_column: str | None = added(None)
     min_rating: float | None = added(None)
     where: str | None = added(None)
+    sequence_column: str | None = added(None)
+    sequence_separator: str | None = added(None)
     max_user_interactions: AtLeastThree | None = added(None)
     text_columns: tuple[str, ...] = added(())
     raw_dir: Path | None = not_identity(default=None)
@@ -131,7 +137,8 @@ class TablesDataset(Dataset):
                 raise DatasetError(
                     f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
                 )
-            if not is_table(path) and self.separator is None:
+            has_lines = role == "interactions" and self.sequence_column is not None
+            if not is_table(path) and self.separator is None and not has_lines:
                 raise DatasetError(
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
                     "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or be text whose `dataset.separator=` you name."
@@ -150,6 +157,9 @@ class TablesDataset(Dataset):
             raise DatasetError(
                 "dataset.min_rating needs the column of ratings; name it by `dataset.rating_column=<column>`."
             )
+        if self.sequence_column is not None:
+            self._load_sequences(loader)
+            return
         if self.min_rating is not None:
             named.append("rating_column")
         if self.time_column is None:
@@ -160,6 +170,21 @@ class TablesDataset(Dataset):
         )  # fmt: skip
         for path in self._files_of("interactions"):
             loader.load(self._open(path, named), columns)
+
+    def _load_sequences(self, loader: Loader) -> None:
+        if self.min_rating is not None:
+            raise DatasetError(
+                "dataset.min_rating needs a row an interaction, and dataset.sequence_column names one a user; leave "
+                "one of them out."
+            )
+        user, sequence, item = self.user_column, str(self.sequence_column), self.item_column
+        columns = Columns(user, item, None, where=self.where)
+        for path in self._files_of("interactions"):
+            if is_table(path) or self.separator is not None:
+                table: Table = self._open(path, ["user_column", "sequence_column"])
+            else:
+                table = LineTable(path, [user, sequence], self.dialect)
+            loader.load(SequenceTable(table, user, sequence, item, self.sequence_separator), columns)
 
     def read_items(self, needed: Set[str], tally: raw.Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The table of items, if there is one; else ids stand for titles. Raises DatasetError as
