@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import logging
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from tests.raw_data import lines
@@ -171,3 +175,119 @@ def test_many_sequences_are_numbered_on_across_batches(tmp_path: Path, monkeypat
     out = prepare(TablesDataset(tmp_path / "h.txt", sequence_column="items"), tmp_path / "out")
     assert histories(out) == {"ann": ["b", "a", "c"], "bob": ["c", "a", "b", "d"]}
     assert read_table(out, "interactions.parquet")["timestamp"].to_pylist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+GOODS = [(item, f"Thing {item}", number * 1.5) for number, item in enumerate("abcde")]
+
+
+def sqlite(path: Path) -> Path:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute('CREATE TABLE orders ("user" TEXT, item TEXT, time INTEGER)')
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?)", ORDERS)
+        database.execute("CREATE TABLE products (item TEXT, title TEXT, price REAL)")
+        database.executemany("INSERT INTO products VALUES (?, ?, ?)", GOODS)
+        database.commit()
+    return path
+
+
+def in_duckdb(path: Path) -> Path:
+    with duckdb.connect(path) as database:
+        database.execute('CREATE TABLE orders ("user" TEXT, item TEXT, time BIGINT)')
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?)", ORDERS)
+        database.execute("CREATE TABLE products (item TEXT, title TEXT, price DECIMAL(9, 2))")
+        database.executemany("INSERT INTO products VALUES (?, ?, ?)", GOODS)
+    return path
+
+
+@pytest.mark.parametrize("make", [sqlite, in_duckdb])
+def test_tables_of_a_database_are_read_as_files_are(tmp_path: Path, make: Any) -> None:
+    shop = make(tmp_path / "shop.db")
+    (tmp_path / "items.csv").write_bytes(lines(GOODS, ["item", "title", "price"]))
+    of_files = prepare(TablesDataset(orders(tmp_path), tmp_path / "items.csv"), tmp_path / "files")
+    dataset = TablesDataset(shop, shop, interactions_table="orders", items_table="main.products")
+    before = shop.read_bytes()
+    out = prepare(dataset, tmp_path / "out")
+    for name in ("items.parquet", "users.parquet", "interactions.parquet"):
+        assert (out / name).read_bytes() == (of_files / name).read_bytes()
+    assert (sorted(path.name for path in tmp_path.iterdir()), shop.read_bytes()) == (
+        ["files", "items.csv", "orders.csv", "out", "shop.db"],
+        before,
+    )
+
+
+@pytest.mark.parametrize("make", [sqlite, in_duckdb])
+def test_a_query_of_a_database_is_part_of_the_identity(tmp_path: Path, make: Any) -> None:
+    shop = make(tmp_path / "shop.db")
+    query = 'SELECT "user" AS who, item FROM orders WHERE "user" = \'ann\' ORDER BY time DESC'
+    dataset = TablesDataset(shop, interactions_table=query, user_column="who", time_column=None)
+    out = prepare(dataset, tmp_path / "out")
+    assert histories(out) == {"ann": ["e", "d", "c", "b", "a"]}
+    other = dataclasses.replace(dataset, interactions_table=query.replace("DESC", "ASC"))
+    assert fingerprint(prepare(other, tmp_path / "other")) != fingerprint(out)
+
+
+def test_a_file_of_sql_is_run_and_its_rows_stay_in_order(tmp_path: Path) -> None:
+    query = f"""
+        CREATE TEMP TABLE bought AS SELECT * FROM read_csv('{orders(tmp_path)}');  -- as text
+        SELECT "user", list(item ORDER BY time) AS items FROM bought GROUP BY "user" ORDER BY "user" DESC
+    """
+    (tmp_path / "orders.sql").write_text(query)
+    out = prepare(TablesDataset(tmp_path / "orders.sql", sequence_column="items"), tmp_path / "out")
+    assert {user: sorted(items) for user, items in histories(out).items()} == {"bob": list("cde"), "ann": list("abcde")}
+    assert read_table(out, "users.parquet")["user_id"].to_pylist() == ["bob", "ann"]
+    (tmp_path / "orders.sql").write_text(query.replace("DESC", ""))
+    other = prepare(TablesDataset(tmp_path / "orders.sql", sequence_column="items"), tmp_path / "other")
+    assert fingerprint(other) != fingerprint(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("shop.db", {}, r"is a database; name its table, or a query, by `dataset\.interactions_table=<table>`"),
+        ("shop.db", {"interactions_table": "order"}, r"no table 'order', only orders, products; name yours by `"),
+        ("shop.db", {"interactions_table": "SELECT x FROM y"}, r"The query of .*shop\.db fails \(.*y.*\); correct it"),
+        ("none.db", {"interactions_table": "orders"}, r"none\.db is no database of DuckDB or SQLite"),
+        ("orders.csv", {"interactions_table": "orders"}, r"is no database; leave `dataset\.interactions_table=orders`"),
+        ("orders.sql", {"interactions_table": "orders"}, r"is a query, not a database; leave `dataset\."),
+        ("orders.sql", {}, r"The query of .*orders\.sql fails \(Parser Error"),
+        ("empty.sql", {}, r"holds no query; its last statement must be a SELECT"),
+        ("late.sql", {}, r"The query of .*late\.sql fails \(.*Could not convert"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("make", [sqlite, in_duckdb])
+def test_queries_that_cannot_be_answered_are_refused(
+    tmp_path: Path, make: Any, name: str, options: dict[str, Any], message: str
+) -> None:
+    make(tmp_path / "shop.db")
+    orders(tmp_path)
+    (tmp_path / "none.db").write_text("no database at all")
+    (tmp_path / "orders.sql").write_text("SELEC 1")
+    (tmp_path / "empty.sql").write_text("-- nothing")
+    (tmp_path / "late.sql").write_text(
+        "SELECT 'u' AS \"user\", CAST(CASE WHEN i > 900000 THEN 'x' ELSE '1' END AS INT) AS item, i AS time "
+        "FROM range(1000000) AS t(i)"
+    )
+    with pytest.raises(DatasetError, match=message):
+        prepare(TablesDataset(tmp_path / name, **options), tmp_path / "out")
+
+
+def test_a_database_with_changes_beside_it_is_refused(tmp_path: Path) -> None:
+    sqlite(tmp_path / "shop.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("INSERT INTO orders VALUES ('cid', 'a', 1)")
+        writer.commit()
+        with pytest.raises(DatasetError, match=r"shop\.db lacks the changes that shop\.db-wal holds; close the"):
+            prepare(TablesDataset(tmp_path / "shop.db", interactions_table="orders"), tmp_path / "out")
+    out = prepare(TablesDataset(tmp_path / "shop.db", interactions_table="orders"), tmp_path / "out")
+    assert read_json(out, "stats.json")["raw"]["users"] == 3
+
+
+def test_what_is_no_text_in_sqlite_is_counted(tmp_path: Path) -> None:
+    path = sqlite(tmp_path / "shop.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO orders VALUES (CAST(x'ff' AS TEXT), 'a', 1), ('ann', NULL, 1), (7, 12.0, 1)")
+        database.commit()
+    dataset = TablesDataset(path, interactions_table="orders", max_dropped=0.5)
+    stats = read_json(prepare(dataset, tmp_path / "out"), "stats.json")
+    assert stats["dropped"] == {"interactions: no item": 1, "interactions: user is not valid text": 1}

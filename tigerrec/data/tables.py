@@ -14,6 +14,7 @@ from pydantic import Field
 from tigerrec.config import Share, options
 from tigerrec.data import raw
 from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
+from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
@@ -32,7 +33,8 @@ class TablesDataset(Dataset):
 
     Attributes:
         interactions: a table with one row an interaction: user, item, time; or a folder of such tables, or a pattern,
-            whose files are read in the order of their names.
+            whose files are read in the order of their names; or a database of DuckDB or SQLite, or SQL (`.sql`) that
+            DuckDB runs.
         items: a table with one row an item; None: item ids stand for titles.
         user_column, item_column, time_column: columns of `interactions`; without a time, the order of the file stands
             for it.
@@ -53,6 +55,7 @@ class TablesDataset(Dataset):
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
         rating_column, min_rating: interactions rated lower are left out.
         where: a condition in SQL; interactions without it are left out.
+        interactions_table, items_table: the table of a database file, or a query of it.
         sequence_column: of `interactions` with one row a user, the list or text of the items, oldest first, instead of
             item and time; a file whose ending is of no table has lines `user item item …`.
         sequence_separator: between the items of a text; None: spaces.
@@ -91,6 +94,8 @@ class TablesDataset(Dataset):
     rating_column: str | None = added(None)
     min_rating: float | None = added(None)
     where: str | None = added(None)
+    interactions_table: str | None = added(None)
+    items_table: str | None = added(None)
     sequence_column: str | None = added(None)
     sequence_separator: str | None = added(None)
     max_user_interactions: AtLeastThree | None = added(None)
@@ -138,10 +143,11 @@ class TablesDataset(Dataset):
                     f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
                 )
             has_lines = role == "interactions" and self.sequence_column is not None
-            if not is_table(path) and self.separator is None and not has_lines:
+            if not is_table(path) and not is_database(path) and self.separator is None and not has_lines:
                 raise DatasetError(
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
-                    "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or be text whose `dataset.separator=` you name."
+                    "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or "
+                    f"{', '.join((*DATABASES, SQL))}, or be text whose `dataset.separator=` you name."
                 )
         return files
 
@@ -169,7 +175,7 @@ class TablesDataset(Dataset):
             self.rating_column, self.min_rating, self.where,
         )  # fmt: skip
         for path in self._files_of("interactions"):
-            loader.load(self._open(path, named), columns)
+            loader.load(self._open(path, "interactions", named), columns)
 
     def _load_sequences(self, loader: Loader) -> None:
         if self.min_rating is not None:
@@ -180,8 +186,8 @@ class TablesDataset(Dataset):
         user, sequence, item = self.user_column, str(self.sequence_column), self.item_column
         columns = Columns(user, item, None, where=self.where)
         for path in self._files_of("interactions"):
-            if is_table(path) or self.separator is not None:
-                table: Table = self._open(path, ["user_column", "sequence_column"])
+            if is_table(path) or is_database(path) or self.separator is not None:
+                table: Table = self._open(path, "interactions", ["user_column", "sequence_column"])
             else:
                 table = LineTable(path, [user, sequence], self.dialect)
             loader.load(SequenceTable(table, user, sequence, item, self.sequence_separator), columns)
@@ -198,7 +204,7 @@ class TablesDataset(Dataset):
         named = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         told: set[str] = set()
         for path in self._files_of("items"):
-            table = self._open(path, ["items_item_column", *given], [*named.values(), *self.text_columns])
+            table = self._open(path, "items", ["items_item_column", *given], [*named.values(), *self.text_columns])
             for column in self.text_columns:
                 if column not in table.columns:
                     raise DatasetError(
@@ -208,9 +214,15 @@ class TablesDataset(Dataset):
             columns = {field: column for field, column in named.items() if column in table.columns}
             yield from self._records(table, columns, needed, told, tally)
 
-    def _open(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
-        """A table that has every column named by `options`, and one of the columns `any_of` if given."""
-        table = open_table(path, self.dialect)
+    def _open(self, path: Path, role: str, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
+        """A table of a role that has every column named by `options`, and one of the columns `any_of` if given."""
+        option, name = f"dataset.{role}_table", getattr(self, f"{role}_table")
+        if is_database(path):
+            table = open_database(path, name, option)
+        elif name is not None:
+            raise DatasetError(f"{path} is no database; leave `{option}={name}` out, or give {', '.join(DATABASES)}.")
+        else:
+            table = open_table(path, self.dialect)
         if not table.columns:
             raise DatasetError(f"{path} is empty; give a file with data.")
         named = {option: getattr(self, option) for option in options}
