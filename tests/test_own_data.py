@@ -7,16 +7,21 @@ import dataclasses
 import json
 import logging
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.raw_data import lines
+from tigerrec.config import compose
 from tigerrec.data.base import DatasetError
 from tigerrec.data.prepare import prepare
 from tigerrec.data.tables import TablesDataset
+from tigerrec.pipeline import run
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.manifests import read_manifest
 
@@ -291,3 +296,69 @@ def test_what_is_no_text_in_sqlite_is_counted(tmp_path: Path) -> None:
     dataset = TablesDataset(path, interactions_table="orders", max_dropped=0.5)
     stats = read_json(prepare(dataset, tmp_path / "out"), "stats.json")
     assert stats["dropped"] == {"interactions: no item": 1, "interactions: user is not valid text": 1}
+
+
+class Hub:
+    """Stands in for the package `datasets`: the data sets by name, configuration and split, and what was asked for."""
+
+    def __init__(self, **tables: Any) -> None:
+        self.tables = tables
+        self.asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(self, path: str, name: str | None = None, *, split: str | None = None) -> Any:
+        self.asked.append((path, name, split or ""))
+        if path != "shop/data":
+            raise ConnectionError("Couldn't reach the Hub\nat all")
+        table = self.tables[name or "orders"]
+
+        class Split:
+            def to_parquet(self, path_or_buf: Any) -> int:
+                pq.write_table(table, path_or_buf)
+                return len(table)
+
+        return Split()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    tables = [(ORDERS, HEAD), (GOODS, ["item", "title", "price"])]
+    orders, goods = (pa.table(dict(zip(head, zip(*rows, strict=True), strict=True))) for rows, head in tables)
+    hub = Hub(orders=orders, goods=goods)
+    monkeypatch.setitem(sys.modules, "datasets", hub)  # type: ignore[arg-type]
+    return hub
+
+
+def test_data_sets_of_the_hub_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["dataset=tables", "dataset.interactions=hf://shop/data", "dataset.items=hf://shop/data/goods:all"]
+    cfg = compose([*given, "paths.runs=runs"])
+    run(cfg, "prepare")
+    out = tmp_path / "runs" / "tables"
+    assert histories(out)["ann"] == list("abcde")
+    assert texts(out)["b"] == "Title: Thing b; Price: 1.50."
+    files = ["shop--data--goods--all.parquet", "shop--data.parquet"]
+    assert sorted(path.name for path in (tmp_path / "data/raw/hub").glob("*.parquet*")) == files
+    assert hub.asked == [("shop/data", None, "train"), ("shop/data", "goods", "all")]
+    run(compose([*given, "paths.runs=others", "dataset.raw_dir=data/raw/hub"]), "prepare")
+    assert len(hub.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://other/data", r"hf://other/data cannot be loaded \(Couldn't reach the Hub\); write hf://<owner>/<name>"),
+        ("hf://shop", r"hf://shop is no address of the Hugging Face Hub; write hf://<owner>/<name>"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_of(tmp_path: Path, hub: Hub, address: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        prepare(TablesDataset(Path(address), raw_dir=tmp_path / "raw"), tmp_path / "out")
+    assert not list((tmp_path / "raw").glob("*.p*"))
+
+
+def test_without_the_package_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DatasetError, match=r'datasets, which is not installed: run `pip install "tigerrec\[hf\]"`'):
+        prepare(TablesDataset(Path("hf://shop/data"), raw_dir=tmp_path / "raw"), tmp_path / "out")

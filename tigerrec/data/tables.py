@@ -15,7 +15,7 @@ from tigerrec.config import Share, options
 from tigerrec.data import raw
 from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
 from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
-from tigerrec.data.download import download_missing
+from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
 from tigerrec.data.prepare import ITEM_FIELDS
@@ -24,6 +24,7 @@ from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
 
+HUB_FILES = Path("data/raw/hub")
 GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
 
 
@@ -34,7 +35,7 @@ class TablesDataset(Dataset):
     Attributes:
         interactions: a table with one row an interaction: user, item, time; or a folder of such tables, or a pattern,
             whose files are read in the order of their names; or a database of DuckDB or SQLite, or SQL (`.sql`) that
-            DuckDB runs.
+            DuckDB runs; or a data set of the Hugging Face Hub, `hf://owner/name`, downloaded once.
         items: a table with one row an item; None: item ids stand for titles.
         user_column, item_column, time_column: columns of `interactions`; without a time, the order of the file stands
             for it.
@@ -119,7 +120,14 @@ class TablesDataset(Dataset):
 
     def _path(self, path: Path) -> Path:
         """A file or folder where it really is."""
-        return (self.raw_dir or Path()).expanduser() / str(path.expanduser()).replace("{category}", self.category or "")
+        name = self._named(path.expanduser())
+        if is_hub_address(name):
+            return (self.raw_dir or HUB_FILES).expanduser() / hub_file(name)
+        return (self.raw_dir or Path()).expanduser() / name
+
+    def _named(self, path: Path | str) -> str:
+        """A name or address with the category in its place."""
+        return str(path).replace("{category}", self.category or "")
 
     def _files_of(self, role: str) -> list[Path]:
         return [path for name, path in self.sources().items() if name.partition(":")[0] == role]
@@ -130,8 +138,10 @@ class TablesDataset(Dataset):
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
         for path, url in ((self.interactions, self.interactions_url), (self.items, self.items_url)):
-            if path is not None and (url or self.raw_dir):
-                address = url and url.replace("{category}", self.category or "")
+            if path is not None and is_hub_address(str(path)):
+                download_from_hub(self._named(path), self._path(path))
+            elif path is not None and (url or self.raw_dir):
+                address = url and self._named(url)
                 download_missing(
                     self._path(path).parent, [self._path(path).name], address and address.rpartition("/")[0]
                 )
