@@ -78,6 +78,17 @@ def test_items_and_histories(tmp_path: Path) -> None:
     )
 
 
+def test_further_fields_join_the_text_and_must_exist(tmp_path: Path) -> None:
+    metadata = [*METADATA[:1], b"{'asin': 'B1', 'title': 'Soap', 'description': 'Mild &amp; fine.'}"]
+    dataset = write(tmp_path / "raw", REVIEWS, metadata, text_columns=("description",))
+    out = prepare(dataset, tmp_path / "out")
+    assert read_table(out, "items.parquet")["text"].to_pylist()[1] == "Title: Soap; Description: Mild & fine."
+    with pytest.raises(
+        DatasetError, match=r"has a field 'descr'; correct or leave out `dataset\.text_columns=\[descr\]`"
+    ):
+        prepare(write(tmp_path / "raw", REVIEWS, metadata, text_columns=("descr",)), tmp_path / "other")
+
+
 def test_ratings_give_the_same_histories(tmp_path: Path) -> None:
     records = [json.loads(line) for line in REVIEWS]
     dataset = write(tmp_path / "raw", REVIEWS, METADATA)

@@ -26,7 +26,7 @@ from tigerrec.search.options import Scores
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OWN = ("thirds", "lengths", "sequences", "successors")  # of the examples, which run in a copy
+OWN = ("thirds", "lengths", "lcrec", "successors")  # of the examples, which run in a copy
 COMMANDS = ("make", "tigerrec", "torchrun", "pip", "python", "mount")
 MENTIONS = [
     [name] for name in (*cli.TOOLS, "table") if name != "demo"
@@ -271,9 +271,12 @@ def with_tiny(program: list[str]) -> list[str]:
 
 
 def test_the_examples_run_on_the_sample_as_printed(extended):
-    (extended / "data" / "raw").mkdir(parents=True)
-    sequences = [f"u{user} " + " ".join(f"i{user % 7 + step}" for step in range(6)) for user in range(40)]
-    (extended / "data" / "raw" / "sequences.txt").write_text("\n".join(sequences) + "\n")
+    lcrec = extended / "data" / "raw" / "lcrec"
+    lcrec.mkdir(parents=True)
+    sequences = {f"u{user}": [user % 7 + step for step in range(6)] for user in range(40)}
+    (lcrec / "Games.inter.json").write_text(json.dumps(sequences))
+    games = {item: {"title": f"Game {item}", "description": ["Fun."], "categories": "A,B"} for item in range(12)}
+    (lcrec / "Games.item.json").write_text(json.dumps(games))
     readme = PAGES[0].read_text(encoding="utf-8")
     (extended / "README.py").write_text(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1])
     run = "runs/sample/minilm/rqvae-seed0/t5-packed-seed0"
@@ -301,7 +304,7 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
     codes = json.loads((extended / "runs/sample/hashed/thirds-seed0/diagnostics.json").read_text())["levels"]
     assert len(codes) == 2
     assert (extended / "runs/sample/hashed/thirds-seed0/one_layer-packed-seed0/eval-full/metrics.json").exists()
-    assert json.loads((extended / "runs/sequences/stats.json").read_text())["items"] == 12
+    assert json.loads((extended / "runs/lcrec/stats.json").read_text())["items_without"] == {"brand": 12, "price": 12}
     assert len(done.stdout.splitlines()[-5:]) == 5
 
 

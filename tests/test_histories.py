@@ -48,6 +48,7 @@ class Fixed:
     min_item_interactions: int = 0
     max_dropped: float = 0.001
     expected: tuple[int, ...] = ()
+    max_user_interactions: int | None = None
     dropped: int = not_identity(default=0)
 
     def sources(self) -> dict[str, Path]:

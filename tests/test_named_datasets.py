@@ -186,6 +186,14 @@ SHAPES: dict[str, tuple[dict[str, bytes], list[str], str]] = {
         ],
         "Title: Film 1; Categories: Comedy > Romance.",
     ),
+    "sequences": (
+        {
+            "histories.txt": "".join(f"u{u} {' '.join(f'{i}' for i in range(1, 7))}\n" for u in range(1, 8)).encode(),
+            "items.csv": lines([(i, f"Film {i}") for i in range(1, 7)], ["item", "title"]),
+        },
+        ["dataset.interactions=histories.txt", "dataset.items=items.csv"],
+        "Title: Film 1.",
+    ),
 }
 
 
@@ -205,7 +213,8 @@ def test_a_data_set_by_name_runs_end_to_end_on_files_of_its_shape(name: str, tmp
     assert (len(items), len(interactions), len(read_table(folder, "users.parquet"))) == (6, 42, 7)
     whole_days = name == "steam"
     times = {time - time % 86_400 if whole_days else time for _, _, time in HISTORIES}
-    assert set(interactions["timestamp"].to_pylist()) == times
+    places = set(range(1, len(HISTORIES) + 1))
+    assert set(interactions["timestamp"].to_pylist()) == (places if name == "sequences" else times)
     assert read_json(folder, "stats.json")["interactions_with_metadata"] == 1.0
 
 

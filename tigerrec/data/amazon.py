@@ -10,13 +10,13 @@ from typing import ClassVar
 from pydantic import Field
 
 from tigerrec.config import Share, options, shipped_folder
-from tigerrec.data.base import Dataset, DatasetError, RawItem
+from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import EXCERPT, Dialect, open_table
 from tigerrec.data.interactions import Columns, Loader
-from tigerrec.data.raw import Fault, Tally, Unreadable, make_item, plain_id, record_of, text_of
+from tigerrec.data.raw import Fault, Tally, Unreadable, further_texts, make_item, plain_id, record_of, text_of
 from tigerrec.data.raw_files import read_lines
-from tigerrec.storage.fingerprints import not_identity
+from tigerrec.storage.fingerprints import added, not_identity
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast
 REVIEWS = Columns("reviewerID", "asin", "unixReviewTime")
@@ -39,6 +39,8 @@ class AmazonReviews(Dataset):
         min_item_interactions: items with fewer are left out (0: no filter).
         max_dropped: the largest share of unreadable lines that is put up with.
         expected: users, items and interactions of the known release; other counts are warned of.
+        max_user_interactions: of a user with more, the last ones are kept; None: all.
+        text_columns: further fields of metadata, as `description`, that go into the text of an item.
     """
 
     family: ClassVar[str] = "amazon"
@@ -51,6 +53,8 @@ class AmazonReviews(Dataset):
     min_item_interactions: int = Field(default=5, ge=0)
     max_dropped: Share = not_identity(default=0.001)
     expected: tuple[int, ...] = not_identity(default=())
+    max_user_interactions: AtLeastThree | None = added(None)
+    text_columns: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
         if len(self.expected) not in (0, 3):
@@ -96,8 +100,9 @@ class AmazonReviews(Dataset):
 
     def read_items(self, needed: Set[str], tally: Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The first readable record of each needed item; lines of other items are not parsed. Raises DatasetError if
-        the file is missing or damaged."""
+        the file is missing or damaged, or no item has a field of `text_columns`."""
         told: set[str] = set()
+        unknown = set(self.text_columns)
         for number, line in read_lines(self.folder / self.metadata, self._remedy(self.metadata)):
             tally.lines["metadata"] += 1
             named = {item.decode(errors="replace") for item in ASIN.findall(line or b"")}
@@ -116,7 +121,15 @@ class AmazonReviews(Dataset):
                 yield item, None
                 continue
             told.add(item)
-            yield item, make_item({"categories": record.get("category")} | record, tally)
+            unknown.difference_update(record)
+            texts = further_texts(record, self.text_columns, tally)
+            yield item, make_item({"categories": record.get("category")} | record, tally)._replace(texts=texts)
+
+        if unknown:
+            raise DatasetError(
+                f"No item of {self.folder / self.metadata} has a field '{min(unknown)}'; correct or leave out "
+                f"`dataset.text_columns=[{','.join(self.text_columns)}]`."
+            )
 
     def _remedy(self, name: str) -> str:
         replace = "run the command again to download it" if self.url else f"put a whole {name} in its place"

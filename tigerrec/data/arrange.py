@@ -3,6 +3,7 @@ has the columns place (where a row stands in the files), user, item, seconds and
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tigerrec.data.base import DatasetError
@@ -10,6 +11,8 @@ from tigerrec.data.histories import SHORTEST_HISTORY
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+logger = logging.getLogger(__name__)
 
 NUMBERED = """
 CREATE TABLE {side}_names AS
@@ -38,13 +41,17 @@ SELECT users.number AS user, items.number AS item, seconds AS timestamp,
 FROM kept JOIN users ON kept.user = users.old JOIN items ON kept.item = items.old
 ORDER BY 1, 4
 """
+LATEST = """
+CREATE TABLE latest AS SELECT * FROM kept
+QUALIFY row_number() OVER (PARTITION BY user ORDER BY seconds DESC, nanos DESC, place DESC) <= {most}
+"""
 LENGTHS = "SELECT count(*) AS length FROM kept GROUP BY user"
 
 
-def arrange(database: DuckDBPyConnection, min_user: int, min_item: int) -> dict[str, Any]:
-    """Drop repeated interactions, filter, and number by first appearance: makes the tables `kept`, `users` and `items`,
-    and returns the counts. Users with fewer than three interactions are always left out: leave-one-out needs three.
-    Raises DatasetError if nothing is left."""
+def arrange(database: DuckDBPyConnection, min_user: int, min_item: int, max_user: int | None = None) -> dict[str, Any]:
+    """Drop repeated interactions, keep the last `max_user` of each user, filter, and number by first appearance: makes
+    the tables `kept`, `users` and `items`, and returns the counts. Users with fewer than three interactions are always
+    left out: leave-one-out needs three. Raises DatasetError if nothing is left, or `max_user` is below `min_user`."""
 
     def number(sql: str) -> int:
         return int(database.execute(sql).fetchone()[0])  # type: ignore[index]
@@ -57,6 +64,7 @@ def arrange(database: DuckDBPyConnection, min_user: int, min_item: int) -> dict[
     distinct = number("SELECT count(*) FROM kept")
     short = number(f"SELECT count(*) FROM ({LENGTHS} HAVING count(*) < {SHORTEST_HISTORY})")
     least = {"user": max(min_user, SHORTEST_HISTORY), "item": min_item}
+    older = {} if max_user is None else {"older_interactions": _keep_latest(database, max_user, least["user"])}
     while True:
         for side in least:
             database.execute(f"CREATE OR REPLACE TABLE rare_{side} AS {RARE.format(side=side, least=least[side])}")
@@ -94,4 +102,25 @@ def arrange(database: DuckDBPyConnection, min_user: int, min_item: int) -> dict[
         "users_with_fewer_than_3": short,
         "users_filtered": users - short - kept_users,
         "items_filtered": items - kept_items,
+        **older,
     }
+
+
+def _keep_latest(database: DuckDBPyConnection, most: int, least: int) -> int:
+    """Keep the last interactions of each user; returns how many older ones there were."""
+    if most < least:
+        raise DatasetError(
+            f"dataset.max_user_interactions={most} is less than dataset.min_user_interactions={least}, so no user "
+            "would be left; raise the one or lower the other."
+        )
+    older, users = database.execute(
+        f"SELECT coalesce(sum(length - {most}), 0), count(*) FROM ({LENGTHS} HAVING count(*) > {most})"
+    ).fetchone()  # type: ignore[misc]
+    database.execute(LATEST.format(most=most))
+    database.execute("DROP TABLE kept")
+    database.execute("ALTER TABLE latest RENAME TO kept")
+    logger.info(
+        "kept the last %s interactions of each user, without %s older ones of %s users",
+        f"{most:,}", f"{older:,}", f"{users:,}",
+    )  # fmt: skip
+    return int(older)

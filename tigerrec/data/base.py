@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from tigerrec import TigerrecError
 
 if TYPE_CHECKING:
     from tigerrec.data.interactions import Loader
     from tigerrec.data.raw import Tally
+
+
+AtLeastThree = Annotated[int, Field(ge=3)]
 
 
 class DatasetError(TigerrecError):
@@ -24,19 +29,21 @@ class RawItem(NamedTuple):
     brand: str | None
     categories: list[str]
     price: float | None
+    texts: tuple[tuple[str, str], ...] = ()  # the name and the content of each further text
 
 
 @runtime_checkable
 class Dataset(Protocol):
     """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity). `max_dropped` is
     the largest share of unreadable lines of a file that is put up with, `expected` the users, items and interactions of
-    the known release, empty where nothing is known."""
+    the known release, empty where nothing is known, `max_user_interactions` how many of a user, the last, are kept."""
 
     family: ClassVar[str]
     min_user_interactions: int
     min_item_interactions: int
     max_dropped: float
     expected: tuple[int, ...] = ()
+    max_user_interactions: int | None = None
 
     def files(self) -> dict[str, Path]:
         """Role → raw file, whether it is there or not."""

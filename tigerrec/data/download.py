@@ -1,10 +1,12 @@
-"""Downloads of raw files: `.part` files that resume, retries, and nothing under the final name before it is whole."""
+"""Downloads of raw files: `.part` files that resume, retries, and nothing under the final name before it is whole; and
+data sets of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import http.client
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +17,7 @@ from tqdm import tqdm
 from tigerrec.data.base import DatasetError
 from tigerrec.data.raw_files import read_lines
 from tigerrec.storage.files import FULL, fsync, locked, system_code, write_failure
+from tigerrec.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,8 @@ ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20  # bytes
+HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^/:]+))?(?::(.+))?")
+HUB_FORM = "hf://<owner>/<name>, or hf://<owner>/<name>/<configuration>:<split>"
 FAULTS = (OSError, http.client.HTTPException, DatasetError)  # urllib's errors and time-outs are OSErrors
 
 
@@ -117,3 +122,49 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
             "names their sources), or give their folder by `dataset.raw_dir=<folder>`, or use the bundled data with "
             "`dataset=sample`."
         )
+
+
+def is_hub_address(address: str) -> bool:
+    """Whether this is no path, but the address of a data set of the Hugging Face Hub, right or wrong."""
+    return address.startswith("hf:/")
+
+
+def hub_file(address: str) -> str:
+    """The name of the file to which a data set of the Hub is downloaded."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '--', address.removeprefix('hf:').strip('/'))}.parquet"
+
+
+def download_from_hub(address: str, path: Path) -> None:
+    """Download a split (`train` where none is named) of a data set of the Hub as a Parquet file, unless it is there.
+    Raises DatasetError if the address is wrong, the package `datasets` is missing, or it cannot load the data set."""
+    if path.is_file():
+        return
+    address = re.sub("^hf:/+", "hf://", address)  # a Path has one slash of the two
+    named = HUB.fullmatch(address)
+    if named is None:
+        raise DatasetError(f"{address} is no address of the Hugging Face Hub; write {HUB_FORM}.")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DatasetError(
+            f'{address} is read by the package datasets, which is not installed: run `pip install "tigerrec[hf]"`, '
+            f"or put the data as {path}."
+        ) from None
+    name, configuration, split = named.groups()
+    part = path.with_name(f"{path.name}.part")
+    with locked(path.parent, wait=True, announce=logger.info):
+        if path.is_file():  # another process was faster
+            return
+        logger.info("downloading %s to %s", address, path)
+        try:
+            load_dataset(name, configuration, split=split or "train").to_parquet(part)
+        except Exception as error:  # libraries raise many kinds
+            part.unlink(missing_ok=True)
+            if system_code(error) in FULL:
+                raise write_failure(part, error) from error
+            raise DatasetError(
+                f"{address} cannot be loaded ({first_line(error)}); write {HUB_FORM}, and connect to the network."
+            ) from error
+        fsync(part)
+        os.replace(part, path)
+        fsync(path.parent)

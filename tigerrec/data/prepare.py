@@ -39,13 +39,14 @@ USERS = "SELECT number AS user, name AS user_id FROM users ORDER BY number"
 
 
 def item_text(item_id: str, item: RawItem) -> str:
-    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, without what is missing; `Item
-    <id>.` where all is missing."""
+    """The text that is embedded: `Title: …; Brand: …; Categories: A > B; Price: 12.99.`, and any
+    further texts by name, without what is missing; `Item <id>.` where all is missing."""
     parts = [
         f"Title: {item.title}" if item.title else None,
         f"Brand: {item.brand}" if item.brand else None,
         f"Categories: {' > '.join(item.categories)}" if item.categories else None,
         None if item.price is None else f"Price: {item.price:.2f}",
+        *(f"{name}: {text}" for name, text in item.texts),
     ]
     return f"{'; '.join(filter(None, parts)) or f'Item {item_id}'}."
 
@@ -201,7 +202,9 @@ def prepare(dataset: Dataset, out: Path) -> Path:
                 )
             loader.check_times(str(sources.get("interactions", out)))
             _check_dropped(tally, sources, dataset, set())
-            stats = arrange(database, dataset.min_user_interactions, dataset.min_item_interactions)
+            stats = arrange(
+                database, dataset.min_user_interactions, dataset.min_item_interactions, dataset.max_user_interactions
+            )
             logger.info(
                 "read %s interactions from %s",
                 f"{stats['raw']['interactions']:,}",

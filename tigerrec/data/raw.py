@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tigerrec.data.base import RawItem
@@ -20,6 +20,7 @@ NOT_UTF_8 = "invalid UTF-8"
 NOT_JSON = "neither JSON nor a Python literal"
 NO_RECORD = "not a record of named values"
 EXAMPLES = 3
+TEXT_LIMIT = 1_000  # characters of a further text of an item
 SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all that str.strip takes away
 
 
@@ -149,7 +150,7 @@ def parse_price(value: Any, tally: Tally, decimal_comma: bool = False) -> float 
     return None
 
 
-def _listed(text: str) -> Any:
+def listed(text: str) -> Any:
     """A list that was written as text, as `['A', 'B']`, or else the text."""
     if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -160,13 +161,30 @@ def _listed(text: str) -> Any:
 def first_path(value: Any, separator: str | None) -> list[Any]:
     """The first category path of a list of paths, of a path, or of a text (split where a separator is given)."""
     if isinstance(value, str):
-        value = _listed(value)
+        value = listed(value)
     if isinstance(value, str):
         return list(value.split(separator)) if separator else [value]
     if isinstance(value, (list, tuple)):
         nested = [path for path in value if isinstance(path, (list, tuple))]
         return list(nested[0] if nested else value)
     return []
+
+
+def further_texts(record: Mapping[str, Any], columns: Sequence[str], tally: Tally) -> tuple[tuple[str, str], ...]:
+    """The texts of some columns, by their names as a person writes them; a list is joined, a text beyond `TEXT_LIMIT`
+    is cut after a word (noted), and a last full stop goes."""
+    texts = []
+    for column in columns:
+        value = record.get(column)
+        value = listed(value) if isinstance(value, str) else value
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        text = " ".join(filter(None, (clean(part, column, tally) for part in parts)))
+        if len(text) > TEXT_LIMIT:
+            tally.noted[f"{column} cut to {TEXT_LIMIT:,} characters"] += 1
+            text = re.sub(r"\s\S{0,30}$", "", text[: TEXT_LIMIT + 1]).rstrip()[:TEXT_LIMIT]
+        if text:
+            texts.append((f"{column[:1].upper()}{column[1:]}".replace("_", " "), text.removesuffix(".")))
+    return tuple(texts)
 
 
 def make_item(

@@ -13,15 +13,18 @@ from pydantic import Field
 
 from tigerrec.config import Share, options
 from tigerrec.data import raw
-from tigerrec.data.base import Dataset, DatasetError, RawItem
-from tigerrec.data.download import download_missing
+from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
+from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
+from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
 from tigerrec.data.prepare import ITEM_FIELDS
+from tigerrec.data.sequences import LineTable, SequenceTable
 from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
 
+HUB_FILES = Path("data/raw/hub")
 GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
 
 
@@ -31,7 +34,8 @@ class TablesDataset(Dataset):
 
     Attributes:
         interactions: a table with one row an interaction: user, item, time; or a folder of such tables, or a pattern,
-            whose files are read in the order of their names.
+            whose files are read in the order of their names; or a database of DuckDB or SQLite, or SQL (`.sql`) that
+            DuckDB runs; or a data set of the Hugging Face Hub, `hf://owner/name`, downloaded once.
         items: a table with one row an item; None: item ids stand for titles.
         user_column, item_column, time_column: columns of `interactions`; without a time, the order of the file stands
             for it.
@@ -52,6 +56,12 @@ class TablesDataset(Dataset):
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
         rating_column, min_rating: interactions rated lower are left out.
         where: a condition in SQL; interactions without it are left out.
+        interactions_table, items_table: the table of a database file, or a query of it.
+        sequence_column: of `interactions` with one row a user, the list or text of the items, oldest first, instead of
+            item and time; a file whose ending is of no table has lines `user item item …`.
+        sequence_separator: between the items of a text; None: spaces.
+        max_user_interactions: of a user with more, the last ones are kept; None: all.
+        text_columns: further columns of `items`, as `description`, that go into the text of an item.
         raw_dir: the folder in which `interactions` and `items` stand; None: they are paths of their own.
         category: what stands for `{category}` in the names and addresses of files.
         interactions_url, items_url: where the files are downloaded from when they are missing; None to never download.
@@ -85,6 +95,12 @@ class TablesDataset(Dataset):
     rating_column: str | None = added(None)
     min_rating: float | None = added(None)
     where: str | None = added(None)
+    interactions_table: str | None = added(None)
+    items_table: str | None = added(None)
+    sequence_column: str | None = added(None)
+    sequence_separator: str | None = added(None)
+    max_user_interactions: AtLeastThree | None = added(None)
+    text_columns: tuple[str, ...] = added(())
     raw_dir: Path | None = not_identity(default=None)
     category: str | None = not_identity(default=None)
     interactions_url: str | None = not_identity(default=None)
@@ -104,7 +120,14 @@ class TablesDataset(Dataset):
 
     def _path(self, path: Path) -> Path:
         """A file or folder where it really is."""
-        return (self.raw_dir or Path()).expanduser() / str(path.expanduser()).replace("{category}", self.category or "")
+        name = self._named(path.expanduser())
+        if is_hub_address(name):
+            return (self.raw_dir or HUB_FILES).expanduser() / hub_file(name)
+        return (self.raw_dir or Path()).expanduser() / name
+
+    def _named(self, path: Path | str) -> str:
+        """A name or address with the category in its place."""
+        return str(path).replace("{category}", self.category or "")
 
     def _files_of(self, role: str) -> list[Path]:
         return [path for name, path in self.sources().items() if name.partition(":")[0] == role]
@@ -115,8 +138,10 @@ class TablesDataset(Dataset):
         if self.interactions is None:
             raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
         for path, url in ((self.interactions, self.interactions_url), (self.items, self.items_url)):
-            if path is not None and (url or self.raw_dir):
-                address = url and url.replace("{category}", self.category or "")
+            if path is not None and is_hub_address(str(path)):
+                download_from_hub(self._named(path), self._path(path))
+            elif path is not None and (url or self.raw_dir):
+                address = url and self._named(url)
                 download_missing(
                     self._path(path).parent, [self._path(path).name], address and address.rpartition("/")[0]
                 )
@@ -127,10 +152,12 @@ class TablesDataset(Dataset):
                 raise DatasetError(
                     f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
                 )
-            if not is_table(path) and self.separator is None:
+            has_lines = role == "interactions" and self.sequence_column is not None
+            if not is_table(path) and not is_database(path) and self.separator is None and not has_lines:
                 raise DatasetError(
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
-                    "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or be text whose `dataset.separator=` you name."
+                    "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or "
+                    f"{', '.join((*DATABASES, SQL))}, or be text whose `dataset.separator=` you name."
                 )
         return files
 
@@ -146,6 +173,9 @@ class TablesDataset(Dataset):
             raise DatasetError(
                 "dataset.min_rating needs the column of ratings; name it by `dataset.rating_column=<column>`."
             )
+        if self.sequence_column is not None:
+            self._load_sequences(loader)
+            return
         if self.min_rating is not None:
             named.append("rating_column")
         if self.time_column is None:
@@ -155,7 +185,22 @@ class TablesDataset(Dataset):
             self.rating_column, self.min_rating, self.where,
         )  # fmt: skip
         for path in self._files_of("interactions"):
-            loader.load(self._open(path, named), columns)
+            loader.load(self._open(path, "interactions", named), columns)
+
+    def _load_sequences(self, loader: Loader) -> None:
+        if self.min_rating is not None:
+            raise DatasetError(
+                "dataset.min_rating needs a row an interaction, and dataset.sequence_column names one a user; leave "
+                "one of them out."
+            )
+        user, sequence, item = self.user_column, str(self.sequence_column), self.item_column
+        columns = Columns(user, item, None, where=self.where)
+        for path in self._files_of("interactions"):
+            if is_table(path) or is_database(path) or self.separator is not None:
+                table: Table = self._open(path, "interactions", ["user_column", "sequence_column"])
+            else:
+                table = LineTable(path, [user, sequence], self.dialect)
+            loader.load(SequenceTable(table, user, sequence, item, self.sequence_separator), columns)
 
     def read_items(self, needed: Set[str], tally: raw.Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The table of items, if there is one; else ids stand for titles. Raises DatasetError as
@@ -169,13 +214,25 @@ class TablesDataset(Dataset):
         named = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         told: set[str] = set()
         for path in self._files_of("items"):
-            table = self._open(path, ["items_item_column", *given], list(named.values()))
+            table = self._open(path, "items", ["items_item_column", *given], [*named.values(), *self.text_columns])
+            for column in self.text_columns:
+                if column not in table.columns:
+                    raise DatasetError(
+                        f"{path} has no column '{column}', only {shown(table.columns)}; name yours by "
+                        "`dataset.text_columns=[<column>]`."
+                    )
             columns = {field: column for field, column in named.items() if column in table.columns}
             yield from self._records(table, columns, needed, told, tally)
 
-    def _open(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
-        """A table that has every column named by `options`, and one of the columns `any_of` if given."""
-        table = open_table(path, self.dialect)
+    def _open(self, path: Path, role: str, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
+        """A table of a role that has every column named by `options`, and one of the columns `any_of` if given."""
+        option, name = f"dataset.{role}_table", getattr(self, f"{role}_table")
+        if is_database(path):
+            table = open_database(path, name, option)
+        elif name is not None:
+            raise DatasetError(f"{path} is no database; leave `{option}={name}` out, or give {', '.join(DATABASES)}.")
+        else:
+            table = open_table(path, self.dialect)
         if not table.columns:
             raise DatasetError(f"{path} is empty; give a file with data.")
         named = {option: getattr(self, option) for option in options}
@@ -198,7 +255,7 @@ class TablesDataset(Dataset):
         """The items of a table whose `columns` are the fields of an item → their names; those of `told` were told of
         before."""
         id_column = self.items_item_column or self.item_column
-        for batch in table.batches([id_column, *columns.values()]):
+        for batch in table.batches([id_column, *columns.values(), *self.text_columns]):
             for fault in batch.faults:
                 tally.lines["items"] += fault.lines
                 tally.drop("items", fault)
@@ -215,7 +272,9 @@ class TablesDataset(Dataset):
                     continue
                 told.add(item)
                 record = {field: row[column] for field, column in columns.items()}
-                yield item, raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
+                texts = raw.further_texts(row, self.text_columns, tally)
+                told_of = raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
+                yield item, told_of._replace(texts=texts)
 
 
 def _parts(path: Path) -> list[Path]:

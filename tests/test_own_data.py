@@ -1,0 +1,364 @@
+"""Options of a user's own data, end to end through prepare."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.raw_data import lines
+from tigerrec.config import compose
+from tigerrec.data.base import DatasetError
+from tigerrec.data.prepare import prepare
+from tigerrec.data.tables import TablesDataset
+from tigerrec.pipeline import run
+from tigerrec.storage.contracts import read_json, read_table
+from tigerrec.storage.manifests import read_manifest
+
+HEAD = ["user", "item", "time"]
+ORDERS = [("ann", item, time) for time, item in enumerate("abcde")] + [("bob", item, 9) for item in "edc"]
+
+
+def orders(folder: Path, rows: Any = ORDERS) -> Path:
+    path = folder / "orders.csv"
+    path.write_bytes(lines(rows, HEAD))
+    return path
+
+
+def histories(out: Path) -> dict[str, list[str]]:
+    """The ids of each user's items, oldest first."""
+    users, items = (read_table(out, f"{side}s.parquet")[f"{side}_id"].to_pylist() for side in ("user", "item"))
+    found: dict[str, list[str]] = {user: [] for user in users}
+    for row in read_table(out, "interactions.parquet").to_pylist():
+        found[users[row["user"]]].append(items[row["item"]])
+    return found
+
+
+def texts(out: Path) -> dict[str, str]:
+    table = read_table(out, "items.parquet")
+    return dict(zip(table["item_id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+def fingerprint(out: Path) -> str:
+    manifest = read_manifest(out)
+    assert manifest is not None
+    return manifest.fingerprint
+
+
+def test_the_last_interactions_of_a_user_are_kept_and_the_others_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = orders(tmp_path)
+    whole = prepare(TablesDataset(path), tmp_path / "whole")
+    with caplog.at_level(logging.INFO):
+        out = prepare(TablesDataset(path, max_user_interactions=3), tmp_path / "out")
+    assert histories(out) == {"ann": ["c", "d", "e"], "bob": ["e", "d", "c"]}
+    assert read_json(out, "stats.json")["older_interactions"] == 2
+    assert "kept the last 3 interactions of each user, without 2 older ones of 1 users" in caplog.text
+    assert "older_interactions" not in read_json(whole, "stats.json")
+    assert fingerprint(out) != fingerprint(whole)
+
+
+def test_the_least_number_of_an_item_is_counted_among_what_is_kept(tmp_path: Path) -> None:
+    rows = [*ORDERS, *(("cid", item, 9) for item in "aedc")]
+    out = prepare(
+        TablesDataset(orders(tmp_path, rows), max_user_interactions=3, min_item_interactions=2), tmp_path / "x"
+    )
+    assert histories(out) == {"ann": ["c", "d", "e"], "bob": ["e", "d", "c"], "cid": ["e", "d", "c"]}
+
+
+def test_fewer_interactions_than_every_user_needs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_user_interactions must be at least 3, got 2"):
+        TablesDataset(max_user_interactions=2)
+    with pytest.raises(DatasetError, match=r"max_user_interactions=4 is less than dataset\.min_user_interactions=5"):
+        prepare(TablesDataset(orders(tmp_path), max_user_interactions=4, min_user_interactions=5), tmp_path / "out")
+
+
+def test_further_columns_join_the_text_of_an_item(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"item": "a", "title": "Tent", "price": 9, "care_notes": ["Dry &amp; clean.", "Fold."], "material": "Nylon"},
+        {"item": "b", "title": "Bag", "care_notes": " ", "material": None},
+        {"item": "c", "care_notes": "['Air', 'Brush']"},
+        {"item": "d", "title": "Map", "material": "x" * 990 + " " + "y" * 20},
+        {"item": "e", "title": "Cup", "material": "ä" * 2000},
+    ]
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = orders(tmp_path)
+    whole = prepare(TablesDataset(path, items), tmp_path / "whole")
+    out = prepare(TablesDataset(path, items, text_columns=("care_notes", "material")), tmp_path / "out")
+    assert texts(out) == {
+        "a": "Title: Tent; Price: 9.00; Care notes: Dry & clean. Fold; Material: Nylon.",
+        "b": "Title: Bag.",
+        "c": "Care notes: Air Brush.",
+        "d": f"Title: Map; Material: {'x' * 990}.",
+        "e": f"Title: Cup; Material: {'ä' * 1000}.",
+    }
+    assert texts(whole)["a"] == "Title: Tent; Price: 9.00."
+    assert read_json(out, "stats.json")["noted"] == {"material cut to 1,000 characters": 2}
+    assert fingerprint(out) != fingerprint(whole)
+
+
+def test_a_text_column_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item,title\na,Tent\n")
+    dataset = TablesDataset(orders(tmp_path), tmp_path / "items.csv", text_columns=("details",))
+    with pytest.raises(
+        DatasetError, match=r"no column 'details', only item, title; .*dataset\.text_columns=\[<column>\]"
+    ):
+        prepare(dataset, tmp_path / "out")
+
+
+HISTORIES = {"ann": ["a", "b", "c", "a"], "bob": ["c", "b", "d"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("h.jsonl", "\n".join(json.dumps({"user": user, "items": items}) for user, items in HISTORIES.items()), {}),
+        ("h.csv", "user,items\n" + "".join(f"{user},{' '.join(items)}\n" for user, items in HISTORIES.items()), {}),
+        ("h.csv", "user,items\n" + "".join(f'{user},"{items}"\n' for user, items in HISTORIES.items()), {}),
+        ("h.tsv", "user\titems\n" + "".join(f"{user}\t{'|'.join(items)}\n" for user, items in HISTORIES.items()),
+         {"sequence_separator": "|"}),
+        ("h.txt", "".join(f"{user} {' '.join(items)}\n" for user, items in HISTORIES.items()), {}),
+    ],
+    ids=["lists", "spaces", "lists as text", "another separator", "lines"],
+)  # fmt: skip
+def test_histories_as_sequences_are_read_in_their_order(
+    tmp_path: Path, name: str, content: str, options: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_text(content)
+    out = prepare(TablesDataset(tmp_path / name, sequence_column="items", **options), tmp_path / "out")
+    assert histories(out) == HISTORIES
+    assert read_table(out, "items.parquet")["item_id"].to_pylist() == ["a", "b", "c", "d"]
+
+
+def test_a_user_of_several_sequences_has_them_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("who,bought\nann,a b\nbob,x y z\nann,b a\n")
+    dataset = TablesDataset(tmp_path / "h.csv", user_column="who", sequence_column="bought", where="item <> 'z'")
+    assert histories(prepare(dataset, tmp_path / "out")) == {"ann": ["a", "b", "b", "a"]}
+
+
+def test_what_is_no_sequence_is_counted_by_its_line(tmp_path: Path) -> None:
+    records: list[Any] = [["a", "b", "c", None], "[1 2 3]", 7, None, "", [], "d e f"]
+    rows = [{"user": f"u{number}", "items": items} for number, items in enumerate(records)] + [{"items": ["a"]}]
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = prepare(TablesDataset(tmp_path / "h.jsonl", sequence_column="items", max_dropped=0.5), tmp_path / "out")
+    assert histories(out) == {"u0": ["a", "b", "c"], "u6": ["d", "e", "f"]}
+    stats = read_json(out, "stats.json")
+    assert (stats["lines"], stats["dropped_examples"]) == (
+        10,
+        {
+            "interactions: neither a list of items nor a text of them": ["line 2: [1 2 3]", "line 3: 7"],
+            "interactions: no item": ["line 1: None"],
+            "interactions: no user": ["line 8: ['a']"],
+        },
+    )
+
+
+def test_sequences_are_refused_with_ratings_or_without_their_column(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("user,history\nann,a b c\n")
+    with pytest.raises(DatasetError, match=r"no column 'items', only user, history; .*dataset\.sequence_column="):
+        prepare(TablesDataset(tmp_path / "h.csv", sequence_column="items"), tmp_path / "out")
+    rated = TablesDataset(tmp_path / "h.csv", sequence_column="history", rating_column="x", min_rating=3)
+    with pytest.raises(DatasetError, match="needs a row an interaction"):
+        prepare(rated, tmp_path / "out")
+
+
+def test_many_sequences_are_numbered_on_across_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tigerrec.data.sequences.BATCH", 2)
+    (tmp_path / "h.txt").write_text("ann b a c\nbob c a b d\n")
+    out = prepare(TablesDataset(tmp_path / "h.txt", sequence_column="items"), tmp_path / "out")
+    assert histories(out) == {"ann": ["b", "a", "c"], "bob": ["c", "a", "b", "d"]}
+    assert read_table(out, "interactions.parquet")["timestamp"].to_pylist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+GOODS = [(item, f"Thing {item}", number * 1.5) for number, item in enumerate("abcde")]
+
+
+def sqlite(path: Path) -> Path:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute('CREATE TABLE orders ("user" TEXT, item TEXT, time INTEGER)')
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?)", ORDERS)
+        database.execute("CREATE TABLE products (item TEXT, title TEXT, price REAL)")
+        database.executemany("INSERT INTO products VALUES (?, ?, ?)", GOODS)
+        database.commit()
+    return path
+
+
+def in_duckdb(path: Path) -> Path:
+    with duckdb.connect(path) as database:
+        database.execute('CREATE TABLE orders ("user" TEXT, item TEXT, time BIGINT)')
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?)", ORDERS)
+        database.execute("CREATE TABLE products (item TEXT, title TEXT, price DECIMAL(9, 2))")
+        database.executemany("INSERT INTO products VALUES (?, ?, ?)", GOODS)
+    return path
+
+
+@pytest.mark.parametrize("make", [sqlite, in_duckdb])
+def test_tables_of_a_database_are_read_as_files_are(tmp_path: Path, make: Any) -> None:
+    shop = make(tmp_path / "shop.db")
+    (tmp_path / "items.csv").write_bytes(lines(GOODS, ["item", "title", "price"]))
+    of_files = prepare(TablesDataset(orders(tmp_path), tmp_path / "items.csv"), tmp_path / "files")
+    dataset = TablesDataset(shop, shop, interactions_table="orders", items_table="main.products")
+    before = shop.read_bytes()
+    out = prepare(dataset, tmp_path / "out")
+    for name in ("items.parquet", "users.parquet", "interactions.parquet"):
+        assert (out / name).read_bytes() == (of_files / name).read_bytes()
+    assert (sorted(path.name for path in tmp_path.iterdir()), shop.read_bytes()) == (
+        ["files", "items.csv", "orders.csv", "out", "shop.db"],
+        before,
+    )
+
+
+@pytest.mark.parametrize("make", [sqlite, in_duckdb])
+def test_a_query_of_a_database_is_part_of_the_identity(tmp_path: Path, make: Any) -> None:
+    shop = make(tmp_path / "shop.db")
+    query = 'SELECT "user" AS who, item FROM orders WHERE "user" = \'ann\' ORDER BY time DESC'
+    dataset = TablesDataset(shop, interactions_table=query, user_column="who", time_column=None)
+    out = prepare(dataset, tmp_path / "out")
+    assert histories(out) == {"ann": ["e", "d", "c", "b", "a"]}
+    other = dataclasses.replace(dataset, interactions_table=query.replace("DESC", "ASC"))
+    assert fingerprint(prepare(other, tmp_path / "other")) != fingerprint(out)
+
+
+def test_a_file_of_sql_is_run_and_its_rows_stay_in_order(tmp_path: Path) -> None:
+    query = f"""
+        CREATE TEMP TABLE bought AS SELECT * FROM read_csv('{orders(tmp_path)}');  -- as text
+        SELECT "user", list(item ORDER BY time) AS items FROM bought GROUP BY "user" ORDER BY "user" DESC
+    """
+    (tmp_path / "orders.sql").write_text(query)
+    out = prepare(TablesDataset(tmp_path / "orders.sql", sequence_column="items"), tmp_path / "out")
+    assert {user: sorted(items) for user, items in histories(out).items()} == {"bob": list("cde"), "ann": list("abcde")}
+    assert read_table(out, "users.parquet")["user_id"].to_pylist() == ["bob", "ann"]
+    (tmp_path / "orders.sql").write_text(query.replace("DESC", ""))
+    other = prepare(TablesDataset(tmp_path / "orders.sql", sequence_column="items"), tmp_path / "other")
+    assert fingerprint(other) != fingerprint(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("shop.db", {}, r"is a database; name its table, or a query, by `dataset\.interactions_table=<table>`"),
+        ("shop.db", {"interactions_table": "order"}, r"no table 'order', only orders, products; name yours by `"),
+        ("shop.db", {"interactions_table": "SELECT x FROM y"}, r"The query of .*shop\.db fails \(.*y.*\); correct it"),
+        ("none.db", {"interactions_table": "orders"}, r"none\.db is no database of DuckDB or SQLite"),
+        ("orders.csv", {"interactions_table": "orders"}, r"is no database; leave `dataset\.interactions_table=orders`"),
+        ("orders.sql", {"interactions_table": "orders"}, r"is a query, not a database; leave `dataset\."),
+        ("orders.sql", {}, r"The query of .*orders\.sql fails \(Parser Error"),
+        ("empty.sql", {}, r"holds no query; its last statement must be a SELECT"),
+        ("late.sql", {}, r"The query of .*late\.sql fails \(.*Could not convert"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("make", [sqlite, in_duckdb])
+def test_queries_that_cannot_be_answered_are_refused(
+    tmp_path: Path, make: Any, name: str, options: dict[str, Any], message: str
+) -> None:
+    make(tmp_path / "shop.db")
+    orders(tmp_path)
+    (tmp_path / "none.db").write_text("no database at all")
+    (tmp_path / "orders.sql").write_text("SELEC 1")
+    (tmp_path / "empty.sql").write_text("-- nothing")
+    (tmp_path / "late.sql").write_text(
+        "SELECT 'u' AS \"user\", CAST(CASE WHEN i > 900000 THEN 'x' ELSE '1' END AS INT) AS item, i AS time "
+        "FROM range(1000000) AS t(i)"
+    )
+    with pytest.raises(DatasetError, match=message):
+        prepare(TablesDataset(tmp_path / name, **options), tmp_path / "out")
+
+
+def test_a_database_with_changes_beside_it_is_refused(tmp_path: Path) -> None:
+    sqlite(tmp_path / "shop.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("INSERT INTO orders VALUES ('cid', 'a', 1)")
+        writer.commit()
+        with pytest.raises(DatasetError, match=r"shop\.db lacks the changes that shop\.db-wal holds; close the"):
+            prepare(TablesDataset(tmp_path / "shop.db", interactions_table="orders"), tmp_path / "out")
+    out = prepare(TablesDataset(tmp_path / "shop.db", interactions_table="orders"), tmp_path / "out")
+    assert read_json(out, "stats.json")["raw"]["users"] == 3
+
+
+def test_what_is_no_text_in_sqlite_is_counted(tmp_path: Path) -> None:
+    path = sqlite(tmp_path / "shop.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO orders VALUES (CAST(x'ff' AS TEXT), 'a', 1), ('ann', NULL, 1), (7, 12.0, 1)")
+        database.commit()
+    dataset = TablesDataset(path, interactions_table="orders", max_dropped=0.5)
+    stats = read_json(prepare(dataset, tmp_path / "out"), "stats.json")
+    assert stats["dropped"] == {"interactions: no item": 1, "interactions: user is not valid text": 1}
+
+
+class Hub:
+    """Stands in for the package `datasets`: the data sets by name, configuration and split, and what was asked for."""
+
+    def __init__(self, **tables: Any) -> None:
+        self.tables = tables
+        self.asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(self, path: str, name: str | None = None, *, split: str | None = None) -> Any:
+        self.asked.append((path, name, split or ""))
+        if path != "shop/data":
+            raise ConnectionError("Couldn't reach the Hub\nat all")
+        table = self.tables[name or "orders"]
+
+        class Split:
+            def to_parquet(self, path_or_buf: Any) -> int:
+                pq.write_table(table, path_or_buf)
+                return len(table)
+
+        return Split()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    tables = [(ORDERS, HEAD), (GOODS, ["item", "title", "price"])]
+    orders, goods = (pa.table(dict(zip(head, zip(*rows, strict=True), strict=True))) for rows, head in tables)
+    hub = Hub(orders=orders, goods=goods)
+    monkeypatch.setitem(sys.modules, "datasets", hub)  # type: ignore[arg-type]
+    return hub
+
+
+def test_data_sets_of_the_hub_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["dataset=tables", "dataset.interactions=hf://shop/data", "dataset.items=hf://shop/data/goods:all"]
+    cfg = compose([*given, "paths.runs=runs"])
+    run(cfg, "prepare")
+    out = tmp_path / "runs" / "tables"
+    assert histories(out)["ann"] == list("abcde")
+    assert texts(out)["b"] == "Title: Thing b; Price: 1.50."
+    files = ["shop--data--goods--all.parquet", "shop--data.parquet"]
+    assert sorted(path.name for path in (tmp_path / "data/raw/hub").glob("*.parquet*")) == files
+    assert hub.asked == [("shop/data", None, "train"), ("shop/data", "goods", "all")]
+    run(compose([*given, "paths.runs=others", "dataset.raw_dir=data/raw/hub"]), "prepare")
+    assert len(hub.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://other/data", r"hf://other/data cannot be loaded \(Couldn't reach the Hub\); write hf://<owner>/<name>"),
+        ("hf://shop", r"hf://shop is no address of the Hugging Face Hub; write hf://<owner>/<name>"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_of(tmp_path: Path, hub: Hub, address: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        prepare(TablesDataset(Path(address), raw_dir=tmp_path / "raw"), tmp_path / "out")
+    assert not list((tmp_path / "raw").glob("*.p*"))
+
+
+def test_without_the_package_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DatasetError, match=r'datasets, which is not installed: run `pip install "tigerrec\[hf\]"`'):
+        prepare(TablesDataset(Path("hf://shop/data"), raw_dir=tmp_path / "raw"), tmp_path / "out")
