@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tigerrec.data.arrange import ORDERED, arrange
+from tigerrec.data.arrange import arrange, ordered
 from tigerrec.data.base import Dataset, RawItem
 from tigerrec.data.formats import Batch, Table
 from tigerrec.data.interactions import Columns, Loader, working_database
@@ -89,7 +89,7 @@ def arranged(rows: Any, min_user: int = 0, min_item: int = 0) -> Arranged:
     with tempfile.TemporaryDirectory() as folder, working_database(Path(folder) / "x") as database:
         Loader(database, Tally()).load(Rows(rows), COLUMNS)
         stats = arrange(database, min_user, min_item)
-        columns = [list(column) for column in zip(*database.execute(ORDERED).fetchall(), strict=True)]
+        columns = [list(column) for column in zip(*database.execute(ordered(None)).fetchall(), strict=True)]
         users, items = (
             [name for (name,) in database.execute(f"SELECT name FROM {side}s ORDER BY number").fetchall()]
             for side in ("user", "item")

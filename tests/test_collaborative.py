@@ -6,7 +6,6 @@ import pyarrow
 import pytest
 
 from tigerrec.config import ConfigError, build_choice, compose
-from tigerrec.data import histories
 from tigerrec.data.tables import TablesDataset
 from tigerrec.embed import collaborative
 from tigerrec.embed.base import Embedder

@@ -7,7 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tigerrec.data.base import DatasetError
-from tigerrec.data.histories import SHORTEST_HISTORY
+from tigerrec.data.histories import SHORTEST_HISTORY, SHORTEST_SPLIT
+from tigerrec.data.parts import check_parts
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -37,7 +38,7 @@ JOIN {side}_names ON old = {side}_names.number
 """
 ORDERED = """
 SELECT users.number AS user, items.number AS item, seconds AS timestamp,
-    CAST(row_number() OVER (PARTITION BY users.number ORDER BY seconds, nanos, place) - 1 AS INTEGER) AS position
+    CAST(row_number() OVER (PARTITION BY users.number ORDER BY seconds, nanos, place) - 1 AS INTEGER) AS position{part}
 FROM kept JOIN users ON kept.user = users.old JOIN items ON kept.item = items.old
 ORDER BY 1, 4
 """
@@ -48,10 +49,19 @@ QUALIFY row_number() OVER (PARTITION BY user ORDER BY seconds DESC, nanos DESC, 
 LENGTHS = "SELECT count(*) AS length FROM kept GROUP BY user"
 
 
-def arrange(database: DuckDBPyConnection, min_user: int, min_item: int, max_user: int | None = None) -> dict[str, Any]:
+def ordered(part: str | None) -> str:
+    """SQL of the interactions as they are written, with the part of each where the data bring a split."""
+    return ORDERED.format(part=f", {part} AS part" if part else "")
+
+
+def arrange(
+    database: DuckDBPyConnection, min_user: int, min_item: int, max_user: int | None = None, part: str | None = None
+) -> dict[str, Any]:
     """Drop repeated interactions, keep the last `max_user` of each user, filter, and number by first appearance: makes
     the tables `kept`, `users` and `items`, and returns the counts. Users with fewer than three interactions are always
-    left out: leave-one-out needs three. Raises DatasetError if nothing is left, or `max_user` is below `min_user`."""
+    left out, for leave-one-out needs three, or with fewer than two where SQL of the `part` of each gives the split.
+    Raises DatasetError if nothing is left, `max_user` is below `min_user`, or the split is none."""
+    shortest = SHORTEST_HISTORY if part is None else SHORTEST_SPLIT
 
     def number(sql: str) -> int:
         return int(database.execute(sql).fetchone()[0])  # type: ignore[index]
@@ -62,8 +72,8 @@ def arrange(database: DuckDBPyConnection, min_user: int, min_item: int, max_user
     users, items = (number(f"SELECT count(*) FROM {side}_names") for side in ("user", "item"))
     database.execute(DISTINCT)
     distinct = number("SELECT count(*) FROM kept")
-    short = number(f"SELECT count(*) FROM ({LENGTHS} HAVING count(*) < {SHORTEST_HISTORY})")
-    least = {"user": max(min_user, SHORTEST_HISTORY), "item": min_item}
+    short = number(f"SELECT count(*) FROM ({LENGTHS} HAVING count(*) < {shortest})")
+    least = {"user": max(min_user, shortest), "item": min_item}
     older = {} if max_user is None else {"older_interactions": _keep_latest(database, max_user, least["user"])}
     while True:
         for side in least:
@@ -77,7 +87,7 @@ def arrange(database: DuckDBPyConnection, min_user: int, min_item: int, max_user
     if not left:
         raise DatasetError(
             f"Nothing is left of {read:,} interactions of {users:,} users ({short:,} with fewer than "
-            f"{SHORTEST_HISTORY}) and {items:,} items after the filters; lower "
+            f"{shortest}) and {items:,} items after the filters; lower "
             f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
             "data."
         )
@@ -99,10 +109,11 @@ def arrange(database: DuckDBPyConnection, min_user: int, min_item: int, max_user
         },
         "raw": {"users": users, "items": items, "interactions": read},
         "repeated_interactions": read - distinct,
-        "users_with_fewer_than_3": short,
+        f"users_with_fewer_than_{shortest}": short,
         "users_filtered": users - short - kept_users,
         "items_filtered": items - kept_items,
         **older,
+        **({} if part is None else {"split": check_parts(database, part)}),
     }
 
 

@@ -15,6 +15,7 @@ from tigerrec.storage.contracts import contract, read_blocks, read_json, read_ta
 from tigerrec.storage.stages import open_stage
 
 SHORTEST_HISTORY = 3  # one interaction each for training, validation and test
+SHORTEST_SPLIT = 2  # one for training and one to predict, where the data bring their split
 PARTS = ("training", "validation", "test")
 ITEMS, INTERACTIONS, STATS = "items.parquet", "interactions.parquet", "stats.json"
 

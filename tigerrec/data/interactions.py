@@ -217,6 +217,7 @@ class Loader:
         self.examples: dict[str, str] = {}
         self.filtered = 0
         self.before = 0
+        self.part: str | None = None  # SQL of the part of an interaction in `kept`, where the data bring a split
 
     def load(self, table: Table, columns: Columns) -> None:
         """Load a table, whose lines follow those of the tables before. Raises DatasetError if it is damaged."""

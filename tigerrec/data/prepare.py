@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tigerrec.data.arrange import ORDERED, arrange
+from tigerrec.data.arrange import arrange, ordered
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
@@ -143,9 +143,10 @@ def _write(files: StageFiles, name: str, database: DuckDBPyConnection, sql: str)
     """Write the answer to a query, row group by row group."""
     import pyarrow.parquet as pq
 
-    schema = _schema(name)
+    query = database.cursor().sql(sql)
+    schema = _schema(name, query.columns)
     with files.create(name) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for batch in _row_groups(database.cursor().sql(sql).to_arrow_reader(ROW_GROUP)):
+        for batch in _row_groups(query.to_arrow_reader(ROW_GROUP)):
             writer.write_table(batch.cast(schema), row_group_size=ROW_GROUP)
 
 
@@ -161,8 +162,8 @@ def _row_groups(reader: Any) -> Iterator[Any]:
     yield pa.Table.from_batches(waiting, reader.schema)
 
 
-def _schema(name: str) -> Any:
-    """The types of a table, as `pyarrow` has them."""
+def _schema(name: str, names: Sequence[str]) -> Any:
+    """The types of some columns of a table, as `pyarrow` has them."""
     import pyarrow as pa
 
     columns = {
@@ -181,9 +182,10 @@ def _schema(name: str) -> Any:
             "item": pa.int32(),
             "timestamp": pa.int64(),
             "position": pa.int32(),
+            "part": pa.int8(),
         },
     }
-    return pa.schema(list(columns[name].items()))
+    return pa.schema([(column, columns[name][column]) for column in names])
 
 
 def prepare(dataset: Dataset, out: Path) -> Path:
@@ -203,7 +205,11 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             loader.check_times(str(sources.get("interactions", out)))
             _check_dropped(tally, sources, dataset, set())
             stats = arrange(
-                database, dataset.min_user_interactions, dataset.min_item_interactions, dataset.max_user_interactions
+                database,
+                dataset.min_user_interactions,
+                dataset.min_item_interactions,
+                dataset.max_user_interactions,
+                loader.part,
             )
             logger.info(
                 "read %s interactions from %s",
@@ -232,7 +238,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with writing(out, "prepare", dataset, sources=digests) as files:
             _write(files, "items.parquet", database, ITEMS)
             _write(files, "users.parquet", database, USERS)
-            _write(files, "interactions.parquet", database, ORDERED)
+            _write(files, "interactions.parquet", database, ordered(loader.part))
             files.json("stats.json", stats)
     counts = [f"{stats[key]:,}" for key in ("users", "items", "interactions")]
     logger.info("wrote %s users, %s items, %s interactions to %s", *counts, out)

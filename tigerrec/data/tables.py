@@ -18,11 +18,15 @@ from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
 from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
+from tigerrec.data.parts import parts_by_place, parts_by_time
 from tigerrec.data.prepare import ITEM_FIELDS
 from tigerrec.data.sequences import LineTable, SequenceTable
 from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
+
+VALIDATION, TEST = "interactions for validation", "interactions for test"  # roles of files
+OPTIONS_OF = {VALIDATION: "validation_interactions", TEST: "test_interactions"}
 
 HUB_FILES = Path("data/raw/hub")
 GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
@@ -60,6 +64,9 @@ class TablesDataset(Dataset):
         sequence_column: of `interactions` with one row a user, the list or text of the items, oldest first, instead of
             item and time; a file whose ending is of no table has lines `user item item …`.
         sequence_separator: between the items of a text; None: spaces.
+        validation_interactions, test_interactions: tables like `interactions` with those for validation and test,
+            which are none of training's; None: the last two of each user.
+        validation_from, test_from: likewise, of one table, the time at which each begins, written as the table's.
         max_user_interactions: of a user with more, the last ones are kept; None: all.
         text_columns: further columns of `items`, as `description`, that go into the text of an item.
         raw_dir: the folder in which `interactions` and `items` stand; None: they are paths of their own.
@@ -99,6 +106,10 @@ class TablesDataset(Dataset):
     items_table: str | None = added(None)
     sequence_column: str | None = added(None)
     sequence_separator: str | None = added(None)
+    validation_interactions: Path | None = not_identity(default=None)
+    test_interactions: Path | None = not_identity(default=None)
+    validation_from: str | int | None = added(None)
+    test_from: str | int | None = added(None)
     max_user_interactions: AtLeastThree | None = added(None)
     text_columns: tuple[str, ...] = added(())
     raw_dir: Path | None = not_identity(default=None)
@@ -109,7 +120,12 @@ class TablesDataset(Dataset):
 
     def files(self) -> dict[str, Path]:
         """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
-        named = {"interactions": self.interactions, "items": self.items}
+        named = {
+            "interactions": self.interactions,
+            VALIDATION: self.validation_interactions,
+            TEST: self.test_interactions,
+            "items": self.items,
+        }
         parts = {role: _parts(self._path(path)) for role, path in named.items() if path is not None}
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
             f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
@@ -148,14 +164,15 @@ class TablesDataset(Dataset):
         files = self.files()
         for name, path in files.items():
             role = name.partition(":")[0]
+            option = OPTIONS_OF.get(role, role)
             if not path.is_file():
                 raise DatasetError(
-                    f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
+                    f"dataset.{option}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
                 )
-            has_lines = role == "interactions" and self.sequence_column is not None
+            has_lines = role != "items" and self.sequence_column is not None
             if not is_table(path) and not is_database(path) and self.separator is None and not has_lines:
                 raise DatasetError(
-                    f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
+                    f"dataset.{option}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
                     "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or "
                     f"{', '.join((*DATABASES, SQL))}, or be text whose `dataset.separator=` you name."
                 )
@@ -174,6 +191,11 @@ class TablesDataset(Dataset):
                 "dataset.min_rating needs the column of ratings; name it by `dataset.rating_column=<column>`."
             )
         if self.sequence_column is not None:
+            if self.test_interactions is not None or self.test_from is not None:
+                raise DatasetError(
+                    "dataset.sequence_column names histories without times, of which the last two items are for "
+                    "validation and test; leave the split out."
+                )
             self._load_sequences(loader)
             return
         if self.min_rating is not None:
@@ -184,8 +206,31 @@ class TablesDataset(Dataset):
             self.user_column, self.item_column, self.time_column, self.time_format, self.time_unit,
             self.rating_column, self.min_rating, self.where,
         )  # fmt: skip
-        for path in self._files_of("interactions"):
-            loader.load(self._open(path, "interactions", named), columns)
+        self._check_split()
+        before = []
+        for role in ("interactions", VALIDATION, TEST):
+            before.append(loader.before)
+            for path in self._files_of(role):
+                loader.load(self._open(path, "interactions", named), columns)
+        if self.test_interactions is not None:
+            loader.part = parts_by_place(*before[1:])
+        elif self.test_from is not None:
+            loader.part = parts_by_time(loader, columns, str(self.validation_from), str(self.test_from))
+
+    def _check_split(self) -> None:
+        """Raise DatasetError for half a split, two splits, or one by a time that the data do not have."""
+        by_file = (self.validation_interactions is not None, self.test_interactions is not None)
+        by_time = (self.validation_from is not None, self.test_from is not None)
+        for given, pair in ((by_file, "validation_interactions and dataset.test_interactions"),
+                            (by_time, "validation_from and dataset.test_from")):  # fmt: skip
+            if any(given) and not all(given):
+                raise DatasetError(
+                    f"dataset.{pair} belong together, the one to choose by, the other to measure: give both."
+                )
+        if any(by_file) and any(by_time):
+            raise DatasetError("dataset.test_interactions and dataset.test_from are two splits; leave one of them out.")
+        if any(by_time) and self.time_column is None:
+            raise DatasetError("dataset.test_from splits by time; name the times by `dataset.time_column=<column>`.")
 
     def _load_sequences(self, loader: Loader) -> None:
         if self.min_rating is not None:
