@@ -56,6 +56,9 @@ class TablesDataset(Dataset):
         category: what stands for `{category}` in the names and addresses of files.
         interactions_url, items_url: where the files are downloaded from when they are missing; None to never download.
         expected: users, items and interactions of the known release, or nothing; other counts are warned of.
+        engine: what reads and arranges the interactions, with the same result: DuckDB, or Spark, from Parquet alone.
+        spark: properties of Spark's session by name, `spark.master` among them; None: as its `spark-defaults.conf`
+            says.
     """
 
     family: ClassVar[str] = "tables"
@@ -90,6 +93,8 @@ class TablesDataset(Dataset):
     interactions_url: str | None = not_identity(default=None)
     items_url: str | None = not_identity(default=None)
     expected: tuple[int, ...] = not_identity(default=())
+    engine: Literal["duckdb", "spark"] = not_identity(default="duckdb")
+    spark: dict[str, str | int | float | bool] | None = not_identity(default=None)
 
     def files(self) -> dict[str, Path]:
         """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
@@ -131,6 +136,10 @@ class TablesDataset(Dataset):
                 raise DatasetError(
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
                     "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or be text whose `dataset.separator=` you name."
+                )
+            if self.engine == "spark" and role == "interactions" and path.suffix.lower() != ".parquet":
+                raise DatasetError(
+                    f"dataset.engine=spark reads Parquet alone, not {path}; convert it, or leave `dataset.engine=` out."
                 )
         return files
 
