@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from tests.raw_data import read
 from tigerrec import TigerrecError
 from tigerrec.data.base import DatasetError
+from tigerrec.data.formats import ParquetTable
 from tigerrec.data.interactions import Loader
 from tigerrec.data.prepare import prepare
 from tigerrec.data.tables import TablesDataset
@@ -207,3 +209,26 @@ def test_an_items_table_without_any_known_column_is_refused(tmp_path: Path) -> N
         match=r"none of the columns title, brand, categories, price, only sku, label, maker; .*dataset\.title_column=",
     ):
         read(dataset)
+
+
+def test_spark_reads_parquet_alone(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "orders.csv", ["user", "item", "time"], INTERACTIONS)
+    with pytest.raises(DatasetError, match=r"dataset\.engine=spark reads Parquet alone, not .*orders\.csv; convert it"):
+        prepare(TablesDataset(path, engine="spark"), tmp_path / "out")
+
+
+def test_spark_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("py4j.protocol", "pyspark.sql"):
+        monkeypatch.setitem(sys.modules, name, None)
+    path = write_table(tmp_path / "orders.parquet", ["user", "item", "time"], INTERACTIONS)
+    with pytest.raises(DatasetError, match=r"needs PySpark; `pip install 'tigerrec\[spark\]'`"):
+        prepare(TablesDataset(path, engine="spark"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_a_group_stand_where_they_stand_in_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user": list("abcde")}), tmp_path / "users.parquet", row_group_size=2)
+    table = ParquetTable(tmp_path / "users.parquet")
+    assert table.group_sizes() == [2, 2, 1]
+    (batch,) = table.batches(["user"], group=1)
+    assert (list(batch.lines), batch.columns["user"].to_pylist()) == ([3, 4], ["c", "d"])

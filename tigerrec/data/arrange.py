@@ -1,39 +1,43 @@
-"""What the prepare stage computes of interactions, as SQL: repeats, k-core, numbers, order. The table `interactions`
-has the columns place (where a row stands in the files), user, item, seconds and nanos."""
+"""What the prepare stage computes of interactions, as SQL that DuckDB and Spark both take: repeats, k-core, numbers,
+order. The table `interactions` has the columns place (where a row stands in the files), user, item, seconds and nanos.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tigerrec.data.base import DatasetError
-from tigerrec.data.histories import SHORTEST_HISTORY, SHORTEST_SPLIT
-from tigerrec.data.parts import check_parts
+from tigerrec.data.histories import PARTS, SHORTEST_HISTORY, SHORTEST_SPLIT
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 logger = logging.getLogger(__name__)
 
-NUMBERED = """
-CREATE TABLE {side}_names AS
-SELECT {side}, CAST(row_number() OVER (ORDER BY min(place)) - 1 AS INTEGER) AS number FROM interactions GROUP BY {side}
-"""
+BLOCK = 1 << 20  # places; the rows of a block are numbered together
+NAMES = "SELECT {side}, min(place) AS number FROM interactions GROUP BY {side}"
 DISTINCT = """
-CREATE TABLE kept AS
 SELECT min(place) AS place, user_names.number AS user, item_names.number AS item, seconds, nanos
 FROM interactions JOIN user_names USING (user) JOIN item_names USING (item)
 GROUP BY user_names.number, item_names.number, seconds, nanos
 """
 RARE = "SELECT {side} FROM kept GROUP BY {side} HAVING count(*) < {least}"
-CORE = """
-CREATE TABLE core AS
-SELECT * FROM kept WHERE user NOT IN (SELECT user FROM rare_user) AND item NOT IN (SELECT item FROM rare_item)
+CORE = "SELECT * FROM kept ANTI JOIN rare_user USING (user) ANTI JOIN rare_item USING (item)"
+FIRST = f"""
+SELECT old, first, first - first % {BLOCK} AS block
+FROM (SELECT {{side}} AS old, min(place) AS first FROM kept GROUP BY {{side}})
 """
-RENUMBERED = """
-CREATE TABLE {side}s AS
-SELECT CAST(row_number() OVER (ORDER BY first) - 1 AS INTEGER) AS number, old, {side}_names.{side} AS name
-FROM (SELECT {side} AS old, min(place) AS first FROM kept GROUP BY {side})
+NUMBERED = """
+SELECT CAST(before + row_number() OVER (PARTITION BY block ORDER BY first) - 1 AS INTEGER) AS number, old,
+    {side}_names.{side} AS name
+FROM first_{side}
+JOIN (
+    SELECT block, sum(members) OVER (PARTITION BY block IS NULL ORDER BY block) - members AS before
+    FROM (SELECT block, count(*) AS members FROM first_{side} GROUP BY block)
+) USING (block)
 JOIN {side}_names ON old = {side}_names.number
 """
 ORDERED = """
@@ -43,10 +47,20 @@ FROM kept JOIN users ON kept.user = users.old JOIN items ON kept.item = items.ol
 ORDER BY 1, 4
 """
 LATEST = """
-CREATE TABLE latest AS SELECT * FROM kept
-QUALIFY row_number() OVER (PARTITION BY user ORDER BY seconds DESC, nanos DESC, place DESC) <= {most}
+SELECT place, user, item, seconds, nanos
+FROM (SELECT *, row_number() OVER (PARTITION BY user ORDER BY seconds DESC, nanos DESC, place DESC) AS age FROM kept)
+WHERE age <= {most}
 """
-LENGTHS = "SELECT count(*) AS length FROM kept GROUP BY user"
+OUT_OF_ORDER = """
+SELECT count(DISTINCT user), min_by(user, place) FROM (
+    SELECT user, place, {part} < lag({part}) OVER (PARTITION BY user ORDER BY seconds, nanos, place) AS falls FROM kept)
+WHERE falls
+"""
+TARGETS = """
+SELECT count(*) FROM (SELECT user, min({part}) AS first, bool_or({part} = {number}) AS has FROM kept GROUP BY user)
+WHERE has AND first < {number}
+"""
+LENGTHS = "SELECT user, count(*) AS length FROM kept GROUP BY user"
 
 
 def ordered(part: str | None) -> str:
@@ -54,13 +68,25 @@ def ordered(part: str | None) -> str:
     return ORDERED.format(part=f", {part} AS part" if part else "")
 
 
+def create_table(database: DuckDBPyConnection, table: str, query: str) -> None:
+    """Make a table of the answer to a query, in the place of one of that name."""
+    database.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
+
+
 def arrange(
-    database: DuckDBPyConnection, min_user: int, min_item: int, max_user: int | None = None, part: str | None = None
+    database: DuckDBPyConnection,
+    min_user: int,
+    min_item: int,
+    max_user: int | None = None,
+    part: str | None = None,
+    create: Callable[[str, str], None] | None = None,
 ) -> dict[str, Any]:
     """Drop repeated interactions, keep the last `max_user` of each user, filter, and number by first appearance: makes
-    the tables `kept`, `users` and `items`, and returns the counts. Users with fewer than three interactions are always
-    left out, for leave-one-out needs three, or with fewer than two where SQL of the `part` of each gives the split.
-    Raises DatasetError if nothing is left, `max_user` is below `min_user`, or the split is none."""
+    the tables `kept`, `users` and `items` by `create` (None: in the database, which sees them in either case), and
+    returns the counts. Users with fewer than three interactions are always left out, for leave-one-out needs three, or
+    with fewer than two where SQL of the `part` of each gives the split. Raises DatasetError if nothing is left,
+    `max_user` is below `min_user`, or the split is none."""
+    create = create or functools.partial(create_table, database)
     shortest = SHORTEST_HISTORY if part is None else SHORTEST_SPLIT
 
     def number(sql: str) -> int:
@@ -68,21 +94,20 @@ def arrange(
 
     read = number("SELECT count(*) FROM interactions")
     for side in ("user", "item"):
-        database.execute(NUMBERED.format(side=side))
+        create(f"{side}_names", NAMES.format(side=side))
     users, items = (number(f"SELECT count(*) FROM {side}_names") for side in ("user", "item"))
-    database.execute(DISTINCT)
+    create("kept", DISTINCT)
     distinct = number("SELECT count(*) FROM kept")
-    short = number(f"SELECT count(*) FROM ({LENGTHS} HAVING count(*) < {shortest})")
+    create("lengths", LENGTHS)
+    short = number(f"SELECT count(*) FROM lengths WHERE length < {shortest}")
     least = {"user": max(min_user, shortest), "item": min_item}
-    older = {} if max_user is None else {"older_interactions": _keep_latest(database, max_user, least["user"])}
+    older = {} if max_user is None else {"older_interactions": _keep_latest(database, max_user, least["user"], create)}
     while True:
         for side in least:
-            database.execute(f"CREATE OR REPLACE TABLE rare_{side} AS {RARE.format(side=side, least=least[side])}")
+            create(f"rare_{side}", RARE.format(side=side, least=least[side]))
         if not any(number(f"SELECT count(*) FROM rare_{side}") for side in least):
             break
-        database.execute(CORE)
-        database.execute("DROP TABLE kept")
-        database.execute("ALTER TABLE core RENAME TO kept")
+        create("kept", CORE)
     left = number("SELECT count(*) FROM kept")
     if not left:
         raise DatasetError(
@@ -92,20 +117,22 @@ def arrange(
             "data."
         )
     for side in ("user", "item"):
-        database.execute(RENUMBERED.format(side=side))
+        create(f"first_{side}", FIRST.format(side=side))
+        create(f"{side}s", NUMBERED.format(side=side))
+    create("lengths", LENGTHS)
     kept_users, kept_items = (number(f"SELECT count(*) FROM {side}s") for side in ("user", "item"))
-    shortest, median, longest = database.execute(
-        f"SELECT min(length), median(length), max(length) FROM ({LENGTHS})"
+    minimum, median, maximum = database.execute(
+        "SELECT min(length), median(length), max(length) FROM lengths"
     ).fetchone()  # type: ignore[misc]
     return {
         "users": kept_users,
         "items": kept_items,
         "interactions": left,
         "history_length": {
-            "min": shortest,
+            "min": minimum,
             "median": float(median),
             "mean": left / kept_users,
-            "max": longest,
+            "max": maximum,
         },
         "raw": {"users": users, "items": items, "interactions": read},
         "repeated_interactions": read - distinct,
@@ -117,7 +144,7 @@ def arrange(
     }
 
 
-def _keep_latest(database: DuckDBPyConnection, most: int, least: int) -> int:
+def _keep_latest(database: DuckDBPyConnection, most: int, least: int, create: Callable[[str, str], None]) -> int:
     """Keep the last interactions of each user; returns how many older ones there were."""
     if most < least:
         raise DatasetError(
@@ -125,13 +152,38 @@ def _keep_latest(database: DuckDBPyConnection, most: int, least: int) -> int:
             "would be left; raise the one or lower the other."
         )
     older, users = database.execute(
-        f"SELECT coalesce(sum(length - {most}), 0), count(*) FROM ({LENGTHS} HAVING count(*) > {most})"
+        f"SELECT coalesce(sum(length - {most}), 0), count(*) FROM lengths WHERE length > {most}"
     ).fetchone()  # type: ignore[misc]
-    database.execute(LATEST.format(most=most))
-    database.execute("DROP TABLE kept")
-    database.execute("ALTER TABLE latest RENAME TO kept")
+    create("kept", LATEST.format(most=most))
     logger.info(
         "kept the last %s interactions of each user, without %s older ones of %s users",
         f"{most:,}", f"{older:,}", f"{users:,}",
     )  # fmt: skip
     return int(older)
+
+
+def check_parts(database: DuckDBPyConnection, part: str) -> dict[str, Any]:
+    """How many interactions each part has, and how many users have a target in it with an interaction before. Raises
+    DatasetError if a part has none, or comes before an earlier one in a history."""
+    counts = dict(database.execute(f"SELECT {part}, count(*) FROM kept GROUP BY 1").fetchall())
+    n_users, first = database.execute(OUT_OF_ORDER.format(part=part)).fetchone()  # type: ignore[misc]
+    if n_users:
+        name = database.execute("SELECT name FROM users WHERE old = ?", [first]).fetchone()[0]  # type: ignore[index]
+        raise DatasetError(
+            f"{n_users:,} users have interactions of a later part before those of an earlier one, as user {name!r}; "
+            "give parts that follow each other in time."
+        )
+    targets = {
+        number: database.execute(TARGETS.format(part=part, number=number)).fetchone()[0]  # type: ignore[index]
+        for number in (1, 2)
+    }
+    for number, users in targets.items():
+        if not users:
+            raise DatasetError(
+                f"No user has an interaction of {PARTS[number]} and one before it ({counts.get(number, 0):,} "
+                f"interactions of {PARTS[number]} are left after the filters); give another split."
+            )
+    stats = {name: counts.get(number, 0) for number, name in enumerate(PARTS)}
+    stats |= {f"users_with_{PARTS[number]}_target": users for number, users in targets.items()}
+    logger.info("the split of the data: %s", ", ".join(f"{name} {count:,}" for name, count in stats.items()))
+    return stats

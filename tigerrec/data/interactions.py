@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from tigerrec.data.arrange import create_table, ordered
 from tigerrec.data.base import DatasetError
 from tigerrec.data.formats import Batch, Table
 from tigerrec.data.raw import SPACES, Fault, Tally, Unreadable, plain_id
@@ -42,6 +44,7 @@ CREATE MACRO magnitude(number) AS CASE
     WHEN number BETWEEN -99999999999999 AND 99999999999999 THEN 'milliseconds'
     WHEN number BETWEEN -99999999999999999 AND 99999999999999999 THEN 'microseconds' ELSE 'nanoseconds' END;
 """
+SETUP = "SET TimeZone = 'UTC'; SET enable_progress_bar = false;" + MACROS
 TABLES = """
 CREATE TABLE lines (place BIGINT, user VARCHAR, item VARCHAR, seconds BIGINT, nanos INTEGER, kind VARCHAR,
     fault VARCHAR, odd VARCHAR);
@@ -68,7 +71,7 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
         raise not_writable(folder, error) from None
     try:
         with duckdb.connect(config=settings) as database:
-            database.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false;" + MACROS + TABLES)
+            database.execute(SETUP + TABLES)
             yield database
     except duckdb.Error as error:
         raise ArtifactError(
@@ -208,8 +211,73 @@ def time_sql(column: str, kind: str, columns: Columns) -> tuple[str, str, str]:
     return seconds, nanos, name
 
 
+def wanted_columns(table: Table, columns: Columns) -> list[str]:
+    """The columns of a table that have to be read: all of them where a condition may name any."""
+    named = [columns.user, columns.item, *filter(None, (columns.time, columns.rating))]
+    return table.columns if columns.where else list(dict.fromkeys(named))
+
+
+def _sql(kinds: dict[str, str], columns: Columns, before: int) -> str:
+    """SQL of the table `given`, whose columns are of these kinds, as rows of the table `lines`."""
+    user, item = (quoted(name) for name in (columns.user, columns.item))
+    place = f'{before} + "the line"'
+    if columns.time is None:
+        time, is_missing = "NULL", "false"
+        seconds, nanos, kind = place, "0", "'places in the file'"
+    else:
+        time = quoted(columns.time)
+        is_missing = f"{time} IS NULL"
+        if kinds[columns.time] == "VARCHAR":
+            is_missing = f"coalesce(stripped({time}), '') = ''"
+        seconds, nanos, kind = time_sql(time, kinds[columns.time], columns)
+    conditions = [columns.where] if columns.where else []
+    if columns.rating is not None and columns.min_rating is not None:
+        rating = f"TRY_CAST({quoted(columns.rating)} AS DOUBLE)"
+        conditions.append(f"NOT isnan({rating}) AND {rating} >= {float(columns.min_rating)}")
+    kept = " AND ".join(f"({condition})" for condition in conditions) or "true"
+    return f"""
+        SELECT place, user, item, seconds, nanos, kind, CASE
+            WHEN NOT kept THEN '{FILTERED}'
+            WHEN user IS NULL THEN 'no user'
+            WHEN contains(user, chr(0)) THEN 'user is not valid text'
+            WHEN item IS NULL THEN 'no item'
+            WHEN contains(item, chr(0)) THEN 'item is not valid text'
+            WHEN no_time THEN '{NO_TIME}'
+            WHEN seconds IS NULL OR nanos IS NULL OR kind IS NULL THEN '{NOT_A_TIME}' END AS fault,
+            CASE WHEN fault IS NOT NULL THEN CAST(time AS VARCHAR) END
+        FROM (
+            SELECT {place} AS place, {id_sql(user, kinds[columns.user])} AS user,
+                {id_sql(item, kinds[columns.item])} AS item, TRY_CAST({seconds} AS BIGINT) AS seconds,
+                TRY_CAST({nanos} AS INTEGER) AS nanos, {kind} AS kind, {is_missing} AS no_time, {time} AS time,
+                coalesce({kept}, false) AS kept
+            FROM given)
+    """
+
+
+@contextlib.contextmanager
+def lines_of(database: DuckDBPyConnection, batch: Batch, columns: Columns, before: int) -> Iterator[str]:
+    """SQL of a batch as rows of the table `lines`, to be executed in the body; `before`: the places taken by the files
+    before. Raises DatasetError if DuckDB cannot."""
+    import duckdb
+    import pyarrow as pa
+
+    arrays = {
+        name: arrow_column(values, name in (columns.user, columns.item)) for name, values in batch.columns.items()
+    }
+    given = pa.table({"the line": pa.array(batch.lines, pa.int64()), **arrays})
+    database.register("given", given)
+    try:
+        kinds = dict(row[:2] for row in database.execute("DESCRIBE given").fetchall())
+        yield _sql(kinds, columns, before)
+        database.unregister("given")
+    except duckdb.Error as error:
+        where = "; look at `dataset.where=`" if columns.where else ""
+        raise DatasetError(f"The interactions cannot be read ({' '.join(str(error).split())[:200]}){where}.") from None
+
+
 class Loader:
-    """Loads batches of interactions into the table `interactions` of a database, one file after the other."""
+    """Loads batches of interactions into the table `interactions` of a database, one file after the other, and makes
+    further tables of them."""
 
     def __init__(self, database: DuckDBPyConnection, tally: Tally) -> None:
         self.database, self.tally = database, tally
@@ -217,16 +285,14 @@ class Loader:
         self.examples: dict[str, str] = {}
         self.filtered = 0
         self.before = 0
-        self.part: str | None = None  # SQL of the part of an interaction in `kept`, where the data bring a split
+        self.split: Callable[[Loader], str] | None = None
 
     def load(self, table: Table, columns: Columns) -> None:
         """Load a table, whose lines follow those of the tables before. Raises DatasetError if it is damaged."""
         last = 0
-        named = [columns.user, columns.item, *filter(None, (columns.time, columns.rating))]
-        wanted = table.columns if columns.where else list(dict.fromkeys(named))
         self.database.begin()
         bar = tqdm(desc=table.path.name, unit=" lines", unit_scale=True, disable=None, leave=False)
-        for batch in table.batches(wanted):
+        for batch in table.batches(wanted_columns(table, columns)):
             bar.update(len(batch.lines) + len(batch.faults))
             for fault in batch.faults:
                 self.tally.drop(ROLE, fault)
@@ -235,86 +301,48 @@ class Loader:
                 self._insert(batch, columns)
             last = max([last, *batch.lines[-1:], *(fault.line for fault in batch.faults)])
         bar.close()
-        self._count()
+        self._count([self.before])
         self.database.commit()
         self.before += last
 
+    def finish(self) -> None:
+        """Complete the table `interactions` when every file has been given."""
+
+    def create(self, table: str, query: str) -> None:
+        """Make a table of the answer to a query, in the place of one of that name."""
+        create_table(self.database, table, query)
+
+    def part(self) -> str | None:
+        """SQL of the part of an interaction in the table `kept`, where the data bring a `split`."""
+        return None if self.split is None else self.split(self)
+
+    def ordered(self, part: str | None) -> str:
+        """SQL of the arranged interactions in their order, for the database."""
+        return ordered(part)
+
     def _insert(self, batch: Batch, columns: Columns) -> None:
-        import duckdb
-        import pyarrow as pa
-
         self.tally.lines[ROLE] += len(batch.lines)
-        arrays = {
-            name: arrow_column(values, name in (columns.user, columns.item)) for name, values in batch.columns.items()
-        }
-        given = pa.table({"the line": pa.array(batch.lines, pa.int64()), **arrays})
-        self.database.register("given", given)
-        try:
-            kinds = dict(row[:2] for row in self.database.execute("DESCRIBE given").fetchall())
-            self.database.execute(self._sql(kinds, columns))
-        except duckdb.Error as error:
-            self.database.rollback()
-            where = "; look at `dataset.where=`" if columns.where else ""
-            raise DatasetError(
-                f"The interactions cannot be read ({' '.join(str(error).split())[:200]}){where}."
-            ) from None
-        finally:
-            self.database.unregister("given")
+        with lines_of(self.database, batch, columns, self.before) as sql:
+            self.database.execute(f"INSERT INTO lines {sql}")
 
-    def _sql(self, kinds: dict[str, str], columns: Columns) -> str:
-        user, item = (quoted(name) for name in (columns.user, columns.item))
-        place = f'{self.before} + "the line"'
-        if columns.time is None:
-            time, is_missing = "NULL", "false"
-            seconds, nanos, kind = place, "0", "'places in the file'"
-        else:
-            time = quoted(columns.time)
-            is_missing = f"{time} IS NULL"
-            if kinds[columns.time] == "VARCHAR":
-                is_missing = f"coalesce(stripped({time}), '') = ''"
-            seconds, nanos, kind = time_sql(time, kinds[columns.time], columns)
-        conditions = [columns.where] if columns.where else []
-        if columns.rating is not None and columns.min_rating is not None:
-            rating = f"TRY_CAST({quoted(columns.rating)} AS DOUBLE)"
-            conditions.append(f"NOT isnan({rating}) AND {rating} >= {float(columns.min_rating)}")
-        kept = " AND ".join(f"({condition})" for condition in conditions) or "true"
-        return f"""
-            INSERT INTO lines
-            SELECT place, user, item, seconds, nanos, kind, CASE
-                WHEN NOT kept THEN '{FILTERED}'
-                WHEN user IS NULL THEN 'no user'
-                WHEN contains(user, chr(0)) THEN 'user is not valid text'
-                WHEN item IS NULL THEN 'no item'
-                WHEN contains(item, chr(0)) THEN 'item is not valid text'
-                WHEN no_time THEN '{NO_TIME}'
-                WHEN seconds IS NULL OR nanos IS NULL OR kind IS NULL THEN '{NOT_A_TIME}' END AS fault,
-                CASE WHEN fault IS NOT NULL THEN CAST(time AS VARCHAR) END
-            FROM (
-                SELECT {place} AS place, {id_sql(user, kinds[columns.user])} AS user,
-                    {id_sql(item, kinds[columns.item])} AS item, TRY_CAST({seconds} AS BIGINT) AS seconds,
-                    TRY_CAST({nanos} AS INTEGER) AS nanos, {kind} AS kind, {is_missing} AS no_time, {time} AS time,
-                    coalesce({kept}, false) AS kept
-                FROM given)
-        """
-
-    def _count(self) -> None:
-        """Count the lines of a table that cannot be read, and the kinds of its times."""
+    def _count(self, starts: list[int]) -> None:
+        """Count the lines of tables that cannot be read, and the kinds of their times; `starts`: the places taken
+        before each table."""
         lost = self.database.execute(
             "SELECT fault, count(*), min(place, 3), arg_min(coalesce(odd, ''), place, 3) FROM lines "
-            f"WHERE fault IS NOT NULL AND place > {self.before} GROUP BY fault"
+            f"WHERE fault IS NOT NULL AND place > {starts[0]} GROUP BY fault"
         ).fetchall()
         for reason, count, places, times in lost:
             if reason == FILTERED:
                 self.filtered += count
                 continue
             for place, time in zip(places, times, strict=True):
-                self.tally.drop(
-                    ROLE, Fault(place - self.before, reason, repr(time)[:40] if reason == NOT_A_TIME else "")
-                )
+                line = place - starts[bisect.bisect_left(starts, place) - 1]
+                self.tally.drop(ROLE, Fault(line, reason, repr(time)[:40] if reason == NOT_A_TIME else ""))
             self.tally.dropped[ROLE, reason] += count - len(places)
         for kind, count, example in self.database.execute(
-            "SELECT kind, count(*), first(seconds) FROM lines "
-            f"WHERE fault IS NULL AND place > {self.before} GROUP BY kind"
+            "SELECT kind, count(*), arg_min(seconds, place) FROM lines "
+            f"WHERE fault IS NULL AND place > {starts[0]} GROUP BY kind"
         ).fetchall():
             self.kinds[kind] += count
             self.examples.setdefault(kind, str(example))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tigerrec.data.arrange import arrange, ordered
+from tigerrec.data.arrange import arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
 from tigerrec.data.raw import NOT_UTF_8, Tally
-from tigerrec.storage.files import unchanged
+from tigerrec.storage.files import SPILLED, unchanged
 from tigerrec.storage.stages import StageFiles, writing
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 ITEM_FIELDS = ("title", "brand", "categories", "price")
 BATCH = 50_000  # items
 ROW_GROUP = 1 << 20
+CHUNK = 122_880  # rows; how long the pieces are that Parquet is given decides on its bytes
+WRITTEN = 9 * CHUNK
 METADATA = """
 CREATE TABLE catalogue (item VARCHAR);
 CREATE TABLE metadata (item VARCHAR, title VARCHAR, brand VARCHAR, categories VARCHAR[], price DOUBLE, text VARCHAR);
@@ -151,15 +154,22 @@ def _write(files: StageFiles, name: str, database: DuckDBPyConnection, sql: str)
 
 
 def _row_groups(reader: Any) -> Iterator[Any]:
+    """The rows of an answer in tables and chunks of one length, however long its batches are."""
     import pyarrow as pa
 
-    waiting: list[Any] = []
+    waiting = pa.Table.from_batches([], reader.schema)
     for batch in reader:
-        waiting.append(batch)
-        if sum(map(len, waiting)) >= ROW_GROUP:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    yield pa.Table.from_batches(waiting, reader.schema)
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+        while len(waiting) >= WRITTEN:
+            yield _in_chunks(waiting.slice(0, WRITTEN))
+            waiting = waiting.slice(WRITTEN)
+    yield _in_chunks(waiting)
+
+
+def _in_chunks(table: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.concat_tables(table.slice(start, CHUNK).combine_chunks() for start in range(0, len(table) or 1, CHUNK))
 
 
 def _schema(name: str, names: Sequence[str]) -> Any:
@@ -188,15 +198,27 @@ def _schema(name: str, names: Sequence[str]) -> Any:
     return pa.schema([(column, columns[name][column]) for column in names])
 
 
+@contextlib.contextmanager
+def _loader(dataset: Dataset, database: DuckDBPyConnection, tally: Tally, out: Path) -> Iterator[Loader]:
+    """The loader of the engine that the data set names."""
+    if getattr(dataset, "engine", "duckdb") == "duckdb":
+        yield Loader(database, tally)
+        return
+    from tigerrec.data.spark import spark_loader
+
+    with spark_loader(database, tally, out / SPILLED / "spark", getattr(dataset, "spark", None) or {}) as loader:
+        yield loader
+
+
 def prepare(dataset: Dataset, out: Path) -> Path:
     """Write `items.parquet`, `users.parquet`, `interactions.parquet` and `stats.json` of a data set. Raises
     TigerrecError if raw files are missing, damaged or changed meanwhile, too many lines are unreadable, or nothing is
     left after filtering."""
     sources, tally = dataset.sources(), Tally()
-    with working_database(out) as database:
+    with working_database(out) as database, _loader(dataset, database, tally, out) as loader:
         with unchanged(sources) as digests:
-            loader = Loader(database, tally)
             dataset.load_interactions(loader)
+            loader.finish()
             if not tally.lines[ROLE]:
                 raise DatasetError(
                     f"{sources.get(ROLE, out)} holds no interactions: it is empty, or has a header alone; give a file "
@@ -204,12 +226,14 @@ def prepare(dataset: Dataset, out: Path) -> Path:
                 )
             loader.check_times(str(sources.get("interactions", out)))
             _check_dropped(tally, sources, dataset, set())
+            part = loader.part()
             stats = arrange(
                 database,
                 dataset.min_user_interactions,
                 dataset.min_item_interactions,
                 dataset.max_user_interactions,
-                loader.part,
+                part,
+                loader.create,
             )
             logger.info(
                 "read %s interactions from %s",
@@ -238,7 +262,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with writing(out, "prepare", dataset, sources=digests) as files:
             _write(files, "items.parquet", database, ITEMS)
             _write(files, "users.parquet", database, USERS)
-            _write(files, "interactions.parquet", database, ordered(loader.part))
+            _write(files, "interactions.parquet", database, loader.ordered(part))
             files.json("stats.json", stats)
     counts = [f"{stats[key]:,}" for key in ("users", "items", "interactions")]
     logger.info("wrote %s users, %s items, %s interactions to %s", *counts, out)

@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -73,6 +74,9 @@ class TablesDataset(Dataset):
         category: what stands for `{category}` in the names and addresses of files.
         interactions_url, items_url: where the files are downloaded from when they are missing; None to never download.
         expected: users, items and interactions of the known release, or nothing; other counts are warned of.
+        engine: what reads and arranges the interactions, with the same result: DuckDB, or Spark, from Parquet alone.
+        spark: properties of Spark's session by name, `spark.master` among them; None: as its `spark-defaults.conf`
+            says.
     """
 
     family: ClassVar[str] = "tables"
@@ -117,6 +121,8 @@ class TablesDataset(Dataset):
     interactions_url: str | None = not_identity(default=None)
     items_url: str | None = not_identity(default=None)
     expected: tuple[int, ...] = not_identity(default=())
+    engine: Literal["duckdb", "spark"] = not_identity(default="duckdb")
+    spark: dict[str, str | int | float | bool] | None = not_identity(default=None)
 
     def files(self) -> dict[str, Path]:
         """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
@@ -176,6 +182,10 @@ class TablesDataset(Dataset):
                     "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or "
                     f"{', '.join((*DATABASES, SQL))}, or be text whose `dataset.separator=` you name."
                 )
+            if self.engine == "spark" and role == "interactions" and path.suffix.lower() != ".parquet":
+                raise DatasetError(
+                    f"dataset.engine=spark reads Parquet alone, not {path}; convert it, or leave `dataset.engine=` out."
+                )
         return files
 
     @property
@@ -213,9 +223,11 @@ class TablesDataset(Dataset):
             for path in self._files_of(role):
                 loader.load(self._open(path, "interactions", named), columns)
         if self.test_interactions is not None:
-            loader.part = parts_by_place(*before[1:])
+            loader.split = lambda _: parts_by_place(*before[1:])
         elif self.test_from is not None:
-            loader.part = parts_by_time(loader, columns, str(self.validation_from), str(self.test_from))
+            loader.split = partial(
+                parts_by_time, columns=columns, validation_from=str(self.validation_from), test_from=str(self.test_from)
+            )
 
     def _check_split(self) -> None:
         """Raise DatasetError for half a split, two splits, or one by a time that the data do not have."""
