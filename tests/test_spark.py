@@ -155,6 +155,25 @@ def test_conditions_and_ratings(tmp_path: Path) -> None:
     assert 0 < stats["filtered_by_conditions"] < 300
 
 
+def test_splits_and_the_latest_interactions(tmp_path: Path) -> None:
+    (tmp_path / "time").mkdir()
+    later = {"validation_from": SECOND + 30, "test_from": SECOND + 40}
+    stats = check_equal(tmp_path / "time", [pa.table(random_rows(900, 30, 40, 50))], max_user_interactions=12, **later)
+    assert min(stats["split"].values()) > 0
+    assert stats["older_interactions"] > 0
+    files, rows = [], random_rows(900, 30, 40, 50)
+    for number, place in enumerate(numpy.split(numpy.argsort(rows["time"], kind="stable"), [500, 700])):
+        files.append(tmp_path / f"{number}.parquet")
+        pq.write_table(pa.table({name: column[place] for name, column in rows.items()}), files[-1])
+    found = []
+    for engine in ("duckdb", "spark"):
+        data = TablesDataset(files[0], validation_interactions=files[1], test_interactions=files[2], engine=engine)
+        out = prepare(data, tmp_path / engine)
+        found.append(([sha256_file(out / name) for name in FILES], read_json(out, "stats.json")))
+    assert found[0] == found[1]
+    assert "split" in found[0][1]
+
+
 def test_a_million_interactions(tmp_path: Path) -> None:
     rows = random_rows(1_200_000, 40_000, 9_000, 10_000_000)
     parts = [
