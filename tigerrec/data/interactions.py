@@ -62,6 +62,7 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
         "autoinstall_known_extensions": False,
     }
     remove_tree(spilled)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,7 +79,8 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
     finally:
         remove_tree(spilled)
         with contextlib.suppress(OSError):  # it holds the stage
-            folder.rmdir()
+            for parent in made:
+                parent.rmdir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,8 +220,9 @@ class Loader:
         self.filtered = 0
         self.before = 0
 
-    def load(self, table: Table, columns: Columns) -> None:
-        """Load a table, whose lines follow those of the tables before. Raises DatasetError if it is damaged."""
+    def load(self, table: Table, columns: Columns, role: str = ROLE) -> None:
+        """Load the table of a role, whose lines follow those of the tables before. Raises DatasetError if it is
+        damaged."""
         last = 0
         named = [columns.user, columns.item, *filter(None, (columns.time, columns.rating))]
         wanted = table.columns if columns.where else list(dict.fromkeys(named))
@@ -228,13 +231,14 @@ class Loader:
         for batch in table.batches(wanted):
             bar.update(len(batch.lines) + len(batch.faults))
             for fault in batch.faults:
-                self.tally.drop(ROLE, fault)
-                self.tally.lines[ROLE] += fault.lines
+                self.tally.drop(role, fault)
+                self.tally.lines[role] += fault.lines
             if batch.lines:
+                self.tally.lines[role] += len(batch.lines)
                 self._insert(batch, columns)
             last = max([last, *batch.lines[-1:], *(fault.line for fault in batch.faults)])
         bar.close()
-        self._count()
+        self._count(role)
         self.database.commit()
         self.before += last
 
@@ -242,7 +246,6 @@ class Loader:
         import duckdb
         import pyarrow as pa
 
-        self.tally.lines[ROLE] += len(batch.lines)
         arrays = {
             name: arrow_column(values, name in (columns.user, columns.item)) for name, values in batch.columns.items()
         }
@@ -296,7 +299,7 @@ class Loader:
                 FROM given)
         """
 
-    def _count(self) -> None:
+    def _count(self, role: str) -> None:
         """Count the lines of a table that cannot be read, and the kinds of its times."""
         lost = self.database.execute(
             "SELECT fault, count(*), min(place, 3), arg_min(coalesce(odd, ''), place, 3) FROM lines "
@@ -308,9 +311,9 @@ class Loader:
                 continue
             for place, time in zip(places, times, strict=True):
                 self.tally.drop(
-                    ROLE, Fault(place - self.before, reason, repr(time)[:40] if reason == NOT_A_TIME else "")
+                    role, Fault(place - self.before, reason, repr(time)[:40] if reason == NOT_A_TIME else "")
                 )
-            self.tally.dropped[ROLE, reason] += count - len(places)
+            self.tally.dropped[role, reason] += count - len(places)
         for kind, count, example in self.database.execute(
             "SELECT kind, count(*), first(seconds) FROM lines "
             f"WHERE fault IS NULL AND place > {self.before} GROUP BY kind"
@@ -318,15 +321,18 @@ class Loader:
             self.kinds[kind] += count
             self.examples.setdefault(kind, str(example))
 
-    def check_times(self, where: str) -> None:
-        """Raise DatasetError if times of several kinds stand in one column."""
+    def check_times(self, where: str, has_options: bool = True) -> None:
+        """Raise DatasetError if times of several kinds stand in one column; it names the options that say which they
+        are, where the data set has them."""
         kinds = {kind: count for kind, count in self.kinds.items() if kind != "small numbers"}
         if "dates" in kinds:
             kinds = dict(self.kinds)
         if len(kinds) > 1:
             told = ", ".join(f"{count:,} {kind} ({self.examples[kind]})" for kind, count in sorted(kinds.items()))
-            raise DatasetError(
-                f"The times of {where} are of several kinds: {told}; say what they are by `dataset.time_unit=s` "
-                "(ms, us, ns) for numbers, or by `dataset.time_format='%Y-%m-%d'` for dates: other lines are "
-                "dropped and counted."
-            )
+            repair = "write them in one unit"
+            if has_options:
+                repair = (
+                    "say what they are by `dataset.time_unit=s` (ms, us, ns) for numbers, or by "
+                    "`dataset.time_format='%Y-%m-%d'` for dates: other lines are dropped and counted"
+                )
+            raise DatasetError(f"The times of {where} are of several kinds: {told}; {repair}.")

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,10 @@ from tigerrec.config import Share, options
 from tigerrec.data import raw
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.download import download_missing
-from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
+from tigerrec.data.formats import SUFFIXES, WHOLE, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
-from tigerrec.data.prepare import ITEM_FIELDS
+from tigerrec.data.prepare import ITEM_FIELDS, REPAIRS
+from tigerrec.data.raw_files import content_suffix, opened
 from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ class TablesDataset(Dataset):
     separator: str | None = added(None)
     encoding: str = added("utf-8")
     header: bool = added(True)
-    quote: str | None = added(None)
-    escape: str | None = added(None)
+    quote: Annotated[str, Field(max_length=1)] | None = added(None)
+    escape: Annotated[str, Field(min_length=1, max_length=1)] | None = added(None)
     decimal_comma: bool = added(False)
     time_format: str | None = added(None)
     time_unit: Literal["s", "ms", "us", "ns"] | None = added(None)
@@ -94,7 +95,8 @@ class TablesDataset(Dataset):
     def files(self) -> dict[str, Path]:
         """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
         named = {"interactions": self.interactions, "items": self.items}
-        parts = {role: _parts(self._path(path)) for role, path in named.items() if path is not None}
+        any_name = bool(self.separator)
+        parts = {role: _parts(self._path(path), any_name) for role, path in named.items() if path is not None}
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
             f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
             for role, files in parts.items()
@@ -106,8 +108,14 @@ class TablesDataset(Dataset):
         """A file or folder where it really is."""
         return (self.raw_dir or Path()).expanduser() / str(path.expanduser()).replace("{category}", self.category or "")
 
-    def _files_of(self, role: str) -> list[Path]:
-        return [path for name, path in self.sources().items() if name.partition(":")[0] == role]
+    def _tables_of(self, role: str, options: Sequence[str], any_of: Sequence[str] = ()) -> Iterator[tuple[str, Table]]:
+        """The tables of a role by their own roles; of several, those that are empty are left out."""
+        named = {name: path for name, path in self.sources().items() if name.partition(":")[0] == role}
+        for name, path in named.items():
+            table = open_table(path, self.dialect)
+            if table.columns or table.fault or len(named) == 1:
+                self._check_columns(table, options, any_of)
+                yield name, table
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file. Raises DatasetError if no file was named, or it does not exist, or its ending is
@@ -125,9 +133,13 @@ class TablesDataset(Dataset):
             role = name.partition(":")[0]
             if not path.is_file():
                 raise DatasetError(
-                    f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
+                    f"dataset.{role}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}"
+                    f"{', or, for files of text without an ending, `dataset.separator=`' if path.is_dir() else ''}."
                 )
-            if not is_table(path) and self.separator is None:
+            if content_suffix(path) not in SUFFIXES and not self.separator:
+                if path.suffix.lower() == ".zip":
+                    with opened(path, WHOLE):  # says what is wrong with it
+                        pass
                 raise DatasetError(
                     f"dataset.{role}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
                     "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or be text whose `dataset.separator=` you name."
@@ -154,8 +166,8 @@ class TablesDataset(Dataset):
             self.user_column, self.item_column, self.time_column, self.time_format, self.time_unit,
             self.rating_column, self.min_rating, self.where,
         )  # fmt: skip
-        for path in self._files_of("interactions"):
-            loader.load(self._open(path, named), columns)
+        for role, table in self._tables_of("interactions", named):
+            loader.load(table, columns, role)
 
     def read_items(self, needed: Set[str], tally: raw.Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The table of items, if there is one; else ids stand for titles. Raises DatasetError as
@@ -168,14 +180,18 @@ class TablesDataset(Dataset):
         given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
         named = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         told: set[str] = set()
-        for path in self._files_of("items"):
-            table = self._open(path, ["items_item_column", *given], list(named.values()))
+        for role, table in self._tables_of("items", ["items_item_column", *given], list(named.values())):
             columns = {field: column for field, column in named.items() if column in table.columns}
-            yield from self._records(table, columns, needed, told, tally)
+            yield from self._records(table, role, columns, needed, told, tally)
 
-    def _open(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
-        """A table that has every column named by `options`, and one of the columns `any_of` if given."""
-        table = open_table(path, self.dialect)
+    def _check_columns(self, table: Table, options: Sequence[str], any_of: Sequence[str]) -> None:
+        """Raise DatasetError if a table lacks a column named by `options`, or all of the columns `any_of`."""
+        path, fault = table.path, table.fault
+        if fault:
+            raise DatasetError(
+                f"{path} tells no columns: its line {fault.line:,} cannot be read "
+                f"({': '.join(filter(None, (fault.reason, fault.text)))}); {REPAIRS.get(fault.reason, 'repair it')}."
+            )
         if not table.columns:
             raise DatasetError(f"{path} is empty; give a file with data.")
         named = {option: getattr(self, option) for option in options}
@@ -183,31 +199,34 @@ class TablesDataset(Dataset):
             named["items_item_column"] = self.items_item_column or self.item_column
         for option, name in named.items():
             if name not in table.columns:
-                advice = table.advice(list(named.values())) or f"name yours by `dataset.{option}=<column>`"
+                alike = [column for column in table.columns if column.strip().lower() == name.lower()]
+                own = "<column>" if not alike else alike[0] if alike[0] == alike[0].strip() else repr(alike[0])
+                given = f"dataset.{option}={own}"
+                repair = f'`"{given}"`' if " " in own else f"`{given}`"
+                advice = table.advice(list(named.values())) or f"name yours by {repair}"
                 raise DatasetError(f"{path} has no column '{name}', only {shown(table.columns)}; {advice}.")
         if any_of and not set(any_of) & set(table.columns):
             raise DatasetError(
                 f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
                 "`dataset.title_column=<column>`."
             )
-        return table
 
     def _records(
-        self, table: Table, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
+        self, table: Table, role: str, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
     ) -> Iterator[tuple[str, RawItem | None]]:
         """The items of a table whose `columns` are the fields of an item → their names; those of `told` were told of
         before."""
         id_column = self.items_item_column or self.item_column
         for batch in table.batches([id_column, *columns.values()]):
             for fault in batch.faults:
-                tally.lines["items"] += fault.lines
-                tally.drop("items", fault)
+                tally.lines[role] += fault.lines
+                tally.drop(role, fault)
             for line, row in zip(batch.lines, batch.rows(), strict=True):
-                tally.lines["items"] += 1
+                tally.lines[role] += 1
                 try:
                     item = raw.plain_id(row[id_column], "item")
                 except raw.Unreadable as reason:
-                    tally.drop("items", raw.Fault(line, str(reason)))
+                    tally.drop(role, raw.Fault(line, str(reason)))
                     continue
                 tally.noted["repeated items"] += item in told
                 if item not in needed or item in told:
@@ -218,11 +237,13 @@ class TablesDataset(Dataset):
                 yield item, raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
 
 
-def _parts(path: Path) -> list[Path]:
-    """The tables of a folder or of a pattern like `orders-*.parquet`, by name; else the file itself."""
+def _parts(path: Path, any_name: bool) -> list[Path]:
+    """The tables of a folder, or, where there are none and files of `any_name` can be, all files; those of a pattern
+    like `orders-*.parquet`; by name; else the file itself."""
     if path.is_dir():
-        parts = [part.relative_to(path) for part in path.rglob("*") if part.is_file() and is_table(part)]
-        shown = [part for part in parts if not any(name.startswith((".", "_")) for name in part.parts)]
+        parts = [part.relative_to(path) for part in path.rglob("*") if part.is_file()]
+        visible = [part for part in parts if not any(name.startswith((".", "_")) for name in part.parts)]
+        shown = [part for part in visible if is_table(part)] or (visible if any_name else [])
         return [path / part for part in sorted(shown)] or [path]
     if glob.has_magic(str(path)) and not path.exists():
         return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
