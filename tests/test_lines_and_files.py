@@ -305,7 +305,7 @@ def test_parts_without_an_ending_are_read_where_the_separator_is_named(tmp_path:
 # Options that cannot be meant
 
 
-@pytest.mark.parametrize("encoding", ["hex", "rot13", "base64", "zlib", "undefined", "nosuch", ""])
+@pytest.mark.parametrize("encoding", ["hex", "rot13", "base64", "zlib", "undefined", "punycode", "nosuch", "\0", ""])
 def test_an_encoding_that_is_none_of_text_is_refused(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(DatasetError, match=r"cannot be read in the encoding .*dataset\.encoding=<name>"):
         read(shop(tmp_path, encoding=encoding))

@@ -97,15 +97,22 @@ def _unpacked(file: BinaryIO, packed: bool) -> BinaryIO:
     return file
 
 
+def _checked(encoding: str) -> str:
+    """The usual name of an encoding. Raises LookupError if it is none of files of text."""
+    if not encoding.isprintable() or (name := codecs.lookup(encoding).name) in ("idna", "punycode"):
+        raise LookupError(f"{encoding!r} is no encoding of files")
+    "".encode(encoding)
+    return name
+
+
 def _decoded(file: BinaryIO, encoding: str) -> BinaryIO:
     """A file in UTF-8, whatever it was in; UTF-16 and UTF-32 are known by their byte order marks."""
     start = cast(io.BufferedReader, file).peek(4)
     marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
-    if marked is None and codecs.lookup(encoding).name in ("utf-8", "ascii"):
+    if marked is None and _checked(encoding) in ("utf-8", "ascii"):
         return file
     import pyarrow
 
-    "".encode(encoding)  # raises LookupError where it is no encoding of text
     source = pyarrow.PythonFile(file, mode="r")
     recoded = pyarrow.transcoding_input_stream(source, marked or encoding, "utf-8")
     return cast(BinaryIO, io.BufferedReader(recoded))
