@@ -14,7 +14,7 @@ $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPT
 ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
 $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench bench-data tokenizers audit demo recommend report export add lint test test-all sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench bench-data tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -103,6 +103,9 @@ test: .venv/.developed  ## the tests that take minutes together, or ARGS="tests/
 
 test-all: .venv/.developed  ## all tests
 	$(BIN)/python -m pytest -n 2
+
+test-lowest: .venv/.installed  ## the pipeline with the lowest versions that pyproject.toml allows, from the package index; torch is the pinned one
+	@$(BIN)/python scripts/lowest_versions.py
 
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info

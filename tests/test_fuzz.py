@@ -4,7 +4,10 @@ wrong array."""
 from __future__ import annotations
 
 import contextlib
+import csv
+import datetime
 import gzip
+import io
 import json
 import os
 import pickle
@@ -280,6 +283,154 @@ def test_json_lines_are_read_or_refused(records: list[dict[str, Any]], lines: li
             content,
             json.dumps({"item": "A", "title": title, "price": title, "categories": title}).encode(),
         )
+
+
+# Tables in other dialects
+
+IDS = st.text("abAB019é;,|'\"\\ ", min_size=1, max_size=4).filter(str.strip)
+TITLES = st.text("abé;,|'\"\\ \n>", max_size=8)
+MOMENTS = st.integers(1_000_000_000, 2_000_000_000)
+TIMES: list[tuple[dict[str, str], Callable[[int], str]]] = [
+    ({}, str),
+    ({"time_unit": "ms"}, lambda time: f"{time}000"),
+    ({"time_unit": "s"}, lambda time: f"{time}.0"),
+    (
+        {"time_format": "%d.%m.%Y %H:%M:%S"},
+        lambda time: datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%d.%m.%Y %H:%M:%S"),
+    ),
+]
+
+
+def written(rows: list[tuple[Any, ...]], head: tuple[str, ...], options: dict[str, Any]) -> bytes:
+    """Rows as a table of text in the dialect that options of tables describe."""
+    rows = [head, *rows] if options.get("header", True) else rows
+    separator, escape = options.get("separator", ","), options.get("escape")
+    if len(separator) > 1:
+        text = "".join(separator.join(map(str, row)) + "\n" for row in rows)
+    else:
+        sink = io.StringIO()
+        csv.writer(
+            sink, delimiter=separator, quotechar=options.get("quote", '"'), escapechar=escape,
+            doublequote=escape is None, quoting=csv.QUOTE_ALL, lineterminator="\n",
+        ).writerows(rows)  # fmt: skip
+        text = sink.getvalue()
+    return text.encode(options.get("encoding", "utf-8"))
+
+
+@FUZZ
+@given(st.data())
+def test_a_table_in_any_dialect_gives_what_plain_csv_gives(data: st.DataObject) -> None:
+    options = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "separator": st.sampled_from([";", "|", "\t", "::"]),
+                "encoding": st.sampled_from(["latin-1", "cp1252", "utf-16", "utf-16-be", "utf-8-sig"]),
+                "header": st.booleans(),
+                "quote": st.just("'"),
+                "escape": st.just("\\"),
+                "decimal_comma": st.booleans(),
+            },
+        )
+    )
+    options |= {"quote": '"'} if options.get("separator") == "\t" and "quote" not in options else {}
+    how, as_text = data.draw(st.sampled_from(TIMES))
+    is_bare = options.get("separator") == "::"
+    users = data.draw(st.lists(IDS, min_size=1, max_size=3, unique_by=str.strip))
+    row = st.tuples(st.sampled_from(users), IDS, MOMENTS, st.integers(1, 5), st.sampled_from(["buy", "it's"]))
+    rows = data.draw(st.lists(row, max_size=6)) + [(users[0], f"{n}", 1_500_000_000 + n, 5, "buy") for n in range(3)]
+    prices = st.sampled_from([None, 0.5, 12.0, 1299.25])
+    goods = [(item, data.draw(TITLES), data.draw(prices)) for item in dict.fromkeys(row[1] for row in rows)]
+    if is_bare:
+        goods = [(item, title.replace("\n", " "), price) for item, title, price in goods]
+    columns = "user", "item", "time", "stars", "event"
+    names = dict(zip(columns, map(str, range(1, 6)) if options.get("header") is False else columns, strict=True))
+    named = {f"{column}_column": names[column] for column in columns[:3]}
+    filters, kept = data.draw(
+        st.sampled_from(
+            [
+                ({}, rows),
+                ({"rating_column": names["stars"], "min_rating": 3}, [row for row in rows if row[3] >= 3]),
+                ({"where": f"\"{names['event']}\" = 'it''s'"}, [row for row in rows if row[4] == "it's"]),
+            ]
+        )
+    )
+    if options.get("header") is False:
+        named |= {"items_item_column": "1", "title_column": "2", "price_column": "3"}
+
+    def price(value: float | None) -> str:
+        text = "" if value is None else f"{value:,.2f}"
+        return text.translate(str.maketrans(",.", ".,")) if options.get("decimal_comma") else text
+
+    with scratch() as folder:
+        head, other = ("item", "title", "price"), [(item, title, price(cost)) for item, title, cost in goods]
+        plain = [(item, title, "" if cost is None else cost) for item, title, cost in goods]
+        (folder / "plain.csv").write_bytes(written([row[:3] for row in kept], columns[:3], {}))
+        (folder / "goods.csv").write_bytes(written(plain, head, {}))
+        (folder / "orders.csv").write_bytes(
+            written([(user, item, as_text(time), *rest) for user, item, time, *rest in rows], columns, options)
+        )
+        (folder / "items.csv").write_bytes(written(other, head, options))
+        try:
+            expected = prepare(TablesDataset(folder / "plain.csv", folder / "goods.csv"), folder / "expected")
+        except TigerrecError:
+            expected = None
+        dataset = TablesDataset(
+            folder / "orders.csv", folder / "items.csv", max_dropped=0.0, **options, **how, **filters, **named
+        )
+        if expected is None:
+            with pytest.raises(TigerrecError, match="Nothing is left"):
+                prepare(dataset, folder / "found")
+            return
+        found = prepare(dataset, folder / "found")
+        for name in ("items.parquet", "users.parquet", "interactions.parquet"):
+            assert pq.read_table(found / name).equals(pq.read_table(expected / name)), name
+
+
+CONDITIONS = [
+    "1 =",
+    "time > 5",
+    "item LIKE '%'",
+    "nothing",
+    "true) OR (true",
+    "1; DROP TABLE lines",
+    "(SELECT 1)",
+    "'a'",
+]
+
+
+@FUZZ
+@given(st.data())
+def test_any_bytes_under_any_options_are_read_or_refused(data: st.DataObject) -> None:
+    options = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "separator": st.text(max_size=2),
+                "encoding": st.sampled_from(["latin-1", "utf-16", "utf-7", "hex", "idna", "punycode", "nosuch", "\0"]),
+                "header": st.booleans(),
+                "quote": st.text(max_size=1),
+                "escape": st.text(min_size=1, max_size=1),
+                "decimal_comma": st.booleans(),
+                "time_format": st.sampled_from(["%d.%m.%Y", "%", "%Q", "", "%Y%", "'", "%s"]),
+                "time_unit": st.sampled_from(["s", "ms", "us", "ns"]),
+                "where": st.sampled_from(CONDITIONS) | WORDS,
+                "rating_column": st.just("item"),
+                "min_rating": st.floats(-5, 5),
+            },
+        )
+    )
+    rows = delimited([("user", "item", "time"), *ROWS], data.draw(st.sampled_from([",", ";", "\t"])))
+    content = data.draw(st.binary(max_size=60) | mutated(rows) | st.sampled_from(HOSTILE_LINES))
+    kind = data.draw(st.sampled_from(["csv", "tsv", "jsonl", "json", "dat", "csv.zst", "csv.bz2", "zip"]))
+    names = {"user_column": "1", "item_column": "2", "time_column": "3"} if options.get("header") is False else {}
+    with scratch() as folder:
+        (folder / f"orders.{kind}").write_bytes(content)
+        dataset = TablesDataset(folder / f"orders.{kind}", max_dropped=1.0, **options, **names)
+        try:
+            check_prepared(read(dataset), prepare(dataset, folder / "out"))
+        except TigerrecError as error:
+            refusal(error)
 
 
 def parquet(columns: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from tigerrec import pipeline
 from tigerrec.cli import main
 from tigerrec.config import ConfigError, compose
+from tigerrec.data import amazon
 from tigerrec.pipeline import STAGES, plan
 from tigerrec.runtime.signals import Interrupted
 from tigerrec.storage.fingerprints import content_digest
@@ -507,6 +508,53 @@ def test_a_sweep_goes_on_after_a_run_that_fails(here, tmp_path):
     assert "of the items share their codes with another item, more than tokenizer.max_collision=0 allows" in failed
     made = {path.parent.name for path in (tmp_path / "runs/sample/hashed").glob("*/manifest.json")}
     assert made == {"r1-seed0"}
+
+
+def test_a_sweep_goes_on_after_a_run_that_cannot_be_composed(here, tmp_path):
+    done = here(tmp_path / "runs", "-m", "tokenizer=nosuch,random,rkmean", name="tokenize")
+    assert done.returncode == 1
+    header, *failed = done.stderr.splitlines()[-3:]
+    assert header == "Error: 2 of 3 runs of the sweep failed:"
+    for name, line in zip(("nosuch", "rkmean"), failed, strict=True):
+        assert f"tokenizer={name} is not a choice; allowed: " in line
+    made = {path.parent.name for path in (tmp_path / "runs/sample/hashed").glob("*/manifest.json")}
+    assert made == {"random-seed0"}
+
+
+def test_a_sweep_of_which_nothing_can_be_composed_fails(here, tmp_path):
+    done = here(tmp_path / "runs", "-m", "tokenizer.no_such=1,2", name="tokenize")
+    assert done.returncode == 1
+    assert "Error: 2 of 2 runs of the sweep failed:" in done.stderr
+    assert done.stderr.count("tokenizer.no_such is not an option; allowed: ") == 2
+    assert not done.stdout
+
+
+def test_an_option_that_no_run_of_a_sweep_has_is_one_sentence(here, tmp_path):
+    done = here(tmp_path / "runs", "-m", "tokenizer.seed=0", "train.no_such=1", name="tokenize")
+    assert "train.no_such is not an option; allowed: " in refused(done)
+
+
+def test_the_sample_is_there_from_any_folder(here, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = here(tmp_path / "runs", name="prepare")
+    assert succeeded(done) == tmp_path / "runs/sample"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_sample_that_is_gone_names_no_option_that_was_not_given(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(amazon, "shipped_folder", lambda installed, checkout: tmp_path / "gone")
+    text = refused(here(tmp_path / "runs", name="prepare"))
+    assert f"The sample of tigerrec is not in {tmp_path}/gone; install tigerrec again" in text
+
+
+@pytest.mark.parametrize("train", ["packed", "prefix"])
+def test_users_with_three_interactions_alone_can_be_prepared_and_training_says_what_it_needs(here, tmp_path, train):
+    (tmp_path / "o.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{i}\n" for u in "ab" for i in range(3)))
+    options = ["dataset=tables", f"dataset.interactions='{tmp_path}/o.csv'", f"train={train}"]
+    succeeded(here(tmp_path / "runs", *options, name="tokenize"))
+    text = refused(here(tmp_path / "runs", *options, name="train"))
+    assert text == "Error: No history is long enough to train on (4 interactions or more); give more data."
 
 
 @pytest.mark.parametrize(

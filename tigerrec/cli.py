@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, list[str]], None]) -> None:
     """Compose the configuration by Hydra, which also runs sweeps, and run the command with it."""
     import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -126,8 +127,20 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
                 raise
             ends[" ".join(overrides)] = stop.code.removeprefix("Error: ")
 
+    def composable(self: BasicSweeper) -> Sequence[Sequence[str]]:
+        """The next runs of a sweep, without those that cannot be composed."""
+        runs: list[Sequence[str]] = []
+        for overrides in next_runs(self):
+            try:
+                self.validate_batch_is_legal([overrides])
+                runs.append(overrides)
+            except (HydraException, OmegaConfBaseException) as error:
+                ends[" ".join(overrides)] = composition_fault(error)
+        return runs
+
     sys.argv = [f"tigerrec {name}", *options]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let it raise what it would print
+    next_runs, BasicSweeper.get_job_batch = BasicSweeper.get_job_batch, composable  # type: ignore[method-assign]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -135,6 +148,7 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
     except OSError as error:
         sys.exit(f"Error: {first_line(error)}; choose a folder to write in with `paths.runs=<folder>`.")
     finally:
+        BasicSweeper.get_job_batch = next_runs  # type: ignore[method-assign]
         distributed.leave()
     failures = [f"{options}: {sentence}" for options, sentence in ends.items() if sentence]
     if failures and len(ends) == 1:

@@ -48,6 +48,7 @@ RANGES = {
     "less_than": "below {lt:,.10g}",
     "too_short": "at least {min_length} long",
     "string_too_short": "at least {min_length} long",
+    "string_too_long": "at most {max_length} long",
     "literal_error": "{expected}",
     "finite_number": "a finite number",
 }

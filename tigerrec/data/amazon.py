@@ -76,6 +76,11 @@ class AmazonReviews(Dataset):
         """Role → existing raw file, downloaded where it was missing. Raises TigerrecError if a file is missing and
         cannot be downloaded."""
         folder = self.folder
+        if self.raw_dir is None and not folder.is_dir():
+            raise DatasetError(
+                f"The sample of tigerrec is not in {folder}; install tigerrec again, or give the folder that holds "
+                f"{self.interactions} and {self.metadata} by `dataset.raw_dir=<folder>`."
+            )
         if not folder.is_dir() and DOWNLOADS not in folder.parents:
             raise DatasetError(
                 f"dataset.raw_dir={folder} is no folder; give the one that holds {self.interactions} and "

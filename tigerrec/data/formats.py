@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import itertools
@@ -9,13 +10,13 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tigerrec.data import raw
 from tigerrec.data.base import DatasetError
-from tigerrec.data.raw_files import LINE_LIMIT, opened, read_lines, unpacked_suffix
+from tigerrec.data.raw_files import LINE_LIMIT, content_suffix, opened, read_lines, unpacked_suffix
 from tigerrec.text import first_line
 
 DELIMITED = {".csv": ",", ".tsv": "\t"}
@@ -26,7 +27,9 @@ FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
 EXCERPT = 100  # characters of a line that cannot be read
 MANY = 10  # names of columns in a message
 WHOLE = "give a whole file"
+UNDECODED = re.compile(r"[\udc80-\udcff]")  # bytes that are not UTF-8
 TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
+SAID = re.compile(r"sep=(.)\s*")  # the first line of tables for Excel
 SEPARATORS = {";": ";", "\t": r"\t", "|": "|", "::": "::", ",": ","}
 
 
@@ -70,17 +73,22 @@ def _as_list(values: Any, name: str) -> list[Any]:
 
 def shown(columns: Sequence[str]) -> str:
     """The names of columns for a message, on one line."""
-    names = [name if name.isprintable() else repr(name) for name in (str(name)[:40] for name in columns[:MANY])]
+    names = [
+        name if name.isprintable() and name == name.strip() != "" else repr(name)
+        for name in (str(name)[:40] for name in columns[:MANY])
+    ]
     more = f" and {len(columns) - MANY} more" if len(columns) > MANY else ""
     return ", ".join(names) + more if names else "none"
 
 
 class Table(ABC):
-    """A table: the names of its columns, and its rows in batches."""
+    """A table: the names of its columns, and its rows in batches; without columns, `fault` is the line that should
+    have told them and cannot be read, None of an empty file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns: list[str] = []
+        self.fault: raw.Fault | None = None
 
     @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
@@ -127,15 +135,29 @@ class DelimitedTable(RowTable):
         super().__init__(path)
         self.remedy = remedy
         self.dialect = dialect
-        self.separator = (dialect.separator or "").replace(r"\t", "\t") or DELIMITED[unpacked_suffix(path)]
-        first: Any = next(self._records(), (1, [], 1))[1]
-        names = [] if isinstance(first, raw.Fault) else first
+        start = next(read_lines(path, remedy, encoding=dialect.encoding), (1, b""))[1] or b""
+        said = SAID.fullmatch(start.decode("utf-8", "replace").strip("\r\n"))
+        self.is_said = said is not None
+        named = (dialect.separator or "").replace(r"\t", "\t") or (said and said[1])
+        self.separator = named or DELIMITED[content_suffix(path)]
+        names = self._first()
         self.width, self.first = len(names), names
         if not dialect.header:
             names = [str(number) for number in range(1, len(names) + 1)]
         elif names and all(TYPED.fullmatch(name) for name in names):  # the headers of RecBole
             names = [name.rpartition(":")[0] for name in names]
         self.columns = self._named(names)
+
+    def _first(self) -> list[str]:
+        """The header; without one, the first row that can be read."""
+        rows = (row for _, row, _ in self._records())
+        first: Any = next(rows, [])
+        if type(first) is raw.Fault and not self.dialect.header:
+            first = next((row for row in rows if type(row) is list), first)
+        if type(first) is raw.Fault:
+            self.fault = first
+            return []
+        return list(first)
 
     def _records(self) -> Iterator[tuple[int, Any, int]]:
         """The number of the last line, the row or its `Fault`, and how many lines it takes."""
@@ -144,7 +166,8 @@ class DelimitedTable(RowTable):
 
         def texts() -> Iterator[str]:
             nonlocal ended, taken, unusable
-            for number, line in read_lines(self.path, self.remedy, encoding=self.dialect.encoding):
+            lines = read_lines(self.path, self.remedy, encoding=self.dialect.encoding)
+            for number, line in itertools.islice(lines, int(self.is_said), None):
                 ended, taken = number, taken + 1
                 try:
                     yield raw.text_of(line)
@@ -153,6 +176,7 @@ class DelimitedTable(RowTable):
                     yield (line or b"").decode("utf-8", "replace")
 
         quote = self.dialect.quote or (None if self.separator == "\t" or self.dialect.quote == "" else '"')
+        escape = self.dialect.escape if self.dialect.escape != quote else None  # a doubled quote
         reader: Iterator[list[str]]
         if len(self.separator) > 1:
             reader = (text.rstrip("\r\n").split(self.separator) for text in texts())
@@ -162,7 +186,7 @@ class DelimitedTable(RowTable):
                 delimiter=self.separator,
                 quotechar=quote,
                 quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
-                escapechar=self.dialect.escape,
+                escapechar=escape,
                 strict=True,
             )  # fmt: skip
         while True:
@@ -193,6 +217,9 @@ class DelimitedTable(RowTable):
 
     def advice(self, wanted: Sequence[str]) -> str | None:
         text = self.separator.join(self.first)
+        if "\0" in text:
+            order = "be" if text.startswith("\0") else "le"
+            return f"it seems to be in UTF-16: add `dataset.encoding=utf-16-{order}`"
         for separator, written in SEPARATORS.items():
             parts = text.split(separator)
             if separator != self.separator and (set(wanted) & set(parts) or (self.width < 2 < len(parts))):
@@ -208,10 +235,10 @@ class DelimitedTable(RowTable):
 def _csv_reason(error: str) -> str:
     """Why the csv module refused a line, in plain words."""
     if "expected after" in error:
-        return 'text after a closing quote (`dataset.escape="\\\\"` reads quotes written as \\")'
+        return raw.NOT_QUOTED
     if "unexpected end" in error:
         return "a quote that is never closed"
-    return "a line break outside quotes" if "new-line" in error else f"no valid row ({error})"
+    return raw.LONE_BREAK if "new-line" in error else f"no valid row ({error})"
 
 
 class JsonTable(RowTable):
@@ -221,8 +248,13 @@ class JsonTable(RowTable):
         super().__init__(path)
         self.remedy = remedy
         self.dialect = dialect
-        first = [row for _, row in itertools.islice(self.numbered_rows(), FIRST_LINES)]
-        self.columns = list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
+        first = list(itertools.islice(self._records(), FIRST_LINES))
+        self.wrapped = next((name for row in first[:1] for name, value in row.items() if _is_table(value)), None)
+        self.columns = list(dict.fromkeys(name for row in first for name in row))
+        self.fault = None if first else next((row for _, row in self.numbered_rows()), None)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self.numbered_rows() if type(row) is not raw.Fault)
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         with opened(self.path, self.remedy, encoding=self.dialect.encoding) as file:
@@ -241,7 +273,7 @@ class JsonTable(RowTable):
         decoder, number, text = json.JSONDecoder(), 0, ""
         with opened(self.path, self.remedy, encoding=self.dialect.encoding) as file:
             texts = iter(lambda: file.read(1 << 20), b"")
-            incremental = _decoded(texts, self.path)
+            incremental = codecs.iterdecode(texts, "utf-8", "surrogateescape")
             text = next(incremental, "").lstrip("\ufeff \t\r\n").removeprefix("[")
             while True:
                 text = text.lstrip(" \t\r\n,")
@@ -266,23 +298,23 @@ class JsonTable(RowTable):
                         ) from None
                     text += more
                     continue
-                number, text = number + 1, text[end:]
-                yield (
-                    number,
-                    value if isinstance(value, dict) else raw.Fault(number, raw.NO_RECORD, str(value)[:EXCERPT]),
-                )
+                number, element, text = number + 1, text[:end], text[end:]
+                if not element.isascii() and UNDECODED.search(element):
+                    yield number, raw.Fault(number, raw.NOT_UTF_8, ascii(element)[:EXCERPT])
+                elif isinstance(value, dict):
+                    yield number, value
+                else:
+                    yield number, raw.Fault(number, raw.NO_RECORD, str(value)[:EXCERPT])
 
     def column(self, rows: list[dict[str, Any]], name: str) -> list[Any]:
         return [row.get(name) for row in rows]
 
+    def advice(self, wanted: Sequence[str]) -> str | None:
+        return self.wrapped and f"its records seem to stand in '{self.wrapped}': write that array alone"
 
-def _decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
-    import codecs
 
-    try:
-        yield from codecs.iterdecode(chunks, "utf-8")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{path} is not in UTF-8; name its encoding, as `dataset.encoding=latin-1`.") from None
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(row, dict) for row in value)
 
 
 class ParquetTable(Table):
@@ -344,10 +376,10 @@ def is_table(path: Path) -> bool:
 def open_table(path: Path, dialect: Dialect | None = None, remedy: str = WHOLE) -> Table:
     """A table, its columns read. Raises DatasetError, which ends in the `remedy`, if it is damaged or no table."""
     dialect = dialect or Dialect()
-    suffix = unpacked_suffix(path)
+    suffix = content_suffix(path)
     if suffix == ".parquet":
         return ParquetTable(path)
-    if suffix in JSON and dialect.separator is None:
+    if suffix in JSON:
         return JsonTable(path, dialect, remedy)
     return DelimitedTable(path, dialect, remedy)
 

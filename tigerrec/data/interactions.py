@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import dataclasses
 from collections import Counter
@@ -65,6 +64,7 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
         "autoinstall_known_extensions": False,
     }
     remove_tree(spilled)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +81,8 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
     finally:
         remove_tree(spilled)
         with contextlib.suppress(OSError):  # it holds the stage
-            folder.rmdir()
+            for parent in made:
+                parent.rmdir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,21 +288,23 @@ class Loader:
         self.before = 0
         self.split: Callable[[Loader], str] | None = None
 
-    def load(self, table: Table, columns: Columns) -> None:
-        """Load a table, whose lines follow those of the tables before. Raises DatasetError if it is damaged."""
+    def load(self, table: Table, columns: Columns, role: str = ROLE) -> None:
+        """Load the table of a role, whose lines follow those of the tables before. Raises DatasetError if it is
+        damaged."""
         last = 0
         self.database.begin()
         bar = tqdm(desc=table.path.name, unit=" lines", unit_scale=True, disable=None, leave=False)
         for batch in table.batches(wanted_columns(table, columns)):
             bar.update(len(batch.lines) + len(batch.faults))
             for fault in batch.faults:
-                self.tally.drop(ROLE, fault)
-                self.tally.lines[ROLE] += fault.lines
+                self.tally.drop(role, fault)
+                self.tally.lines[role] += fault.lines
             if batch.lines:
+                self.tally.lines[role] += len(batch.lines)
                 self._insert(batch, columns)
             last = max([last, *batch.lines[-1:], *(fault.line for fault in batch.faults)])
         bar.close()
-        self._count([self.before])
+        self._count([(self.before, role)])
         self.database.commit()
         self.before += last
 
@@ -321,41 +324,47 @@ class Loader:
         return ordered(part)
 
     def _insert(self, batch: Batch, columns: Columns) -> None:
-        self.tally.lines[ROLE] += len(batch.lines)
         with lines_of(self.database, batch, columns, self.before) as sql:
             self.database.execute(f"INSERT INTO lines {sql}")
 
-    def _count(self, starts: list[int]) -> None:
-        """Count the lines of tables that cannot be read, and the kinds of their times; `starts`: the places taken
-        before each table."""
+    def _count(self, tables: list[tuple[int, str]]) -> None:
+        """Count the lines of tables that cannot be read, and the kinds of their times; `tables`: the places taken
+        before each, and its role."""
+        roles = dict(tables)
+        first = min(roles)
+        self.database.execute("CREATE OR REPLACE TEMP TABLE starts AS SELECT unnest(?::BIGINT[]) AS start", [[*roles]])
         lost = self.database.execute(
-            "SELECT fault, count(*), min(place, 3), arg_min(coalesce(odd, ''), place, 3) FROM lines "
-            f"WHERE fault IS NOT NULL AND place > {starts[0]} GROUP BY fault"
+            "SELECT start, fault, count(*), min(place, 3), arg_min(coalesce(odd, ''), place, 3) "
+            f"FROM (SELECT * FROM lines WHERE fault IS NOT NULL AND place > {first}) ASOF JOIN starts ON place > start "
+            "GROUP BY start, fault ORDER BY start"
         ).fetchall()
-        for reason, count, places, times in lost:
+        for start, reason, count, places, times in lost:
             if reason == FILTERED:
                 self.filtered += count
                 continue
             for place, time in zip(places, times, strict=True):
-                line = place - starts[bisect.bisect_left(starts, place) - 1]
-                self.tally.drop(ROLE, Fault(line, reason, repr(time)[:40] if reason == NOT_A_TIME else ""))
-            self.tally.dropped[ROLE, reason] += count - len(places)
+                line = Fault(place - start, reason, repr(time)[:40] if reason == NOT_A_TIME else "")
+                self.tally.drop(roles[start], line)
+            self.tally.dropped[roles[start], reason] += count - len(places)
         for kind, count, example in self.database.execute(
             "SELECT kind, count(*), arg_min(seconds, place) FROM lines "
-            f"WHERE fault IS NULL AND place > {starts[0]} GROUP BY kind"
+            f"WHERE fault IS NULL AND place > {first} GROUP BY kind"
         ).fetchall():
             self.kinds[kind] += count
             self.examples.setdefault(kind, str(example))
 
-    def check_times(self, where: str) -> None:
-        """Raise DatasetError if times of several kinds stand in one column."""
+    def check_times(self, where: str, has_options: bool = True) -> None:
+        """Raise DatasetError if times of several kinds stand in one column; it names the options that say which they
+        are, where the data set has them."""
         kinds = {kind: count for kind, count in self.kinds.items() if kind != "small numbers"}
         if "dates" in kinds:
             kinds = dict(self.kinds)
         if len(kinds) > 1:
             told = ", ".join(f"{count:,} {kind} ({self.examples[kind]})" for kind, count in sorted(kinds.items()))
-            raise DatasetError(
-                f"The times of {where} are of several kinds: {told}; say what they are by `dataset.time_unit=s` "
-                "(ms, us, ns) for numbers, or by `dataset.time_format='%Y-%m-%d'` for dates: other lines are "
-                "dropped and counted."
-            )
+            repair = "write them in one unit"
+            if has_options:
+                repair = (
+                    "say what they are by `dataset.time_unit=s` (ms, us, ns) for numbers, or by "
+                    "`dataset.time_format='%Y-%m-%d'` for dates: other lines are dropped and counted"
+                )
+            raise DatasetError(f"The times of {where} are of several kinds: {told}; {repair}.")

@@ -29,9 +29,9 @@ def _some(database: DuckDBPyConnection, sql: str) -> str:
     return ", ".join(repr(row[0]) for row in database.execute(f"{sql} LIMIT 3").fetchall()) or "none"
 
 
-def judge_join(database: DuckDBPyConnection) -> dict[str, Any]:
+def judge_join(database: DuckDBPyConnection, can_leave_out: bool) -> dict[str, Any]:
     """The share of interactions whose item the files of items tell of. Raises DatasetError, which names the likely
-    cause, if there is none, and warns of few."""
+    cause, if there is none, and warns of few; `can_leave_out` says whether items may be left out."""
 
     def number(sql: str) -> int:
         return int(database.execute(sql).fetchone()[0])  # type: ignore[index]
@@ -65,7 +65,7 @@ def judge_join(database: DuckDBPyConnection) -> dict[str, Any]:
     if not matched and total:
         raise DatasetError(
             f"No interaction has an item of the metadata ({examples}{likely}); write the ids the same way in both "
-            "files, or leave `dataset.items=` out."
+            f"files{', or leave `dataset.items=` out' if can_leave_out else ''}."
         )
     logger.warning("only %s of the interactions have an item of the metadata (%s%s)", percent(share), examples, likely)
     return result

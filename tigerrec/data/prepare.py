@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from tigerrec.data.arrange import arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
-from tigerrec.data.raw import NOT_UTF_8, Tally
+from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_JSON, NOT_QUOTED, NOT_UTF_8, Tally
 from tigerrec.storage.files import SPILLED, unchanged
 from tigerrec.storage.stages import StageFiles, writing
 
@@ -29,6 +30,15 @@ BATCH = 50_000  # items
 ROW_GROUP = 1 << 20
 CHUNK = 122_880  # rows; how long the pieces are that Parquet is given decides on its bytes
 WRITTEN = 9 * CHUNK
+REPAIRS = {
+    NOT_UTF_8: "name its encoding, as `dataset.encoding=latin-1`",
+    NOT_QUOTED: 'read quotes written as \\" by `dataset.escape="\\\\"`',
+    NOT_JSON: "write one record a line, or one array of records",
+    NO_RECORD: "write one record a line, or one array of records",
+    LONE_BREAK: "end its lines as Unix or Windows does",
+}
+"""The reason for which a line cannot be read → what helps."""
+OPTIONS = {NOT_UTF_8: "encoding", NOT_QUOTED: "escape"}  # of `dataset`, which repairs need
 METADATA = """
 CREATE TABLE catalogue (item VARCHAR);
 CREATE TABLE metadata (item VARCHAR, title VARCHAR, brand VARCHAR, categories VARCHAR[], price DOUBLE, text VARCHAR);
@@ -69,17 +79,17 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         )
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
-        is_encoded = NOT_UTF_8 in reasons and hasattr(dataset, "encoding")
-        encoding = "name its encoding, as `dataset.encoding=latin-1`, " if is_encoded else ""
+        options = [reason for reason, option in OPTIONS.items() if reason in reasons and hasattr(dataset, option)]
+        remedies = "".join(f"{REPAIRS[reason]}, " for reason in options)
         if dropped > max_dropped * lines and dropped == lines:
             raise DatasetError(
-                f"None of the {lines:,} lines of {path} can be read ({told}); {encoding}repair it"
+                f"None of the {lines:,} lines of {path} can be read ({told}); {remedies}repair it"
                 + (", a time must be a number or a date like 2024-03-01." if NOT_A_TIME in reasons else ".")
             )
         if dropped > max_dropped * lines:
             raise DatasetError(
                 f"{dropped:,} of {lines:,} lines of {path} cannot be read ({told}), more than "
-                f"max_dropped={max_dropped} allows; {encoding}repair or download the file again, or put up with it by "
+                f"max_dropped={max_dropped} allows; {remedies}repair or download the file again, or put up with it by "
                 f"`dataset.max_dropped={-(-dropped * 1000 // lines) / 1000}`."
             )
         logger.warning("dropped %s of %s lines of %s (%s)", f"{dropped:,}", f"{lines:,}", path, told)
@@ -219,13 +229,14 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with unchanged(sources) as digests:
             dataset.load_interactions(loader)
             loader.finish()
-            if not tally.lines[ROLE]:
+            where = os.path.commonpath([path for role, path in sources.items() if role.startswith(ROLE)])
+            if not tally.lines.total():
                 raise DatasetError(
-                    f"{sources.get(ROLE, out)} holds no interactions: it is empty, or has a header alone; give a file "
-                    "with data."
+                    f"{where} holds no interactions: it is empty, or has a header alone; give a file with data."
                 )
-            loader.check_times(str(sources.get("interactions", out)))
+            loader.check_times(where, hasattr(dataset, "time_unit"))
             _check_dropped(tally, sources, dataset, set())
+            checked = set(tally.lines)
             part = loader.part()
             stats = arrange(
                 database,
@@ -241,10 +252,10 @@ def prepare(dataset: Dataset, out: Path) -> Path:
                 ", ".join(map(str, sources.values())),
             )
             _load_items(database, dataset, tally)
-        _check_dropped(tally, sources, dataset, {ROLE})
+        _check_dropped(tally, sources, dataset, checked)
         has_items = any(not role.startswith(ROLE) for role in sources)
         stats |= (
-            (judge_join(database) if has_items else {})
+            (judge_join(database, hasattr(dataset, "items")) if has_items else {})
             | judge_histories(database)
             | _stats_of_items(database)
             | {

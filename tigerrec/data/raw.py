@@ -17,6 +17,8 @@ from typing import Any
 from tigerrec.data.base import RawItem
 
 NOT_UTF_8 = "invalid UTF-8"
+LONE_BREAK = "a line break outside quotes"
+NOT_QUOTED = "text after a closing quote"
 NOT_JSON = "neither JSON nor a Python literal"
 NO_RECORD = "not a record of named values"
 EXAMPLES = 3

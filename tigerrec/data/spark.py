@@ -58,19 +58,20 @@ class SparkLoader(Loader):
         super().__init__(database, tally)
         self.spark, self.folder = spark, folder
         self.groups: list[tuple[Path, int, int]] = []
-        self.starts: list[int] = []
+        self.tables: list[tuple[int, str]] = []
         self.columns: Columns | None = None
         self.stored: dict[str, int] = {}
 
-    def load(self, table: Table, columns: Columns) -> None:
-        """Note a Parquet file, whose rows follow those of the files before. Raises DatasetError if it is damaged."""
+    def load(self, table: Table, columns: Columns, role: str = ROLE) -> None:
+        """Note the Parquet file of a role, whose rows follow those of the files before. Raises DatasetError if it is
+        damaged."""
         assert isinstance(table, ParquetTable)
         sizes = table.group_sizes()
         self.groups += [(table.path.absolute(), group, self.before) for group in range(len(sizes))]
-        self.starts.append(self.before)
+        self.tables.append((self.before, role))
         self.before += sum(sizes)
         self.columns = columns
-        self.tally.lines[ROLE] += sum(sizes)
+        self.tally.lines[role] += sum(sizes)
 
     def finish(self) -> None:
         """Read and clean all files."""
@@ -79,7 +80,7 @@ class SparkLoader(Loader):
         self.database.execute("DROP TABLE lines")
         self._store("lines", numbers.mapInArrow(_cleaner(self.groups, self.columns), LINES))
         self.spark.sql(INTERACTIONS).createOrReplaceTempView("interactions")
-        self._count(self.starts)
+        self._count(self.tables)
 
     def create(self, table: str, query: str) -> None:
         self._store(table, self.spark.sql(query))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,11 @@ from tigerrec.data import raw
 from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
 from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
 from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
-from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
+from tigerrec.data.formats import SUFFIXES, WHOLE, Dialect, Table, is_table, open_table, shown
 from tigerrec.data.interactions import Columns, Loader
 from tigerrec.data.parts import parts_by_place, parts_by_time
-from tigerrec.data.prepare import ITEM_FIELDS
+from tigerrec.data.prepare import ITEM_FIELDS, REPAIRS
+from tigerrec.data.raw_files import content_suffix, opened
 from tigerrec.data.sequences import LineTable, SequenceTable
 from tigerrec.storage.fingerprints import added, not_identity
 
@@ -98,8 +99,8 @@ class TablesDataset(Dataset):
     separator: str | None = added(None)
     encoding: str = added("utf-8")
     header: bool = added(True)
-    quote: str | None = added(None)
-    escape: str | None = added(None)
+    quote: Annotated[str, Field(max_length=1)] | None = added(None)
+    escape: Annotated[str, Field(min_length=1, max_length=1)] | None = added(None)
     decimal_comma: bool = added(False)
     time_format: str | None = added(None)
     time_unit: Literal["s", "ms", "us", "ns"] | None = added(None)
@@ -132,7 +133,8 @@ class TablesDataset(Dataset):
             TEST: self.test_interactions,
             "items": self.items,
         }
-        parts = {role: _parts(self._path(path)) for role, path in named.items() if path is not None}
+        any_name = bool(self.separator)
+        parts = {role: _parts(self._path(path), any_name) for role, path in named.items() if path is not None}
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
             f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
             for role, files in parts.items()
@@ -151,8 +153,14 @@ class TablesDataset(Dataset):
         """A name or address with the category in its place."""
         return str(path).replace("{category}", self.category or "")
 
-    def _files_of(self, role: str) -> list[Path]:
-        return [path for name, path in self.sources().items() if name.partition(":")[0] == role]
+    def _tables_of(self, role: str, options: Sequence[str], any_of: Sequence[str] = ()) -> Iterator[tuple[str, Table]]:
+        """The tables of a role by their own roles; of several, those that are empty are left out."""
+        named = {name: path for name, path in self.sources().items() if name.partition(":")[0] == role}
+        for name, path in named.items():
+            table = self._open(path, "items" if role == "items" else "interactions")
+            if table.columns or table.fault or len(named) == 1:
+                self._check_columns(table, options, any_of)
+                yield name, table
 
     def sources(self) -> dict[str, Path]:
         """Role → existing file. Raises DatasetError if no file was named, or it does not exist, or its ending is
@@ -173,10 +181,15 @@ class TablesDataset(Dataset):
             option = OPTIONS_OF.get(role, role)
             if not path.is_file():
                 raise DatasetError(
-                    f"dataset.{option}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}."
+                    f"dataset.{option}={path} is no file, and no folder that holds tables; give {GIVE_BOTH}"
+                    f"{', or, for files of text without an ending, `dataset.separator=`' if path.is_dir() else ''}."
                 )
             has_lines = role != "items" and self.sequence_column is not None
-            if not is_table(path) and not is_database(path) and self.separator is None and not has_lines:
+            is_known = content_suffix(path) in SUFFIXES or is_database(path) or has_lines
+            if not is_known and not self.separator:
+                if path.suffix.lower() == ".zip":
+                    with opened(path, WHOLE):  # says what is wrong with it
+                        pass
                 raise DatasetError(
                     f"dataset.{option}={path} is no known kind of table; it must end in {', '.join(SUFFIXES)}, all but "
                     "Parquet also packed (.gz, .bz2, .xz, .zst, .zip), or "
@@ -220,8 +233,8 @@ class TablesDataset(Dataset):
         before = []
         for role in ("interactions", VALIDATION, TEST):
             before.append(loader.before)
-            for path in self._files_of(role):
-                loader.load(self._open(path, "interactions", named), columns)
+            for name, table in self._tables_of(role, named):
+                loader.load(table, columns, name)
         if self.test_interactions is not None:
             loader.split = lambda _: parts_by_place(*before[1:])
         elif self.test_from is not None:
@@ -252,12 +265,8 @@ class TablesDataset(Dataset):
             )
         user, sequence, item = self.user_column, str(self.sequence_column), self.item_column
         columns = Columns(user, item, None, where=self.where)
-        for path in self._files_of("interactions"):
-            if is_table(path) or is_database(path) or self.separator is not None:
-                table: Table = self._open(path, "interactions", ["user_column", "sequence_column"])
-            else:
-                table = LineTable(path, [user, sequence], self.dialect)
-            loader.load(SequenceTable(table, user, sequence, item, self.sequence_separator), columns)
+        for name, table in self._tables_of("interactions", ["user_column", "sequence_column"]):
+            loader.load(SequenceTable(table, user, sequence, item, self.sequence_separator), columns, name)
 
     def read_items(self, needed: Set[str], tally: raw.Tally) -> Iterator[tuple[str, RawItem | None]]:
         """The table of items, if there is one; else ids stand for titles. Raises DatasetError as
@@ -270,26 +279,36 @@ class TablesDataset(Dataset):
         given = [f"{field}_column" for field in ITEM_FIELDS if getattr(self, f"{field}_column")]
         named = {field: getattr(self, f"{field}_column") or field for field in ITEM_FIELDS}
         told: set[str] = set()
-        for path in self._files_of("items"):
-            table = self._open(path, "items", ["items_item_column", *given], [*named.values(), *self.text_columns])
+        any_of = [*named.values(), *self.text_columns]
+        for role, table in self._tables_of("items", ["items_item_column", *given], any_of):
             for column in self.text_columns:
                 if column not in table.columns:
                     raise DatasetError(
-                        f"{path} has no column '{column}', only {shown(table.columns)}; name yours by "
+                        f"{table.path} has no column '{column}', only {shown(table.columns)}; name yours by "
                         "`dataset.text_columns=[<column>]`."
                     )
             columns = {field: column for field, column in named.items() if column in table.columns}
-            yield from self._records(table, columns, needed, told, tally)
+            yield from self._records(table, role, columns, needed, told, tally)
 
-    def _open(self, path: Path, role: str, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
-        """A table of a role that has every column named by `options`, and one of the columns `any_of` if given."""
+    def _open(self, path: Path, role: str) -> Table:
+        """The table in a file of a role, or in the database that it is."""
         option, name = f"dataset.{role}_table", getattr(self, f"{role}_table")
         if is_database(path):
-            table = open_database(path, name, option)
-        elif name is not None:
+            return open_database(path, name, option)
+        if name is not None:
             raise DatasetError(f"{path} is no database; leave `{option}={name}` out, or give {', '.join(DATABASES)}.")
-        else:
-            table = open_table(path, self.dialect)
+        if role == "interactions" and self.sequence_column is not None and not self.separator and not is_table(path):
+            return LineTable(path, [self.user_column, self.sequence_column], self.dialect)
+        return open_table(path, self.dialect)
+
+    def _check_columns(self, table: Table, options: Sequence[str], any_of: Sequence[str]) -> None:
+        """Raise DatasetError if a table lacks a column named by `options`, or all of the columns `any_of`."""
+        path, fault = table.path, table.fault
+        if fault:
+            raise DatasetError(
+                f"{path} tells no columns: its line {fault.line:,} cannot be read "
+                f"({': '.join(filter(None, (fault.reason, fault.text)))}); {REPAIRS.get(fault.reason, 'repair it')}."
+            )
         if not table.columns:
             raise DatasetError(f"{path} is empty; give a file with data.")
         named = {option: getattr(self, option) for option in options}
@@ -297,31 +316,34 @@ class TablesDataset(Dataset):
             named["items_item_column"] = self.items_item_column or self.item_column
         for option, name in named.items():
             if name not in table.columns:
-                advice = table.advice(list(named.values())) or f"name yours by `dataset.{option}=<column>`"
+                alike = [column for column in table.columns if column.strip().lower() == name.lower()]
+                own = "<column>" if not alike else alike[0] if alike[0] == alike[0].strip() else repr(alike[0])
+                given = f"dataset.{option}={own}"
+                repair = f'`"{given}"`' if " " in own else f"`{given}`"
+                advice = table.advice(list(named.values())) or f"name yours by {repair}"
                 raise DatasetError(f"{path} has no column '{name}', only {shown(table.columns)}; {advice}.")
         if any_of and not set(any_of) & set(table.columns):
             raise DatasetError(
                 f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
                 "`dataset.title_column=<column>`."
             )
-        return table
 
     def _records(
-        self, table: Table, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
+        self, table: Table, role: str, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
     ) -> Iterator[tuple[str, RawItem | None]]:
         """The items of a table whose `columns` are the fields of an item → their names; those of `told` were told of
         before."""
         id_column = self.items_item_column or self.item_column
         for batch in table.batches([id_column, *columns.values(), *self.text_columns]):
             for fault in batch.faults:
-                tally.lines["items"] += fault.lines
-                tally.drop("items", fault)
+                tally.lines[role] += fault.lines
+                tally.drop(role, fault)
             for line, row in zip(batch.lines, batch.rows(), strict=True):
-                tally.lines["items"] += 1
+                tally.lines[role] += 1
                 try:
                     item = raw.plain_id(row[id_column], "item")
                 except raw.Unreadable as reason:
-                    tally.drop("items", raw.Fault(line, str(reason)))
+                    tally.drop(role, raw.Fault(line, str(reason)))
                     continue
                 tally.noted["repeated items"] += item in told
                 if item not in needed or item in told:
@@ -334,11 +356,13 @@ class TablesDataset(Dataset):
                 yield item, told_of._replace(texts=texts)
 
 
-def _parts(path: Path) -> list[Path]:
-    """The tables of a folder or of a pattern like `orders-*.parquet`, by name; else the file itself."""
+def _parts(path: Path, any_name: bool) -> list[Path]:
+    """The tables of a folder, or, where there are none and files of `any_name` can be, all files; those of a pattern
+    like `orders-*.parquet`; by name; else the file itself."""
     if path.is_dir():
-        parts = [part.relative_to(path) for part in path.rglob("*") if part.is_file() and is_table(part)]
-        shown = [part for part in parts if not any(name.startswith((".", "_")) for name in part.parts)]
+        parts = [part.relative_to(path) for part in path.rglob("*") if part.is_file()]
+        visible = [part for part in parts if not any(name.startswith((".", "_")) for name in part.parts)]
+        shown = [part for part in visible if is_table(part)] or (visible if any_name else [])
         return [path / part for part in sorted(shown)] or [path]
     if glob.has_magic(str(path)) and not path.exists():
         return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
