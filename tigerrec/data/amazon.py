@@ -111,7 +111,8 @@ class AmazonReviews(Dataset):
             except Unreadable as reason:
                 tally.drop("metadata", Fault(number, str(reason), repr(line)[:EXCERPT]))
                 continue
-            tally.noted["repeated metadata"] += item in told
+            if item in told:
+                tally.note("repeated metadata", item)
             if item not in needed or item in told:
                 yield item, None
                 continue

@@ -67,11 +67,12 @@ def arrange(database: DuckDBPyConnection, min_user: int, min_item: int) -> dict[
         database.execute("ALTER TABLE core RENAME TO kept")
     left = number("SELECT count(*) FROM kept")
     if not left:
+        minima = {"min_user_interactions": min_user, "min_item_interactions": min_item}
+        lower = " and ".join(f"`dataset.{option}={value}`" for option, value in minima.items() if value)
         raise DatasetError(
             f"Nothing is left of {read:,} interactions of {users:,} users ({short:,} with fewer than "
-            f"{SHORTEST_HISTORY}) and {items:,} items after the filters; lower "
-            f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
-            "data."
+            f"{SHORTEST_HISTORY}) and {items:,} items after the filters; "
+            f"{f'lower {lower} or ' if lower else ''}give users of {SHORTEST_HISTORY} interactions or more."
         )
     for side in ("user", "item"):
         database.execute(RENUMBERED.format(side=side))

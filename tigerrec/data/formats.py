@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tigerrec.data import raw
 from tigerrec.data.base import DatasetError
@@ -26,6 +26,7 @@ FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
 EXCERPT = 100  # characters of a line that cannot be read
 MANY = 10  # names of columns in a message
 WHOLE = "give a whole file"
+BETWEEN = re.compile(r"[ \t\r\n,]*")  # elements of a JSON array
 TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 SEPARATORS = {";": ";", "\t": r"\t", "|": "|", "::": "::", ",": ","}
 
@@ -70,13 +71,17 @@ def _as_list(values: Any, name: str) -> list[Any]:
 
 def shown(columns: Sequence[str]) -> str:
     """The names of columns for a message, on one line."""
-    names = [name if name.isprintable() else repr(name) for name in (str(name)[:40] for name in columns[:MANY])]
+    cut = (str(name)[:40] for name in columns[:MANY])
+    names = [name if name.isprintable() and name == name.strip() else repr(name) for name in cut]
     more = f" and {len(columns) - MANY} more" if len(columns) > MANY else ""
     return ", ".join(names) + more if names else "none"
 
 
 class Table(ABC):
-    """A table: the names of its columns, and its rows in batches."""
+    """A table: the names of its columns, and its rows in batches. Rows of one that `is_open` may have other columns
+    than the first rows."""
+
+    is_open: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,6 +90,10 @@ class Table(ABC):
     @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
         """The rows, with some columns alone. Raises DatasetError if the file turns out to be damaged."""
+
+    def all_columns(self) -> list[str]:
+        """The names of the columns that any row has."""
+        return self.columns
 
     def advice(self, wanted: Sequence[str]) -> str | None:
         """The option that would read the file, where a look at it tells why it lacks columns."""
@@ -217,12 +226,20 @@ def _csv_reason(error: str) -> str:
 class JsonTable(RowTable):
     """A file of one record a line, in JSON or as a Python literal, or of one JSON array of records."""
 
+    is_open = True
+
     def __init__(self, path: Path, dialect: Dialect, remedy: str) -> None:
         super().__init__(path)
         self.remedy = remedy
         self.dialect = dialect
-        first = [row for _, row in itertools.islice(self.numbered_rows(), FIRST_LINES)]
-        self.columns = list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
+        self.columns = self._names(FIRST_LINES)
+
+    def _names(self, rows: int | None) -> list[str]:
+        first = itertools.islice(self.numbered_rows(), rows)
+        return list(dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row))
+
+    def all_columns(self) -> list[str]:
+        return self._names(None)
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         with opened(self.path, self.remedy, encoding=self.dialect.encoding) as file:
@@ -238,35 +255,35 @@ class JsonTable(RowTable):
 
     def _elements(self) -> Iterator[tuple[int, Any]]:
         """The elements of a JSON array, numbered from 1, without holding more than one of them."""
-        decoder, number, text = json.JSONDecoder(), 0, ""
+        decoder, number = json.JSONDecoder(), 0
         with opened(self.path, self.remedy, encoding=self.dialect.encoding) as file:
-            texts = iter(lambda: file.read(1 << 20), b"")
-            incremental = _decoded(texts, self.path)
-            text = next(incremental, "").lstrip("\ufeff \t\r\n").removeprefix("[")
+            texts = _decoded(iter(lambda: file.read(1 << 20), b""), self.path)
+            text = next(texts, "").lstrip("\ufeff \t\r\n")
+            place = 1  # in the text, after the bracket
             while True:
-                text = text.lstrip(" \t\r\n,")
+                place = BETWEEN.match(text, place).end()  # type: ignore[union-attr]
                 try:
-                    if text.startswith("]"):  # and nothing follows but another array
-                        text = text[1:].lstrip() or "".join(incremental).lstrip()
+                    if text.startswith("]", place):  # and nothing follows but another array
+                        text = text[place + 1 :].lstrip() or "".join(texts).lstrip()
                         if not text:
                             return
                         if not text.startswith("["):
                             raise DatasetError(f"{self.path} goes on after its array; write one record a line.")
-                        text = text[1:]
+                        place = 1
                         continue
-                    value, end = decoder.raw_decode(text)
+                    value, end = decoder.raw_decode(text, place)
                     if end == len(text):  # a number may go on
                         raise ValueError
                 except (ValueError, RecursionError):
-                    more = next(incremental, None)
-                    if more is None or len(text) > LINE_LIMIT:
+                    more = next(texts, None)
+                    if more is None or len(text) - place > LINE_LIMIT:
                         raise DatasetError(
                             f"{self.path} is no valid JSON after its element {number:,}; repair it, or write one "
                             "record a line."
                         ) from None
-                    text += more
+                    text, place = text[place:] + more, 0
                     continue
-                number, text = number + 1, text[end:]
+                number, place = number + 1, end
                 yield (
                     number,
                     value if isinstance(value, dict) else raw.Fault(number, raw.NO_RECORD, str(value)[:EXCERPT]),
@@ -344,10 +361,11 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | raw.Faul
     """The names of a table's columns, and its rows, with a `Fault` for each line that cannot be read, after the rows
     that stand near it. Raises DatasetError, also while the rows are read, if the file is damaged or no table."""
     table = open_table(path)
+    columns = table.all_columns()
 
     def rows() -> Iterator[dict[str, Any] | raw.Fault]:
-        for batch in table.batches(table.columns):
+        for batch in table.batches(columns):
             yield from batch.rows()
             yield from batch.faults
 
-    return table.columns, rows()
+    return columns, rows()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,22 @@ ROLE = "interactions"
 MEMORY = "1GB"  # what DuckDB holds before it spills to disk
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
-DATE = r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?\s*(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)?)?"
-FILTERED = "filtered"
+FLOATS = ("FLOAT", "DOUBLE")
+TEXT = ("VARCHAR", "BLOB")
+ZONE = r"\s*(Z|UTC|GMT|[+-]\d\d(:?\d\d|:\d\d:\d\d)?)?"
+DATE = (
+    rf"(?i)\d{{4}}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?{ZONE})?"
+    rf"|\d{{8}}[T ]\d\d(\d\d(\d\d([.,]\d+)?)?)?{ZONE}"
+)
+DECIMAL = "DECIMAL(37, 18)"
+BY_WHERE = "dataset.where"
+BY_RATING = "dataset.min_rating"
+UNRATED = "no rating"
+FILTERS = (BY_WHERE, BY_RATING, UNRATED)
 NO_TIME = "no time"
 NOT_A_TIME = "time is neither a number nor an ISO date"
+NOT_OF_FORMAT = "time is not written as dataset.time_format says"
+NOT_A_RATING = "rating is not a number"
 UNREADABLE = "\0"  # stands for a value that no id and no time can be
 
 MACROS = f"""
@@ -35,7 +48,13 @@ CREATE MACRO stripped(value) AS CASE  -- nearly all values begin and end with pl
     WHEN left(value, 1) BETWEEN '!' AND '~' AND right(value, 1) BETWEEN '!' AND '~' THEN value
     ELSE trim(value, '{SPACES}') END;
 CREATE MACRO whole_units(number, units) AS number // units - CASE WHEN number % units < 0 THEN 1 ELSE 0 END;
-CREATE MACRO rest_of_units(number, units) AS number - whole_units(number, units) * units;
+CREATE MACRO rest_of_units(number, units) AS (number % units + units) % units;
+CREATE MACRO decimal_of(number) AS CASE  -- of FLOAT or DOUBLE: exact, or else as it is printed
+    WHEN number = floor(number) THEN TRY_CAST(TRY_CAST(number AS HUGEINT) AS {DECIMAL})
+    ELSE TRY_CAST(CAST(number AS VARCHAR) AS {DECIMAL}) END;
+CREATE MACRO full_date(date) AS regexp_replace(  -- of one without its minutes, seconds, hyphens or colons
+    rpad(regexp_replace(regexp_extract(date, '^[-\\d]+[Tt ][\\d:]+'), '\\D', '', 'g'), 14, '0'),
+    '(....)(..)(..)(..)(..)(..)', '\\1-\\2-\\3 \\4:\\5:\\6') || regexp_extract(date, '[Tt ].*([-+].*)$', 1);
 CREATE MACRO magnitude(number) AS CASE
     WHEN number BETWEEN -99999999 AND 99999999 THEN 'small numbers'
     WHEN number BETWEEN -99999999999 AND 99999999999 THEN 'seconds'
@@ -84,7 +103,8 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The columns of a table of interactions, and how its times are written: `time` None: the order of the file stands
-    for time; `time_format` as strptime has it; `time_unit` of numbers, None: they stay as they are."""
+    for time; `time_format` as strptime has it; `time_unit` of numbers, None: they stay as they are; `decimal_comma` of
+    ratings."""
 
     user: str
     item: str
@@ -94,6 +114,7 @@ class Columns:
     rating: str | None = None
     min_rating: float | None = None
     where: str | None = None
+    decimal_comma: bool = False
 
 
 def quoted(name: str) -> str:
@@ -107,22 +128,38 @@ def literal(text: str) -> str:
 
 
 def arrow_column(values: Any, is_id: bool) -> Any:
-    """The values of a column as a `pyarrow.Array`; where they are of several types, as text."""
+    """The values of a column as a `pyarrow.Array` of a type that DuckDB has; where there is none, as text."""
     import pyarrow as pa
 
     if not isinstance(values, list):
-        return values
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError, ValueError):
-        return pa.array([_text(value, is_id) for value in values], pa.string())
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_float16(values.type):
+            return values.cast(pa.float32())
+        if not pa.types.is_decimal256(values.type):
+            return values
+        values = values.to_pylist()
+    with contextlib.suppress(pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError, ValueError):
+        array = pa.array(values)
+        if not pa.types.is_decimal256(array.type):
+            return array
+    return pa.array([_text(value, is_id) for value in values], pa.string())
+
+
+def ticks(values: Any) -> tuple[Any, str | None]:
+    """A `pyarrow.Array` of dates as whole numbers since 1970 and their unit; another array and None."""
+    import pyarrow as pa
+
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("s" if pa.types.is_date32(values.type) else "ms"))
+    return (values.cast(pa.int64()), values.type.unit) if pa.types.is_timestamp(values.type) else (values, None)
 
 
 def _text(value: Any, is_id: bool) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        return repr(value) if isinstance(value, float) and not is_id else plain_id(value, "value")
+        return str(value) if isinstance(value, (float, Decimal)) and not is_id else plain_id(value, "value")
     except (Unreadable, ValueError):
         return UNREADABLE
 
@@ -133,9 +170,9 @@ def id_sql(column: str, kind: str) -> str:
         return f"nullif(stripped({column}), '')"
     if kind in (*WHOLE, "UUID"):
         return f"CAST({column} AS VARCHAR)"
-    if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
+    if kind in FLOATS or kind.startswith("DECIMAL"):
         whole = f"CAST(TRY_CAST({column} AS HUGEINT) AS VARCHAR)"
-        missing = f"isnan({column})" if kind in ("FLOAT", "DOUBLE") else "false"
+        missing = f"isnan({column})" if kind in FLOATS else "false"
         return (
             f"CASE WHEN {column} IS NULL OR {missing} THEN NULL WHEN {column} = floor({column}) "
             f"THEN coalesce({whole}, chr(0)) ELSE chr(0) END"
@@ -155,55 +192,69 @@ def _whole(number: str, unit: str | None) -> tuple[str, str, str]:
     return f"whole_units({number}, {units})", nanos, "'numbers'"
 
 
-def _broken(number: str, unit: str | None) -> tuple[str, str, str]:
-    """SQL of the seconds, the nanoseconds beside them and the kind of a number with a fraction."""
-    number = f"({number} / {UNITS[unit or 's']})"
-    nanos = f"least(CAST(({number} - floor({number})) * 1000000000 AS BIGINT), 999999999)"
-    return f"TRY_CAST(floor({number}) AS BIGINT)", nanos, "'numbers'" if unit else f"magnitude({number})"
+def _broken(mark: str, unit: str | None) -> tuple[str, str, str]:
+    """SQL of the seconds, the nanoseconds beside them and the kind of a decimal number, of its parts in a batch."""
+    seconds, nanos, kind = _whole(quoted(f"{mark}whole"), unit)
+    return seconds, f"{nanos} + {quoted(f'{mark}billionths')} // {UNITS[unit or 's']}", kind
 
 
-def _microseconds(moment: str) -> tuple[str, str]:
-    """SQL of the whole seconds and the nanoseconds of a moment."""
-    return f"whole_units(epoch_us({moment}), 1000000)", f"rest_of_units(epoch_us({moment}), 1000000) * 1000"
+def _moment(moment: str, nanos: str | None = None) -> tuple[str, str, str]:
+    """SQL of the whole seconds, the nanoseconds, where they are not given, and the kind of a moment."""
+    seconds, rest, _ = _whole(f"epoch_us({moment})", "us")
+    return seconds, nanos or rest, f"CASE WHEN {moment} IS NOT NULL THEN 'dates' END"
 
 
-def time_sql(column: str, kind: str, columns: Columns) -> tuple[str, str, str]:
-    """SQL of a time of a type of DuckDB: whole seconds, nanoseconds beside them, and which kind of time it is; NULL
-    where it is none."""
-    if columns.time_format is not None and kind in (*WHOLE, "FLOAT", "DOUBLE"):
-        column, kind = f"CAST({column} AS VARCHAR)", "VARCHAR"
+def batch_sql(mark: str, kind: str, columns: Columns) -> str:
+    """SQL of the batch `given` with what is costly to find of its times, once: the form of a text, and the whole part
+    and the billionths of a decimal number."""
+    if columns.time_format is not None or not (kind in (*TEXT, *FLOATS) or kind.startswith("DECIMAL")):
+        return "given"
+    time, text, form, number = (quoted(mark + name) for name in ("time", "text", "form", "number"))
+    given, decimal = "given", f"decimal_of({time})" if kind in FLOATS else f"TRY_CAST({time} AS {DECIMAL})"
+    if kind in TEXT:
+        forms = (
+            f"CASE WHEN regexp_full_match({text}, '[+-]?\\d{{1,19}}') THEN 'whole' "
+            f"WHEN regexp_full_match({text}, '{DATE}') THEN 'date' END"
+        )
+        given = f"(SELECT *, {forms} AS {form} FROM (SELECT *, {id_sql(time, kind)} AS {text} FROM given))"
+        decimal = (
+            f"CASE WHEN {form} IS NOT NULL THEN NULL WHEN contains(lower({text}), 'e') "
+            f"THEN decimal_of(TRY_CAST({text} AS DOUBLE)) ELSE TRY_CAST({text} AS {DECIMAL}) END"
+        )
+    return f"""(
+        SELECT *, TRY_CAST(floor({number}) AS BIGINT) AS {quoted(f"{mark}whole")},
+            CAST(floor(({number} - floor({number})) * 1000000000) AS BIGINT) AS {quoted(f"{mark}billionths")}
+        FROM (SELECT *, {decimal} AS {number} FROM {given}))"""
+
+
+def time_sql(mark: str, kind: str, columns: Columns) -> tuple[str, str, str]:
+    """SQL of the times of a batch (see `batch_sql`), of a type of DuckDB: whole seconds, nanoseconds beside them, and
+    which kind of time it is; NULL where it is none."""
+    column, unit = quoted(f"{mark}time"), columns.time_unit
+    is_decimal = kind in FLOATS or kind.startswith("DECIMAL")
+    if columns.time_format is not None and (is_decimal or kind in (*WHOLE, *TEXT)):
+        moment = f"try_strptime({id_sql(column, kind)}, {literal(columns.time_format)})"
+        nanos = f"rest_of_units(epoch_ns({moment}), 1000000000)" if "%n" in columns.time_format else None
+        return _moment(moment, nanos)
     if kind in WHOLE:
-        return _whole(f"TRY_CAST({column} AS BIGINT)" if kind in ("UBIGINT", "HUGEINT") else column, columns.time_unit)
-    if kind in ("FLOAT", "DOUBLE"):
-        return _broken(f"CASE WHEN isfinite({column}) THEN CAST({column} AS DOUBLE) END", columns.time_unit)
-    if kind.startswith("DECIMAL"):
-        return _broken(column, columns.time_unit)
-    if kind in ("TIMESTAMP_NS", "TIMESTAMPTZ_NS"):
-        nanos = f"epoch_ns({column})"
-        return f"whole_units({nanos}, 1000000000)", f"rest_of_units({nanos}, 1000000000)", "'dates'"
-    if kind == "DATE" or kind.startswith("TIMESTAMP"):
-        return *_microseconds(f"CAST({column} AS TIMESTAMP)" if kind == "DATE" else column), "'dates'"
-    if kind == "BLOB":
-        column, kind = f"TRY(decode({column}))", "VARCHAR"
-    if kind != "VARCHAR":
+        return _whole(f"TRY_CAST({column} AS BIGINT)" if kind in ("UBIGINT", "HUGEINT") else column, unit)
+    if is_decimal:
+        return _broken(mark, unit)
+    if kind not in TEXT:
         return "NULL", "NULL", "NULL"
-    text = f"stripped({column})"
-    if columns.time_format is not None:
-        return *_microseconds(f"try_strptime({text}, {literal(columns.time_format)})"), "'dates'"
-    is_whole, is_date = f"regexp_full_match({text}, '[+-]?\\d{{1,19}}')", f"regexp_full_match({text}, '{DATE}')"
-    moment = f"TRY_CAST(replace({text}, ',', '.') AS TIMESTAMPTZ)"
-    whole = _whole(f"TRY_CAST({text} AS BIGINT)", columns.time_unit)
-    date = (
-        _microseconds(moment)[0],
-        f"CAST(rpad(left(regexp_extract({text}, '[.,](\\d+)', 1), 9), 9, '0') AS BIGINT)",
-        f"CASE WHEN {moment} IS NOT NULL THEN 'dates' END",
-    )
-    number = _broken(
-        f"CASE WHEN isfinite(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END", columns.time_unit
+    text, form = quoted(f"{mark}text"), quoted(f"{mark}form")
+    moments = (f"TRY_CAST({date} AS TIMESTAMPTZ)" for date in (f"replace({text}, ',', '.')", f"full_date({text})"))
+    forms = (
+        _whole(f"TRY_CAST({text} AS BIGINT)", unit),
+        _moment(
+            f"coalesce({', '.join(moments)})",
+            f"CAST(rpad(left(regexp_extract({text}, '[.,](\\d+)', 1), 9), 9, '0') AS BIGINT)",
+        ),
+        _broken(mark, unit),
     )
     seconds, nanos, name = (
-        f"CASE WHEN {is_whole} THEN {a} WHEN {is_date} THEN {b} ELSE {c} END"
-        for a, b, c in zip(whole, date, number, strict=True)
+        f"CASE {form} WHEN 'whole' THEN {whole} WHEN 'date' THEN {date} ELSE {number} END"
+        for whole, date, number in zip(*forms, strict=True)
     )
     return seconds, nanos, name
 
@@ -215,14 +266,16 @@ class Loader:
         self.database, self.tally = database, tally
         self.kinds: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
-        self.filtered = 0
+        self.filtered: Counter[str] = Counter()
         self.before = 0
 
     def load(self, table: Table, columns: Columns) -> None:
-        """Load a table, whose lines follow those of the tables before. Raises DatasetError if it is damaged."""
+        """Load a table, whose lines follow those of the tables before. Raises DatasetError if it is damaged, or the
+        condition or the format of times cannot be used."""
         last = 0
         named = [columns.user, columns.item, *filter(None, (columns.time, columns.rating))]
-        wanted = table.columns if columns.where else list(dict.fromkeys(named))
+        wanted = table.all_columns() if columns.where else list(dict.fromkeys(named))
+        self._check(wanted, columns)
         self.database.begin()
         bar = tqdm(desc=table.path.name, unit=" lines", unit_scale=True, disable=None, leave=False)
         for batch in table.batches(wanted):
@@ -238,78 +291,118 @@ class Loader:
         self.database.commit()
         self.before += last
 
+    def _check(self, names: Sequence[str], columns: Columns) -> None:
+        """Raise DatasetError if the format of times is none, or the condition could mean several columns."""
+        import duckdb
+
+        if columns.time_format is not None:
+            try:
+                self.database.execute("SELECT try_strptime('', ?)", [columns.time_format])
+            except duckdb.Error as error:
+                raise DatasetError(
+                    f"dataset.time_format={columns.time_format} is no format of times ({first_line(error)}); write it "
+                    "as `dataset.time_format='%d.%m.%Y %H:%M'`."
+                ) from None
+        if columns.where is not None:
+            counts = Counter(name.lower() for name in names)
+            unclear = [name for name in names if counts[name.lower()] > 1 and name.lower() in columns.where.lower()]
+            if unclear:
+                raise DatasetError(
+                    f"dataset.where={columns.where} cannot tell columns {', '.join(unclear)} apart, which differ in "
+                    "letter case alone; rename one."
+                )
+
     def _insert(self, batch: Batch, columns: Columns) -> None:
         import duckdb
         import pyarrow as pa
 
         self.tally.lines[ROLE] += len(batch.lines)
-        arrays = {
-            name: arrow_column(values, name in (columns.user, columns.item)) for name, values in batch.columns.items()
-        }
-        given = pa.table({"the line": pa.array(batch.lines, pa.int64()), **arrays})
-        self.database.register("given", given)
+        mark = "_"  # before the names of columns that are not the table's own
+        while any(name.lower().startswith(mark) for name in batch.columns):
+            mark += "_"
+        given = {f"{mark}line": pa.array(batch.lines, pa.int64())}
+        for role in ("user", "item", "time", "rating"):
+            if (name := getattr(columns, role)) is not None:
+                given[mark + role] = arrow_column(batch.columns[name], role in ("user", "item"))
+        unit = None
+        if columns.time is not None:
+            given[f"{mark}time"], unit = ticks(given[f"{mark}time"])
+        if columns.where is not None:
+            given |= {name: arrow_column(values, False) for name, values in batch.columns.items()}
+        self.database.register("given", pa.table(list(given.values()), names=list(given)))
         try:
-            kinds = dict(row[:2] for row in self.database.execute("DESCRIBE given").fetchall())
-            self.database.execute(self._sql(kinds, columns))
+            described = self.database.execute("DESCRIBE given").fetchall()
+            kinds = {name.removeprefix(mark): kind for name, kind, *_ in described if name.startswith(mark)}
+            self.database.execute(self._sql(mark, kinds, unit, columns))
         except duckdb.Error as error:
             self.database.rollback()
-            where = "; look at `dataset.where=`" if columns.where else ""
+            where = "look at `dataset.where=`" if columns.where else "write them as text, numbers or dates"
             raise DatasetError(
-                f"The interactions cannot be read ({' '.join(str(error).split())[:200]}){where}."
+                f"The interactions cannot be read ({' '.join(str(error).split())[:200]}); {where}."
             ) from None
         finally:
             self.database.unregister("given")
 
-    def _sql(self, kinds: dict[str, str], columns: Columns) -> str:
-        user, item = (quoted(name) for name in (columns.user, columns.item))
-        place = f'{self.before} + "the line"'
+    def _sql(self, mark: str, kinds: dict[str, str], unit: str | None, columns: Columns) -> str:
+        """SQL that inserts a batch whose columns of some `kinds` have names with a `mark`; `unit`: of dates that are
+        whole numbers."""
+        line, user, item, time, rating = (quoted(mark + role) for role in ("line", "user", "item", "time", "rating"))
+        place = f"{self.before} + {line}"
         if columns.time is None:
             time, is_missing = "NULL", "false"
             seconds, nanos, kind = place, "0", "'places in the file'"
+            batch = "given"
         else:
-            time = quoted(columns.time)
-            is_missing = f"{time} IS NULL"
-            if kinds[columns.time] == "VARCHAR":
-                is_missing = f"coalesce(stripped({time}), '') = ''"
-            seconds, nanos, kind = time_sql(time, kinds[columns.time], columns)
-        conditions = [columns.where] if columns.where else []
-        if columns.rating is not None and columns.min_rating is not None:
-            rating = f"TRY_CAST({quoted(columns.rating)} AS DOUBLE)"
-            conditions.append(f"NOT isnan({rating}) AND {rating} >= {float(columns.min_rating)}")
-        kept = " AND ".join(f"({condition})" for condition in conditions) or "true"
+            is_missing = _is_missing(time, kinds["time"])
+            seconds, nanos, kind = (
+                (*_whole(time, unit)[:2], "'dates'") if unit else time_sql(mark, kinds["time"], columns)
+            )
+            batch = batch_sql(mark, kinds["time"], columns)
+        filters = f"WHEN NOT coalesce(({columns.where}), false) THEN '{BY_WHERE}'" if columns.where else ""
+        number = "0"
+        if columns.min_rating is not None:
+            text = f"replace(CAST({rating} AS VARCHAR), ',', '.')" if columns.decimal_comma else rating
+            number = f"TRY_CAST({text} AS DOUBLE)"
+            filters += f"""
+                WHEN {_is_missing(rating, kinds["rating"])} OR isnan({number}) THEN '{UNRATED}'
+                WHEN {number} < {float(columns.min_rating)} THEN '{BY_RATING}'"""
+        else:
+            rating = "NULL"
+        not_a_time = NOT_A_TIME if columns.time_format is None else NOT_OF_FORMAT
         return f"""
             INSERT INTO lines
             SELECT place, user, item, seconds, nanos, kind, CASE
-                WHEN NOT kept THEN '{FILTERED}'
+                WHEN filter IS NOT NULL THEN filter
                 WHEN user IS NULL THEN 'no user'
                 WHEN contains(user, chr(0)) THEN 'user is not valid text'
                 WHEN item IS NULL THEN 'no item'
                 WHEN contains(item, chr(0)) THEN 'item is not valid text'
                 WHEN no_time THEN '{NO_TIME}'
-                WHEN seconds IS NULL OR nanos IS NULL OR kind IS NULL THEN '{NOT_A_TIME}' END AS fault,
-                CASE WHEN fault IS NOT NULL THEN CAST(time AS VARCHAR) END
+                WHEN seconds IS NULL OR nanos IS NULL OR kind IS NULL THEN '{not_a_time}'
+                WHEN number IS NULL THEN '{NOT_A_RATING}' END AS fault,
+                CASE fault WHEN '{not_a_time}' THEN CAST(time AS VARCHAR)
+                    WHEN '{NOT_A_RATING}' THEN CAST(rating AS VARCHAR) END
             FROM (
-                SELECT {place} AS place, {id_sql(user, kinds[columns.user])} AS user,
-                    {id_sql(item, kinds[columns.item])} AS item, TRY_CAST({seconds} AS BIGINT) AS seconds,
-                    TRY_CAST({nanos} AS INTEGER) AS nanos, {kind} AS kind, {is_missing} AS no_time, {time} AS time,
-                    coalesce({kept}, false) AS kept
-                FROM given)
+                SELECT {place} AS place, {id_sql(user, kinds["user"])} AS user, {id_sql(item, kinds["item"])} AS item,
+                    TRY_CAST({seconds} AS BIGINT) AS seconds, TRY_CAST({nanos} AS INTEGER) AS nanos, {kind} AS kind,
+                    {is_missing} AS no_time, {time} AS time, {rating} AS rating, CAST({number} AS DOUBLE) AS number,
+                    CASE {filters or "WHEN false THEN ''"} END AS filter
+                FROM {batch})
         """
 
     def _count(self) -> None:
-        """Count the lines of a table that cannot be read, and the kinds of its times."""
+        """Count the lines of a table that are left out or cannot be read, and the kinds of its times."""
         lost = self.database.execute(
             "SELECT fault, count(*), min(place, 3), arg_min(coalesce(odd, ''), place, 3) FROM lines "
             f"WHERE fault IS NOT NULL AND place > {self.before} GROUP BY fault"
         ).fetchall()
-        for reason, count, places, times in lost:
-            if reason == FILTERED:
-                self.filtered += count
+        for reason, count, places, values in lost:
+            if reason in FILTERS:
+                self.filtered[reason] += count
                 continue
-            for place, time in zip(places, times, strict=True):
-                self.tally.drop(
-                    ROLE, Fault(place - self.before, reason, repr(time)[:40] if reason == NOT_A_TIME else "")
-                )
+            for place, value in zip(places, values, strict=True):
+                shown = repr(value)[:40] if reason in (NOT_A_TIME, NOT_OF_FORMAT, NOT_A_RATING) else ""
+                self.tally.drop(ROLE, Fault(place - self.before, reason, shown))
             self.tally.dropped[ROLE, reason] += count - len(places)
         for kind, count, example in self.database.execute(
             "SELECT kind, count(*), first(seconds) FROM lines "
@@ -319,14 +412,20 @@ class Loader:
             self.examples.setdefault(kind, str(example))
 
     def check_times(self, where: str) -> None:
-        """Raise DatasetError if times of several kinds stand in one column."""
-        kinds = {kind: count for kind, count in self.kinds.items() if kind != "small numbers"}
-        if "dates" in kinds:
-            kinds = dict(self.kinds)
+        """Raise DatasetError if times of several kinds stand in one column; those of a known unit are as good as
+        dates."""
+        kinds = {kind: count for kind, count in self.kinds.items() if kind != "numbers"}
+        if "dates" not in kinds:
+            kinds.pop("small numbers", None)
         if len(kinds) > 1:
             told = ", ".join(f"{count:,} {kind} ({self.examples[kind]})" for kind, count in sorted(kinds.items()))
             raise DatasetError(
-                f"The times of {where} are of several kinds: {told}; say what they are by `dataset.time_unit=s` "
-                "(ms, us, ns) for numbers, or by `dataset.time_format='%Y-%m-%d'` for dates: other lines are "
-                "dropped and counted."
+                f"The times of {where} are of several kinds: {told}; say by `dataset.time_unit=s` (ms, us, ns) what "
+                "the numbers are, beside dates too, or by `dataset.time_format='%Y-%m-%d'` how all times are written: "
+                "other lines are then dropped and counted."
             )
+
+
+def _is_missing(column: str, kind: str) -> str:
+    """SQL of whether a value is missing: none, or an empty text."""
+    return f"coalesce(stripped({column}), '') = ''" if kind == "VARCHAR" else f"{column} IS NULL"

@@ -59,10 +59,7 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         dropped = sum(reasons.values())
         if not dropped:
             continue
-        told = "; ".join(
-            f"{reason}: {count:,}, as {tally.examples[role, reason][0]}"
-            for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-        )
+        told = _counted(reasons, {reason: tally.examples[role, reason][:1] for reason in reasons})
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
         is_encoded = NOT_UTF_8 in reasons and hasattr(dataset, "encoding")
@@ -70,7 +67,12 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         if dropped > max_dropped * lines and dropped == lines:
             raise DatasetError(
                 f"None of the {lines:,} lines of {path} can be read ({told}); {encoding}repair it"
-                + (", a time must be a number or a date like 2024-03-01." if NOT_A_TIME in reasons else ".")
+                + (
+                    ", a time must be a number or a date like 2024-03-01, or written as `dataset.time_format=%d.%m.%Y` "
+                    "says."
+                    if NOT_A_TIME in reasons
+                    else "."
+                )
             )
         if dropped > max_dropped * lines:
             raise DatasetError(
@@ -79,6 +81,30 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
                 f"`dataset.max_dropped={-(-dropped * 1000 // lines) / 1000}`."
             )
         logger.warning("dropped %s of %s lines of %s (%s)", f"{dropped:,}", f"{lines:,}", path, told)
+
+
+def _counted(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> str:
+    """Counts for a message, the largest first, with examples."""
+    return "; ".join(
+        f"{what}: {count:,}" + (f", as {', '.join(examples[what])}" if what in examples else "")
+        for what, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
+
+
+def _check_filtered(loader: Loader, path: str) -> None:
+    """Say how many interactions the conditions leave out. Raises DatasetError if that, or what cannot be read, is
+    all."""
+    lines, told = loader.tally.lines[ROLE], _counted(loader.filtered, {})
+    if not loader.kinds:
+        change = "change `dataset.where=` or `dataset.min_rating=`" if told else "repair it"
+        raise DatasetError(
+            f"None of the {lines:,} lines of {path} is left ({told or 'none can be read'}); {change}, or give "
+            "other data."
+        )
+    if told:
+        logger.info(
+            "left out %s of %s interactions by condition (%s)", f"{loader.filtered.total():,}", f"{lines:,}", told
+        )
 
 
 def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None:
@@ -201,6 +227,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
                 )
             loader.check_times(str(sources.get("interactions", out)))
             _check_dropped(tally, sources, dataset, set())
+            _check_filtered(loader, str(sources.get(ROLE, out)))
             stats = arrange(database, dataset.min_user_interactions, dataset.min_item_interactions)
             logger.info(
                 "read %s interactions from %s",
@@ -209,6 +236,8 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             )
             _load_items(database, dataset, tally)
         _check_dropped(tally, sources, dataset, {ROLE})
+        if tally.noted:
+            logger.info("noted in the items: %s", _counted(tally.noted, tally.noted_examples))
         has_items = any(not role.startswith(ROLE) for role in sources)
         stats |= (
             (judge_join(database) if has_items else {})
@@ -216,13 +245,15 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             | _stats_of_items(database)
             | {
                 "time_kinds": dict(sorted(loader.kinds.items())),
-                "filtered_by_conditions": loader.filtered,
+                "filtered_by_conditions": loader.filtered.total(),
+                "filtered": dict(sorted(loader.filtered.items())),
                 "lines": tally.lines.total(),
                 "dropped": {f"{role}: {reason}": count for (role, reason), count in sorted(tally.dropped.items())},
                 "dropped_examples": {
                     f"{role}: {reason}": examples for (role, reason), examples in sorted(tally.examples.items())
                 },
-                "noted": dict(sorted((+tally.noted).items())),
+                "noted": dict(sorted(tally.noted.items())),
+                "noted_examples": dict(sorted(tally.noted_examples.items())),
             }
         )
         _check_expected(stats, dataset.expected)

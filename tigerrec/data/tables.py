@@ -47,7 +47,7 @@ class TablesDataset(Dataset):
         encoding: of files of text, as `latin-1`; UTF-16 is known by its mark.
         header: whether the first line names the columns; if not, they are numbered from 1.
         quote, escape: the marks of texts that hold the separator; None: `"` in CSV, none in TSV.
-        decimal_comma: whether prices are written as 1.299,00.
+        decimal_comma: whether prices are written as 1.299,00, ratings as 4,5.
         time_format: how dates are written, as `%d.%m.%Y`; None: numbers or ISO 8601.
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
         rating_column, min_rating: interactions rated lower are left out.
@@ -152,7 +152,7 @@ class TablesDataset(Dataset):
             logger.warning("no dataset.time_column: the order of the file stands for time")
         columns = Columns(
             self.user_column, self.item_column, self.time_column, self.time_format, self.time_unit,
-            self.rating_column, self.min_rating, self.where,
+            self.rating_column, self.min_rating, self.where, self.decimal_comma,
         )  # fmt: skip
         for path in self._files_of("interactions"):
             loader.load(self._open(path, named), columns)
@@ -170,7 +170,7 @@ class TablesDataset(Dataset):
         told: set[str] = set()
         for path in self._files_of("items"):
             table = self._open(path, ["items_item_column", *given], list(named.values()))
-            columns = {field: column for field, column in named.items() if column in table.columns}
+            columns = {field: column for field, column in named.items() if column in table.columns or table.is_open}
             yield from self._records(table, columns, needed, told, tally)
 
     def _open(self, path: Path, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
@@ -182,10 +182,10 @@ class TablesDataset(Dataset):
         if "items_item_column" in named:
             named["items_item_column"] = self.items_item_column or self.item_column
         for option, name in named.items():
-            if name not in table.columns:
+            if name not in table.columns and name not in (columns := table.all_columns()):
                 advice = table.advice(list(named.values())) or f"name yours by `dataset.{option}=<column>`"
-                raise DatasetError(f"{path} has no column '{name}', only {shown(table.columns)}; {advice}.")
-        if any_of and not set(any_of) & set(table.columns):
+                raise DatasetError(f"{path} has no column '{name}', only {shown(columns)}; {advice}.")
+        if any_of and not set(any_of) & set(table.columns) and not set(any_of) & set(table.all_columns()):
             raise DatasetError(
                 f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
                 "`dataset.title_column=<column>`."
@@ -209,7 +209,8 @@ class TablesDataset(Dataset):
                 except raw.Unreadable as reason:
                     tally.drop("items", raw.Fault(line, str(reason)))
                     continue
-                tally.noted["repeated items"] += item in told
+                if item in told:
+                    tally.note("repeated items", item)
                 if item not in needed or item in told:
                     yield item, None
                     continue
