@@ -690,8 +690,9 @@ def test_low_ratings_and_other_events_are_left_out(tmp_path: Path) -> None:
     ]
     bought = read(TablesDataset(shop(tmp_path, content).interactions, where="event = 'buy'"))
     assert len(bought.user_ids) == 4
-    with pytest.raises(DatasetError, match=r"look at `dataset\.where=`"):
-        read(TablesDataset(shop(tmp_path, content).interactions, where="no_such = 1"))
+    for condition in ("no_such = 1", "seconds > 0", "number = 0"):
+        with pytest.raises(DatasetError, match=r"look at `dataset\.where=`"):
+            read(TablesDataset(shop(tmp_path, content).interactions, where=condition))
 
 
 RATED = [

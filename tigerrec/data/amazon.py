@@ -11,9 +11,10 @@ from pydantic import Field
 
 from tigerrec.config import Share, options, shipped_folder
 from tigerrec.data.base import Dataset, DatasetError, RawItem
+from tigerrec.data.columns import Columns
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import EXCERPT, Dialect, open_table
-from tigerrec.data.interactions import Columns, Loader
+from tigerrec.data.interactions import Loader
 from tigerrec.data.raw import Fault, Tally, Unreadable, make_item, plain_id, record_of, text_of
 from tigerrec.data.raw_files import read_lines
 from tigerrec.storage.fingerprints import not_identity

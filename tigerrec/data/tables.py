@@ -14,9 +14,10 @@ from pydantic import Field
 from tigerrec.config import Share, options
 from tigerrec.data import raw
 from tigerrec.data.base import Dataset, DatasetError, RawItem
+from tigerrec.data.columns import Columns
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import SUFFIXES, Dialect, Table, is_table, open_table, shown
-from tigerrec.data.interactions import Columns, Loader
+from tigerrec.data.interactions import Loader
 from tigerrec.data.prepare import ITEM_FIELDS
 from tigerrec.storage.fingerprints import added, not_identity
 
