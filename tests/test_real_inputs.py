@@ -522,7 +522,7 @@ def test_what_is_left_out_of_items_is_told_with_examples(tmp_path: Path, caplog:
         out = prepare(shop(tmp_path, None, content), tmp_path / "out")
     assert (
         "noted in the items: price is not a number: 3, as '12,50', 'ask us', -1; repeated items: 1, as '2'; "
-        "title is not text: 1, as {'en': 'Soap'}"
+        "title is not text: 1, as {'en': 'Soap'}; `dataset.decimal_comma=true` reads prices like 1.299,00"
     ) in caplog.text
     stats = read_json(out, "stats.json")
     assert stats["noted"] == {"price is not a number": 3, "repeated items": 1, "title is not text": 1}

@@ -14,7 +14,7 @@ from tigerrec.data.arrange import ORDERED, arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
-from tigerrec.data.raw import NOT_UTF_8, Tally
+from tigerrec.data.raw import NOT_A_PRICE, NOT_UTF_8, Tally
 from tigerrec.storage.files import unchanged
 from tigerrec.storage.stages import StageFiles, writing
 
@@ -237,7 +237,10 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             _load_items(database, dataset, tally)
         _check_dropped(tally, sources, dataset, {ROLE})
         if tally.noted:
-            logger.info("noted in the items: %s", _counted(tally.noted, tally.noted_examples))
+            has_commas = any("," in price for price in tally.noted_examples.get(NOT_A_PRICE, []))
+            is_point = getattr(dataset, "decimal_comma", None) is False
+            advice = "; `dataset.decimal_comma=true` reads prices like 1.299,00" if has_commas and is_point else ""
+            logger.info("noted in the items: %s%s", _counted(tally.noted, tally.noted_examples), advice)
         has_items = any(not role.startswith(ROLE) for role in sources)
         stats |= (
             (judge_join(database) if has_items else {})

@@ -21,6 +21,7 @@ from tigerrec.data.base import RawItem
 NOT_UTF_8 = "invalid UTF-8"
 NOT_JSON = "neither JSON nor a Python literal"
 NO_RECORD = "not a record of named values"
+NOT_A_PRICE = "price is not a number"
 EXAMPLES = 3
 SHOWN = 40  # characters of a value in a message
 CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # all but the line break of C1
@@ -170,7 +171,7 @@ def parse_price(value: Any, tally: Tally, decimal_comma: bool = False) -> float 
         price = math.nan
     if math.isfinite(price) and price >= 0:
         return price
-    tally.note("price is not a number", value)
+    tally.note(NOT_A_PRICE, value)
     return None
 
 
