@@ -20,6 +20,7 @@ from tigerrec.data.base import DatasetError
 from tigerrec.data.formats import open_table, read_rows
 from tigerrec.data.prepare import prepare
 from tigerrec.data.tables import TablesDataset
+from tigerrec.serving.new_items import NewItemsError, read_new_items
 from tigerrec.storage.contracts import read_json, read_table
 
 ORDERS = [("ann", "1", 10), ("ann", "2", 11), ("ann", "3", 12), ("bob", "3", 5), ("bob", "2", 6), ("bob", "1", 7)]
@@ -843,3 +844,13 @@ def test_several_arrays_in_a_file_are_all_read_and_other_endings_refused(tmp_pat
     assert len(read(shop(tmp_path, ("orders.json", content))).user_ids) == len(RECORDS)
     with pytest.raises(DatasetError, match="goes on after its array"):
         read(shop(tmp_path, ("orders.json", content + b"more")))
+
+
+def test_new_items_in_latin_1_or_with_late_fields_are_no_silent_loss(tmp_path: Path) -> None:
+    latin = "item_id,title\nn1,Café\n".encode("latin-1")
+    (tmp_path / "new.csv").write_bytes(latin)
+    with pytest.raises(NewItemsError, match=r"Row 1 of .*new\.csv cannot be read \(invalid UTF-8\)"):
+        read_new_items(tmp_path / "new.csv")
+    rows = [{"item_id": str(number), "brand": "x"} for number in range(150)] + [{"item_id": "last", "title": "Soap"}]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_new_items(tmp_path / "new.jsonl").records[-1]["title"] == "Soap"
