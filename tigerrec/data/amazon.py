@@ -11,9 +11,10 @@ from pydantic import Field
 
 from tigerrec.config import Share, options, shipped_folder
 from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
+from tigerrec.data.columns import Columns
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import EXCERPT, Dialect, open_table
-from tigerrec.data.interactions import Columns, Loader
+from tigerrec.data.interactions import Loader
 from tigerrec.data.raw import Fault, Tally, Unreadable, further_texts, make_item, plain_id, record_of, text_of
 from tigerrec.data.raw_files import read_lines
 from tigerrec.storage.fingerprints import added, not_identity
@@ -121,7 +122,8 @@ class AmazonReviews(Dataset):
             except Unreadable as reason:
                 tally.drop("metadata", Fault(number, str(reason), repr(line)[:EXCERPT]))
                 continue
-            tally.noted["repeated metadata"] += item in told
+            if item in told:
+                tally.note("repeated metadata", item)
             if item not in needed or item in told:
                 yield item, None
                 continue

@@ -110,11 +110,12 @@ def arrange(
         create("kept", CORE)
     left = number("SELECT count(*) FROM kept")
     if not left:
+        minima = {"min_user_interactions": min_user, "min_item_interactions": min_item}
+        lower = " and ".join(f"`dataset.{option}={value}`" for option, value in minima.items() if value)
         raise DatasetError(
             f"Nothing is left of {read:,} interactions of {users:,} users ({short:,} with fewer than "
-            f"{shortest}) and {items:,} items after the filters; lower "
-            f"`dataset.min_user_interactions={min_user}` and `dataset.min_item_interactions={min_item}` or give more "
-            "data."
+            f"{shortest}) and {items:,} items after the filters; "
+            f"{f'lower {lower} or ' if lower else ''}give users of {shortest} interactions or more."
         )
     for side in ("user", "item"):
         create(f"first_{side}", FIRST.format(side=side))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec.data.base import DatasetError
+from tigerrec.data.columns import quoted
 from tigerrec.data.formats import BATCH, Batch, RowTable, Table, shown
-from tigerrec.data.interactions import MEMORY, quoted
+from tigerrec.data.interactions import MEMORY
 from tigerrec.text import first_line
 
 SQL = ".sql"

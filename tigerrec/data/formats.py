@@ -10,9 +10,9 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tigerrec.data import raw
 from tigerrec.data.base import DatasetError
@@ -28,6 +28,7 @@ EXCERPT = 100  # characters of a line that cannot be read
 MANY = 10  # names of columns in a message
 WHOLE = "give a whole file"
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # bytes that are not UTF-8
+BETWEEN = re.compile(r"[ \t\r\n,]*")  # elements of a JSON array
 TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 SAID = re.compile(r"sep=(.)\s*")  # the first line of tables for Excel
 SEPARATORS = {";": ";", "\t": r"\t", "|": "|", "::": "::", ",": ","}
@@ -83,7 +84,10 @@ def shown(columns: Sequence[str]) -> str:
 
 class Table(ABC):
     """A table: the names of its columns, and its rows in batches; without columns, `fault` is the line that should
-    have told them and cannot be read, None of an empty file."""
+    have told them and cannot be read, None of an empty file. Rows of one that `is_open` may have other columns than the
+    first rows."""
+
+    is_open: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,6 +97,10 @@ class Table(ABC):
     @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
         """The rows, with some columns alone. Raises DatasetError if the file turns out to be damaged."""
+
+    def all_columns(self) -> list[str]:
+        """The names of the columns that any row has."""
+        return self.columns
 
     def advice(self, wanted: Sequence[str]) -> str | None:
         """The option that would read the file, where a look at it tells why it lacks columns."""
@@ -241,8 +249,14 @@ def _csv_reason(error: str) -> str:
     return raw.LONE_BREAK if "new-line" in error else f"no valid row ({error})"
 
 
+def _names(rows: Iterable[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 class JsonTable(RowTable):
     """A file of one record a line, in JSON or as a Python literal, or of one JSON array of records."""
+
+    is_open = True
 
     def __init__(self, path: Path, dialect: Dialect, remedy: str) -> None:
         super().__init__(path)
@@ -250,11 +264,14 @@ class JsonTable(RowTable):
         self.dialect = dialect
         first = list(itertools.islice(self._records(), FIRST_LINES))
         self.wrapped = next((name for row in first[:1] for name, value in row.items() if _is_table(value)), None)
-        self.columns = list(dict.fromkeys(name for row in first for name in row))
+        self.columns = _names(first)
         self.fault = None if first else next((row for _, row in self.numbered_rows()), None)
 
     def _records(self) -> Iterator[dict[str, Any]]:
         return (row for _, row in self.numbered_rows() if type(row) is not raw.Fault)
+
+    def all_columns(self) -> list[str]:
+        return _names(self._records())
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         with opened(self.path, self.remedy, encoding=self.dialect.encoding) as file:
@@ -270,35 +287,36 @@ class JsonTable(RowTable):
 
     def _elements(self) -> Iterator[tuple[int, Any]]:
         """The elements of a JSON array, numbered from 1, without holding more than one of them."""
-        decoder, number, text = json.JSONDecoder(), 0, ""
+        decoder, number = json.JSONDecoder(), 0
         with opened(self.path, self.remedy, encoding=self.dialect.encoding) as file:
-            texts = iter(lambda: file.read(1 << 20), b"")
-            incremental = codecs.iterdecode(texts, "utf-8", "surrogateescape")
-            text = next(incremental, "").lstrip("\ufeff \t\r\n").removeprefix("[")
+            texts = codecs.iterdecode(iter(lambda: file.read(1 << 20), b""), "utf-8", "surrogateescape")
+            text = next(texts, "").lstrip("\ufeff \t\r\n")
+            place = 1  # in the text, after the bracket
             while True:
-                text = text.lstrip(" \t\r\n,")
+                place = BETWEEN.match(text, place).end()  # type: ignore[union-attr]
                 try:
-                    if text.startswith("]"):  # and nothing follows but another array
-                        text = text[1:].lstrip() or "".join(incremental).lstrip()
+                    if text.startswith("]", place):  # and nothing follows but another array
+                        text = text[place + 1 :].lstrip() or "".join(texts).lstrip()
                         if not text:
                             return
                         if not text.startswith("["):
                             raise DatasetError(f"{self.path} goes on after its array; write one record a line.")
-                        text = text[1:]
+                        place = 1
                         continue
-                    value, end = decoder.raw_decode(text)
+                    value, end = decoder.raw_decode(text, place)
                     if end == len(text):  # a number may go on
                         raise ValueError
                 except (ValueError, RecursionError):
-                    more = next(incremental, None)
-                    if more is None or len(text) > LINE_LIMIT:
+                    more = next(texts, None)
+                    if more is None or len(text) - place > LINE_LIMIT:
                         raise DatasetError(
                             f"{self.path} is no valid JSON after its element {number:,}; repair it, or write one "
                             "record a line."
                         ) from None
-                    text += more
+                    text, place = text[place:] + more, 0
                     continue
-                number, element, text = number + 1, text[:end], text[end:]
+                element = text[place:end]
+                number, place = number + 1, end
                 if not element.isascii() and UNDECODED.search(element):
                     yield number, raw.Fault(number, raw.NOT_UTF_8, ascii(element)[:EXCERPT])
                 elif isinstance(value, dict):
@@ -388,10 +406,11 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | raw.Faul
     """The names of a table's columns, and its rows, with a `Fault` for each line that cannot be read, after the rows
     that stand near it. Raises DatasetError, also while the rows are read, if the file is damaged or no table."""
     table = open_table(path)
+    columns = table.all_columns()
 
     def rows() -> Iterator[dict[str, Any] | raw.Fault]:
-        for batch in table.batches(table.columns):
+        for batch in table.batches(columns):
             yield from batch.rows()
             yield from batch.faults
 
-    return table.columns, rows()
+    return columns, rows()

@@ -21,6 +21,9 @@ CAUSES = {
     "leading zeros": "ltrim({id}, '0')",
     "letter case": "lower({id})",
     "the Unicode form": "nfc_normalize({id})",
+    "quotes around them": "trim({id}, chr(34) || chr(39))",
+    "invisible characters": r"regexp_replace({id}, '[\x{{ad}}\x{{200b}}-\x{{200f}}\x{{2060}}\x{{feff}}]', '', 'g')",
+    "thousands separators": "replace({id}, ',', '')",
 }
 """Why ids of one thing differ in two files → SQL of the id without that difference."""
 

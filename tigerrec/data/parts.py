@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from tigerrec.data.base import DatasetError
-from tigerrec.data.interactions import Columns, Loader, literal, time_sql
+from tigerrec.data.columns import Columns, batch_sql, literal, time_sql
+from tigerrec.data.interactions import Loader
 
 COMPARABLE = {"dates": ("dates", "seconds", "numbers")}  # kinds of times that count seconds as a kind does
 
@@ -19,8 +20,9 @@ def parts_by_time(loader: Loader, columns: Columns, validation_from: str, test_f
     DatasetError if a time is not written as those of the data, or the second is not later."""
     moments = []
     for option, text in (("validation_from", validation_from), ("test_from", test_from)):
+        batch = batch_sql(f'(SELECT {literal(text)} AS "_time")', "_", "VARCHAR", columns)
         seconds, nanos, kind = loader.database.execute(
-            f"SELECT {', '.join(time_sql(literal(text), 'VARCHAR', columns))}"
+            f"SELECT {', '.join(time_sql('_', 'VARCHAR', columns))} FROM {batch}"
         ).fetchone()  # type: ignore[misc]
         alike = COMPARABLE.get(kind, (kind,))
         odd = [of_data for of_data in loader.kinds if of_data not in alike and of_data != "small numbers"]

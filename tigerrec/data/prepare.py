@@ -16,7 +16,7 @@ from tigerrec.data.arrange import arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
-from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_JSON, NOT_QUOTED, NOT_UTF_8, Tally
+from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_A_PRICE, NOT_JSON, NOT_QUOTED, NOT_UTF_8, Tally
 from tigerrec.storage.files import SPILLED, unchanged
 from tigerrec.storage.stages import StageFiles, writing
 
@@ -73,10 +73,7 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         dropped = sum(reasons.values())
         if not dropped:
             continue
-        told = "; ".join(
-            f"{reason}: {count:,}, as {tally.examples[role, reason][0]}"
-            for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-        )
+        told = _counted(reasons, {reason: tally.examples[role, reason][:1] for reason in reasons})
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
         options = [reason for reason, option in OPTIONS.items() if reason in reasons and hasattr(dataset, option)]
@@ -84,7 +81,12 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         if dropped > max_dropped * lines and dropped == lines:
             raise DatasetError(
                 f"None of the {lines:,} lines of {path} can be read ({told}); {remedies}repair it"
-                + (", a time must be a number or a date like 2024-03-01." if NOT_A_TIME in reasons else ".")
+                + (
+                    ", a time must be a number or a date like 2024-03-01, or written as `dataset.time_format=%d.%m.%Y` "
+                    "says."
+                    if NOT_A_TIME in reasons
+                    else "."
+                )
             )
         if dropped > max_dropped * lines:
             raise DatasetError(
@@ -93,6 +95,36 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
                 f"`dataset.max_dropped={-(-dropped * 1000 // lines) / 1000}`."
             )
         logger.warning("dropped %s of %s lines of %s (%s)", f"{dropped:,}", f"{lines:,}", path, told)
+
+
+def _counted(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> str:
+    """Counts for a message, the largest first, with examples."""
+    return "; ".join(
+        f"{what}: {count:,}" + (f", as {', '.join(examples[what])}" if what in examples else "")
+        for what, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
+
+
+def _where(sources: Mapping[str, Path]) -> str:
+    """The file of interactions, or the folder in which all of them stand."""
+    files = [path for role, path in sources.items() if role.startswith(ROLE)] or list(sources.values())
+    return str(files[0]) if len(files) == 1 else os.path.commonpath([path.absolute() for path in files])
+
+
+def _check_filtered(loader: Loader, path: str) -> None:
+    """Say how many interactions the conditions leave out. Raises DatasetError if that, or what cannot be read, is
+    all."""
+    lines, told = loader.tally.lines.total(), _counted(loader.filtered, {})
+    if not loader.kinds:
+        change = "change `dataset.where=` or `dataset.min_rating=`" if told else "repair it"
+        raise DatasetError(
+            f"None of the {lines:,} lines of {path} is left ({told or 'none can be read'}); {change}, or give "
+            "other data."
+        )
+    if told:
+        logger.info(
+            "left out %s of %s interactions by condition (%s)", f"{loader.filtered.total():,}", f"{lines:,}", told
+        )
 
 
 def _check_expected(stats: Mapping[str, Any], expected: tuple[int, ...]) -> None:
@@ -229,7 +261,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with unchanged(sources) as digests:
             dataset.load_interactions(loader)
             loader.finish()
-            where = os.path.commonpath([path for role, path in sources.items() if role.startswith(ROLE)])
+            where = _where(sources)
             if not tally.lines.total():
                 raise DatasetError(
                     f"{where} holds no interactions: it is empty, or has a header alone; give a file with data."
@@ -237,6 +269,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             loader.check_times(where, hasattr(dataset, "time_unit"))
             _check_dropped(tally, sources, dataset, set())
             checked = set(tally.lines)
+            _check_filtered(loader, where)
             part = loader.part()
             stats = arrange(
                 database,
@@ -253,6 +286,11 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             )
             _load_items(database, dataset, tally)
         _check_dropped(tally, sources, dataset, checked)
+        if tally.noted:
+            has_commas = any("," in price for price in tally.noted_examples.get(NOT_A_PRICE, []))
+            is_point = getattr(dataset, "decimal_comma", None) is False
+            advice = "; `dataset.decimal_comma=true` reads prices like 1.299,00" if has_commas and is_point else ""
+            logger.info("noted in the items: %s%s", _counted(tally.noted, tally.noted_examples), advice)
         has_items = any(not role.startswith(ROLE) for role in sources)
         stats |= (
             (judge_join(database, hasattr(dataset, "items")) if has_items else {})
@@ -260,13 +298,15 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             | _stats_of_items(database)
             | {
                 "time_kinds": dict(sorted(loader.kinds.items())),
-                "filtered_by_conditions": loader.filtered,
+                "filtered_by_conditions": loader.filtered.total(),
+                "filtered": dict(sorted(loader.filtered.items())),
                 "lines": tally.lines.total(),
                 "dropped": {f"{role}: {reason}": count for (role, reason), count in sorted(tally.dropped.items())},
                 "dropped_examples": {
                     f"{role}: {reason}": examples for (role, reason), examples in sorted(tally.examples.items())
                 },
-                "noted": dict(sorted((+tally.noted).items())),
+                "noted": dict(sorted(tally.noted.items())),
+                "noted_examples": dict(sorted(tally.noted_examples.items())),
             }
         )
         _check_expected(stats, dataset.expected)

@@ -12,7 +12,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from tigerrec.data.base import RawItem
 
@@ -21,8 +23,12 @@ LONE_BREAK = "a line break outside quotes"
 NOT_QUOTED = "text after a closing quote"
 NOT_JSON = "neither JSON nor a Python literal"
 NO_RECORD = "not a record of named values"
+NOT_A_PRICE = "price is not a number"
 EXAMPLES = 3
 TEXT_LIMIT = 1_000  # characters of a further text of an item
+SHOWN = 40  # characters of a value in a message
+CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # all but the line break of C1
+LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""")
 SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all that str.strip takes away
 
 
@@ -49,6 +55,7 @@ class Tally:
         self.dropped: Counter[tuple[str, str]] = Counter()
         self.examples: dict[tuple[str, str], list[str]] = {}
         self.noted: Counter[str] = Counter()
+        self.noted_examples: dict[str, list[str]] = {}
 
     def drop(self, role: str, fault: Fault) -> None:
         """Count a line of a role's file that has to be dropped."""
@@ -56,6 +63,13 @@ class Tally:
         examples = self.examples.setdefault((role, fault.reason), [])
         if len(examples) < EXAMPLES:
             examples.append(f"line {fault.line:,}" + (f": {fault.text}" if fault.text else ""))
+
+    def note(self, what: str, value: Any) -> None:
+        """Count a value that was left out or mended."""
+        self.noted[what] += 1
+        examples = self.noted_examples.setdefault(what, [])
+        if len(examples) < EXAMPLES:
+            examples.append(repr(value)[:SHOWN])
 
 
 def text_of(line: bytes | None) -> str:
@@ -85,13 +99,22 @@ def record_of(text: str) -> dict[str, Any]:
     return record
 
 
+def _plain(value: Any) -> Any:
+    """Whole numbers, bytes in UTF-8 and UUIDs as text; other values as they are."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (float, Decimal)) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode("utf-8")
+    return str(value) if type(value) in (int, UUID) else value
+
+
 def plain_id(value: Any, name: str) -> str:
     """An id as text without outer spaces (leading zeros stay); whole numbers are taken too (12 and 12.0 become "12").
     Raises Unreadable if it is missing, empty, of another type, or has characters that no table can hold."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+    value = _plain(value)
     if value is None or value == "":
         raise Unreadable(f"no {name}")
     if not isinstance(value, str):
@@ -108,14 +131,17 @@ def clean(value: Any, name: str, tally: Tally) -> str | None:
     left."""
     if value is None or value != value:  # NaN stands for "missing" in many tables
         return None
-    if type(value) in (int, float):
-        value = f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
-    if not isinstance(value, str):
-        tally.noted[f"{name} is not text"] += 1
+    text = _plain(value)
+    if isinstance(text, (float, Decimal)):
+        text = f"{text:f}" if isinstance(text, Decimal) else str(text)
+    if not isinstance(text, str):
+        tally.note(f"{name} is not text", value)
         return None
-    text = html.unescape(value).replace("\0", " ")  # both return plain text as it is
+    text = html.unescape(text).replace("\0", " ")  # both return plain text as it is
     if not text.isascii():
         text = text.encode("utf-8", "ignore").decode()
+        if CONTROLS.search(text):
+            tally.note(f"{name} holds control characters, as texts in cp1252 do that are read as latin-1", text)
     return " ".join(text.split()) or None
 
 
@@ -148,15 +174,18 @@ def parse_price(value: Any, tally: Tally, decimal_comma: bool = False) -> float 
         price = math.nan
     if math.isfinite(price) and price >= 0:
         return price
-    tally.noted["price is not a number"] += 1
+    tally.note(NOT_A_PRICE, value)
     return None
 
 
 def listed(text: str) -> Any:
-    """A list that was written as text, as `['A', 'B']`, or else the text."""
+    """A list that was written as text, as `['A', 'B']` or NumPy's `['A' 'B']`, or else the text."""
     if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+        text_with_commas = LITERAL.sub(lambda match: match[1] + ("," if match[2] else ""), text.strip())
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            return ast.literal_eval(text.strip())
+            return ast.literal_eval(text_with_commas)
     return text
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from tigerrec.data.arrange import ordered
 from tigerrec.data.base import DatasetError
+from tigerrec.data.columns import Columns
 from tigerrec.data.formats import ParquetTable, Table
-from tigerrec.data.interactions import ROLE, SETUP, Columns, Loader, lines_of, wanted_columns
+from tigerrec.data.interactions import ROLE, SETUP, Loader, lines_of, wanted_columns
 from tigerrec.data.raw import Tally
 from tigerrec.storage.files import ArtifactError, remove_tree
 from tigerrec.text import first_line
@@ -66,6 +67,7 @@ class SparkLoader(Loader):
         """Note the Parquet file of a role, whose rows follow those of the files before. Raises DatasetError if it is
         damaged."""
         assert isinstance(table, ParquetTable)
+        self._check(wanted_columns(table, columns), columns)
         sizes = table.group_sizes()
         self.groups += [(table.path.absolute(), group, self.before) for group in range(len(sizes))]
         self.tables.append((self.before, role))

@@ -15,10 +15,11 @@ from pydantic import Field
 from tigerrec.config import Share, options
 from tigerrec.data import raw
 from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
+from tigerrec.data.columns import Columns
 from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
 from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
 from tigerrec.data.formats import SUFFIXES, WHOLE, Dialect, Table, is_table, open_table, shown
-from tigerrec.data.interactions import Columns, Loader
+from tigerrec.data.interactions import Loader
 from tigerrec.data.parts import parts_by_place, parts_by_time
 from tigerrec.data.prepare import ITEM_FIELDS, REPAIRS
 from tigerrec.data.raw_files import content_suffix, opened
@@ -57,7 +58,7 @@ class TablesDataset(Dataset):
         encoding: of files of text, as `latin-1`; UTF-16 is known by its mark.
         header: whether the first line names the columns; if not, they are numbered from 1.
         quote, escape: the marks of texts that hold the separator; None: `"` in CSV, none in TSV.
-        decimal_comma: whether prices are written as 1.299,00.
+        decimal_comma: whether prices are written as 1.299,00, ratings as 4,5.
         time_format: how dates are written, as `%d.%m.%Y`; None: numbers or ISO 8601.
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
         rating_column, min_rating: interactions rated lower are left out.
@@ -227,7 +228,7 @@ class TablesDataset(Dataset):
             logger.warning("no dataset.time_column: the order of the file stands for time")
         columns = Columns(
             self.user_column, self.item_column, self.time_column, self.time_format, self.time_unit,
-            self.rating_column, self.min_rating, self.where,
+            self.rating_column, self.min_rating, self.where, self.decimal_comma,
         )  # fmt: skip
         self._check_split()
         before = []
@@ -282,12 +283,12 @@ class TablesDataset(Dataset):
         any_of = [*named.values(), *self.text_columns]
         for role, table in self._tables_of("items", ["items_item_column", *given], any_of):
             for column in self.text_columns:
-                if column not in table.columns:
+                if column not in table.columns and column not in table.all_columns():
                     raise DatasetError(
                         f"{table.path} has no column '{column}', only {shown(table.columns)}; name yours by "
                         "`dataset.text_columns=[<column>]`."
                     )
-            columns = {field: column for field, column in named.items() if column in table.columns}
+            columns = {field: column for field, column in named.items() if column in table.columns or table.is_open}
             yield from self._records(table, role, columns, needed, told, tally)
 
     def _open(self, path: Path, role: str) -> Table:
@@ -315,14 +316,14 @@ class TablesDataset(Dataset):
         if "items_item_column" in named:
             named["items_item_column"] = self.items_item_column or self.item_column
         for option, name in named.items():
-            if name not in table.columns:
-                alike = [column for column in table.columns if column.strip().lower() == name.lower()]
+            if name not in table.columns and name not in (columns := table.all_columns()):
+                alike = [column for column in columns if column.strip().lower() == name.lower()]
                 own = "<column>" if not alike else alike[0] if alike[0] == alike[0].strip() else repr(alike[0])
                 given = f"dataset.{option}={own}"
                 repair = f'`"{given}"`' if " " in own else f"`{given}`"
                 advice = table.advice(list(named.values())) or f"name yours by {repair}"
-                raise DatasetError(f"{path} has no column '{name}', only {shown(table.columns)}; {advice}.")
-        if any_of and not set(any_of) & set(table.columns):
+                raise DatasetError(f"{path} has no column '{name}', only {shown(columns)}; {advice}.")
+        if any_of and not set(any_of) & set(table.columns) and not set(any_of) & set(table.all_columns()):
             raise DatasetError(
                 f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
                 "`dataset.title_column=<column>`."
@@ -345,7 +346,8 @@ class TablesDataset(Dataset):
                 except raw.Unreadable as reason:
                     tally.drop(role, raw.Fault(line, str(reason)))
                     continue
-                tally.noted["repeated items"] += item in told
+                if item in told:
+                    tally.note("repeated items", item)
                 if item not in needed or item in told:
                     yield item, None
                     continue
