@@ -18,7 +18,7 @@ from tigerrec.data.base import DatasetError
 from tigerrec.data.raw_files import LINE_LIMIT, opened, read_lines, unpacked_suffix
 from tigerrec.text import first_line
 
-DELIMITED = {".csv": ",", ".tsv": "\t"}
+DELIMITED = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}  # the last two are of RecBole
 JSON = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*DELIMITED, *JSON, ".parquet")
 BATCH = 50_000  # rows
@@ -26,6 +26,7 @@ FIRST_LINES = 100  # of JSON Lines, looked at for the names of the columns
 EXCERPT = 100  # characters of a line that cannot be read
 MANY = 10  # names of columns in a message
 WHOLE = "give a whole file"
+NOT_IN_UTF_8 = "{path} is not in UTF-8; name its encoding, as `dataset.encoding=latin-1`."
 TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 SEPARATORS = {";": ";", "\t": r"\t", "|": "|", "::": "::", ",": ","}
 
@@ -129,7 +130,9 @@ class DelimitedTable(RowTable):
         self.dialect = dialect
         self.separator = (dialect.separator or "").replace(r"\t", "\t") or DELIMITED[unpacked_suffix(path)]
         first: Any = next(self._records(), (1, [], 1))[1]
-        names = [] if isinstance(first, raw.Fault) else first
+        if isinstance(first, raw.Fault):
+            raise _unreadable(path, first, remedy)
+        names = first
         self.width, self.first = len(names), names
         if not dialect.header:
             names = [str(number) for number in range(1, len(names) + 1)]
@@ -214,6 +217,13 @@ def _csv_reason(error: str) -> str:
     return "a line break outside quotes" if "new-line" in error else f"no valid row ({error})"
 
 
+def _unreadable(path: Path, fault: raw.Fault, remedy: str) -> DatasetError:
+    """What is wrong with a file whose columns cannot be told, because of a line at its beginning."""
+    if fault.reason == raw.NOT_UTF_8:
+        return DatasetError(NOT_IN_UTF_8.format(path=path))
+    return DatasetError(f"Line {fault.line} of {path} cannot be read ({fault.reason}); {remedy}.")
+
+
 class JsonTable(RowTable):
     """A file of one record a line, in JSON or as a Python literal, or of one JSON array of records."""
 
@@ -222,6 +232,8 @@ class JsonTable(RowTable):
         self.remedy = remedy
         self.dialect = dialect
         first = [row for _, row in itertools.islice(self.numbered_rows(), FIRST_LINES)]
+        if first and all(isinstance(row, raw.Fault) for row in first):
+            raise _unreadable(path, first[0], remedy)
         self.columns = list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
@@ -282,7 +294,7 @@ def _decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
     try:
         yield from codecs.iterdecode(chunks, "utf-8")
     except UnicodeDecodeError:
-        raise DatasetError(f"{path} is not in UTF-8; name its encoding, as `dataset.encoding=latin-1`.") from None
+        raise DatasetError(NOT_IN_UTF_8.format(path=path)) from None
 
 
 class ParquetTable(Table):

@@ -28,6 +28,7 @@ DATE = r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?\s*(Z|UTC|GMT|[+-]\d\
 FILTERED = "filtered"
 NO_TIME = "no time"
 NOT_A_TIME = "time is neither a number nor an ISO date"
+NOT_IN_FORMAT = "time is not as dataset.time_format says"
 UNREADABLE = "\0"  # stands for a value that no id and no time can be
 
 MACROS = f"""
@@ -272,6 +273,7 @@ class Loader:
             if kinds[columns.time] == "VARCHAR":
                 is_missing = f"coalesce(stripped({time}), '') = ''"
             seconds, nanos, kind = time_sql(time, kinds[columns.time], columns)
+        no_time = NOT_A_TIME if columns.time_format is None else NOT_IN_FORMAT
         conditions = [columns.where] if columns.where else []
         if columns.rating is not None and columns.min_rating is not None:
             rating = f"TRY_CAST({quoted(columns.rating)} AS DOUBLE)"
@@ -286,7 +288,7 @@ class Loader:
                 WHEN item IS NULL THEN 'no item'
                 WHEN contains(item, chr(0)) THEN 'item is not valid text'
                 WHEN no_time THEN '{NO_TIME}'
-                WHEN seconds IS NULL OR nanos IS NULL OR kind IS NULL THEN '{NOT_A_TIME}' END AS fault,
+                WHEN seconds IS NULL OR nanos IS NULL OR kind IS NULL THEN '{no_time}' END AS fault,
                 CASE WHEN fault IS NOT NULL THEN CAST(time AS VARCHAR) END
             FROM (
                 SELECT {place} AS place, {id_sql(user, kinds[columns.user])} AS user,
@@ -308,7 +310,10 @@ class Loader:
                 continue
             for place, time in zip(places, times, strict=True):
                 self.tally.drop(
-                    ROLE, Fault(place - self.before, reason, repr(time)[:40] if reason == NOT_A_TIME else "")
+                    ROLE,
+                    Fault(
+                        place - self.before, reason, repr(time)[:40] if reason in (NOT_A_TIME, NOT_IN_FORMAT) else ""
+                    ),
                 )
             self.tally.dropped[ROLE, reason] += count - len(places)
         for kind, count, example in self.database.execute(

@@ -67,11 +67,13 @@ def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, 
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
         is_encoded = NOT_UTF_8 in reasons and hasattr(dataset, "encoding")
+        is_formed = NOT_A_TIME in reasons and hasattr(dataset, "time_format")
         encoding = "name its encoding, as `dataset.encoding=latin-1`, " if is_encoded else ""
         if dropped > max_dropped * lines and dropped == lines:
             raise DatasetError(
                 f"None of the {lines:,} lines of {path} can be read ({told}); {encoding}repair it"
-                + (", a time must be a number or a date like 2024-03-01." if NOT_A_TIME in reasons else ".")
+                + (", a time must be a number or a date like 2024-03-01" if NOT_A_TIME in reasons else "")
+                + (", and a date like 16.11.2023 needs `\"dataset.time_format='%d.%m.%Y'\"`." if is_formed else ".")
             )
         if dropped > max_dropped * lines:
             raise DatasetError(

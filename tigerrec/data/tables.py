@@ -222,6 +222,12 @@ class TablesDataset(Dataset):
                         "`dataset.text_columns=[<column>]`."
                     )
             columns = {field: column for field, column in named.items() if column in table.columns}
+            known = {self.items_item_column or self.item_column, *columns.values(), *self.text_columns}
+            if unread := [name for name in table.columns if name not in known]:
+                logger.info(
+                    "columns of %s that are not read: %s (`dataset.text_columns=[<column>]` takes texts)",
+                    path, shown(unread),
+                )  # fmt: skip
             yield from self._records(table, columns, needed, told, tally)
 
     def _open(self, path: Path, role: str, options: Sequence[str], any_of: Sequence[str] = ()) -> Table:
@@ -238,10 +244,14 @@ class TablesDataset(Dataset):
         named = {option: getattr(self, option) for option in options}
         if "items_item_column" in named:
             named["items_item_column"] = self.items_item_column or self.item_column
-        for option, name in named.items():
-            if name not in table.columns:
-                advice = table.advice(list(named.values())) or f"name yours by `dataset.{option}=<column>`"
-                raise DatasetError(f"{path} has no column '{name}', only {shown(table.columns)}; {advice}.")
+        missing = {option: name for option, name in named.items() if name not in table.columns}
+        if missing:
+            names = ", ".join(f"'{name}'" for name in missing.values())
+            given = " ".join(f"dataset.{option}=<column>" for option in missing)
+            advice = table.advice(list(named.values())) or f"name yours by `{given}`"
+            raise DatasetError(
+                f"{path} has no column{'s' if len(missing) > 1 else ''} {names}, only {shown(table.columns)}; {advice}."
+            )
         if any_of and not set(any_of) & set(table.columns):
             raise DatasetError(
                 f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
