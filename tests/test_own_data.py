@@ -362,3 +362,71 @@ def test_without_the_package_the_command_that_installs_it_is_named(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DatasetError, match=r'datasets, which is not installed: run `pip install "tigerrec\[hf\]"`'):
         prepare(TablesDataset(Path("hf://shop/data"), raw_dir=tmp_path / "raw"), tmp_path / "out")
+
+
+# What a newcomer meets
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("orders.csv", "user,item,time,Größe\n"), ("orders.jsonl", '{"user": "Jörg", "item": 1}\n' * 3)],
+)
+@pytest.mark.parametrize("header", [True, False])
+def test_a_first_line_in_another_encoding_names_the_option(
+    tmp_path: Path, name: str, content: str, header: bool
+) -> None:
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    message = rf"{name} tells no columns: .* \(invalid UTF-8: .*name its encoding, as `dataset\.encoding=latin-1`"
+    with pytest.raises(DatasetError, match=message):
+        prepare(TablesDataset(tmp_path / name, header=header), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("orders.csv", '"user,item,time\nann,a,1\n', "a quote that is never closed"),
+        ("orders.jsonl", "user,item,time\nann,a,1\n", "neither JSON nor a Python literal"),
+    ],
+)
+def test_a_file_whose_columns_cannot_be_told_is_not_called_empty(
+    tmp_path: Path, name: str, content: str, reason: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=rf"{name} tells no columns: its line 1 cannot be read \({reason}"):
+        prepare(TablesDataset(tmp_path / name), tmp_path / "out")
+
+
+def test_all_columns_that_are_missing_are_told_of_at_once(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("Kunde,item,Datum\n")
+    with pytest.raises(
+        DatasetError,
+        match=r"no columns 'user', 'time', only Kunde, item, Datum; name yours by "
+        r"`dataset\.user_column=<column> dataset\.time_column=<column>`\.$",
+    ):
+        prepare(TablesDataset(tmp_path / "orders.csv"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("time_format", "message"),
+    [
+        (None, r"a date like 16\.11\.2023 needs `\"dataset\.time_format='%d\.%m\.%Y'\"`\.$"),
+        ("%d.%m.%Y", r"time is not written as dataset\.time_format says: 1, as line 2: '31\.12\.2000 22:24'"),
+    ],
+)
+def test_dates_of_another_form_name_the_option(tmp_path: Path, time_format: str | None, message: str) -> None:
+    path = orders(tmp_path, [("ann", "a", "31.12.2000 22:24")])
+    with pytest.raises(DatasetError, match=message):
+        prepare(TablesDataset(path, time_format=time_format), tmp_path / "out")
+
+
+def test_columns_of_items_that_are_not_read_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "items.csv").write_text("item,title,Marke,material,Farbe\n" + "".join(f"{i},T,,,\n" for i in "abcde"))
+    dataset = TablesDataset(orders(tmp_path), tmp_path / "items.csv", text_columns=("material",))
+    with caplog.at_level(logging.INFO):
+        prepare(dataset, tmp_path / "out")
+    assert "columns of " + str(tmp_path / "items.csv") + " that are not read: Marke, Farbe" in caplog.text
+
+
+def test_files_of_recbole_are_tables(tmp_path: Path) -> None:
+    (tmp_path / "shop.inter").write_bytes(lines(ORDERS, ["user:token", "item:token", "time:float"], "\t"))
+    assert histories(prepare(TablesDataset(tmp_path / "shop.inter"), tmp_path / "out"))["bob"] == list("edc")

@@ -177,7 +177,7 @@ def test_uuids_on_one_side_meet_text_on_the_other(tmp_path: Path) -> None:
 
 
 def test_spaces_in_a_header_are_shown(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no column 'item', only user, ' item', ' time'; name yours"):
+    with pytest.raises(DatasetError, match=r"no columns 'item', 'time', only user, ' item', ' time'; name yours"):
         read(shop(tmp_path, lines(ORDERS, ["user", " item", " time"])))
 
 
@@ -376,7 +376,7 @@ def test_further_forms_of_iso_dates(tmp_path: Path, value: str, seconds: int) ->
 )
 def test_what_is_no_date_is_refused_with_the_option_that_reads_others(tmp_path: Path, value: str) -> None:
     orders = lines([(user, item, value) for user, item, _ in ORDERS], HEADS["orders"])
-    with pytest.raises(DatasetError, match=rf"ISO date: 6, as line 2: '{value}'.*`dataset\.time_format="):
+    with pytest.raises(DatasetError, match=rf"ISO date: 6, as line 2: '{value}'.*dataset\.time_format="):
         prepare(shop(tmp_path, orders), tmp_path / "out")
 
 

@@ -19,7 +19,7 @@ from tigerrec.data.base import DatasetError
 from tigerrec.data.raw_files import LINE_LIMIT, content_suffix, opened, read_lines, unpacked_suffix
 from tigerrec.text import first_line
 
-DELIMITED = {".csv": ",", ".tsv": "\t"}
+DELIMITED = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}  # the last two are of RecBole
 JSON = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*DELIMITED, *JSON, ".parquet")
 BATCH = 50_000  # rows

@@ -289,6 +289,12 @@ class TablesDataset(Dataset):
                         "`dataset.text_columns=[<column>]`."
                     )
             columns = {field: column for field, column in named.items() if column in table.columns or table.is_open}
+            known = {self.items_item_column or self.item_column, *columns.values(), *self.text_columns}
+            if unread := [name for name in table.columns if name not in known]:
+                logger.info(
+                    "columns of %s that are not read: %s (`dataset.text_columns=[<column>]` takes texts)",
+                    table.path, shown(unread),
+                )  # fmt: skip
             yield from self._records(table, role, columns, needed, told, tally)
 
     def _open(self, path: Path, role: str) -> Table:
@@ -315,14 +321,18 @@ class TablesDataset(Dataset):
         named = {option: getattr(self, option) for option in options}
         if "items_item_column" in named:
             named["items_item_column"] = self.items_item_column or self.item_column
-        for option, name in named.items():
-            if name not in table.columns and name not in (columns := table.all_columns()):
-                alike = [column for column in columns if column.strip().lower() == name.lower()]
-                own = "<column>" if not alike else alike[0] if alike[0] == alike[0].strip() else repr(alike[0])
-                given = f"dataset.{option}={own}"
-                repair = f'`"{given}"`' if " " in own else f"`{given}`"
-                advice = table.advice(list(named.values())) or f"name yours by {repair}"
-                raise DatasetError(f"{path} has no column '{name}', only {shown(columns)}; {advice}.")
+        missing = {option: name for option, name in named.items() if name not in table.columns}
+        if missing and table.is_open:
+            missing = {option: name for option, name in missing.items() if name not in table.all_columns()}
+        if missing:
+            columns = table.all_columns()
+            names = ", ".join(f"'{name}'" for name in missing.values())
+            given = " ".join(f"dataset.{option}={_own(name, columns)}" for option, name in missing.items())
+            repair = f'`"{given}"`' if "'" in given else f"`{given}`"
+            advice = table.advice(list(named.values())) or f"name yours by {repair}"
+            raise DatasetError(
+                f"{path} has no column{'s' if len(missing) > 1 else ''} {names}, only {shown(columns)}; {advice}."
+            )
         if any_of and not set(any_of) & set(table.columns) and not set(any_of) & set(table.all_columns()):
             raise DatasetError(
                 f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
@@ -356,6 +366,12 @@ class TablesDataset(Dataset):
                 texts = raw.further_texts(row, self.text_columns, tally)
                 told_of = raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
                 yield item, told_of._replace(texts=texts)
+
+
+def _own(name: str, columns: Sequence[str]) -> str:
+    """The column that seems to be meant by a name, as an option is given."""
+    alike = [column for column in columns if column.strip().lower() == name.lower()]
+    return "<column>" if not alike else alike[0] if alike[0] == alike[0].strip() else repr(alike[0])
 
 
 def _parts(path: Path, any_name: bool) -> list[Path]:

@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
 def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
     item_id, item = plain_id(row.get(ID), ID), make_item(row, tally, ">")
     text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
-    return {ID: item_id, **item._asdict(), "text": text}
+    return {ID: item_id, **{field: getattr(item, field) for field in ITEM_FIELDS}, "text": text}
 
 
 def give(column: str) -> str:
