@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,9 +28,11 @@ ROOT = Path(__file__).parent.parent
 EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")  # 16 steps or more, in fp32
 
 
-def torchrun(*command: str, processes: int = 2, **more: Any) -> subprocess.Popen[str]:
+def torchrun(
+    *command: str, processes: int = 2, rendezvous: tuple[str, ...] = ("--standalone",), **more: Any
+) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(processes)]
     return subprocess.Popen(
         [*launcher, *command],
         cwd=ROOT,
@@ -172,6 +175,20 @@ def test_two_processes_equal_one_and_themselves(orders: Path, tmp_path: Path) ->
     metrics = [read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
     for one, other in zip(*metrics, strict=True):
         assert one["ndcg@10"] == pytest.approx(other["ndcg@10"], abs=1e-4)
+
+
+@pytest.mark.long
+def test_two_nodes_equal_two_processes_of_one(orders: Path, tmp_path: Path) -> None:
+    run_shared(orders, tmp_path / "one", *EXACT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1]))
+    command = ("-m", "tigerrec", "evaluate", *tiny_shop.options(orders, tmp_path / "two", *EXACT))
+    nodes = [torchrun(*command, processes=1, rendezvous=(*where, "--node-rank", str(rank))) for rank in range(2)]
+    codes, outs, errs = zip(*map(ended, nodes), strict=True)
+    assert codes == (0, 0), errs
+    assert outs == (f"{tmp_path / 'two' / FOLDERS['evaluate']}\n", "")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def read_log(runs: Path) -> list[dict[str, Any]]:

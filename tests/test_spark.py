@@ -6,6 +6,7 @@ import datetime
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -25,6 +26,7 @@ from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import SPILLED, sha256_file
 from tigerrec.storage.manifests import read_manifest
 
+ROOT = Path(__file__).parent.parent
 HAS_JAVA = shutil.which("java") is not None or "JAVA_HOME" in os.environ
 pytestmark = [
     pytest.mark.long,
@@ -201,6 +203,39 @@ def test_refusals_are_those_of_duckdb(tmp_path: Path) -> None:
             told.append(str(error.value))
             assert not (tmp_path / "out").exists()
         assert name == "condition" or told[0] == told[1]  # DuckDB's own words differ
+
+
+def test_tables_of_a_session_that_runs_already_are_left_alone(tmp_path: Path, session: Any) -> None:
+    session.range(7).createOrReplaceTempView("users")
+    check_equal(tmp_path, [pa.table({"user": ["u"] * 3, "item": list("abc"), "time": [1, 2, 3]})])
+    assert session.table("users").count() == 7
+
+
+def command(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Prepare a small table with Spark by the command, in a session of its own."""
+    pq.write_table(pa.table(random_rows(100, 5, 9, 99)), folder / "orders.parquet")
+    options = [f"dataset.interactions={folder / 'orders.parquet'}", f"paths.runs={folder / 'runs'}"]
+    options += ["dataset.engine=spark", "dataset.spark={spark.master: 'local[1]', spark.sql.shuffle.partitions: 1}"]
+    return subprocess.run(
+        [sys.executable, "-m", "tigerrec", "prepare", "dataset=tables", *options],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_command_has_a_session_of_its_own(tmp_path: Path) -> None:
+    done = command(tmp_path)
+    assert done.returncode == 0, done.stderr
+    by_duckdb = prepare(TablesDataset(tmp_path / "orders.parquet"), tmp_path / "duckdb")
+    out = Path(done.stdout.splitlines()[-1])
+    assert [sha256_file(out / name) for name in FILES] == [sha256_file(by_duckdb / name) for name in FILES]
+
+
+def test_without_java_the_repair_is_named(tmp_path: Path) -> None:
+    done = command(tmp_path, JAVA_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "Spark did not start (" in done.stderr
+    assert "; it needs Java 17 (as `apt-get install openjdk-17-jre-headless` and JAVA_HOME give it)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 import re
 import signal
@@ -26,6 +27,8 @@ from tigerrec.text import first_line
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
 
 LINES = "place BIGINT, user STRING, item STRING, seconds BIGINT, nanos INT, kind STRING, fault STRING, odd STRING"
 INTERACTIONS = "SELECT place, user, item, seconds, nanos FROM lines WHERE fault IS NULL"
@@ -108,9 +111,9 @@ class SparkLoader(Loader):
 def spark_loader(
     database: DuckDBPyConnection, tally: Tally, folder: Path, properties: Mapping[str, Any]
 ) -> Iterator[SparkLoader]:
-    """A loader that keeps its tables in a folder which all machines of Spark see; it uses the session that there is, or
-    one of its own with these properties. Raises DatasetError if Spark is not installed or does not start, ArtifactError
-    if it fails."""
+    """A loader that keeps its tables in a folder which all machines of Spark see; it works in the session that runs
+    already, beside that one's tables, or in one of its own with these properties. Raises DatasetError if Spark is not
+    installed or does not start, ArtifactError if it fails."""
     try:
         from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
@@ -120,11 +123,13 @@ def spark_loader(
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     is_main = threading.current_thread() is threading.main_thread()
     given, handler = SparkSession.getActiveSession(), signal.getsignal(signal.SIGINT)
+    if given and properties:
+        logger.warning("dataset.spark= is left aside, since a session of Spark runs already")
     builder = SparkSession.builder.appName("tigerrec prepare")
     for name, value in properties.items():
         builder = builder.config(name, value)
     try:
-        spark = builder.getOrCreate()
+        spark = given.newSession() if given else builder.getOrCreate()
     except (PySparkException, Py4JError, OSError) as error:
         raise DatasetError(
             f"Spark did not start ({_reason(error)}); it needs Java 17 (as `apt-get install openjdk-17-jre-headless` "
