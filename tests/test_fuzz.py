@@ -337,7 +337,7 @@ def test_a_table_in_any_dialect_gives_what_plain_csv_gives(data: st.DataObject) 
     how, as_text = data.draw(st.sampled_from(TIMES))
     is_bare = options.get("separator") == "::"
     users = data.draw(st.lists(IDS, min_size=1, max_size=3, unique_by=str.strip))
-    row = st.tuples(st.sampled_from(users), IDS, MOMENTS, st.integers(1, 5), st.sampled_from(["buy", "it\'s"]))
+    row = st.tuples(st.sampled_from(users), IDS, MOMENTS, st.integers(1, 5), st.sampled_from(["buy", "it's"]))
     rows = data.draw(st.lists(row, max_size=6)) + [(users[0], f"{n}", 1_500_000_000 + n, 5, "buy") for n in range(3)]
     prices = st.sampled_from([None, 0.5, 12.0, 1299.25])
     goods = [(item, data.draw(TITLES), data.draw(prices)) for item in dict.fromkeys(row[1] for row in rows)]
@@ -387,7 +387,7 @@ def test_a_table_in_any_dialect_gives_what_plain_csv_gives(data: st.DataObject) 
             assert pq.read_table(found / name).equals(pq.read_table(expected / name)), name
 
 
-CONDITIONS = ["1 =", "time > 5", "item LIKE '%'", "nothing", "true) OR (true", "1; DROP TABLE lines", "(SELECT 1)", "'a'"]
+CONDITIONS = ["1 =", "time > 5", "item LIKE '%'", "nothing", "true) OR (true", "1; DROP TABLE lines", "(SELECT 1)"]
 
 
 @FUZZ

@@ -158,7 +158,7 @@ class TablesDataset(Dataset):
             raise DatasetError(
                 "dataset.min_rating needs the column of ratings; name it by `dataset.rating_column=<column>`."
             )
-        if self.min_rating is not None:
+        if self.rating_column is not None:
             named.append("rating_column")
         if self.time_column is None:
             logger.warning("no dataset.time_column: the order of the file stands for time")
