@@ -387,16 +387,7 @@ def test_a_table_in_any_dialect_gives_what_plain_csv_gives(data: st.DataObject) 
             assert pq.read_table(found / name).equals(pq.read_table(expected / name)), name
 
 
-CONDITIONS = [
-    "1 =",
-    "time > 5",
-    "item LIKE '%'",
-    "nothing",
-    "true) OR (true",
-    "1; DROP TABLE lines",
-    "(SELECT 1)",
-    "'a'",
-]
+CONDITIONS = ["1 =", "time > 5", "item LIKE '%'", "nothing", "true) OR (true", "1; DROP TABLE lines", "(SELECT 1)"]
 
 
 @FUZZ

@@ -374,6 +374,12 @@ def test_messages_about_a_table_of_new_items_name_no_option_of_data_sets(tmp_pat
     assert "dataset." not in told
 
 
+def test_a_column_of_ratings_must_exist_with_and_without_a_threshold(tmp_path: Path) -> None:
+    for options in ({}, {"min_rating": 3}):
+        with pytest.raises(DatasetError, match=r"no column 'stars', only user, item, time; name yours by"):
+            read(TablesDataset(shop(tmp_path).interactions, rating_column="stars", **options))
+
+
 def test_a_refusal_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
         prepare(shop(tmp_path, b"user,item,time\n"), tmp_path / "runs" / "shops" / "mine")

@@ -222,7 +222,7 @@ class TablesDataset(Dataset):
                 )
             self._load_sequences(loader)
             return
-        if self.min_rating is not None:
+        if self.rating_column is not None:
             named.append("rating_column")
         if self.time_column is None:
             logger.warning("no dataset.time_column: the order of the file stands for time")
