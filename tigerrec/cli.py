@@ -127,12 +127,12 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
                 raise
             ends[" ".join(overrides)] = stop.code.removeprefix("Error: ")
 
-    def composable(sweeper: BasicSweeper) -> list[Sequence[str]]:
+    def composable(self: BasicSweeper) -> Sequence[Sequence[str]]:
         """The next runs of a sweep, without those that cannot be composed."""
         runs: list[Sequence[str]] = []
-        for overrides in next_runs(sweeper):
+        for overrides in next_runs(self):
             try:
-                sweeper.validate_batch_is_legal([overrides])
+                self.validate_batch_is_legal([overrides])
                 runs.append(overrides)
             except (HydraException, OmegaConfBaseException) as error:
                 ends[" ".join(overrides)] = composition_fault(error)
