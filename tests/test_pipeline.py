@@ -431,7 +431,6 @@ def test_other_raw_files_are_noticed(here, tmp_path):
             "tokenizer.name='../../etc' must be a folder name; give `tokenizer.name=<name>`.",
         ),
         (["train.epochs=${nothing}"], "train cannot be read: Interpolation key 'nothing' not found."),
-        (["-m", "tokenizer=nothing,random"], "tokenizer=nothing is not a choice; allowed: "),
         (["dataset=tables"], "dataset"),
     ],
 )
