@@ -7,6 +7,7 @@ runs/bench-data/<interactions>.json.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -45,8 +46,8 @@ def n_items(n: int) -> int:
     return min(n // ITEM_BUYERS, MOST_ITEMS)
 
 
-def write_shop(n: int, folder: Path) -> tuple[Path, Path]:
-    """Tables of n interactions in the order of time, by n / 10 users, half of them with items that few others take, and
+def write_shop(n: int, folder: Path) -> None:
+    """Write tables of n interactions in the order of time, by n / 10 users, half of them with items that few others take, and
     of the items."""
     generator = np.random.default_rng(SEED)
     interactions, items = folder / "interactions.parquet", folder / "items.parquet"
@@ -76,7 +77,6 @@ def write_shop(n: int, folder: Path) -> tuple[Path, Path]:
         "price": [number % 997 + 0.5 for number in numbers],
     }
     pq.write_table(pa.table(columns), items)
-    return interactions, items
 
 
 def run(stage: str, options: list[str]) -> dict[str, Any]:
@@ -97,7 +97,11 @@ def measure(n: int) -> dict[str, Any]:
     """What all stages cost on a shop of n interactions."""
     shop = FOLDER / str(n)
     shutil.rmtree(shop, ignore_errors=True)
-    interactions, items = write_shop(n, shop / "raw")
+    raw = shop / "raw"
+    writer = multiprocessing.get_context("spawn").Process(target=write_shop, args=(n, raw))
+    writer.start()  # apart: the system counts the memory of this process as that of those which it starts
+    writer.join()
+    interactions, items = raw / "interactions.parquet", raw / "items.parquet"
     paths = [f"dataset.interactions={interactions}", f"dataset.items={items}", f"paths.runs={shop / 'runs'}"]
     options = ["dataset=tables", "dataset.name=shop", *paths, *OPTIONS]
     figures = {

@@ -17,6 +17,7 @@ from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
 from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_A_PRICE, NOT_JSON, NOT_QUOTED, NOT_UTF_8, Tally
+from tigerrec.runtime.memory import without_cycle_search
 from tigerrec.storage.files import SPILLED, unchanged
 from tigerrec.storage.stages import StageFiles, writing
 
@@ -281,7 +282,8 @@ def prepare(dataset: Dataset, out: Path) -> Path:
                 f"{stats['raw']['interactions']:,}",
                 ", ".join(map(str, sources.values())),
             )
-            _load_items(database, dataset, tally)
+            with without_cycle_search():
+                _load_items(database, dataset, tally)
         _check_dropped(tally, sources, dataset, checked)
         if tally.noted:
             has_commas = any("," in price for price in tally.noted_examples.get(NOT_A_PRICE, []))

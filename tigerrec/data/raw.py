@@ -114,6 +114,8 @@ def _plain(value: Any) -> Any:
 def plain_id(value: Any, name: str) -> str:
     """An id as text without outer spaces (leading zeros stay); whole numbers are taken too (12 and 12.0 become "12").
     Raises Unreadable if it is missing, empty, of another type, or has characters that no table can hold."""
+    if type(value) is str and value.isascii() and "\0" not in value and (text := value.strip()):
+        return text  # as nearly all are
     value = _plain(value)
     if value is None or value == "":
         raise Unreadable(f"no {name}")
@@ -129,6 +131,8 @@ def plain_id(value: Any, name: str) -> str:
 def clean(value: Any, name: str, tally: Tally) -> str | None:
     """A text field with HTML entities decoded and white space collapsed, a number as text; None where nothing is
     left."""
+    if type(value) is str and value.isascii() and "&" not in value and "\0" not in value:
+        return " ".join(value.split()) or None  # as for nearly all
     if value is None or value != value:  # NaN stands for "missing" in many tables
         return None
     text = _plain(value)

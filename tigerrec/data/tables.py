@@ -363,9 +363,10 @@ class TablesDataset(Dataset):
                     continue
                 told.add(item)
                 record = {field: row[column] for field, column in columns.items()}
-                texts = raw.further_texts(row, self.text_columns, tally)
                 told_of = raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
-                yield item, told_of._replace(texts=texts)
+                if self.text_columns:
+                    told_of = told_of._replace(texts=raw.further_texts(row, self.text_columns, tally))
+                yield item, told_of
 
 
 def _own(name: str, columns: Sequence[str]) -> str:

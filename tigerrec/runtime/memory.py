@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,3 +43,16 @@ def release_freed_memory() -> None:
     ever new sizes leave holes in the heap, which glibc keeps: half a gigabyte within a hundred steps of training."""
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def without_cycle_search() -> Iterator[None]:
+    """Let Python free what nothing refers to, but not look for cycles: where many objects live and none is part of one,
+    the search takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
