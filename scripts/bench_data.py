@@ -47,8 +47,8 @@ def n_items(n: int) -> int:
 
 
 def write_shop(n: int, folder: Path) -> None:
-    """Write tables of n interactions in the order of time, by n / 10 users, half of them with items that few others take, and
-    of the items."""
+    """Write tables of n interactions in the order of time, by n / 10 users, half of them with items that few others
+    take, and of the items."""
     generator = np.random.default_rng(SEED)
     interactions, items = folder / "interactions.parquet", folder / "items.parquet"
     folder.mkdir(parents=True, exist_ok=True)

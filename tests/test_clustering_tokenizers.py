@@ -220,3 +220,10 @@ def test_hyperplanes_tell_directions_apart_and_nothing_else():
 def test_hyperplanes_give_a_power_of_two_codes():
     with pytest.raises(ValueError, match="codebook_size must be a power of two, got 12"):
         LSH(codebook_size=12)
+
+
+def test_a_rotation_is_learned_of_fewer_items_than_dimensions():
+    vectors = np.random.default_rng(0).normal(size=(20, 48)).astype(np.float32)
+    state, codes = ProductQuantizer(codebook_size=8, rotate=True).fit(vectors, seed=0, extra={})
+    assert codes.shape == (20, 4)
+    assert np.allclose(state["rotation"] @ state["rotation"].T, np.eye(48), atol=1e-5)

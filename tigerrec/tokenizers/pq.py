@@ -100,5 +100,6 @@ def fit_rotation(rows: np.ndarray, slices: int, size: int, seed: int) -> np.ndar
     quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1
     matrix = faiss.OPQMatrix(dim, slices)
     matrix.pq = quantizer
-    matrix.train(np.ascontiguousarray(rows, dtype=np.float32))
+    enough = np.tile(rows, (-(-dim // len(rows)), 1))  # faiss breaks off where rows are fewer than dimensions
+    matrix.train(np.ascontiguousarray(enough, dtype=np.float32))
     return faiss.vector_to_array(matrix.A).reshape(dim, dim)
