@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,26 +172,30 @@ def _labels(names: Sequence[str], numbers: np.ndarray) -> Any:
     return pa.DictionaryArray.from_arrays(codes[numbers], pa.array(values, pa.string()))
 
 
-def write_recommendations(files: StageFiles, rankings: Sequence[Ranking], users: np.ndarray) -> None:
-    """Write `recommendations.parquet`, some users of a model at a time: one row a recommended item, `rank` from 1."""
+def _recommendations(rankings: Sequence[Ranking], users: np.ndarray) -> Iterator[Any]:
+    """The rows of `recommendations.parquet`, some users of a model at a time."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     names = {name: [getattr(ranking, name) for ranking in rankings] for name in ("model", "seen")}
-    writer = None
-    with files.create("recommendations.parquet") as path:
-        for number, ranking in enumerate(rankings):
-            for start in range(0, max(len(users), 1), USERS_A_ROW_GROUP):
-                block = slice(start, start + USERS_A_ROW_GROUP)
-                items, scores = ranking.items[block], ranking.scores[block]
-                rows, places = np.nonzero(items >= 0)
-                columns = {name: _labels(values, np.full(len(rows), number)) for name, values in names.items()}
-                columns |= {"user": users[block][rows].astype(np.int32), "rank": (places + 1).astype(np.int16)}
-                table = pa.table(columns | {"item": items[rows, places], "score": scores[rows, places]})
-                writer = writer or pq.ParquetWriter(path, table.schema)
-                writer.write_table(table)
-        if writer:
-            writer.close()
+    for number, ranking in enumerate(rankings):
+        for start in range(0, len(users), USERS_A_ROW_GROUP):
+            block = slice(start, start + USERS_A_ROW_GROUP)
+            items, scores = ranking.items[block], ranking.scores[block]
+            rows, places = np.nonzero(items >= 0)
+            columns = {name: _labels(values, np.full(len(rows), number)) for name, values in names.items()}
+            columns |= {"user": users[block][rows].astype(np.int32), "rank": (places + 1).astype(np.int16)}
+            yield pa.table(columns | {"item": items[rows, places], "score": scores[rows, places]})
+
+
+def write_recommendations(files: StageFiles, rankings: Sequence[Ranking], users: np.ndarray) -> None:
+    """Write `recommendations.parquet`: one row a recommended item, `rank` from 1."""
+    import pyarrow.parquet as pq
+
+    tables = _recommendations(rankings, users)
+    first = next(tables)
+    with files.create("recommendations.parquet") as path, pq.ParquetWriter(path, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
 
 
 def write_rankings(
