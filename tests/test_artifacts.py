@@ -413,6 +413,28 @@ def test_waiting_for_the_first(tmp_path):
             assert f"waiting for process {process.pid}" in announced[0]
 
 
+def test_a_lock_leaves_no_folder_that_it_made(tmp_path):
+    with locked(tmp_path / "empty"):
+        pass
+    with locked(tmp_path / "full"):
+        (tmp_path / "full" / "result").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_who_waited_for_a_lock_that_went_with_its_folder_holds_the_next(tmp_path):
+    folder = tmp_path / "run"
+    with held_elsewhere(folder) as process:
+
+        def announce(text):
+            process.stdin.close()
+
+        with locked(folder, wait=True, announce=announce):
+            process.wait()
+            with pytest.raises(BusyError), locked(folder):
+                pass
+    assert not folder.exists()
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path):
     with held_elsewhere(tmp_path) as process:
         process.send_signal(signal.SIGKILL)

@@ -45,8 +45,9 @@ def figure(value: float | None, form: str = ".4f") -> str:
 
 
 def shortened(value: str, longest: int = 100) -> str:
-    """A text for one line, cut where it is longer than people read."""
-    return value if len(value) <= longest else f"{value[: longest - 1]}…"
+    """A text for one line, cut where it is longer than people read, without characters that steer a terminal."""
+    printable = "".join(char if char.isprintable() else "\ufffd" for char in value[: longest + 1])
+    return printable if len(printable) <= longest else f"{printable[: longest - 1]}…"
 
 
 def percent(share: float) -> str:

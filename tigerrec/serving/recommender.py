@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tigerrec import TigerrecError
 from tigerrec.config import ConfigError
 from tigerrec.data.histories import load_histories, read_items, training_counts
+from tigerrec.data.raw import Unreadable, plain_id
 from tigerrec.embed.base import few
 from tigerrec.search.options import CODES, HYBRID, Scores, Scoring, check_scoring, item_weight
 from tigerrec.storage.contracts import contract, read_arrays
@@ -71,6 +72,20 @@ def read_popularity(exported: Path, n_items: int) -> np.ndarray:
         if (counts < 0).any():
             raise ValueError("it has negative counts")
     return counts
+
+
+def _ids_of(history: Any) -> list[str]:
+    """The ids of a history as the data set's reader takes them, what is none as it prints; no ids of what is no
+    history."""
+    given = [history] if isinstance(history, str) or not isinstance(history, Iterable) else history
+
+    def id_of(value: Any) -> str:
+        try:
+            return plain_id(value.item() if isinstance(value, np.generic) else value, "item id")
+        except Unreadable:
+            return str(value)
+
+    return [] if history is None or isinstance(history, float) else [id_of(value) for value in given]
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,28 +203,31 @@ class Recommender:
 
     def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
         """The k best items to follow a history, best first; fewer where the catalogue is smaller. The
-        history begins with the oldest item; unknown ids are ignored with a warning, and with `mask_seen` none of its
-        items is recommended. Raises RecommendError if k is no whole number from 1 up, or no item is known."""
-        ids = [item_ids] if isinstance(item_ids, str) else list(item_ids)
-        example = ",".join(self.item_ids[:2])
+        history begins with the oldest item; ids are taken as the data set's reader takes them (a whole number as text,
+        no outer spaces), unknown ones are ignored with a warning, and with `mask_seen` none of its items is
+        recommended. Raises RecommendError if k is no whole number from 1 up, or no item is known."""
+        ids = _ids_of(item_ids)
+        example = ", ".join(map(repr, self.item_ids[:2]))
         if not ids:
-            raise RecommendError(f"The history is empty; give at least one item id, for instance `ITEMS={example}`.")
+            raise RecommendError(f"The history is empty; give at least one item id, for instance of {example}.")
         if not any(item_id in self.numbers for item_id in ids):
-            shown = few([repr(item_id) for item_id in ids], SHOWN_IDS)
+            shown = few([shortened(repr(item_id)) for item_id in ids], SHOWN_IDS)
             raise RecommendError(
                 f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of "
-                f"items.parquet, for instance `ITEMS={example}`."
+                f"items.parquet, for instance {example}."
             )
         return self.recommend_batch([ids], k, mask_seen)[0]
 
     def recommend_batch(
         self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True
     ) -> list[list[Recommendation]]:
-        """`recommend` for many histories at once; one of which no item is known gets an empty list, and a warning
-        counts these. Raises RecommendError if k is no whole number from 1 up."""
+        """`recommend` for many histories at once; one of which no item is known, or which is none, gets an empty list,
+        and a warning names these. Raises RecommendError if k is no whole number from 1 up, or `histories` is a text."""
+        if isinstance(histories, str):
+            raise RecommendError("The histories are one text; give a list of lists of item ids.")
         count = int(k) if isinstance(k, float) and k.is_integer() else k
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise RecommendError(f"k must be a whole number from 1 up, got {k!r}; give for instance `K=10`.")
+            raise RecommendError(f"k must be a whole number from 1 up, got {k!r}; give for instance 10.")
         known = self._known(histories)
         k = min(int(count), len(self.item_ids))
         rows = [row for row, history in enumerate(known) if len(history)]
@@ -225,7 +243,7 @@ class Recommender:
     def report(self, item_ids: Sequence[str], k: int = 10) -> str:
         """A history and its recommendations as text to read: item id, score, Semantic ID and title."""
         recommended = self.recommend(item_ids, k)
-        known = [self.numbers[item_id] for item_id in item_ids if item_id in self.numbers]
+        known = [self.numbers[item_id] for item_id in _ids_of(item_ids) if item_id in self.numbers]
         history = [self._recommendation(item, float("nan")) for item in known]
 
         def line(rank: int | str, item: Recommendation, score: str) -> str:
@@ -243,14 +261,14 @@ class Recommender:
 
     def _known(self, histories: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """The item indices of each history without its unknown ids, int32 (n,)."""
-        ids = [[history] if isinstance(history, str) else list(history) for history in histories]
+        ids = [_ids_of(history) for history in histories]
         unknown = [item_id for history in ids for item_id in history if item_id not in self.numbers]
         known = [
             np.array([self.numbers[item_id] for item_id in history if item_id in self.numbers], np.int32)
             for history in ids
         ]
         if unknown:
-            shown = few([repr(item_id) for item_id in unknown], SHOWN_IDS)
+            shown = few([shortened(repr(item_id)) for item_id in unknown], SHOWN_IDS)
             total = sum(map(len, ids))
             logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), total, shown)
         nothing = [str(row) for row, history in enumerate(known) if not len(history)]

@@ -112,11 +112,22 @@ def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextI
             ) from None
         announce(f"waiting for {holder}, which is writing {folder}")
         fcntl.flock(lock, fcntl.LOCK_EX)
+    if not _is_in_place(lock, folder / LOCK):  # its holder found nothing to keep
+        lock.close()
+        return _acquire(folder, wait, announce)
     lock.seek(0)
     lock.truncate()
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
+
+
+def _is_in_place(file: TextIO, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -133,13 +144,20 @@ def unchanged(paths: Mapping[str, Path]) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold the folder's lock; the operating system frees it when the process ends, however it ends. Raises BusyError if
-    another process holds it and `wait` is False. Raises ArtifactError if the folder cannot be made or written."""
+    another process holds it and `wait` is False. Raises ArtifactError if the folder cannot be made or written. A folder
+    in which nothing else stands afterwards is removed."""
     try:
         lock = _acquire(folder, wait, announce)
     except OSError as error:
         raise not_writable(folder, error) from None
     with lock:
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def fsync(path: Path) -> None:
