@@ -10,9 +10,9 @@ from typing import Any
 from tigerrec.data.arrange import arrange, ordered
 from tigerrec.data.base import Dataset, RawItem
 from tigerrec.data.columns import Columns
-from tigerrec.data.formats import Batch, Table
 from tigerrec.data.interactions import Loader, working_database
 from tigerrec.data.raw import Tally
+from tigerrec.data.table import Batch, Table
 
 
 @dataclasses.dataclass

@@ -15,8 +15,8 @@ import pytest
 from tests.raw_data import read
 from tigerrec import TigerrecError
 from tigerrec.data.base import DatasetError
-from tigerrec.data.formats import ParquetTable
 from tigerrec.data.interactions import Loader
+from tigerrec.data.parquet import ParquetTable
 from tigerrec.data.prepare import prepare
 from tigerrec.data.tables import TablesDataset
 from tigerrec.storage.contracts import read_json, read_table

@@ -13,10 +13,11 @@ from tigerrec.config import Share, options, shipped_folder
 from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
 from tigerrec.data.columns import Columns
 from tigerrec.data.download import download_missing
-from tigerrec.data.formats import EXCERPT, Dialect, open_table
+from tigerrec.data.formats import open_table
 from tigerrec.data.interactions import Loader
 from tigerrec.data.raw import Fault, Tally, Unreadable, further_texts, make_item, plain_id, record_of, text_of
 from tigerrec.data.raw_files import read_lines
+from tigerrec.data.table import EXCERPT, Dialect
 from tigerrec.storage.fingerprints import added, not_identity
 
 ASIN = re.compile(rb"""asin["']\s*:\s*["']([^"']+)["']""")  # begins with fixed letters: searched fast

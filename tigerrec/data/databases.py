@@ -12,8 +12,8 @@ from typing import Any
 
 from tigerrec.data.base import DatasetError
 from tigerrec.data.columns import quoted
-from tigerrec.data.formats import BATCH, Batch, RowTable, Table, shown
 from tigerrec.data.interactions import MEMORY
+from tigerrec.data.table import BATCH, Batch, RowTable, Table, shown
 from tigerrec.text import first_line
 
 SQL = ".sql"

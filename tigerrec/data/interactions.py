@@ -24,8 +24,8 @@ from tigerrec.data.columns import (
     time_sql,
     whole_sql,
 )  # fmt: skip
-from tigerrec.data.formats import Batch, Table
 from tigerrec.data.raw import Fault, Tally
+from tigerrec.data.table import Batch, Table
 from tigerrec.storage.files import SPILLED, ArtifactError, not_writable, remove_tree
 from tigerrec.text import first_line
 

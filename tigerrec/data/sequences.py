@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec.data import raw
-from tigerrec.data.formats import BATCH, EXCERPT, WHOLE, Batch, Dialect, RowTable, Table
 from tigerrec.data.raw_files import read_lines
+from tigerrec.data.table import BATCH, EXCERPT, WHOLE, Batch, Dialect, RowTable, Table
 
 
 class LineTable(RowTable):

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from tigerrec.data.arrange import ordered
 from tigerrec.data.base import DatasetError
 from tigerrec.data.columns import Columns
-from tigerrec.data.formats import ParquetTable, Table
 from tigerrec.data.interactions import ROLE, SETUP, Loader, lines_of, wanted_columns
+from tigerrec.data.parquet import ParquetTable
 from tigerrec.data.raw import Tally
+from tigerrec.data.table import Table
 from tigerrec.storage.files import ArtifactError, remove_tree
 from tigerrec.text import first_line
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -18,12 +17,14 @@ from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
 from tigerrec.data.columns import Columns
 from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
 from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
-from tigerrec.data.formats import SUFFIXES, WHOLE, Dialect, Table, is_table, open_table, shown
+from tigerrec.data.formats import SUFFIXES, is_table, open_table, parts_of
 from tigerrec.data.interactions import Loader
+from tigerrec.data.named_columns import check_columns
 from tigerrec.data.parts import parts_by_place, parts_by_time
-from tigerrec.data.prepare import ITEM_FIELDS, REPAIRS
+from tigerrec.data.prepare import ITEM_FIELDS
 from tigerrec.data.raw_files import content_suffix, opened
 from tigerrec.data.sequences import LineTable, SequenceTable
+from tigerrec.data.table import WHOLE, Dialect, Table, shown
 from tigerrec.storage.fingerprints import added, not_identity
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class TablesDataset(Dataset):
             "items": self.items,
         }
         any_name = bool(self.separator)
-        parts = {role: _parts(self._path(path), any_name) for role, path in named.items() if path is not None}
+        parts = {role: parts_of(self._path(path), any_name) for role, path in named.items() if path is not None}
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
             f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
             for role, files in parts.items()
@@ -160,7 +161,10 @@ class TablesDataset(Dataset):
         for name, path in named.items():
             table = self._open(path, "items" if role == "items" else "interactions")
             if table.columns or table.fault or len(named) == 1:
-                self._check_columns(table, options, any_of)
+                columns = {option: getattr(self, option) for option in options}
+                if "items_item_column" in columns:
+                    columns["items_item_column"] = self.items_item_column or self.item_column
+                check_columns(table, columns, any_of)
                 yield name, table
 
     def sources(self) -> dict[str, Path]:
@@ -308,37 +312,6 @@ class TablesDataset(Dataset):
             return LineTable(path, [self.user_column, self.sequence_column], self.dialect)
         return open_table(path, self.dialect)
 
-    def _check_columns(self, table: Table, options: Sequence[str], any_of: Sequence[str]) -> None:
-        """Raise DatasetError if a table lacks a column named by `options`, or all of the columns `any_of`."""
-        path, fault = table.path, table.fault
-        if fault:
-            raise DatasetError(
-                f"{path} tells no columns: its line {fault.line:,} cannot be read "
-                f"({': '.join(filter(None, (fault.reason, fault.text)))}); {REPAIRS.get(fault.reason, 'repair it')}."
-            )
-        if not table.columns:
-            raise DatasetError(f"{path} is empty; give a file with data.")
-        named = {option: getattr(self, option) for option in options}
-        if "items_item_column" in named:
-            named["items_item_column"] = self.items_item_column or self.item_column
-        missing = {option: name for option, name in named.items() if name not in table.columns}
-        if missing and table.is_open:
-            missing = {option: name for option, name in missing.items() if name not in table.all_columns()}
-        if missing:
-            columns = table.all_columns()
-            names = ", ".join(f"'{name}'" for name in missing.values())
-            given = " ".join(f"dataset.{option}={_own(name, columns)}" for option, name in missing.items())
-            repair = f'`"{given}"`' if "'" in given else f"`{given}`"
-            advice = table.advice(list(named.values())) or f"name yours by {repair}"
-            raise DatasetError(
-                f"{path} has no column{'s' if len(missing) > 1 else ''} {names}, only {shown(columns)}; {advice}."
-            )
-        if any_of and not set(any_of) & set(table.columns) and not set(any_of) & set(table.all_columns()):
-            raise DatasetError(
-                f"{path} has none of the columns {', '.join(any_of)}, only {shown(table.columns)}; name yours, as "
-                "`dataset.title_column=<column>`."
-            )
-
     def _records(
         self, table: Table, role: str, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
     ) -> Iterator[tuple[str, RawItem | None]]:
@@ -367,22 +340,3 @@ class TablesDataset(Dataset):
                 if self.text_columns:
                     told_of = told_of._replace(texts=raw.further_texts(row, self.text_columns, tally))
                 yield item, told_of
-
-
-def _own(name: str, columns: Sequence[str]) -> str:
-    """The column that seems to be meant by a name, as an option is given."""
-    alike = [column for column in columns if column.strip().lower() == name.lower()]
-    return "<column>" if not alike else alike[0] if alike[0] == alike[0].strip() else repr(alike[0])
-
-
-def _parts(path: Path, any_name: bool) -> list[Path]:
-    """The tables of a folder, or, where there are none and files of `any_name` can be, all files; those of a pattern
-    like `orders-*.parquet`; by name; else the file itself."""
-    if path.is_dir():
-        parts = [part.relative_to(path) for part in path.rglob("*") if part.is_file()]
-        visible = [part for part in parts if not any(name.startswith((".", "_")) for name in part.parts)]
-        shown = [part for part in visible if is_table(part)] or (visible if any_name else [])
-        return [path / part for part in sorted(shown)] or [path]
-    if glob.has_magic(str(path)) and not path.exists():
-        return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
-    return [path]

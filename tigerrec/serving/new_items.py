@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from tigerrec import TigerrecError, config
-from tigerrec.data.formats import is_table, read_rows, shown
+from tigerrec.data.formats import is_table, read_rows
 from tigerrec.data.histories import ITEMS, read_items
 from tigerrec.data.prepare import ITEM_FIELDS, item_text
 from tigerrec.data.raw import Fault, Tally, Unreadable, clean, make_item, plain_id
+from tigerrec.data.table import shown
 from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.models.base import CONFIG, VECTORS

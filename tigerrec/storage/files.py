@@ -96,7 +96,9 @@ def wait_for_writer(folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
-def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextIO:
+def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> tuple[TextIO, bool]:
+    """The lock of a folder, and whether the folder was made for it."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     _probe(folder)
     lock = (folder / LOCK).open("a+", encoding="utf-8")
@@ -119,7 +121,7 @@ def _acquire(folder: Path, wait: bool, announce: Callable[[str], None]) -> TextI
     lock.truncate()
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
-    return lock
+    return lock, is_new
 
 
 def _is_in_place(file: TextIO, path: Path) -> bool:
@@ -144,10 +146,10 @@ def unchanged(paths: Mapping[str, Path]) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold the folder's lock; the operating system frees it when the process ends, however it ends. Raises BusyError if
-    another process holds it and `wait` is False. Raises ArtifactError if the folder cannot be made or written. A folder
-    in which nothing else stands afterwards is removed."""
+    another process holds it and `wait` is False. Raises ArtifactError if the folder cannot be made or written. Where
+    nothing else stands in the folder afterwards, nothing is left of what was made."""
     try:
-        lock = _acquire(folder, wait, announce)
+        lock, is_new = _acquire(folder, wait, announce)
     except OSError as error:
         raise not_writable(folder, error) from None
     with lock:
@@ -157,7 +159,8 @@ def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = l
             with contextlib.suppress(OSError):
                 if os.listdir(folder) == [LOCK]:
                     (folder / LOCK).unlink()
-                    folder.rmdir()
+                    if is_new:
+                        folder.rmdir()
 
 
 def fsync(path: Path) -> None:
