@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tigerrec.data.arrange import arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
-from tigerrec.data.interactions import NOT_A_TIME, ROLE, Loader, working_database
+from tigerrec.data.interactions import NOT_A_RATING, NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
 from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_A_PRICE, NOT_JSON, NOT_QUOTED, NOT_UTF_8, Tally
 from tigerrec.runtime.memory import without_cycle_search
@@ -36,10 +36,11 @@ REPAIRS = {
     NOT_QUOTED: 'read quotes written as \\" by `dataset.escape="\\\\"`',
     NOT_JSON: "write one record a line, or one array of records",
     NO_RECORD: "write one record a line, or one array of records",
+    NOT_A_RATING: "read a rating like 4,5 by `dataset.decimal_comma=true`",
     LONE_BREAK: "end its lines as Unix or Windows does",
 }
 """The reason for which a line cannot be read → what helps."""
-OPTIONS = {NOT_UTF_8: "encoding", NOT_QUOTED: "escape"}  # of `dataset`, which repairs need
+OPTIONS = {NOT_UTF_8: "encoding", NOT_QUOTED: "escape", NOT_A_RATING: "decimal_comma"}  # of `dataset`, which repairs need
 METADATA = """
 CREATE TABLE catalogue (item VARCHAR);
 CREATE TABLE metadata (item VARCHAR, title VARCHAR, brand VARCHAR, categories VARCHAR[], price DOUBLE, text VARCHAR);
