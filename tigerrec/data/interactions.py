@@ -188,7 +188,6 @@ class Loader:
         damaged, or the condition or the format of times cannot be used."""
         last, wanted = 0, wanted_columns(table, columns)
         self._check(wanted, columns)
-        self.database.begin()
         bar = tqdm(desc=table.path.name, unit=" lines", unit_scale=True, disable=None, leave=False)
         for batch in table.batches(wanted):
             bar.update(len(batch.lines) + len(batch.faults))
@@ -201,7 +200,6 @@ class Loader:
             last = max([last, *batch.lines[-1:], *(fault.line for fault in batch.faults)])
         bar.close()
         self._count([(self.before, role)])
-        self.database.commit()
         self.before += last
 
     def _check(self, names: Sequence[str], columns: Columns) -> None:
