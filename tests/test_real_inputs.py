@@ -726,7 +726,9 @@ def test_ratings_that_cannot_be_read_are_told_apart_from_low_ones(
         "line 8: '\u2605\u2605'",
     ]
     assert read(rated(tmp_path, min_rating=4, decimal_comma=True)).item_ids == ["a", "f", "h"]
-    with pytest.raises(DatasetError, match=r"3 of 8 lines .*not a number: 3, as line 4: 'five'.* 4,5 by `dataset.decimal"):
+    with pytest.raises(
+        DatasetError, match=r"3 of 8 lines .*not a number: 3, as line 4: 'five'.* 4,5 by `dataset.decimal"
+    ):
         prepare(rated(tmp_path, min_rating=4), tmp_path / "out")
 
 

@@ -53,9 +53,7 @@ def test_any_sequence_of_ids_is_a_history(recommender, history):
 @pytest.mark.parametrize("kind", [int, float, np.int64, np.float32])
 def test_whole_numbers_are_ids_of_digits(recommender, kind):
     names = [str(number) for number in range(N_ITEMS)]
-    numbered = dataclasses.replace(
-        recommender, item_ids=names, numbers={name: number for number, name in enumerate(names)}
-    )
+    numbered = dataclasses.replace(recommender, catalogue=dataclasses.replace(recommender.catalogue, item_ids=names))
     assert numbered.recommend([kind(3), kind(11)]) == numbered.recommend(["3", "11"])
 
 
@@ -64,8 +62,8 @@ def test_a_row_that_is_no_history_spoils_no_other_and_is_named(recommender, capl
     with caplog.at_level(logging.WARNING, "tigerrec"):
         lists = recommender.recommend_batch([HISTORY, row, HISTORY])
     first, last = recommender.recommend_batch([HISTORY, HISTORY])
-    assert lists == [first, [], last]
-    assert "nothing is recommended to 1 of 3 histories, which have no item of the catalogue: rows 1" in caplog.text
+    assert lists == [first, recommender.recommend([]), last]
+    assert "1 of 3 histories have no item of the catalogue and get what was bought most: rows 1" in caplog.text
 
 
 def test_one_text_is_no_batch(recommender):
@@ -84,8 +82,9 @@ def test_k_beyond_every_catalogue_is_the_catalogue(recommender):
 
 
 def test_titles_take_one_line_of_a_terminal_whatever_they_hold(recommender):
-    titles = ["Nougat " * 20_000, "red \x1b[31m and\x07 bell", "two\nlines\r", *recommender.titles[3:]]
-    text = dataclasses.replace(recommender, titles=titles).report(HISTORY, k=N_ITEMS)
+    titles = ["Nougat " * 20_000, "red \x1b[31m and\x07 bell", "two\nlines\r", *recommender.catalogue.titles[3:]]
+    catalogue = dataclasses.replace(recommender.catalogue, titles=titles)
+    text = dataclasses.replace(recommender, catalogue=catalogue).report(HISTORY, k=N_ITEMS)
     assert len(text.split("\n")) == 2 + N_ITEMS
     assert max(map(len, text.split("\n"))) < 180
     assert all(char.isprintable() or char == "\n" for char in text)
@@ -94,9 +93,8 @@ def test_titles_take_one_line_of_a_terminal_whatever_they_hold(recommender):
 def test_unknown_ids_of_any_length_are_told_of_briefly(recommender, caplog):
     with caplog.at_level(logging.WARNING, "tigerrec"):
         recommender.recommend(["x" * 150_000, *HISTORY])
-    with pytest.raises(RecommendError) as refused:
         recommender.recommend(["x" * 150_000] * 1_000)
-    assert max(len(caplog.text), len(str(refused.value))) < 2_000
+    assert len(caplog.text) < 4_000
 
 
 def test_a_terminal_that_lacks_the_letters_of_a_title_shows_others(run):
@@ -113,18 +111,11 @@ def test_a_terminal_that_lacks_the_letters_of_a_title_shows_others(run):
 def test_ids_with_commas_and_spaces_come_by_an_option_of_their_own(recommender, run, monkeypatch, capsys):
     given = []
     monkeypatch.setattr(Recommender, "from_pretrained", staticmethod(lambda folder: recommender))
-    monkeypatch.setattr(Recommender, "report", lambda self, history, k: given.append((history, k)) or "")
+    monkeypatch.setattr(Recommender, "report", lambda self, history, k, *rules: given.append((history, k)) or "")
     cli.main(["recommend", "--run", str(run["train"]), "--items", "a, b ,,c", "--k", "3"])
     cli.main(["recommend", "--run", str(run["train"]), "--item", "1,5", "--item", " a ", "--item=-x"])
     assert given == [(["a", "b", "c"], 3), (["1,5", " a ", "-x"], 10)]
     assert capsys.readouterr().out == "\n\n"
-
-
-@pytest.mark.parametrize("items", ["", ",", " , "])
-def test_no_id_at_all_is_one_sentence(run, items):
-    done = command(run, "--items", items)
-    assert done.returncode == 1
-    assert done.stderr.decode().splitlines()[-1].startswith("Error: The history is empty; give at least one item id")
 
 
 def test_a_reader_that_goes_away_and_a_full_disk_leave_no_stack_trace(run):

@@ -296,7 +296,7 @@ def test_new_items_whose_vectors_the_generator_cannot_get_are_refused(folders, w
 
 def test_new_items_in_memory_need_the_vectors_that_the_generator_reads(with_vectors):
     recommender = Recommender.from_pretrained(with_vectors, device="cpu")
-    codes = recommender.codes[:1].copy()
+    codes = recommender.catalogue.codes[:1].copy()
     codes[0, -1] = 7
     with pytest.raises(RecommendError, match="reads a vector of 6 numbers"):
         recommender.with_items(["new"], codes)

@@ -40,7 +40,7 @@ REPAIRS = {
     LONE_BREAK: "end its lines as Unix or Windows does",
 }
 """The reason for which a line cannot be read → what helps."""
-OPTIONS = {NOT_UTF_8: "encoding", NOT_QUOTED: "escape", NOT_A_RATING: "decimal_comma"}  # of `dataset`, which repairs need
+OPTIONS = {NOT_UTF_8: "encoding", NOT_QUOTED: "escape", NOT_A_RATING: "decimal_comma"}  # of `dataset`, for repairs
 METADATA = """
 CREATE TABLE catalogue (item VARCHAR);
 CREATE TABLE metadata (item VARCHAR, title VARCHAR, brand VARCHAR, categories VARCHAR[], price DOUBLE, text VARCHAR);

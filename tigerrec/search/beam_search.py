@@ -23,8 +23,8 @@ def beam_search(
 ) -> tuple[Tensor, Tensor]:
     """The most probable items of each user, found level by level along the trie.
 
-    Scores are sums of the log-probabilities that the decoder gives. Closed nodes (see
-    `Trie.closed`, rows = users) are left out inside the search, so that a list is as full without them.
+    Scores are sums of the log-probabilities that the decoder gives. Closed nodes (see `Trie.closed`, rows = users), and
+    those without an item that may be found, are left out inside the search, so that a list is as full without them.
 
     Args:
         decoder: has read the histories of B users, and was fed nothing.
@@ -50,6 +50,8 @@ def beam_search(
             own = steering[depth].gather(1, children.flatten(1)).view(children.shape)
             log_probabilities = (log_probabilities + own).masked_fill(~exists, -torch.inf).log_softmax(-1)
         candidates = scores[:, :, None] + log_probabilities
+        if trie.allowed is not None:
+            exists = exists & (trie.n_items_below[depth][children] > 0)
         if closed is not None:
             exists = exists & ~trie.is_closed(depth + 1, closed, users[:, :, None], children)
         candidates = candidates.masked_fill(~exists, -torch.inf).flatten(1)
@@ -60,6 +62,8 @@ def beam_search(
         of_parents = ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1))
         ancestors = torch.cat([of_parents, slots[:, :, None]], dim=2)
     items, exists = trie.children(trie.n_levels, nodes)
+    if trie.allowed is not None:
+        exists = exists & (trie.n_items_below[-1][items] > 0)
     if closed is not None:
         exists = exists & ~trie.is_closed(trie.n_levels + 1, closed, users[:, :, None], items)
     scores = scores[:, :, None].masked_fill(~exists, -torch.inf).flatten(1)

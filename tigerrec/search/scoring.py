@@ -104,6 +104,8 @@ def lists(
     scorer = cast(ScoresItems, decoder)
     item_scores = scorer.item_scores()
     allowed = item_scores if seen is None else item_scores.index_put(seen, torch.tensor(-torch.inf).to(item_scores))
+    if trie.allowed is not None:
+        allowed = allowed.masked_fill(~trie.allowed, -torch.inf)
     every = torch.arange(item_scores.shape[1], device=item_scores.device)
     cold = scorer.unseen_items()
     informed = item_scores.masked_fill(item_scores == -torch.inf, -math.log(len(every)))

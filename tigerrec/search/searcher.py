@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,12 @@ class Searcher:
         """A searcher over these and further items, of tokens int64 (n, T), that training never saw."""
         popularity = None if self.popularity is None else np.pad(self.popularity, (0, len(tokens)))
         return Searcher.of(self.model.with_items(tokens, vectors), self.precision, popularity, self.scoring)
+
+    def within(self, allowed: np.ndarray) -> Searcher:
+        """A searcher that finds no items but those allowed, bool (I,), by the same probabilities."""
+        found = dataclasses.replace(self, trie=self.trie.within(torch.from_numpy(allowed).to(self.model.device)))
+        found.__dict__["reader"] = self.reader  # its nodes are the same
+        return found
 
     def rank(
         self,

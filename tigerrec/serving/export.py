@@ -13,7 +13,8 @@ from tigerrec.data.histories import ITEMS, load_histories, read_items, read_stat
 from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES, VECTORS
 from tigerrec.models.loading import load_generator
 from tigerrec.search.options import CODES_ALONE
-from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run
+from tigerrec.serving.catalogue import POPULARITY
+from tigerrec.serving.recommender import EXPORT, check_run
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ASIDE, ArtifactError
 from tigerrec.storage.folders import embed_folder, upstream_folders
@@ -91,8 +92,7 @@ def write_export(run: Path, out: Path) -> None:
                     files.copy(folders[stage] / name)
         for name, folder in _embed_folders(folders).items():
             files.json(name, _embedder(folder))
-        if semantic_ids.may_share:
-            files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
+        files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
         with files.create(CARD) as temporary:
             temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
 

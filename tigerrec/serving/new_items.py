@@ -20,8 +20,9 @@ from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.models.base import CONFIG, VECTORS
 from tigerrec.models.loading import NEW_VECTORS
+from tigerrec.serving.catalogue import POPULARITY, read_popularity
 from tigerrec.serving.export import CARD, EMBEDDER, GENERATOR_EMBEDDER, check_free, write_export
-from tigerrec.serving.recommender import EXPORT, POPULARITY, check_run, read_popularity
+from tigerrec.serving.recommender import EXPORT, check_run
 from tigerrec.storage.contracts import read_arrays, read_json
 from tigerrec.storage.files import remove_tree, unchanged
 from tigerrec.storage.fingerprints import with_families

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerrec import TigerrecError
 from tigerrec.config import ConfigError
-from tigerrec.data.histories import load_histories, read_items, training_counts
-from tigerrec.data.raw import Unreadable, plain_id
 from tigerrec.embed.base import few
 from tigerrec.search.options import CODES, HYBRID, Scores, Scoring, check_scoring, item_weight
-from tigerrec.storage.contracts import contract, read_arrays
+from tigerrec.search.ranking import by_popularity
+from tigerrec.serving.catalogue import SHOWN_IDS, Catalogue, RecommendError, ids_of, read_catalogue
+from tigerrec.serving.rules import ALL, Rules, allowed_items
 from tigerrec.storage.folders import upstream_folders
-from tigerrec.storage.manifests import StaleError, read_manifest
+from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
 from tigerrec.text import shortened
 from tigerrec.tokenizers.ids import TokenLayout, group_codes, load_semantic_ids
@@ -31,24 +30,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPORT = "export"
-POPULARITY = "popularity.safetensors"
 SMALLEST_BEAM = 20
-SHOWN_IDS = 10
-
-
-class RecommendError(TigerrecError):
-    """A request that cannot be answered: no known item, or no items asked for."""
+KEPT_RULES = 16  # whose searchers are kept
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """One recommended item; `score` is what it was ranked by: the log-probability of its Semantic ID, or what
-    `Scoring` says."""
+    `Scoring` says; of a `fallback`, given where no item of a history is known, the log of its share in what was
+    bought."""
 
     item_id: str
     title: str | None
     score: float
     semantic_id: tuple[int, ...]
+    fallback: bool = False
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Recommendations for some histories, before items are named: item indices int32 (n, k), -1 where a list is
+    shorter; scores float32 (n, k); and which are fallbacks, bool (n,)."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    fallback: np.ndarray
 
 
 def check_run(folder: Path) -> None:
@@ -59,45 +65,18 @@ def check_run(folder: Path) -> None:
         holds = "holds no finished stage" if manifest is None else f"holds the stage '{manifest.stage}'"
         raise RecommendError(
             f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder that `tigerrec train` "
-            "printed, or an export, as `--run <folder>`."
+            "printed, or an export."
         )
-
-
-def read_popularity(exported: Path, n_items: int) -> np.ndarray:
-    """How often training histories hold each item of an export whose items may share Semantic IDs, int64 (n_items,).
-    Raises DamagedError if the file holds anything else."""
-    arrays = read_arrays(exported, POPULARITY, {"training_counts": ("int64", (n_items,))})
-    counts: np.ndarray = arrays["training_counts"]
-    with contract(exported, POPULARITY):
-        if (counts < 0).any():
-            raise ValueError("it has negative counts")
-    return counts
-
-
-def _ids_of(history: Any) -> list[str]:
-    """The ids of a history as the data set's reader takes them, what is none as it prints; no ids of what is no
-    history."""
-    given = [history] if isinstance(history, str) or not isinstance(history, Iterable) else history
-
-    def id_of(value: Any) -> str:
-        try:
-            return plain_id(value.item() if isinstance(value, np.generic) else value, "item id")
-        except Unreadable:
-            return str(value)
-
-    return [] if history is None or isinstance(history, float) else [id_of(value) for value in given]
 
 
 @dataclass(frozen=True, repr=False)
 class Recommender:
-    """A trained generator with the catalogue that it ranks: Semantic IDs, int32 (n_items, n_levels), the data set's own
-    ids and titles by item index, and the item index (`numbers`) of each id."""
+    """A trained generator with the catalogue that it ranks, and the fingerprint of both."""
 
     searcher: Searcher
-    codes: np.ndarray
-    item_ids: list[str]
-    titles: list[str | None]
-    numbers: dict[str, int]
+    catalogue: Catalogue
+    fingerprint: str = ""
+    _searchers: OrderedDict[Rules, tuple[np.ndarray, Searcher]] = field(default_factory=OrderedDict)
 
     @staticmethod
     def from_pretrained(
@@ -121,35 +100,26 @@ class Recommender:
 
         folder = Path(folder)
         check_run(folder)
-        exported = open_stage(folder, "train", EXPORT).stage == EXPORT
+        manifest = open_stage(folder, "train", EXPORT)
+        exported = folder if manifest.stage == EXPORT else None
         folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
-        semantic_ids = load_semantic_ids(folders["tokenize"])
-        items = read_items(folders["prepare"], {"title": "string?"})
-        item_ids, titles, n_items = items["item_id"].to_pylist(), items["title"].to_pylist(), len(items)
-        if n_items != len(semantic_ids.codes):
-            raise StaleError(
-                f"{folder} has {n_items} items and Semantic IDs for {len(semantic_ids.codes)}; export it again, or add "
-                "`overwrite=embed`."
-            )
-        model = load_generator(folder, semantic_ids).to(resolve_device(device))
-        logger.info("read the generator and %s items from %s", f"{n_items:,}", folder)
-        popularity = None
-        if semantic_ids.may_share:
-            prepared = folders["prepare"]
-            popularity = read_popularity(folder, n_items) if exported else training_counts(load_histories(prepared))
+        catalogue = read_catalogue(folders["prepare"], folders["tokenize"], exported)
+        model = load_generator(folder, load_semantic_ids(folders["tokenize"])).to(resolve_device(device))
+        logger.info("read the generator and %s items from %s", f"{len(catalogue):,}", folder)
         scores = scores or (HYBRID if model.scores_items else CODES)
         check_scoring(scores, cold_places, scores_items=model.scores_items, reads_vectors=model.reads_vectors)
         try:
             scoring = Scoring(scores, item_weight(folder, scores), cold_places)
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
-        return Recommender(
-            Searcher.of(model, "fp32", popularity, scoring),
-            semantic_ids.codes,
-            item_ids,
-            titles,
-            {item_id: number for number, item_id in enumerate(item_ids)},
-        )
+        popularity = catalogue.counts if catalogue.may_share else None
+        searcher = Searcher.of(model, "fp32", popularity, scoring)
+        return Recommender(searcher, catalogue, manifest.content)
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The data set's own ids by item index."""
+        return self.catalogue.item_ids
 
     def with_items(
         self,
@@ -157,93 +127,114 @@ class Recommender:
         codes: np.ndarray,
         titles: Sequence[str | None] | None = None,
         vectors: np.ndarray | None = None,
+        categories: Sequence[list[str]] | None = None,
     ) -> Recommender:
         """A recommender of these and of new items with codes from `new_semantic_ids`, int (n, n_levels), and vectors,
         float32 (n, D), where the generator reads vectors, without training; the ids of these stay. Raises
-        RecommendError if there is no new item, one is known already or comes twice, its codes are those of another
-        where items may not share them, or ids, codes and titles do not fit together."""
-        ids, titles = list(item_ids), [None] * len(item_ids) if titles is None else list(titles)
-        repeated = [item_id for item_id, count in Counter([*self.numbers, *ids]).items() if count > 1]
+        TigerrecError if there is no new item, one is known already or comes twice, its codes are those of another
+        where items may not share them, or ids, codes, titles and categories do not fit together."""
+        n_items = len(item_ids)
+        titles = [None] * n_items if titles is None else titles
+        categories = [[]] * n_items if categories is None else categories
         layout = TokenLayout(*(tuple(self.searcher.model.facts[name]) for name in ("code_sizes", "level_sizes")))
-        if repeated:
-            raise RecommendError(
-                f"{len(repeated)} new items are in the catalogue already or come twice "
-                f"({few(repeated, SHOWN_IDS)}); leave them out."
-            )
-        fits = len(titles) == len(ids) > 0 and codes.shape == (len(ids), layout.n_levels)
+        fits = len(titles) == len(categories) == n_items > 0 and codes.shape == (n_items, layout.n_levels)
         if not fits or (codes < 0).any() or (codes >= layout.level_sizes).any():
             raise RecommendError(
-                f"New items need an id, a title and codes below {layout.level_sizes} each; got {len(ids)} ids and "
+                f"New items need an id, a title and codes below {layout.level_sizes} each; got {n_items} ids and "
                 f"codes of shape {codes.shape}."
             )
         size = self.searcher.model.facts.get("vector_size", 0)
-        if size and (vectors is None or vectors.shape != (len(ids), size)):
+        if size and (vectors is None or vectors.shape != (n_items, size)):
             raise RecommendError(
                 f"The generator reads a vector of {size} numbers of each item; give those of the new items, float32 "
-                f"({len(ids)}, {size}), as `vectors`."
+                f"({n_items}, {size}), as `vectors`."
             )
-        all_codes = np.concatenate([self.codes, codes]).astype(np.int32)
-        if self.searcher.popularity is None:
-            groups, sizes = group_codes(all_codes)
-            n_sharing = sizes[groups[len(self.codes) :]]
-            shared = [item_id for item_id, count in zip(ids, n_sharing, strict=True) if count > 1]
+        catalogue = self.catalogue.with_items(item_ids, codes, titles, categories)
+        if not catalogue.may_share:
+            groups, sizes = group_codes(catalogue.codes)
+            n_sharing = sizes[groups[len(self.catalogue) :]]
+            shared = [item_id for item_id, count in zip(item_ids, n_sharing, strict=True) if count > 1]
             if shared:
                 raise RecommendError(
                     f"{len(shared)} new items have the Semantic ID of another item ({few(shared, SHOWN_IDS)}); get "
                     "their codes from `new_semantic_ids`, all at once."
                 )
-        all_ids = self.item_ids + ids
-        return Recommender(
-            self.searcher.with_items(layout.to_tokens(codes), vectors),
-            all_codes,
-            all_ids,
-            self.titles + titles,
-            {item_id: number for number, item_id in enumerate(all_ids)},
-        )
+        return Recommender(self.searcher.with_items(layout.to_tokens(codes), vectors), catalogue, self.fingerprint)
 
-    def recommend(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True) -> list[Recommendation]:
-        """The k best items to follow a history, best first; fewer where the catalogue is smaller. The
+    def recommend(
+        self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True, rules: Rules = ALL
+    ) -> list[Recommendation]:
+        """The k best items to follow a history that the rules allow, best first; fewer where there are fewer. The
         history begins with the oldest item; ids are taken as the data set's reader takes them (a whole number as text,
         no outer spaces), unknown ones are ignored with a warning, and with `mask_seen` none of its items is
-        recommended. Raises RecommendError if k is no whole number from 1 up, or no item is known."""
-        ids = _ids_of(item_ids)
-        example = ", ".join(map(repr, self.item_ids[:2]))
-        if not ids:
-            raise RecommendError(f"The history is empty; give at least one item id, for instance of {example}.")
-        if not any(item_id in self.numbers for item_id in ids):
-            shown = few([shortened(repr(item_id)) for item_id in ids], SHOWN_IDS)
-            raise RecommendError(
-                f"None of the item ids is in the catalogue ({shown}); give ids from the column item_id of "
-                f"items.parquet, for instance {example}."
-            )
-        return self.recommend_batch([ids], k, mask_seen)[0]
+        recommended. Where no item is known, the list is a fallback: what was bought most. Raises RecommendError if k is
+        no whole number from 1 up, RuleError if the rules leave no item."""
+        return self.recommend_batch([item_ids], k, mask_seen, rules)[0]
 
     def recommend_batch(
-        self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True
+        self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True, rules: Rules = ALL
     ) -> list[list[Recommendation]]:
-        """`recommend` for many histories at once; one of which no item is known, or which is none, gets an empty list,
-        and a warning names these. Raises RecommendError if k is no whole number from 1 up, or `histories` is a text."""
+        """`recommend` for many histories at once; a warning names those without a known item. Raises RecommendError if
+        k is no whole number from 1 up, or `histories` is a text, RuleError if the rules leave no item."""
         if isinstance(histories, str):
             raise RecommendError("The histories are one text; give a list of lists of item ids.")
-        count = int(k) if isinstance(k, float) and k.is_integer() else k
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise RecommendError(f"k must be a whole number from 1 up, got {k!r}; give for instance 10.")
-        known = self._known(histories)
-        k = min(int(count), len(self.item_ids))
-        rows = [row for row, history in enumerate(known) if len(history)]
-        lists: list[list[Recommendation]] = [[] for _ in known]
-        if rows:
-            items, scores = self.searcher.rank(
-                [known[row] for row in rows], k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen
+        found = self.lists(self.catalogue.known(histories), k, mask_seen, rules)
+        return [
+            [self._recommendation(*pair, fallback) for pair in zip(items, scores, strict=True) if pair[0] >= 0]
+            for items, scores, fallback in zip(
+                found.items.tolist(), found.scores.tolist(), found.fallback.tolist(), strict=True
             )
-            for row, *pair in zip(rows, items.tolist(), scores.tolist(), strict=True):
-                lists[row] = [self._recommendation(item, score) for item, score in zip(*pair, strict=True) if item >= 0]
-        return lists
+        ]
 
-    def report(self, item_ids: Sequence[str], k: int = 10) -> str:
+    def lists(
+        self, known: Sequence[np.ndarray], k: int, mask_seen: bool = True, rules: Rules = ALL, progress: str = ""
+    ) -> Lists:
+        """`recommend_batch` for histories of item indices; `progress` is the label of a bar on stderr, none where
+        empty."""
+        k = min(whole_number(k), len(self.catalogue))
+        allowed, searcher = self._within(rules)
+        items = np.full((len(known), k), -1, np.int32)
+        scores = np.full((len(known), k), -np.inf, np.float32)
+        fallback = np.array([not len(history) for history in known], bool)
+        rows = np.flatnonzero(~fallback)
+        if len(rows):
+            items[rows], scores[rows] = searcher.rank(
+                [known[int(row)] for row in rows], k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen,
+                progress=progress,
+            )  # fmt: skip
+        if fallback.any():
+            shown = few(list(map(str, np.flatnonzero(fallback))), SHOWN_IDS)
+            logger.warning(
+                "%d of %d histories have no item of the catalogue and get what was bought most: rows %s",
+                fallback.sum(), len(known), shown,
+            )  # fmt: skip
+            items[fallback], scores[fallback] = self._most_popular(k, allowed)
+        return Lists(items, scores, fallback)
+
+    def _within(self, rules: Rules) -> tuple[np.ndarray | None, Searcher]:
+        """The items that rules allow, None for all, and a searcher of these; those of the newest rules are kept."""
+        if not rules:
+            return None, self.searcher
+        found = self._searchers.get(rules)
+        if found is None:
+            allowed = allowed_items(rules, self.catalogue)
+            found = self._searchers[rules] = allowed, self.searcher.within(allowed)
+            if len(self._searchers) > KEPT_RULES:
+                self._searchers.popitem(last=False)
+        return found
+
+    def _most_popular(self, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """What was bought most of the items allowed, int32 (k,), -1 where there are fewer, and scores float32 (k,)."""
+        counts = self.catalogue.counts
+        forbidden = np.empty(0, np.int64) if allowed is None else np.flatnonzero(~allowed)
+        items, scores = by_popularity(counts)([forbidden], k=k, mask_seen=True)
+        return items[0], scores[0]
+
+    def report(self, item_ids: Sequence[str], k: int = 10, mask_seen: bool = True, rules: Rules = ALL) -> str:
         """A history and its recommendations as text to read: item id, score, Semantic ID and title."""
-        recommended = self.recommend(item_ids, k)
-        known = [self.numbers[item_id] for item_id in _ids_of(item_ids) if item_id in self.numbers]
+        recommended = self.recommend(item_ids, k, mask_seen, rules)
+        numbers = self.catalogue.numbers
+        known = [numbers[item_id] for item_id in ids_of(item_ids) if item_id in numbers]
         history = [self._recommendation(item, float("nan")) for item in known]
 
         def line(rank: int | str, item: Recommendation, score: str) -> str:
@@ -251,30 +242,21 @@ class Recommender:
             return f"{rank:>3}  {item.item_id}  {score:>8}  {semantic_id:<16}  {shortened(item.title or '(no title)')}"
 
         scores = self.searcher.scoring.scores
-        heading = f"recommended, with {'log-probabilities' if scores == CODES else f'scores ({scores})'}:"
-        lines = ["history:", *(line("", item, "") for item in history), heading]
+        of_generator = f"recommended, with {'log-probabilities' if scores == CODES else f'scores ({scores})'}:"
+        is_fallback = any(item.fallback for item in recommended)
+        heading = "no item of the history is known; bought most, with the log of its share:"
+        lines = ["history:", *(line("", item, "") for item in history), heading if is_fallback else of_generator]
         lines += [line(rank, item, f"{item.score:.3f}") for rank, item in enumerate(recommended, start=1)]
         return "\n".join(lines)
 
-    def _recommendation(self, item: int, score: float) -> Recommendation:
-        return Recommendation(self.item_ids[item], self.titles[item], score, tuple(self.codes[item].tolist()))
+    def _recommendation(self, item: int, score: float, fallback: bool = False) -> Recommendation:
+        of = self.catalogue
+        return Recommendation(of.item_ids[item], of.titles[item], score, tuple(of.codes[item].tolist()), fallback)
 
-    def _known(self, histories: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """The item indices of each history without its unknown ids, int32 (n,)."""
-        ids = [_ids_of(history) for history in histories]
-        unknown = [item_id for history in ids for item_id in history if item_id not in self.numbers]
-        known = [
-            np.array([self.numbers[item_id] for item_id in history if item_id in self.numbers], np.int32)
-            for history in ids
-        ]
-        if unknown:
-            shown = few([shortened(repr(item_id)) for item_id in unknown], SHOWN_IDS)
-            total = sum(map(len, ids))
-            logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", len(unknown), total, shown)
-        nothing = [str(row) for row, history in enumerate(known) if not len(history)]
-        if nothing:
-            logger.warning(
-                "nothing is recommended to %d of %d histories, which have no item of the catalogue: rows %s",
-                len(nothing), len(known), few(nothing, SHOWN_IDS),
-            )  # fmt: skip
-        return known
+
+def whole_number(k: Any) -> int:
+    """How many items are asked for. Raises RecommendError if that is no whole number from 1 up."""
+    count = int(k) if isinstance(k, float) and k.is_integer() else k
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise RecommendError(f"k must be a whole number from 1 up, got {k!r}; give for instance 10.")
+    return int(count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,8 @@ class Trie:
         first_child: for each depth 0..T int64 (nodes + 1,): the children of node n, one level deeper, are
             `first_child[n]` .. `first_child[n + 1] - 1`.
         token: for each depth 1..T int64 (nodes,): the last token of a node's prefix.
-        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items lie below a node, or are it.
+        n_items_below: for each depth 1..T + 1 int64 (nodes,): how many items that may be found lie below a node, or
+            are it: all of them but for a trie `within` some.
         path: int64 (T + 1, I): the node of each item at depths 1..T + 1.
         leaf_item: int64 (I,): the item index at each node of depth T + 1.
     """
@@ -52,9 +53,23 @@ class Trie:
         exists = candidates < end
         return torch.where(exists, candidates, 0), exists
 
+    def within(self, allowed: Tensor) -> Trie:
+        """The same trie, in which items other than those allowed, bool (I,), may not be found."""
+        below = [
+            torch.zeros_like(counts).index_add_(0, path, allowed.to(counts.dtype))
+            for path, counts in zip(self.path, self.n_items_below, strict=True)
+        ]
+        return replace(self, n_items_below=tuple(below))
+
+    @cached_property
+    def allowed(self) -> Tensor | None:
+        """Which items may be found, bool (I,); None: all."""
+        counts = self.n_items_below[-1]
+        return None if bool(counts.all()) else counts[self.path[-1]] > 0
+
     def closed(self, rows: Tensor, items: Tensor) -> list[Tensor]:
-        """The nodes below which a row's forbidden items are all there is: for each depth 1..T + 1 their sorted keys
-        `row * nodes + node`.
+        """The nodes below which a row's forbidden items are all that may be found: for each depth 1..T + 1 their sorted
+        keys `row * nodes + node`.
 
         Args:
             rows, items: int64 (n,): who forbids what; a pair may occur more than once.
@@ -62,6 +77,8 @@ class Trie:
         n_items = len(self.leaf_item)
         pairs = torch.unique(rows * n_items + items)
         rows, items = pairs // n_items, pairs % n_items
+        if self.allowed is not None:
+            rows, items = rows[self.allowed[items]], items[self.allowed[items]]
         closed = []
         for path, below in zip(self.path, self.n_items_below, strict=True):
             keys, counts = torch.unique(rows * len(below) + path[items], return_counts=True)
