@@ -75,7 +75,7 @@ demo: .venv/.installed  ## the whole pipeline on the bundled sample, then a reco
 
 recommend: .venv/.installed  ## RUN=<train folder or export> ITEMS=<id>,<id> [K=10] → ids, titles, scores
 	@test -n "$(RUN)" -a -n "$(ITEMS)" || { echo 'Error: give RUN=<train folder or export> and ITEMS=<item id>,<item id>.' >&2; exit 2; }
-	@$(BIN)/tigerrec recommend --run "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
+	@$(BIN)/tigerrec recommend "$(RUN)" --items "$(ITEMS)" --k $(or $(K),10)
 
 report: .venv/.installed  ## RUN=<train or evaluate folder> or TABLE=<folder of a table> [OUT=<file>.html] → one page to read in a browser
 	@test -n "$(RUN)$(TABLE)" || { echo 'Error: give RUN=<train or evaluate folder> or TABLE=<folder of a table>.' >&2; exit 2; }
@@ -83,11 +83,11 @@ report: .venv/.installed  ## RUN=<train or evaluate folder> or TABLE=<folder of 
 
 export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contained folder
 	@test -n "$(RUN)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder> and OUT=<new folder>.' >&2; exit 2; }
-	@$(BIN)/tigerrec export --run "$(RUN)" --out "$(OUT)"
+	@$(BIN)/tigerrec export "$(RUN)" --out "$(OUT)"
 
 add: .venv/.installed  ## RUN=<train folder or export> ITEMS_FILE=<table of new items> OUT=<folder> → an export with them, nothing trained
 	@test -n "$(RUN)" -a -n "$(ITEMS_FILE)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder or export>, ITEMS_FILE=<table of new items> and OUT=<new folder>.' >&2; exit 2; }
-	@$(BIN)/tigerrec add --run "$(RUN)" --items-file "$(ITEMS_FILE)" --out "$(OUT)"
+	@$(BIN)/tigerrec add "$(RUN)" --items-file "$(ITEMS_FILE)" --out "$(OUT)"
 
 sample: .venv/.installed  ## write data/sample again
 	@$(BIN)/python scripts/make_sample.py

@@ -20,9 +20,9 @@ COMMANDS = (
     "tokenizer.codebook_size=8",
     "evaluate dataset=tables dataset.interactions=orders.csv tokenizer.codebook_size=8 tokenizer.epochs=2 "
     "generator.num_layers=1 train.epochs=1",
-    "export --run {run} --out exported",
+    "export {run} --out exported",
     "report --run {run}",
-    "recommend --run exported --items i1,i2 --k 5",
+    "recommend exported --items i1,i2 --k 5",
 )
 
 

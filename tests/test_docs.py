@@ -292,7 +292,7 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
     commands += [
         with_tiny(["tigerrec", "evaluate", *T5_IN_THE_PRINTED_FOLDER]),
         *(program[1:] for program in record(new_items.lines, extended)),
-        ["export", "--run", run, "--out", "my_model"],
+        ["export", run, "--out", "my_model"],
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(extended), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

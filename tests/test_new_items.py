@@ -301,7 +301,7 @@ def test_new_items_with_the_semantic_id_of_another_item_are_refused(run, rows):
 def test_the_script_prints_the_folder_or_one_sentence(tmp_path, table):
     run, command = build_embedded_run(tmp_path / "runs"), [sys.executable, "-m", "tigerrec", "add"]
     asked = lambda items: subprocess.run(
-        [*command, "--run", run["train"], "--items-file", items, "--out", tmp_path / "out"],
+        [*command, run["train"], "--items-file", items, "--out", tmp_path / "out"],
         capture_output=True,
         text=True,
     )

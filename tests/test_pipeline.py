@@ -140,7 +140,7 @@ def test_all_stages_stand_where_the_contract_says(finished):
     assert {path.name for path in runs.iterdir()} == {"sample", ".hydra"}
     for stage in STAGES:
         assert f"\n{stage}: done in " in done.stderr
-    assert f"next: tigerrec recommend --run {runs / TRAINED} --items " in done.stderr
+    assert f"next: tigerrec recommend {runs / TRAINED} --items " in done.stderr
     assert "dataset=beauty runs the real thing" in done.stderr
 
 
@@ -194,7 +194,7 @@ def test_the_second_run_skips_everything_without_heavy_imports(finished):
         ("embed", "sample/hashed", "tigerrec tokenize embedder=hashed "),
         ("tokenize", "sample/hashed/random-seed0", "tigerrec train embedder=hashed "),
         ("train", str(TRAINED), "tigerrec evaluate embedder=hashed "),
-        ("evaluate", f"{TRAINED}/eval-full", "tigerrec recommend --run "),
+        ("evaluate", f"{TRAINED}/eval-full", "tigerrec recommend "),
     ],
 )
 def test_each_stage_is_a_command_and_names_the_next(here, finished, name, folder, following):

@@ -225,7 +225,7 @@ def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_
 
 def test_the_command_says_one_sentence_and_fails(run, tmp_path):
     asked = subprocess.run(
-        [sys.executable, "-m", "tigerrec", "recommend", "--run", tmp_path, "--items", "x"],
+        [sys.executable, "-m", "tigerrec", "recommend", tmp_path, "--items", "x"],
         capture_output=True,
         text=True,
     )

@@ -30,7 +30,7 @@ def recommender(run):
 
 def command(run, *arguments, stdout=subprocess.PIPE):
     """`tigerrec recommend` in a process of its own."""
-    called = [sys.executable, "-m", "tigerrec", "recommend", "--run", str(run["train"]), *arguments]
+    called = [sys.executable, "-m", "tigerrec", "recommend", str(run["train"]), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(called, env=environment, stdout=stdout, stderr=subprocess.PIPE, timeout=120)
 
@@ -101,7 +101,7 @@ def test_a_terminal_that_lacks_the_letters_of_a_title_shows_others(run):
     code = (
         "import sys; from tigerrec.cli import main; import tigerrec.cli as cli\n"
         "cli._result_of = lambda name, options: 'Zelt 帐篷 für Café'\n"
-        f"main(['recommend', '--run', {str(run['train'])!r}, '--item', 'x'])"
+        f"main(['recommend', {str(run['train'])!r}, '--item', 'x'])"
     )
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
@@ -112,8 +112,8 @@ def test_ids_with_commas_and_spaces_come_by_an_option_of_their_own(recommender, 
     given = []
     monkeypatch.setattr(Recommender, "from_pretrained", staticmethod(lambda folder: recommender))
     monkeypatch.setattr(Recommender, "report", lambda self, history, k, *rules: given.append((history, k)) or "")
-    cli.main(["recommend", "--run", str(run["train"]), "--items", "a, b ,,c", "--k", "3"])
-    cli.main(["recommend", "--run", str(run["train"]), "--item", "1,5", "--item", " a ", "--item=-x"])
+    cli.main(["recommend", str(run["train"]), "--items", "a, b ,,c", "--k", "3"])
+    cli.main(["recommend", str(run["train"]), "--item", "1,5", "--item", " a ", "--item=-x"])
     assert given == [(["a", "b", "c"], 3), (["1,5", " a ", "-x"], 10)]
     assert capsys.readouterr().out == "\n\n"
 

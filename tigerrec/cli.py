@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +20,7 @@ from tigerrec.config import composition_fault, config_folder
 from tigerrec.runtime import distributed
 from tigerrec.runtime.signals import Interrupted
 from tigerrec.text import first_line
+from tigerrec.tools import TOOLS, parser_of, result_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +37,6 @@ JOBS = {
     "audit": "checks on the numbers of a run",
     "compare-tokenizers": "all tokenizers, or those of tokenizers=[…], as a table and pictures",
     "benchmark": "training and search against transformers' own, and how cost grows",
-}
-TOOLS = {
-    "demo": "the whole pipeline on the bundled sample, then a recommendation",
-    "recommend": "the best items for a history of items",
-    "export": "a trained run as one self-contained folder",
-    "add": "new items for a trained run, without training",
-    "report": "a page about a run or a table, for the browser",
-    "compare-runs": "trained runs as a table and a picture",
 }
 DEMO_HISTORY = "B00SP2RMPG,B00VM0APYS"
 
@@ -229,64 +220,12 @@ def _demo(options: Sequence[str]) -> None:
 
     _with_hydra("demo", [*options, "dataset=sample"], run)
     for folder in recommended:
-        _use_tool("recommend", ["--run", str(folder.parent), "--items", DEMO_HISTORY, "--k", "5"])
+        _use_tool("recommend", [str(folder.parent), "--items", DEMO_HISTORY, "--k", "5"])
         print(folder, flush=True)
-
-
-def _parser(name: str) -> argparse.ArgumentParser:
-    """The arguments of a command that has some of its own."""
-    parser = argparse.ArgumentParser(prog=f"tigerrec {name}", description=f"{TOOLS[name][0].upper()}{TOOLS[name][1:]}.")
-    if name == "compare-runs":
-        parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
-        parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
-    elif name == "report":
-        about = parser.add_mutually_exclusive_group(required=True)
-        about.add_argument("--run", type=Path, help="evaluate folder, or a train folder with one evaluation")
-        about.add_argument("--table", type=Path, help="folder of a table of results")
-        parser.add_argument("--out", type=Path, help="the page to write; report.html in the folder by default")
-    else:
-        parser.add_argument("--run", required=True, type=Path, help="folder of a finished train stage, or an export")
-        if name == "recommend":
-            history = parser.add_mutually_exclusive_group(required=True)
-            history.add_argument("--items", help="item ids, oldest first, separated by commas")
-            history.add_argument("--item", action="append", help="one id, as it is; repeated, oldest first")
-            parser.add_argument("--k", type=int, default=10, help="how many items")
-        if name == "add":
-            columns = "item_id and any of title, brand, categories, price, text, vector, generator_vector"
-            parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
-        if name in ("add", "export"):
-            parser.add_argument("--out", required=True, type=Path, help="new folder, or an older export to replace")
-    return parser
 
 
 def _use_tool(name: str, arguments: Sequence[str]) -> None:
     """Run a command with arguments of its own; it prints its result as the last lines."""
-    options = _parser(name).parse_args(arguments)
+    options = parser_of(name).parse_intermixed_args(arguments)
     with reporting():
-        print(_result_of(name, options), flush=True)
-
-
-def _result_of(name: str, options: argparse.Namespace) -> Any:
-    if name == "recommend":
-        from tigerrec.serving.recommender import Recommender
-
-        history = options.item or [item.strip() for item in options.items.split(",") if item.strip()]
-        return Recommender.from_pretrained(options.run).report(history, options.k)
-    if name == "export":
-        from tigerrec.serving.export import export
-
-        return export(options.run, options.out)
-    if name == "add":
-        from tigerrec.serving.new_items import add_items
-
-        return add_items(options.run, options.items_file, options.out)
-    if name == "report":
-        from tigerrec.analysis.report import report_run, report_table
-
-        return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
-    from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
-
-    runs = read_runs(options.folders)
-    if options.plot:
-        plot_validation(runs, options.plot)
-    return training_table(runs)
+        print(result_of(name, options), flush=True)

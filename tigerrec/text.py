@@ -128,7 +128,7 @@ def recommend_command(run: Path) -> str:
     """The command that recommends with a trained run."""
     if "MAKELEVEL" in os.environ:
         return f"make recommend RUN={run} ITEMS=<item id>,<item id>"
-    return f"tigerrec recommend --run {run} --items <item id>,<item id>"
+    return f"tigerrec recommend {run} --items <item id>,<item id>"
 
 
 def choice_of_data(name: str) -> str:

@@ -208,7 +208,7 @@ class Loader:
 
         if columns.time_format is not None:
             try:
-                self.database.execute("SELECT try_strptime('', ?)", [columns.time_format])
+                self.database.execute("SELECT try_strptime('', ?)", [columns.time_format]).fetchall()
             except duckdb.Error as error:
                 raise DatasetError(
                     f"dataset.time_format={columns.time_format} is no format of times ({first_line(error)}); write it "

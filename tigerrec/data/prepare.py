@@ -66,7 +66,7 @@ def item_text(item_id: str, item: RawItem) -> str:
     return f"{'; '.join(filter(None, parts)) or f'Item {item_id}'}."
 
 
-def _check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, checked: Set[str]) -> None:
+def check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, checked: Set[str]) -> None:
     """Raise DatasetError if too many lines of a file could not be read, of the roles that were not `checked` before."""
     for role, lines in tally.lines.items():
         if role in checked:
@@ -104,13 +104,13 @@ def _counted(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> st
     )
 
 
-def _where(sources: Mapping[str, Path]) -> str:
+def place_of(sources: Mapping[str, Path]) -> str:
     """The file of interactions, or the folder in which all of them stand."""
     files = [path for role, path in sources.items() if role.startswith(ROLE)] or list(sources.values())
     return str(files[0]) if len(files) == 1 else os.path.commonpath([path.absolute() for path in files])
 
 
-def _check_filtered(loader: Loader, path: str) -> None:
+def check_filtered(loader: Loader, path: str) -> None:
     """Say how many interactions the conditions leave out. Raises DatasetError if that, or what cannot be read, is
     all."""
     lines, told = loader.tally.lines.total(), _counted(loader.filtered, {})
@@ -260,15 +260,15 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with unchanged(sources) as digests:
             dataset.load_interactions(loader)
             loader.finish()
-            where = _where(sources)
+            where = place_of(sources)
             if not tally.lines.total():
                 raise DatasetError(
                     f"{where} holds no interactions: it is empty, or has a header alone; give a file with data."
                 )
             loader.check_times(where, hasattr(dataset, "time_unit"))
-            _check_dropped(tally, sources, dataset, set())
+            check_dropped(tally, sources, dataset, set())
             checked = set(tally.lines)
-            _check_filtered(loader, where)
+            check_filtered(loader, where)
             part = loader.part()
             stats = arrange(
                 database,
@@ -285,7 +285,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
             )
             with without_cycle_search():
                 _load_items(database, dataset, tally)
-        _check_dropped(tally, sources, dataset, checked)
+        check_dropped(tally, sources, dataset, checked)
         if tally.noted:
             has_commas = any("," in price for price in tally.noted_examples.get(NOT_A_PRICE, []))
             is_point = getattr(dataset, "decimal_comma", None) is False

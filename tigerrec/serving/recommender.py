@@ -179,6 +179,12 @@ class Recommender:
         if isinstance(histories, str):
             raise RecommendError("The histories are one text; give a list of lists of item ids.")
         found = self.lists(self.catalogue.known(histories), k, mask_seen, rules)
+        if found.fallback.any():
+            rows = list(map(str, np.flatnonzero(found.fallback)))
+            logger.warning(
+                "%d of %d histories have no item of the catalogue and get what was bought most: rows %s",
+                len(rows), len(found.fallback), few(rows, SHOWN_IDS),
+            )  # fmt: skip
         return [
             [self._recommendation(*pair, fallback) for pair in zip(items, scores, strict=True) if pair[0] >= 0]
             for items, scores, fallback in zip(
@@ -203,11 +209,6 @@ class Recommender:
                 progress=progress,
             )  # fmt: skip
         if fallback.any():
-            shown = few(list(map(str, np.flatnonzero(fallback))), SHOWN_IDS)
-            logger.warning(
-                "%d of %d histories have no item of the catalogue and get what was bought most: rows %s",
-                fallback.sum(), len(known), shown,
-            )  # fmt: skip
             items[fallback], scores[fallback] = self._most_popular(k, allowed)
         return Lists(items, scores, fallback)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ID_COLUMNS = ("item_id", "item")
+ITEM_IDS = ("item_id", "item")
 
 
 class RuleError(TigerrecError):
@@ -113,25 +113,25 @@ def in_category(name: str, categories: pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-def read_ids(path: Path) -> frozenset[str]:
-    """The item ids of a file: of a table its column `item_id` or `item` or its only one, of other files a line each.
-    Raises TigerrecError if the file cannot be read, holds no id or more columns than it names."""
+def read_ids(path: Path, names: Sequence[str] = ITEM_IDS) -> frozenset[str]:
+    """The ids of a file: of a table its column of one of some names or its only one, of other files a line each. Raises
+    TigerrecError if the file cannot be read, holds no id, or several columns of which none has such a name."""
     if not path.is_file():
-        raise RuleError(f"{path} does not exist; give a file of item ids.")
+        raise RuleError(f"{path} does not exist; give a file of ids.")
     if not is_table(path):
         texts = [(line or b"").decode("utf-8-sig", "replace").strip() for _, line in read_lines(path, WHOLE)]
         return _some(frozenset(filter(None, texts)), path)
     columns, rows = read_rows(path)
-    column = next((name for name in ID_COLUMNS if name in columns), columns[0] if len(columns) == 1 else None)
+    column = next((name for name in names if name in columns), columns[0] if len(columns) == 1 else None)
     if column is None:
-        raise RuleError(f"{path} has the columns {few(columns)}; name that of the ids `item_id`.")
-    ids = {column} if column not in ID_COLUMNS else set()  # a file without a header
+        raise RuleError(f"{path} has the columns {few(columns)}; name that of the ids `{names[0]}`.")
+    ids = {column} if column not in names else set()  # a file without a header
     n_lost = 0
     for row in rows:
         try:
             if isinstance(row, Fault):
                 raise Unreadable(row.reason)
-            ids.add(plain_id(row[column], "item id"))
+            ids.add(plain_id(row[column], "id"))
         except Unreadable:
             n_lost += 1
     if n_lost:
@@ -141,5 +141,5 @@ def read_ids(path: Path) -> frozenset[str]:
 
 def _some(ids: frozenset[str], path: Path) -> frozenset[str]:
     if not ids:
-        raise RuleError(f"{path} holds no item id.")
+        raise RuleError(f"{path} holds no id.")
     return ids

@@ -1,0 +1,122 @@
+"""The commands that have arguments of their own, not those of a configuration."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tigerrec import TigerrecError
+from tigerrec.config import compose
+
+TOOLS = {
+    "demo": "the whole pipeline on the bundled sample, then a recommendation",
+    "recommend": "the best items for a history of items",
+    "export": "a trained run as one self-contained folder",
+    "add": "new items for a trained run, without training",
+    "report": "a page about a run or a table, for the browser",
+    "compare-runs": "trained runs as a table and a picture",
+}
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The arguments of a command that has some of its own."""
+    parser = argparse.ArgumentParser(prog=f"tigerrec {name}", description=f"{TOOLS[name][0].upper()}{TOOLS[name][1:]}.")
+    if name == "compare-runs":
+        parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
+        parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
+    elif name == "report":
+        about = parser.add_mutually_exclusive_group(required=True)
+        about.add_argument("--run", type=Path, help="evaluate folder, or a train folder with one evaluation")
+        about.add_argument("--table", type=Path, help="folder of a table of results")
+        parser.add_argument("--out", type=Path, help="the page to write; report.html in the folder by default")
+    else:
+        parser.add_argument("model", type=Path, help="folder of a finished train stage, or an export")
+        if name == "recommend":
+            _add_requests(parser)
+        if name == "add":
+            columns = "item_id and any of title, brand, categories, price, text, vector, generator_vector"
+            parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
+        if name in ("add", "export"):
+            parser.add_argument("--out", required=True, type=Path, help="new folder, or an older export to replace")
+    return parser
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say for whom, and what may be recommended."""
+    one = parser.add_argument_group("for one history").add_mutually_exclusive_group()
+    one.add_argument("--items", help="item ids, oldest first, separated by commas")
+    one.add_argument("--item", action="append", help="one id, as it is; repeated, oldest first")
+    many = parser.add_argument_group("for many users")
+    many.add_argument("--users", help="all, or a file of user ids; all by default")
+    many.add_argument("--histories", type=Path, help="table of interactions; by default those of the model's data set")
+    many.add_argument("--out", type=Path, help="file to write: .parquet, .csv or .jsonl")
+    many.add_argument("options", nargs="*", help="how the table is written, as dataset.user_column=customer")
+    what = parser.add_argument_group("what may be recommended")
+    what.add_argument("--k", type=int, default=10, help="how many items a list; 10 by default")
+    what.add_argument("--allow", type=Path, help="file of item ids: none but these")
+    what.add_argument("--deny", type=Path, help="file of item ids: none of these")
+    what.add_argument("--category", help="none but items of this category")
+    what.add_argument("--keep-seen", action="store_true", help="also items of the history")
+
+
+def result_of(name: str, options: argparse.Namespace) -> Any:
+    """What a command makes of its arguments, to print. Raises TigerrecError if it cannot."""
+    if name == "recommend":
+        return _recommended(options)
+    if name == "export":
+        from tigerrec.serving.export import export
+
+        return export(options.model, options.out)
+    if name == "add":
+        from tigerrec.serving.new_items import add_items
+
+        return add_items(options.model, options.items_file, options.out)
+    if name == "report":
+        from tigerrec.analysis.report import report_run, report_table
+
+        return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
+    from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
+
+    runs = read_runs(options.folders)
+    if options.plot:
+        plot_validation(runs, options.plot)
+    return training_table(runs)
+
+
+def _recommended(options: argparse.Namespace) -> Any:
+    """The recommendations for one history as text, or the file of those for many users."""
+    from tigerrec.serving.rules import Rules, read_ids
+
+    rules = Rules(options.allow and read_ids(options.allow), read_ids(options.deny) if options.deny else frozenset(),
+                  options.category)  # fmt: skip
+    if options.items is not None or options.item:
+        from tigerrec.serving.recommender import Recommender
+
+        if options.users or options.histories or options.out:
+            raise TigerrecError("--items and --item are for one history; leave out --users, --histories and --out.")
+        history = options.item or [item.strip() for item in options.items.split(",") if item.strip()]
+        return Recommender.from_pretrained(options.model).report(history, options.k, not options.keep_seen, rules)
+    if options.out is None:
+        raise TigerrecError(
+            "Nobody to recommend to: give `--items <item id>,<item id>`, or `--users all --out <file>.parquet`."
+        )
+    from tigerrec.serving.everybody import recommend_all
+
+    return recommend_all(
+        options.model, options.out, users=options.users, histories=options.histories,
+        options=_dataset_options(options.options), k=options.k, mask_seen=not options.keep_seen, rules=rules,
+    )  # fmt: skip
+
+
+def _dataset_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options of a data set by name. Raises TigerrecError if one is none."""
+    foreign = [option for option in given if not option.startswith("dataset.")]
+    if foreign:
+        raise TigerrecError(f"{foreign[0]} is no option here; give those of tables, as dataset.user_column=buyer.")
+    composed = OmegaConf.to_container(compose(["dataset=tables", *given]).dataset)
+    names = [option.removeprefix("dataset.").partition("=")[0] for option in given]
+    return {name: composed[name] for name in names}  # type: ignore[call-overload, index]
