@@ -101,7 +101,7 @@ def in_category(name: str, categories: pa.ChunkedArray) -> np.ndarray:
     lists = pa.concat_arrays(categories.chunks) if categories.num_chunks != 1 else categories.chunk(0)
     parents, names = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
     found = np.zeros(len(lists), bool)
-    found[parents[pc.equal(names, name).to_numpy(zero_copy_only=False)]] = True
+    found[parents[pc.equal(names, name).fill_null(False).to_numpy(zero_copy_only=False)]] = True
     if not found.any():
         known = [each for each in names.unique().to_pylist() if each]
         alike = difflib.get_close_matches(name, known) or [each for each in known if each.lower() == name.lower()]

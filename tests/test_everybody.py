@@ -1,0 +1,214 @@
+"""Recommendations for many users, from a run or a table into a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests import tiny_shop
+from tigerrec import TigerrecError, cli
+from tigerrec.data.histories import load_histories
+from tigerrec.serving import everybody
+from tigerrec.serving.everybody import recommend_all
+from tigerrec.serving.export import export
+from tigerrec.serving.recommender import Recommender
+from tigerrec.serving.rules import Rules
+from tigerrec.storage.manifests import read_manifest
+
+COLUMNS = ["user_id", "rank", "item_id", "score", "fallback", "model"]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> tuple[Path, Path]:
+    """The orders of a shop and its train folder."""
+    folder = tmp_path_factory.mktemp("shop")
+    orders = tiny_shop.write_orders(folder)
+    return orders, tiny_shop.run(orders, folder / "runs", until="train")
+
+
+def rows_of(path: Path) -> list[dict]:
+    return pq.read_table(path).to_pylist()
+
+
+def test_every_user_gets_what_the_recommender_gives(shop, tmp_path):
+    orders, trained = shop
+    rows = rows_of(recommend_all(trained, tmp_path / "recs.parquet", k=4, device="cpu"))
+    recommender = Recommender.from_pretrained(trained, device="cpu")
+    histories = load_histories(trained.parent.parent.parent)
+    users = list(dict.fromkeys(line.split(",")[0] for line in orders.read_text().splitlines()[1:]))
+    whole = [[recommender.item_ids[item] for item in histories[user]] for user in range(len(users))]
+    expected = recommender.recommend_batch(whole, 4)
+    found: dict[str, list] = {}
+    for row in rows:
+        assert list(row) == COLUMNS
+        assert row["model"] == read_manifest(trained).content
+        found.setdefault(row["user_id"], []).append((row["rank"], row["item_id"], round(row["score"], 4)))
+    assert list(found) == users
+    for user, one in zip(users, expected, strict=True):
+        assert found[user] == [(rank, item.item_id, round(item.score, 4)) for rank, item in enumerate(one, 1)]
+
+
+def test_a_table_of_histories_is_read_as_the_data_were(shop, tmp_path):
+    orders, trained = shop
+    exported = export(trained, tmp_path / "model")
+    ways = [
+        recommend_all(trained, tmp_path / "a.parquet", device="cpu"),
+        recommend_all(trained, tmp_path / "b.parquet", histories=orders, device="cpu"),
+        recommend_all(exported, tmp_path / "c.parquet", histories=orders, device="cpu"),
+    ]
+    tables = [pq.read_table(path).drop(["model"]) for path in ways]
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+
+
+def test_formats_hold_the_same(shop, tmp_path):
+    _, trained = shop
+    parquet, csv, lines = (
+        recommend_all(trained, tmp_path / f"recs.{ending}", k=3, device="cpu") for ending in ("parquet", "csv", "jsonl")
+    )
+    expected = rows_of(parquet)
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == expected
+    for one, other in zip(pc.read_csv(csv).to_pylist(), expected, strict=True):
+        assert one["score"] == pytest.approx(other["score"])
+        assert {**one, "score": 0} == {**other, "score": 0}
+    with pytest.raises(TigerrecError, match=r"must end in \.parquet, \.csv, \.jsonl"):
+        recommend_all(trained, tmp_path / "recs.xlsx")
+
+
+def test_users_of_a_file_unknown_ones_marked(shop, tmp_path, caplog):
+    _, trained = shop
+    (tmp_path / "users.csv").write_text("user\nu7\nnobody\nu3\n")
+    with caplog.at_level(logging.WARNING, "tigerrec"):
+        rows = rows_of(
+            recommend_all(trained, tmp_path / "recs.parquet", users=tmp_path / "users.csv", k=2, device="cpu")
+        )
+    assert [(row["user_id"], row["fallback"]) for row in rows[::2]] == [("nobody", True), ("u3", False), ("u7", False)]
+    assert "1 of 3 users have no item of the catalogue and get what was bought most, as 'nobody'" in caplog.text
+
+
+def test_a_bad_row_spoils_no_other_and_unknown_items_are_counted_once(shop, tmp_path, caplog):
+    _, trained = shop
+    good = "".join(f"u{number},i{number % 20:02d},{number}\nu{number},gone,{number + 1}\n" for number in range(2_000))
+    (tmp_path / "new.csv").write_text(f"user,item,time\n{good}stranger,nothing,5\n,i01,7\n")
+    with caplog.at_level(logging.WARNING, "tigerrec"):
+        rows = rows_of(
+            recommend_all(trained, tmp_path / "recs.parquet", histories=tmp_path / "new.csv", k=2, device="cpu")
+        )
+    assert len(rows) == 2 * 2_001
+    assert {row["user_id"] for row in rows if row["fallback"]} == {"stranger"}
+    told = [record.message for record in caplog.records]
+    assert len(told) == 3
+    assert told[0].startswith("dropped 1 of 4,002 lines")
+    assert told[1].startswith("ignored 2001 of 4001 item ids")
+    assert told[2].startswith("1 of 2,001 users have no item of the catalogue")
+
+
+def test_rules_hold_for_everybody(shop, tmp_path):
+    _, trained = shop
+    allow = [f"i{number:02d}" for number in range(10)]
+    path = recommend_all(trained, tmp_path / "recs.parquet", k=5, rules=Rules.of(allow), device="cpu")
+    rows = rows_of(path)
+    assert {row["item_id"] for row in rows} <= set(allow)
+    histories = load_histories(trained.parent.parent.parent)
+    names = Recommender.from_pretrained(trained, device="cpu").item_ids
+    free = [len(set(allow) - {names[item] for item in histories[user]}) for user in range(len(histories))]
+    users = list(dict.fromkeys(row["user_id"] for row in rows))
+    counts = [sum(row["user_id"] == user for row in rows) for user in users]
+    assert counts == [min(5, n) for n in free]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(shop, tmp_path, monkeypatch, caplog):
+    _, trained = shop
+    monkeypatch.setattr(everybody, "SHARD_USERS", 8)
+    whole = recommend_all(trained, tmp_path / "whole.parquet", device="cpu").read_bytes()
+    asked, lists = [], Recommender.lists
+
+    def dying(self, known, *rest):
+        asked.append(len(known))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return lists(self, known, *rest)
+
+    monkeypatch.setattr(Recommender, "lists", dying)
+    with pytest.raises(KeyboardInterrupt):
+        recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".recs.parquet.parts", "whole.parquet"]
+    with caplog.at_level(logging.INFO, "tigerrec"):
+        assert recommend_all(trained, tmp_path / "recs.parquet", device="cpu").read_bytes() == whole
+    assert "took 3 of 5 shards from a stopped run" in caplog.text
+    assert len(asked) == 4 + 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
+
+
+def test_another_request_takes_nothing_of_a_stopped_one(shop, tmp_path, monkeypatch):
+    _, trained = shop
+    monkeypatch.setattr(everybody, "SHARD_USERS", 8)
+    lists, n_asked = Recommender.lists, []
+    monkeypatch.setattr(everybody, "_write", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
+    monkeypatch.setattr(everybody, "_write", lambda *arguments: None)
+    monkeypatch.setattr(Recommender, "lists", lambda self, known, *rest: n_asked.append(1) or lists(self, known, *rest))
+    for changed in ({"k": 3}, {"mask_seen": False}, {"rules": Rules.of(deny=["i01"])}):
+        n_asked.clear()
+        recommend_all(trained, tmp_path / "recs.parquet", device="cpu", **changed)
+        assert len(n_asked) == 5
+
+
+def test_an_export_needs_histories(shop, tmp_path):
+    _, trained = shop
+    exported = export(trained, tmp_path / "model")
+    with pytest.raises(TigerrecError, match="is an export, which holds no users; give their interactions as `--hist"):
+        recommend_all(exported, tmp_path / "recs.parquet")
+    assert not (tmp_path / ".recs.parquet.parts").exists()
+
+
+def test_the_command(shop, tmp_path, capsys, monkeypatch):
+    orders, trained = shop
+    (tmp_path / "kunden.csv").write_text(
+        orders.read_text().replace(",", ";").replace("user;item;time", "Kunde;item;time")
+    )
+    (tmp_path / "deny.txt").write_text("i01\ni02\n")
+    monkeypatch.chdir(tmp_path)
+    common = ["recommend", str(trained), "--k", "4", "--deny", "deny.txt"]
+    cli.main([*common, "--users", "all", "--out", "one.parquet"])
+    cli.main([*common, "--histories", "kunden.csv", "--out", "two.parquet", "dataset.user_column=Kunde",
+              "dataset.separator=';'"])  # fmt: skip
+    assert capsys.readouterr().out == "one.parquet\ntwo.parquet\n"
+    assert pq.read_table("one.parquet").equals(pq.read_table("two.parquet"))
+    assert not {"i01", "i02"} & {row["item_id"] for row in rows_of(Path("one.parquet"))}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Nobody to recommend to"),
+        (["--items", "i01", "--out", "x.csv"], "--items and --item are for one history"),
+        (["--histories", "no.csv", "--out", "x.csv"], "no.csv is no file"),
+        (["--out", "x.csv", "train.epochs=3"], "train.epochs=3 is no option here"),
+        (["--out", "x.csv", "dataset.nothing=3"], "dataset.nothing is not an option"),
+        (["--out", "x.csv", "--allow", "no.csv"], "no.csv does not exist"),
+        (["--out", "x.csv", "--users", "no.csv"], "no.csv does not exist"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(shop, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"Error: .*{message}"):
+        cli.main(["recommend", str(shop[1]), *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_histories_are_in_the_order_of_time(shop, tmp_path):
+    orders, trained = shop
+    lines = orders.read_text().splitlines()
+    shuffled = [lines[0], *np.random.default_rng(0).permutation(lines[1:])]
+    (tmp_path / "shuffled.csv").write_text("\n".join(shuffled) + "\n")
+    one = rows_of(recommend_all(trained, tmp_path / "a.parquet", device="cpu"))
+    two = rows_of(recommend_all(trained, tmp_path / "b.parquet", histories=tmp_path / "shuffled.csv", device="cpu"))
+    assert sorted(map(repr, one)) == sorted(map(repr, two))
