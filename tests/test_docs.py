@@ -19,7 +19,7 @@ from typing import get_args
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tigerrec import cli
+from tigerrec import cli, tools
 from tigerrec.config import compose, config_folder
 from tigerrec.pipeline import plan, plan_baseline
 from tigerrec.search.options import Scores
@@ -164,7 +164,7 @@ def check(program: str, *arguments: str) -> None:
         for overrides in compositions(list(arguments[1:])):
             check_options(overrides)
     elif program == "tigerrec" and arguments[0] not in ("--help", "--version"):
-        cli._parser(arguments[0]).parse_args(arguments[1:])
+        tools.arguments_of(arguments[0], arguments[1:])
 
 
 def test_every_page_prints_commands_and_every_stage_and_job_is_printed(recorded):

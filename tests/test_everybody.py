@@ -191,7 +191,7 @@ def test_the_command(shop, tmp_path, capsys, monkeypatch):
         ([], "Nobody to recommend to"),
         (["--items", "i01", "--out", "x.csv"], "--items and --item are for one history"),
         (["--histories", "no.csv", "--out", "x.csv"], "no.csv is no file"),
-        (["--out", "x.csv", "train.epochs=3"], "train.epochs=3 is no option here"),
+        (["--out", "x.csv", "train.epochs=3"], "train.epochs=3 is no option of recommend"),
         (["--out", "x.csv", "dataset.nothing=3"], "dataset.nothing is not an option"),
         (["--out", "x.csv", "--allow", "no.csv"], "no.csv does not exist"),
         (["--out", "x.csv", "--users", "no.csv"], "no.csv does not exist"),

@@ -409,7 +409,7 @@ def test_all_columns_that_are_missing_are_told_of_at_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("time_format", "message"),
     [
-        (None, r"a date like 16\.11\.2023 needs `\"dataset\.time_format='%d\.%m\.%Y'\"`\.$"),
+        (None, r"a date like 16\.11\.2023 18:05 needs `\"dataset\.time_format='%d\.%m\.%Y %H:%M'\"`\.$"),
         ("%d.%m.%Y", r"time is not written as dataset\.time_format says: 1, as line 2: '31\.12\.2000 22:24'"),
     ],
 )

@@ -20,7 +20,7 @@ from tigerrec.config import composition_fault, config_folder
 from tigerrec.runtime import distributed
 from tigerrec.runtime.signals import Interrupted
 from tigerrec.text import first_line
-from tigerrec.tools import TOOLS, parser_of, result_of
+from tigerrec.tools import TOOLS, arguments_of, result_of
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +226,6 @@ def _demo(options: Sequence[str]) -> None:
 
 def _use_tool(name: str, arguments: Sequence[str]) -> None:
     """Run a command with arguments of its own; it prints its result as the last lines."""
-    options = parser_of(name).parse_intermixed_args(arguments)
+    options = arguments_of(name, arguments)
     with reporting():
         print(result_of(name, options), flush=True)

@@ -45,8 +45,22 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def arguments_of(name: str, given: Sequence[str]) -> argparse.Namespace:
+    """What was given to a command, `recommend` with further arguments as `further`; the process ends where it cannot be
+    taken."""
+    parser = parser_of(name)
+    if name != "recommend":
+        return parser.parse_args(given)
+    options, further = parser.parse_known_args(given)
+    options.further = further
+    return options
+
+
 def _add_requests(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say for whom, and what may be recommended."""
+    """The arguments that say for whom, and what may be recommended; further ones say how a table is written."""
+    parser.usage = (
+        "tigerrec recommend MODEL (--items ITEMS | --out FILE [--histories FILE] [dataset.<option>=<value> …])"
+    )
     one = parser.add_argument_group("for one history").add_mutually_exclusive_group()
     one.add_argument("--items", help="item ids, oldest first, separated by commas")
     one.add_argument("--item", action="append", help="one id, as it is; repeated, oldest first")
@@ -54,7 +68,6 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--users", help="all, or a file of user ids; all by default")
     many.add_argument("--histories", type=Path, help="table of interactions; by default those of the model's data set")
     many.add_argument("--out", type=Path, help="file to write: .parquet, .csv or .jsonl")
-    many.add_argument("options", nargs="*", help="how the table is written, as dataset.user_column=customer")
     what = parser.add_argument_group("what may be recommended")
     what.add_argument("--k", type=int, default=10, help="how many items a list; 10 by default")
     what.add_argument("--allow", type=Path, help="file of item ids: none but these")
@@ -91,6 +104,7 @@ def _recommended(options: argparse.Namespace) -> Any:
     """The recommendations for one history as text, or the file of those for many users."""
     from tigerrec.serving.rules import Rules, read_ids
 
+    of_table = _dataset_options(options.further)
     rules = Rules(options.allow and read_ids(options.allow), read_ids(options.deny) if options.deny else frozenset(),
                   options.category)  # fmt: skip
     if options.items is not None or options.item:
@@ -108,7 +122,7 @@ def _recommended(options: argparse.Namespace) -> Any:
 
     return recommend_all(
         options.model, options.out, users=options.users, histories=options.histories,
-        options=_dataset_options(options.options), k=options.k, mask_seen=not options.keep_seen, rules=rules,
+        options=of_table, k=options.k, mask_seen=not options.keep_seen, rules=rules,
     )  # fmt: skip
 
 
@@ -116,7 +130,10 @@ def _dataset_options(given: Sequence[str]) -> dict[str, Any]:
     """Options of a data set by name. Raises TigerrecError if one is none."""
     foreign = [option for option in given if not option.startswith("dataset.")]
     if foreign:
-        raise TigerrecError(f"{foreign[0]} is no option here; give those of tables, as dataset.user_column=buyer.")
+        raise TigerrecError(
+            f"{foreign[0]} is no option of recommend (`tigerrec recommend --help`), nor of tables, as "
+            "`dataset.user_column=customer`."
+        )
     composed = OmegaConf.to_container(compose(["dataset=tables", *given]).dataset)
     names = [option.removeprefix("dataset.").partition("=")[0] for option in given]
     return {name: composed[name] for name in names}  # type: ignore[call-overload, index]

@@ -122,6 +122,11 @@ def arrange(
         create(f"{side}s", NUMBERED.format(side=side))
     create("lengths", LENGTHS)
     kept_users, kept_items = (number(f"SELECT count(*) FROM {side}s") for side in ("user", "item"))
+    if kept_users < users or kept_items < items:
+        logger.info(
+            "left out %s users with fewer than %d interactions, %s other users and %s items by the filters",
+            f"{short:,}", shortest, f"{users - short - kept_users:,}", f"{items - kept_items:,}",
+        )  # fmt: skip
     minimum, median, maximum = database.execute(
         "SELECT min(length), median(length), max(length) FROM lengths"
     ).fetchone()  # type: ignore[misc]

@@ -79,13 +79,17 @@ def check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, c
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
         options = [reason for reason, option in OPTIONS.items() if reason in reasons and hasattr(dataset, option)]
-        remedies = "".join(f"{REPAIRS[reason]}, " for reason in options)
+        remedies = "".join(f"{REPAIRS[reason]}, or " for reason in options)
         if dropped > max_dropped * lines and dropped == lines:
             is_formed = NOT_A_TIME in reasons and hasattr(dataset, "time_format")
             raise DatasetError(
                 f"None of the {lines:,} lines of {path} can be read ({told}); {remedies}repair it"
                 + (", a time must be a number or a date like 2024-03-01" if NOT_A_TIME in reasons else "")
-                + (", and a date like 16.11.2023 needs `\"dataset.time_format='%d.%m.%Y'\"`." if is_formed else ".")
+                + (
+                    ", and a date like 16.11.2023 18:05 needs `\"dataset.time_format='%d.%m.%Y %H:%M'\"`."
+                    if is_formed
+                    else "."
+                )
             )
         if dropped > max_dropped * lines:
             raise DatasetError(

@@ -33,7 +33,10 @@ VALIDATION, TEST = "interactions for validation", "interactions for test"  # rol
 OPTIONS_OF = {VALIDATION: "validation_interactions", TEST: "test_interactions"}
 
 HUB_FILES = Path("data/raw/hub")
-GIVE_BOTH = "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines or Parquet)"
+GIVE_BOTH = (
+    "`dataset.interactions=<file> dataset.items=<file> dataset.name=<shop>` (CSV, TSV, JSON Lines, Parquet, or "
+    "RecBole's .inter and .item)"
+)
 
 
 @options
@@ -171,7 +174,7 @@ class TablesDataset(Dataset):
         """Role → existing file. Raises DatasetError if no file was named, or it does not exist, or its ending is
         unknown."""
         if self.interactions is None:
-            raise DatasetError(f"dataset=tables needs your files; give {GIVE_BOTH}; `dataset.items` may be left out.")
+            raise DatasetError(f"No file of interactions was named; give {GIVE_BOTH}; `dataset.items` may be left out.")
         for path, url in ((self.interactions, self.interactions_url), (self.items, self.items_url)):
             if path is not None and is_hub_address(str(path)):
                 download_from_hub(self._named(path), self._path(path))
@@ -239,6 +242,13 @@ class TablesDataset(Dataset):
         for role in ("interactions", VALIDATION, TEST):
             before.append(loader.before)
             for name, table in self._tables_of(role, named):
+                unread = set(table.columns) - {getattr(self, option) for option in named}
+                if role == "interactions" and unread and not self.where:
+                    logger.info(
+                        "columns of %s that are not read: %s (`dataset.rating_column=` with `dataset.min_rating=` "
+                        "leaves low ratings out, `dataset.where=` whatever a condition says)",
+                        table.path, shown([column for column in table.columns if column in unread]),
+                    )  # fmt: skip
                 loader.load(table, columns, name)
         if self.test_interactions is not None:
             loader.split = lambda _: parts_by_place(*before[1:])

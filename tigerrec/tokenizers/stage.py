@@ -137,7 +137,7 @@ def diagnose(tokenizer: Tokenizer, state: State, codes: Codes, vectors: np.ndarr
         if usage["used_codes"] < LOW_USAGE * usage["codes"]:
             logger.warning(
                 "Level %d uses only %d of its %d codes (perplexity %.1f, %d items): the codebook has collapsed, or it "
-                "is too large for these items.",
+                "is too large for these items: `tokenizer.codebook_size=<smaller>`.",
                 level, usage["used_codes"], usage["codes"], usage["perplexity"], len(codes),
             )  # fmt: skip
     error = None
