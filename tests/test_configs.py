@@ -26,6 +26,7 @@ from tigerrec.training.options import Training
 RESERVED = {
     "tokenizer": ("seed", "collisions", "max_collision", "fit_items"),
     "generator": ("seed",),
+    "train": ("validated",),
     "baseline": ("seed",),
 }
 OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some

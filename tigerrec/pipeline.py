@@ -175,7 +175,7 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     tokenize_keys = ("seed", "collisions", "max_collision", "fit_items")
     tokenizer, token_keys = choice("tokenizer", Tokenizer, *tokenize_keys, "inputs")
     generator, generator_keys = choice("generator", Generator, "seed", "inputs")
-    training, train_keys = choice("train", Training)
+    training, train_keys = choice("train", Training, "validated")
     evaluation, evaluate_keys = choice("evaluate", EvaluateConfig)
     check_scoring(
         evaluation.scores, evaluation.cold_places,
@@ -190,18 +190,40 @@ def plan(cfg: DictConfig) -> dict[str, Step]:
     extra = _plan_further(token_keys.get("inputs"), "tokenizer.inputs", tokenizer.needs, prepared, steps)
     tokenized = embedded / f"{_folder_name(token_keys, 'tokenizer')}-seed{_seed(token_keys, 'tokenizer')}"
     vectors = _plan_further(generator_keys.get("inputs"), "generator.inputs", generator.needs, prepared, steps)
-    trained = tokenized / f"{_folder_name(generator_keys, 'generator')}-{_folder_name(train_keys, 'train')}-seed{seed}"
+    run_name = f"{_folder_name(generator_keys, 'generator')}-{_folder_name(train_keys, 'train')}"
+    trained = tokenized / f"{run_name}{'' if training.holdout else '-everything'}-seed{seed}"
     evaluated = trained / f"eval-{_folder_name(evaluate_keys, 'evaluate')}"
     of_training = {"prepare": prepared, "tokenize": tokenized}
+
+    def train_step(key: str, folder: Path, config: TrainConfig, validated: Path | None = None) -> Step:
+        of_validated = {} if validated is None else {"validated": validated}
+        return Step(
+            key, "train", folder, config, of_training | vectors | of_validated, "train.name",
+            _function("tigerrec.training.stage.train", prepared, tokenized, config, extra=vectors, **of_validated),
+            shared=True,
+        )  # fmt: skip
+
+    validated = tokenized / f"{run_name}-seed{seed}" if _takes_epochs(training, train_keys.get("validated")) else None
+    before = []
+    if validated is not None:
+        with_holdout = dataclasses.replace(train_config, training=dataclasses.replace(training, holdout=True))
+        before = [train_step("train:validated", validated, with_holdout)]
     following = [
         Step("tokenize", "tokenize", tokenized, tokenize_config, {"embed": embedded, **extra}, "tokenizer.name",
              _function("tigerrec.tokenizers.stage.tokenize", embedded, tokenize_config, extra=extra)),
-        Step("train", "train", trained, train_config, of_training | vectors, "train.name",
-             _function("tigerrec.training.stage.train", prepared, tokenized, train_config, extra=vectors), shared=True),
+        *before,
+        train_step("train", trained, train_config, validated),
         Step("evaluate", "evaluate", evaluated, evaluation, of_training | {"train": trained}, "evaluate.name",
              _function("tigerrec.evaluation.stage.evaluate", prepared, tokenized, trained, evaluation), shared=True),
     ]  # fmt: skip
     return steps | {step.key: step for step in following}
+
+
+def _takes_epochs(training: Training, validated: Any) -> bool:
+    """Whether training on everything takes its epochs from a validated run."""
+    if not isinstance(validated, bool):
+        raise ConfigError(f"train.validated={validated!r} must be true or false.")
+    return validated and not training.holdout
 
 
 def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
@@ -249,7 +271,12 @@ def run(cfg: DictConfig, until: str) -> Path:
     What `overwrite` names is built again, with every step that reads it; what it reads itself (such as the parts of
     fused vectors) is not. Every error is a TigerrecError.
     """
-    return bring_up_to_date(plan(cfg), until, cfg.overwrite)
+    steps = plan(cfg)
+    if until == "evaluate" and not steps["train"].config.training.holdout:
+        raise ConfigError(
+            "With train.holdout=false nothing is left to evaluate on; leave it out to measure the same options."
+        )
+    return bring_up_to_date(steps, until, cfg.overwrite)
 
 
 def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | None) -> Path:

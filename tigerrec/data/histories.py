@@ -71,10 +71,19 @@ class Histories:
         """The items of a user that training may see."""
         return self[user][: self.n_known("validation")[user]]
 
+    def whole(self) -> Histories:
+        """The same histories, all of them for training."""
+        return dataclasses.replace(self, parts=np.zeros(len(self.items), np.int8))
+
     def split(self, user: int, part: str) -> tuple[np.ndarray, int]:
         """The input and the target of a part, `validation` or `test`: the user's first item in it given all before."""
         history, n_known = self[user], self.n_known(part)[user]
         return history[:n_known], int(history[n_known])
+
+
+def has_holdout(trained: Mapping[str, Any]) -> bool:
+    """Whether a train stage of some configuration kept the interactions for validation and test from training."""
+    return bool(trained.get("training", {}).get("holdout", True))
 
 
 def load_histories(prepared: Path) -> Histories:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from tigerrec.config import AtLeastOne, Device, NotNegative, Precision, options
-from tigerrec.data.histories import Histories, evaluated_users, training_counts
+from tigerrec.data.histories import Histories, evaluated_users, has_holdout, training_counts
 from tigerrec.evaluation.metrics import LARGEST_CUTOFF, format_metrics, item_ranks, metrics, semantic_id_ranks
 from tigerrec.runtime import distributed
 from tigerrec.search.options import CODES, WEIGHED, ColdPlaces, Scores, Scoring, check_scoring, item_weight
@@ -22,6 +22,7 @@ from tigerrec.search.ranking import Rank, by_popularity
 from tigerrec.storage import shards
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import added, describe, not_identity
+from tigerrec.storage.manifests import StaleError
 from tigerrec.storage.stages import StageFiles, check_made_from, input_records, open_stage, writing
 from tigerrec.tokenizers.ids import group_codes, load_inputs
 
@@ -260,6 +261,11 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
 
     inputs = {"prepare": prepared, "tokenize": tokenized, "train": trained}
     manifest = open_stage(trained, "train")
+    if not has_holdout(manifest.config):
+        raise StaleError(
+            f"{trained} was trained on everything, so that nothing is left to evaluate on; evaluate a run with "
+            "`train.holdout=true`."
+        )
     histories, semantic_ids = load_inputs(prepared, tokenized)
     for name in ("prepare", "tokenize"):
         check_made_from(trained, manifest, name, inputs[name])

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tigerrec import TigerrecError
-from tigerrec.data.histories import ITEMS, load_histories, read_items, training_counts
+from tigerrec.data.histories import ITEMS, has_holdout, load_histories, read_items, training_counts
 from tigerrec.data.raw import Unreadable, plain_id
 from tigerrec.embed.base import few
 from tigerrec.storage.contracts import contract, read_arrays
-from tigerrec.storage.manifests import StaleError
+from tigerrec.storage.manifests import Manifest, StaleError
 from tigerrec.text import shortened
 from tigerrec.tokenizers.ids import load_semantic_ids
 
@@ -123,9 +123,15 @@ def read_popularity(exported: Path, n_items: int) -> np.ndarray:
     return counts
 
 
-def read_catalogue(prepared: Path, tokenized: Path, exported: Path | None) -> Catalogue:
-    """The items of a prepare stage with the Semantic IDs of a tokenize stage, or both of an export. Raises
-    ArtifactError if a file is damaged or the two have other items."""
+def counts_of_training(prepared: Path, trained: Manifest) -> np.ndarray:
+    """How often the histories that a train stage read hold each item of its prepare stage, int64 (n_items,)."""
+    histories = load_histories(prepared)
+    return training_counts(histories if has_holdout(trained.config) else histories.whole())
+
+
+def read_catalogue(prepared: Path, tokenized: Path, run: Path, manifest: Manifest) -> Catalogue:
+    """The items of a prepare stage with the Semantic IDs of a tokenize stage, for a train stage; or all of an export.
+    Raises ArtifactError if a file is damaged or the two have other items."""
     semantic_ids = load_semantic_ids(tokenized)
     items = read_items(prepared, {"title": "string?"})
     if len(items) != len(semantic_ids.codes):
@@ -133,10 +139,10 @@ def read_catalogue(prepared: Path, tokenized: Path, exported: Path | None) -> Ca
             f"{prepared} has {len(items)} items and Semantic IDs for {len(semantic_ids.codes)}; export it again, or "
             "add `overwrite=embed`."
         )
-    if exported is None:
-        counts = training_counts(load_histories(prepared))
-    elif semantic_ids.may_share or (exported / POPULARITY).is_file():
-        counts = read_popularity(exported, len(items))
+    if manifest.stage == "train":
+        counts = counts_of_training(prepared, manifest)
+    elif semantic_ids.may_share or POPULARITY in manifest.files:
+        counts = read_popularity(run, len(items))
     else:  # an export of an earlier version
         counts = np.zeros(len(items), np.int64)
     return Catalogue(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tigerrec import text
-from tigerrec.data.histories import ITEMS, load_histories, read_items, read_stats, training_counts
+from tigerrec.data.histories import ITEMS, read_items, read_stats
 from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES, VECTORS
 from tigerrec.models.loading import load_generator
 from tigerrec.search.options import CODES_ALONE
-from tigerrec.serving.catalogue import POPULARITY
+from tigerrec.serving.catalogue import POPULARITY, counts_of_training
 from tigerrec.serving.recommender import EXPORT, check_run
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ASIDE, ArtifactError
@@ -92,7 +92,7 @@ def write_export(run: Path, out: Path) -> None:
                     files.copy(folders[stage] / name)
         for name, folder in _embed_folders(folders).items():
             files.json(name, _embedder(folder))
-        files.arrays(POPULARITY, {"training_counts": training_counts(load_histories(folders["prepare"]))})
+        files.arrays(POPULARITY, {"training_counts": counts_of_training(folders["prepare"], open_stage(run, "train"))})
         with files.create(CARD) as temporary:
             temporary.write_text(model_card(folders, evaluations), encoding="utf-8")
 

@@ -101,9 +101,9 @@ class Recommender:
         folder = Path(folder)
         check_run(folder)
         manifest = open_stage(folder, "train", EXPORT)
-        exported = folder if manifest.stage == EXPORT else None
-        folders = {"prepare": folder, "tokenize": folder} if exported else upstream_folders(folder)
-        catalogue = read_catalogue(folders["prepare"], folders["tokenize"], exported)
+        own = {"prepare": folder, "tokenize": folder}
+        folders = own if manifest.stage == EXPORT else upstream_folders(folder)
+        catalogue = read_catalogue(folders["prepare"], folders["tokenize"], folder, manifest)
         model = load_generator(folder, load_semantic_ids(folders["tokenize"])).to(resolve_device(device))
         logger.info("read the generator and %s items from %s", f"{len(catalogue):,}", folder)
         scores = scores or (HYBRID if model.scores_items else CODES)

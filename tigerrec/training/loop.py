@@ -65,7 +65,12 @@ class Trainer:
         self.optimizer = new_optimizer(model, self.training)
         self.steps_per_epoch = len(self._epoch_batches(0, 0))
         self.total_steps = min(self.steps_per_epoch * self.training.epochs, self.training.max_steps or sys.maxsize)
+        self.last_step = self.total_steps
         self._epoch: tuple[int, list[list[np.ndarray]]] = (-1, [])
+
+    def end_after(self, epochs: float) -> None:
+        """End after so many of the epochs, on the learning rates of all of them."""
+        self.last_step = min(max(round(epochs * self.steps_per_epoch), 1), self.total_steps)
 
     def _epoch_batches(self, epoch: int, member: int) -> list[np.ndarray]:
         others = [member] if member else []  # the first draws as a model of one does
@@ -194,16 +199,16 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
 
     with (
         stop_signals() as stop,
-        tqdm(total=trainer.total_steps, initial=state.step, desc="train", unit="step", disable=None) as bar,
+        tqdm(total=trainer.last_step, initial=state.step, desc="train", unit="step", disable=None) as bar,
     ):
         losses: list[torch.Tensor] = []
-        while state.step < trainer.total_steps and not state.finished:
+        while state.step < trainer.last_step and not state.finished:
             losses.append(trainer.step(state.step))
             state.step += 1
             bar.update(1)
             stopping = distributed.anywhere(stop.received is not None)
             epoch, steps_beyond = divmod(state.step, trainer.steps_per_epoch)
-            at_the_end = state.step == trainer.total_steps
+            at_the_end = state.step == trainer.last_step
             at_epoch_end = steps_beyond == 0 or at_the_end
             due = at_epoch_end or state.step % training.checkpoint_steps == 0 or stopping
             if trainer.model.device.type == "cpu" or due:  # elsewhere looking at a loss means waiting for it
@@ -213,7 +218,9 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
                 losses = []
                 bar.set_postfix(loss=f"{loss:.3f}")
                 log({"loss": loss, "lr": trainer.learning_rate(state.step - 1)})
-            if at_epoch_end and (epoch % training.validate_every == 0 or at_the_end):
+            if not training.holdout and at_the_end:
+                checkpoints.consider(trainer.model, 0.0)
+            elif training.holdout and at_epoch_end and (epoch % training.validate_every == 0 or at_the_end):
                 scores = validate(trainer.model, histories, users, training)
                 log({"users": len(users), **scores})
                 told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -230,8 +237,11 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
 
 def select(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> dict[str, Any]:
     """Load the best candidate into the model; where validation was on a smaller sample, the candidates are ranked again
-    on all users, or as many as `selection_users`."""
+    on all users, or as many as `selection_users`. Without a holdout there is one."""
     state, training = checkpoints.state, trainer.training
+    if not training.holdout:
+        checkpoints.load_candidate(state.candidates[0], trainer.model)
+        return {"step": state.candidates[0]["step"]}
     users = validation_sample(histories, training.selection_users or len(histories), trainer.config.seed)
     scores = [{"validation_ndcg@10": state.candidates[0]["score"]}]
     if len(users) > training.validation_users:

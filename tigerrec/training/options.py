@@ -44,6 +44,8 @@ class Training:
         selection_users: likewise of the sample that chooses among the best candidates; None: all users.
         beam_size: of the search in validation.
         patience: validations without a new best before training stops; 0 = never.
+        holdout: whether validation and test interactions are kept from training; without them, weights are neither
+            validated nor chosen, and cannot be evaluated.
         precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
         checkpoint_steps: steps between checkpoints.
         log_steps: steps between lines of `training.jsonl`.
@@ -71,6 +73,7 @@ class Training:
     adam_beta2: BelowOne = added(0.999)
     max_steps: AtLeastOne | None = added(None)
     selection_users: AtLeastOne | None = added(None)
+    holdout: bool = added(True)
     checkpoint_steps: AtLeastOne = not_identity(default=200)
     log_steps: AtLeastOne = not_identity(default=50)
     device: Device = not_identity(default="auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,26 +17,33 @@ from tigerrec.embed.stage import load_embeddings
 from tigerrec.models.base import VECTORS
 from tigerrec.runtime import distributed
 from tigerrec.runtime.seeds import derived_seed
-from tigerrec.search.options import CHOSEN
+from tigerrec.search.options import CHOSEN, WEIGHED
+from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import remove_tree
 from tigerrec.storage.fingerprints import canonical_json, describe
 from tigerrec.storage.manifests import StaleError
-from tigerrec.storage.stages import input_records, writing
+from tigerrec.storage.stages import input_records, open_stage, writing
 from tigerrec.tokenizers.ids import load_inputs
-from tigerrec.training.options import ENCODER_MASK, TrainConfig
+from tigerrec.training.options import ENCODER_MASK, TrainConfig, Training
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    prepared: Path, tokenized: Path, config: TrainConfig, out: Path, extra: Mapping[str, Path] | None = None
+    prepared: Path,
+    tokenized: Path,
+    config: TrainConfig,
+    out: Path,
+    extra: Mapping[str, Path] | None = None,
+    validated: Path | None = None,
 ) -> Path:
-    """Train a generator on the training parts of all histories.
+    """Train a generator on the training parts of all histories, or on everything without `holdout`.
 
     A killed run continues from its last checkpoint; on a CPU it ends in the same bytes as an undisturbed one.
 
     Args:
         extra: the embed stages of further vectors that the generator needs, by name.
+        validated: the train stage of the same options with holdout, which says after how many epochs to end.
 
     Returns:
         `out`, with config.json, model.safetensors and training.jsonl; generation_config.json and
@@ -54,11 +62,15 @@ def train(
     started = time.perf_counter()
     histories, semantic_ids = load_inputs(prepared, tokenized)
     training, seed = config.training, derived_seed(config.seed, "weights")
+    if not training.holdout:
+        histories = histories.whole()
     device = resolve_device(training.device)
     further = {} if extra is None else dict(extra)
     vectors = _vectors(further, len(semantic_ids.codes)) if config.generator.needs else None
     model = config.generator.new(semantic_ids, ENCODER_MASK[training.examples], seed, vectors).to(device)
     trainer = Trainer(model, histories, config)
+    if validated is not None:
+        trainer.end_after(_chosen_epochs(validated, training))
     runs_under = environment(device, training.precision) | {"processes": distributed.world_size()}
     counts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -66,18 +78,22 @@ def train(
         "targets": trainer.n_targets,
     }
     sizes = (
-        f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.total_steps:,} steps, "
+        f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.last_step:,} steps, "
         f"{counts['parameters'] / 1e6:.1f} M parameters"
     )
     logger.info("training on %s, %s, %s", sizes, device, runs_under["precision"])
     inputs = {"prepare": prepared, "tokenize": tokenized} | further
+    if validated is not None:
+        inputs["validated"] = validated
     identity = {"config": describe(config), "inputs": input_records(inputs)}
     plain_identity = json.loads(canonical_json(identity))
     checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, training.tensorboard)
     fit(trainer, checkpoints, histories)
     selected = select(trainer, checkpoints, histories)
     weights = {}
-    if model.scores_items:
+    if model.scores_items and not training.holdout:
+        weights = _chosen_weights(validated)
+    elif model.scores_items:
         users = validation_sample(histories, training.validation_users, config.seed)
         weights = choose(model, histories, users, training, checkpoints)
     state = checkpoints.state
@@ -98,6 +114,21 @@ def train(
 
     distributed.agreed(write)
     return out
+
+
+def _chosen_epochs(validated: Path, training: Training) -> float:
+    """After how many epochs the weights stood that a train stage chose on validation."""
+    provenance = open_stage(validated, "train").provenance
+    epochs = provenance["selected"]["step"] / math.ceil(provenance["targets"] / training.batch_targets)
+    logger.info("training on everything, %.3g of %d epochs as %s chose", epochs, training.epochs, validated)
+    return float(epochs)
+
+
+def _chosen_weights(validated: Path | None) -> dict[str, float]:
+    """What the item head counts beside the tree: as a train stage chose it, or as much."""
+    if validated is None:
+        return dict.fromkeys(WEIGHED, 1.0)
+    return dict(read_json(validated, CHOSEN, dict.fromkeys(WEIGHED, float)))
 
 
 def _vectors(further: Mapping[str, Path], n_items: int) -> np.ndarray:
