@@ -228,4 +228,6 @@ def _use_tool(name: str, arguments: Sequence[str]) -> None:
     """Run a command with arguments of its own; it prints its result as the last lines."""
     options = arguments_of(name, arguments)
     with reporting():
-        print(result_of(name, options), flush=True)
+        result = result_of(name, options)
+        if result is not None:
+            print(result, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tigerrec.config import compose
 TOOLS = {
     "demo": "the whole pipeline on the bundled sample, then a recommendation",
     "recommend": "the best items for a history of items",
+    "serve": "recommendations over HTTP, and a page to look at them",
     "export": "a trained run as one self-contained folder",
     "add": "new items for a trained run, without training",
     "report": "a page about a run or a table, for the browser",
@@ -37,6 +39,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument("model", type=Path, help="folder of a finished train stage, or an export")
         if name == "recommend":
             _add_requests(parser)
+        if name == "serve":
+            parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 127.0.0.1 by default")
+            parser.add_argument("--port", type=int, default=8000, help="8000 by default; 0 takes a free one")
+            parser.add_argument(
+                "--token", default=os.environ.get("TIGERREC_TOKEN") or None, help="what requests have to bring"
+            )
+            parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+            parser.add_argument("--waiting", type=int, default=1024, help="requests that may wait; 1024 by default")
         if name == "add":
             columns = "item_id and any of title, brand, categories, price, text, vector, generator_vector"
             parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
@@ -80,6 +90,10 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
     """What a command makes of its arguments, to print. Raises TigerrecError if it cannot."""
     if name == "recommend":
         return _recommended(options)
+    if name == "serve":
+        from tigerrec.serving.serve import serve
+
+        return serve(options.model, options.host, options.port, options.token, options.device, options.waiting)
     if name == "export":
         from tigerrec.serving.export import export
 

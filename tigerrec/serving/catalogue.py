@@ -62,14 +62,19 @@ class Catalogue:
         """The item index of each id."""
         return {item_id: number for number, item_id in enumerate(self.item_ids)}
 
+    def indices(self, item_ids: Iterable[str]) -> np.ndarray:
+        """The item index of each id that is known, int32 (n,)."""
+        numbers = self.numbers
+        return np.array([numbers[item_id] for item_id in item_ids if item_id in numbers], np.int32)
+
     def known(self, histories: Iterable[Any]) -> list[np.ndarray]:
         """The item indices of each history without its unknown ids, int32 (n,); what is unknown is counted in a
         warning."""
-        numbers, ids = self.numbers, [ids_of(history) for history in histories]
-        known = [np.array([numbers[item_id] for item_id in history if item_id in numbers], np.int32) for history in ids]
+        ids = [ids_of(history) for history in histories]
+        known = [self.indices(history) for history in ids]
         n_unknown = sum(map(len, ids)) - sum(map(len, known))
         if n_unknown:
-            unknown = [item_id for history in ids for item_id in history if item_id not in numbers]
+            unknown = [item_id for history in ids for item_id in history if item_id not in self.numbers]
             shown = few([shortened(repr(item_id)) for item_id in unknown], SHOWN_IDS)
             total = sum(map(len, ids))
             logger.warning("ignored %d of %d item ids that are not in the catalogue: %s", n_unknown, total, shown)

@@ -185,6 +185,10 @@ class Recommender:
                 "%d of %d histories have no item of the catalogue and get what was bought most: rows %s",
                 len(rows), len(found.fallback), few(rows, SHOWN_IDS),
             )  # fmt: skip
+        return self.named(found)
+
+    def named(self, found: Lists) -> list[list[Recommendation]]:
+        """Lists with their items by name."""
         return [
             [self._recommendation(*pair, fallback) for pair in zip(items, scores, strict=True) if pair[0] >= 0]
             for items, scores, fallback in zip(
@@ -198,7 +202,7 @@ class Recommender:
         """`recommend_batch` for histories of item indices; `progress` is the label of a bar on stderr, none where
         empty."""
         k = min(whole_number(k), len(self.catalogue))
-        allowed, searcher = self._within(rules)
+        allowed, searcher = self.within(rules)
         items = np.full((len(known), k), -1, np.int32)
         scores = np.full((len(known), k), -np.inf, np.float32)
         fallback = np.array([not len(history) for history in known], bool)
@@ -212,7 +216,7 @@ class Recommender:
             items[fallback], scores[fallback] = self._most_popular(k, allowed)
         return Lists(items, scores, fallback)
 
-    def _within(self, rules: Rules) -> tuple[np.ndarray | None, Searcher]:
+    def within(self, rules: Rules) -> tuple[np.ndarray | None, Searcher]:
         """The items that rules allow, None for all, and a searcher of these; those of the newest rules are kept."""
         if not rules:
             return None, self.searcher

@@ -62,7 +62,10 @@ ALL = Rules()
 def _ids(values: Iterable[str]) -> frozenset[str]:
     if isinstance(values, str):
         raise RuleError(f"A rule takes a list of item ids, not the text {shortened(values)!r}.")
-    return frozenset(plain_id(value.item() if isinstance(value, np.generic) else value, "item id") for value in values)
+    try:
+        return frozenset(plain_id(value.item() if isinstance(value, np.generic) else value, "id") for value in values)
+    except Unreadable as reason:
+        raise RuleError(f"A rule takes item ids, and one is none ({reason}); leave it out.") from None
 
 
 def allowed_items(rules: Rules, catalogue: Catalogue) -> np.ndarray:

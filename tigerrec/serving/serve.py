@@ -1,0 +1,70 @@
+"""The server as a process: where it listens, and how it ends."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tigerrec import TigerrecError
+
+if TYPE_CHECKING:
+    import socket
+
+SECONDS_TO_FINISH = 30
+LOCAL_NAMES = ("localhost",)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host in LOCAL_NAMES or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    model: Path, host: str = "127.0.0.1", port: int = 8000, token: str | None = None, device: str = "auto",
+    most_waiting: int = 1024,
+) -> None:  # fmt: skip
+    """Serve a train stage or an export over HTTP until SIGTERM or Ctrl-C, which let requests end; prints the address
+    once it answers.
+
+    Args:
+        port: 0 takes a free one.
+        token: what requests have to bring; needed where others than this machine can reach the server.
+        most_waiting: how many requests may wait; more are answered with 503.
+
+    Raises:
+        TigerrecError: the packages are missing, the model cannot be read, the address is taken, or it is open to others
+            without a token.
+    """
+    try:
+        import uvicorn
+
+        from tigerrec.serving.server import make_app
+    except ModuleNotFoundError as error:
+        raise TigerrecError(f'Serving needs the package {error.name}; run `pip install "tigerrec[serve]"`.') from None
+    if token is None and not _is_local(host):
+        raise TigerrecError(
+            f"Others can reach a server at {host}; give it a token by `--token <token>` or in TIGERREC_TOKEN, "
+            "or leave `--host` out."
+        )
+
+    class Announcing(uvicorn.Server):
+        """A server that prints its address when it answers."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                address = self.servers[0].sockets[0].getsockname()
+                print(f"http://{host if ':' not in host else f'[{host}]'}:{address[1]}", flush=True)
+
+    app: Any = make_app(model, device, token, most_waiting)
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH, ws="none"
+    )
+    server = Announcing(config)
+    try:
+        server.run()
+    except SystemExit:  # what uvicorn logged
+        raise TigerrecError(f"Cannot listen at {host}:{port}; choose another port by `--port <port>`.") from None
