@@ -435,6 +435,20 @@ def test_the_levels_of_an_explanation_hold_the_paths_of_the_list(client):
     assert client("POST", "/explain", json={"history": ["gone"]}).json() == {"levels": []}
 
 
+@pytest.mark.parametrize("n_allowed", [1, 2, 7])
+def test_an_explanation_under_rules_shows_what_they_leave(client, n_allowed):
+    for start in range(0, 28, 3):
+        wanted = {"history": ["i01", "i02"], "k": 5, "allow": ITEMS[start : start + n_allowed]}
+        levels = client("POST", "/explain", json=wanted).json()["levels"]
+        answer = client.recommend(**wanted)
+        paths = [tuple(item["semantic_id"]) for item in answer.json()["items"]]
+        for depth, level in enumerate(levels, start=1):
+            kept = {tuple(branch["codes"]) for branch in level}
+            assert kept >= {path[:depth] for path in paths}
+            assert len(kept) <= n_allowed
+            assert all(1 <= branch["n_items"] <= n_allowed for branch in level)
+
+
 def browser() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -61,8 +61,9 @@ def branches(
     for depth in range(1, trie.n_levels):
         (before, answers), beams = recorder.asked[depth - 1], recorder.asked[depth][0]
         parents, nodes = beams.ancestors[0, :, depth - 1], beams.nodes[0]
-        place = nodes - before.children[0, parents, 0]
-        log_probabilities = log_probabilities[parents] + answers[0, parents, place]
+        is_child = before.exists[0, parents] & (before.children[0, parents] == nodes[:, None])  # of dead beams none is
+        of_children = answers[0, parents].masked_fill(~is_child, -torch.inf)
+        log_probabilities = log_probabilities[parents] + of_children.max(dim=1).values
         levels.append(_kept(recommender, trie, depth, nodes, log_probabilities))
     last = trie.path[trie.n_levels - 1][found[0].clamp(min=0)]
     levels.append(_kept(recommender, trie, trie.n_levels, last[found[0] >= 0], scores[0][found[0] >= 0]))
