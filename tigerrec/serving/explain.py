@@ -64,14 +64,17 @@ def branches(
         is_child = before.exists[0, parents] & (before.children[0, parents] == nodes[:, None])  # of dead beams none is
         of_children = answers[0, parents].masked_fill(~is_child, -torch.inf)
         log_probabilities = log_probabilities[parents] + of_children.max(dim=1).values
-        levels.append(_kept(recommender, trie, depth, nodes, log_probabilities))
+        alive = trie.n_items_below[depth - 1][nodes] > 0
+        if seen is not None:
+            alive &= ~trie.is_closed(depth, seen, torch.zeros_like(nodes), nodes)
+        levels.append(_kept(recommender, trie, depth, nodes, log_probabilities.masked_fill(~alive, -torch.inf)))
     last = trie.path[trie.n_levels - 1][found[0].clamp(min=0)]
     levels.append(_kept(recommender, trie, trie.n_levels, last[found[0] >= 0], scores[0][found[0] >= 0]))
     return levels
 
 
 def _kept(recommender: Recommender, trie: Any, depth: int, nodes: Tensor, log_probabilities: Tensor) -> list[Branch]:
-    """The branches of some nodes of a depth, each once; what no item may be found below, is left out."""
+    """The branches of some nodes of a depth, each once, without those of probability 0."""
     item_of_node = torch.zeros(len(trie.token[depth - 1]), dtype=torch.int64, device=nodes.device)
     item_of_node[trie.path[depth - 1]] = torch.arange(trie.path.shape[1], device=nodes.device)
     below = trie.n_items_below[depth - 1]
