@@ -7,14 +7,14 @@ CALL = @$(BIN)/tigerrec $(1) $(ARGS) $(CHOICES)
 CALL_STAGE = @$(if $(LAUNCH),PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) -m tigerrec,$(BIN)/tigerrec) $(1) $(ARGS) $(CHOICES)
 STAGES := data embed tokenize train eval
 
-OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS LAUNCH RUN TABLE ITEMS ITEMS_FILE K OUT SIZES
+OPTIONS := PYTHON DATASET EMBEDDER TOKENIZER GENERATOR TRAIN EVALUATE BASELINE EXPERIMENT ARGS LAUNCH RUN TABLE ITEMS ITEMS_FILE K OUT SIZES MODEL
 UNKNOWN := $(filter-out $(OPTIONS) MAKEFLAGS MAKEOVERRIDES,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPTIONS)))
 
 ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
 $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench bench-data tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench bench-data bench-serve tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -33,6 +33,11 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 .venv/.developed: .venv/.installed
 	@echo 'installing what tests and lint need …'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	@touch $@
+
+.venv/.served: .venv/.installed
+	@echo 'installing what serving needs …'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,serve]'
 	@touch $@
 
 data: .venv/.installed  ## raw files → items and interactions
@@ -63,6 +68,9 @@ bench: .venv/.installed  ## training and search against transformers, at the pap
 
 bench-data: .venv/.installed  ## seconds and memory of all stages on made-up shops, of SIZES="1000000 10000000" interactions
 	@$(BIN)/python scripts/bench_data.py $(SIZES)
+
+bench-serve: .venv/.served  ## milliseconds of a server of MODEL=<train folder or export>, or of made-up shops of 10,000 and 1,000,000 items
+	@$(BIN)/python scripts/bench_serve.py $(MODEL)
 
 tokenizers: .venv/.installed  ## all tokenizers, or ARGS="tokenizers=[rkmeans,random]" → a table and pictures
 	$(call CALL,compare-tokenizers)
