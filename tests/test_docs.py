@@ -277,7 +277,7 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
     (lcrec / "Games.inter.json").write_text(json.dumps(sequences))
     games = {item: {"title": f"Game {item}", "description": ["Fun."], "categories": "A,B"} for item in range(12)}
     (lcrec / "Games.item.json").write_text(json.dumps(games))
-    readme = PAGES[0].read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
     (extended / "README.py").write_text(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1])
     run = "runs/sample/minilm/rqvae-seed0/t5-packed-seed0"
     (new_items,) = (block for block in blocks() if f"make add RUN={run}" in block.lines)
