@@ -118,9 +118,8 @@ def test_a_stopped_search_goes_on_with_the_trial_that_was_stopped_and_ends_after
 def test_a_trial_that_fails_ends_no_search(tmp_path, monkeypatch):
     trials = Trials(monkeypatch)
     trials.fail_at = (1, 3)
-    with pytest.raises(
-        SystemExit, match="Error: 2 of 4 runs of the sweep failed:(\n  .*The loss is nan; lower the ra.*){2}"
-    ):
+    listed = r"Error: 2 of 4 runs of the sweep failed:(\n  .*The loss is nan; lower the rate\.){2}"
+    with pytest.raises(SystemExit, match=listed):
         search(tmp_path, 4)
     assert len(trials.tried) == 4
 
