@@ -50,7 +50,7 @@ class TrackedRun:
         except Exception as error:  # each tracker has errors of its own
             raise TigerrecError(
                 f"train.tracker={self.name} could not open a run ({type(error).__name__}: {first_line(error)}); mend "
-                "it, or leave the option out to train without."
+                "that, or leave the option out to train without it."
             ) from error
         self._keep()
 
