@@ -33,7 +33,9 @@ OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read
 FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
 CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]
 BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}
-EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
+TABLES = sorted(
+    path.stem for path in (config_folder() / "experiment").glob("*.yaml") if not path.stem.startswith("tune_")
+)
 TOGETHER = [  # every choice once, in as few compositions as possible
     [f"{group}={names[number % len(names)]}" for group, names in BY_GROUP.items()]
     for number in range(max(map(len, BY_GROUP.values())))
@@ -55,7 +57,7 @@ HEAVY = (
 def test_every_group_has_choices():
     assert {path.parent.name for path in FILES} == set(GROUPS)
     folders = {path.name for path in config_folder().iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert folders <= {*GROUPS, "dataset_defaults", "train_defaults", "evaluate_defaults", "experiment"}
+    assert folders <= {*GROUPS, "dataset_defaults", "train_defaults", "evaluate_defaults", "experiment", "hydra"}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
@@ -144,7 +146,7 @@ def test_evaluate_defaults_name_a_generator_and_options():
         assert compose([]).evaluate.scores == "codes"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", TABLES)
 def test_an_experiment_plans_all_its_rows_and_the_command_line_wins(name):
     options = [f"experiment={name}"]
     cfg = compose(options)

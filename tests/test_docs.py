@@ -18,6 +18,7 @@ from typing import get_args
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from tigerrec import cli, tools
 from tigerrec.config import compose, config_folder
@@ -117,13 +118,20 @@ def recorded(tmp_path_factory) -> dict[Block, list[list[str]]]:
     return {block: record(block.lines, folder) for block in blocks()}
 
 
+def values(override: Override) -> list[object]:
+    """The values of a sweep; of an interval both ends."""
+    if override.is_interval_sweep():
+        return [override.value().start, override.value().end]
+    return list(override.sweep_string_iterator())
+
+
 def compositions(overrides: list[str]) -> list[tuple[str, ...]]:
     """The overrides of each job of a sweep; of one job without `-m`."""
     if "-m" not in overrides:
         return [tuple(overrides)]
     parsed = OverridesParser.create().parse_overrides([override for override in overrides if override != "-m"])
     chosen = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        [f"{override.get_key_element()}={value}" for value in values(override)]
         if override.is_sweep_override()
         else [override.input_line]
         for override in parsed

@@ -94,8 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Error: {name} is no command; allowed: {', '.join(STAGES | JOBS | TOOLS)}.")
 
 
-def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, list[str]], None]) -> None:
-    """Compose the configuration by Hydra, which also runs sweeps, and run the command with it."""
+def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, list[str]], float | None]) -> None:
+    """Compose the configuration by Hydra, which also runs sweeps, and run the command with it; a sweep that searches
+    gets the number that the command gives."""
     import hydra
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
@@ -105,18 +106,19 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
 
     ends: dict[str, str | None] = {}  # the runs of a sweep → the sentence in which they ended, if they failed
 
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: DictConfig) -> float | None:
         given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         overrides = [str(override) for override in given]  # type: ignore[union-attr]
         if name in JOBS:
             GlobalHydra.instance().clear()  # cells of a table are composed anew
         ends[" ".join(overrides)] = None
         try:
-            run(cfg, overrides)
+            return run(cfg, overrides)
         except SystemExit as stop:
             if HydraConfig.get().mode != RunMode.MULTIRUN or not isinstance(stop.code, str):
                 raise
             ends[" ".join(overrides)] = stop.code.removeprefix("Error: ")
+        return None
 
     def composable(self: BasicSweeper) -> Sequence[Sequence[str]]:
         """The next runs of a sweep, without those that cannot be composed."""
@@ -136,6 +138,9 @@ def _with_hydra(name: str, options: Sequence[str], run: Callable[[DictConfig, li
         hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"Error: {composition_fault(error)}")
+    except ValueError:
+        if not any(ends.values()):  # a search in which no trial has a value
+            raise
     except OSError as error:
         sys.exit(f"Error: {first_line(error)}; choose a folder to write in with `paths.runs=<folder>`.")
     finally:
@@ -170,9 +175,15 @@ def reporting(resume: str | None = None) -> Iterator[None]:
         sys.exit(stop.code if isinstance(stop, Interrupted) else 128 + signal.SIGINT)
 
 
-def run_stage(stage: str, cfg: DictConfig, overrides: list[str]) -> None:
-    """Bring a stage up to date, say what comes next, and print its folder as the last line."""
+def run_stage(stage: str, cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Bring a stage up to date, say what comes next, and print its folder as the last line.
+
+    Returns:
+        The validation NDCG@10 of what was trained, also where it was evaluated on test; None for the stages before.
+    """
     from hydra.core.hydra_config import HydraConfig
+
+    from tigerrec.tuning import validation_score
 
     with reporting(text.same_command(stage, overrides)):
         distributed.join()
@@ -183,6 +194,8 @@ def run_stage(stage: str, cfg: DictConfig, overrides: list[str]) -> None:
         logger.info("this is the bundled sample; %s runs the real thing", text.choice_of_data("beauty"))
     if distributed.is_first():
         print(folder, flush=True)
+    trained = {"train": folder, "evaluate": folder.parent}
+    return validation_score(trained[stage]) if stage in trained else None
 
 
 def run_job(name: str, cfg: DictConfig, overrides: list[str]) -> None:

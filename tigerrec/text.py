@@ -26,6 +26,7 @@ OF_THIS_MACHINE = (
     "audit.checks",
     "dataset.raw_dir",
     "train.device",
+    "train.tracker",
     "evaluate.device",
     "embedder.device",
 )

@@ -14,7 +14,6 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file, save_file
 
-from tigerrec import TigerrecError
 from tigerrec.runtime import distributed
 from tigerrec.storage.files import (
     atomic,
@@ -22,16 +21,14 @@ from tigerrec.storage.files import (
     remove_temporaries,
     sha256_file,
     sha256_text,
-    write_failure,
     write_json,
 )
 from tigerrec.storage.fingerprints import canonical_json, changed_keys, with_families
 from tigerrec.storage.manifests import StaleError
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from tigerrec.models.base import HistoryModel
+    from tigerrec.training.tracking import TrackedRun
 
 logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS, KEPT_CANDIDATES = 2, 3
@@ -78,22 +75,14 @@ class Checkpoints:
         folder: made when the run begins.
         identity: configuration and inputs of the run; a checkpoint of another one is refused.
         environment: thread count, versions, device and processes; a change is allowed, warned of and recorded.
-        tensorboard: mirror the log as TensorBoard events.
+        tracked: the run in a tracker, which follows the log.
     """
 
     def __init__(
-        self, folder: Path, identity: dict[str, Any], environment: dict[str, Any], tensorboard: bool = False
+        self, folder: Path, identity: dict[str, Any], environment: dict[str, Any], tracked: TrackedRun | None = None
     ) -> None:
-        self.folder, self.identity, self.environment = folder, identity, environment
+        self.folder, self.identity, self.environment, self.tracked = folder, identity, environment, tracked
         self.state = RunState(environments=[{"step": 0, **environment}])
-        self.writer: SummaryWriter | None = None
-        if tensorboard and distributed.is_first():
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                message = "train.tensorboard=true needs a package: `pip install tensorboard`, or leave the option out."
-                raise TigerrecError(message) from None
-            self.writer = SummaryWriter(str(folder.parent / "tensorboard"))
 
     def _records(self) -> list[Path]:
         """Commit records, newest first."""
@@ -196,14 +185,17 @@ class Checkpoints:
     def log(self, line: dict[str, Any]) -> None:
         """Add a line of `training.jsonl`."""
         self.state.log.append(line)
-        if self.writer is not None:
-            try:
-                for name, value in line.items():
-                    if isinstance(value, float) and name not in ("epoch", "seconds"):
-                        self.writer.add_scalar(name, value, line["step"])
-                self.writer.flush()
-            except OSError as error:
-                raise write_failure(Path(self.writer.log_dir), error) from error
+        if self.tracked is not None:
+            self.tracked.follow(self.state.log)
+
+    def open_tracker(self) -> None:
+        """Show a tracker what the log of the restored run holds already; the others wait until it is there."""
+        distributed.agreed(self._open_tracker)
+
+    def _open_tracker(self) -> None:
+        if self.tracked is not None:
+            self.tracked.open()
+            self.tracked.follow(self.state.log)
 
     def consider(self, model: HistoryModel, score: float) -> None:
         """Keep the weights as a candidate if they are among the best so far; of equal scores the earlier is better."""

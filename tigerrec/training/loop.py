@@ -183,11 +183,12 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, histories: Histories) -> Non
     """Train from the last checkpoint to the end, leaving the best candidates and the log with the checkpoints.
 
     Raises:
-        TigerrecError: the loss or a weight is not finite.
+        TigerrecError: the loss or a weight is not finite, or the tracker has refused the run.
         Interrupted: a signal asked to stop; everything is on disk.
     """
     training = trainer.training
     state = checkpoints.restore(trainer.model, trainer.optimizer)
+    checkpoints.open_tracker()
     users = validation_sample(histories, training.validation_users, trainer.config.seed)
     seconds_before, started = state.seconds, time.perf_counter()
 

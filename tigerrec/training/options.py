@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
 from tigerrec.evaluation.metrics import VALIDATION_K
 from tigerrec.models.base import BIDIRECTIONAL, ITEM_CAUSAL, EncoderMask, Generator
 from tigerrec.storage.fingerprints import added, not_identity
+from tigerrec.training.trackers import NONE, checked_tracker
 
 PACKED: Final = "packed"
 PREFIX: Final = "prefix"
@@ -50,7 +51,7 @@ class Training:
         checkpoint_steps: steps between checkpoints.
         log_steps: steps between lines of `training.jsonl`.
         device: `auto`, `cpu` or `cuda`.
-        tensorboard: also write TensorBoard event files beside `training.jsonl`.
+        tracker: what shows the figures of `training.jsonl` while they come: `none`, or a module of `trackers`.
     """
 
     examples: Literal["packed", "prefix"] = PACKED
@@ -77,7 +78,7 @@ class Training:
     checkpoint_steps: AtLeastOne = not_identity(default=200)
     log_steps: AtLeastOne = not_identity(default=50)
     device: Device = not_identity(default="auto")
-    tensorboard: bool = not_identity(default=False)
+    tracker: Annotated[str, AfterValidator(checked_tracker)] = not_identity(default=NONE)
 
     def __post_init__(self) -> None:
         if self.examples == PACKED and self.stride is None:

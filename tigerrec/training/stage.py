@@ -51,13 +51,15 @@ def train(
 
     Raises:
         ArtifactError: an input is missing or damaged, or `out` holds a run of another configuration.
-        TigerrecError: the vectors that the generator reads are missing or of other items, or the loss is not finite.
+        TigerrecError: the vectors that the generator reads are missing or of other items, the loss is not finite,
+            or the tracker has refused the run.
     """
     from tigerrec.models.loading import save_generator
     from tigerrec.runtime.devices import environment, resolve_device
     from tigerrec.training.checkpoints import Checkpoints
     from tigerrec.training.item_weight import choose
     from tigerrec.training.loop import Trainer, fit, select
+    from tigerrec.training.tracking import tracked_run
 
     started = time.perf_counter()
     histories, semantic_ids = load_inputs(prepared, tokenized)
@@ -87,15 +89,18 @@ def train(
         inputs["validated"] = validated
     identity = {"config": describe(config), "inputs": input_records(inputs)}
     plain_identity = json.loads(canonical_json(identity))
-    checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, training.tensorboard)
-    fit(trainer, checkpoints, histories)
-    selected = select(trainer, checkpoints, histories)
-    weights = {}
-    if model.scores_items and not training.holdout:
-        weights = _chosen_weights(validated)
-    elif model.scores_items:
-        users = validation_sample(histories, training.validation_users, config.seed)
-        weights = choose(model, histories, users, training, checkpoints)
+    with tracked_run(training.tracker, out, identity["config"]) as tracked:
+        checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, tracked)
+        fit(trainer, checkpoints, histories)
+        selected = select(trainer, checkpoints, histories)
+        weights: dict[str, float] = {}
+        if model.scores_items and not training.holdout:
+            weights = _chosen_weights(validated)
+        elif model.scores_items:
+            users = validation_sample(histories, training.validation_users, config.seed)
+            weights = choose(model, histories, users, training, checkpoints)
+        if tracked is not None:
+            tracked.show_selected(checkpoints.state.step, selected)
     state = checkpoints.state
 
     def write() -> None:
