@@ -100,7 +100,7 @@ def test_unknown_ids_of_any_length_are_told_of_briefly(recommender, caplog):
 def test_a_terminal_that_lacks_the_letters_of_a_title_shows_others(run):
     code = (
         "import sys; from tigerrec.cli import main; import tigerrec.cli as cli\n"
-        "cli._result_of = lambda name, options: 'Zelt 帐篷 für Café'\n"
+        "cli.result_of = lambda name, options: 'Zelt 帐篷 für Café'\n"
         f"main(['recommend', {str(run['train'])!r}, '--item', 'x'])"
     )
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

@@ -31,6 +31,8 @@ class OpenTrie:
         NotApplicableError: there are too many sequences to number.
     """
 
+    allowed = None  # all may be found
+
     def __init__(self, trie: Trie, tokens: Tensor, layout: TokenLayout) -> None:
         self.trie, self.vocab_size, self.n_levels = trie, layout.vocab_size, trie.n_levels
         if self.vocab_size**self.n_levels >= 2**63:
