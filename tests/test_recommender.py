@@ -217,7 +217,7 @@ def test_the_model_card_says_whether_transformers_reads_histories_as_the_model_d
 def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_it(tmp_path):
     run = build_run(tmp_path / "runs", history="decoder_only")
     card = (export(run["train"], tmp_path / "export") / "README.md").read_text()
-    assert "semantic-ids, gpt2]" in card
+    assert "- semantic-ids\n- gpt2\n" in card
     assert "token 0 and the tokens of the last 5 items" in card
     assert "which are 4, 4, 40." in card
     assert "T5" not in card

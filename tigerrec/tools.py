@@ -18,6 +18,7 @@ TOOLS = {
     "recommend": "the best items for a history of items",
     "serve": "recommendations over HTTP, and a page to look at them",
     "export": "a trained run as one self-contained folder",
+    "push": "a trained run or an export to the Hugging Face Hub",
     "add": "new items for a trained run, without training",
     "report": "a page about a run or a table, for the browser",
     "compare-runs": "trained runs as a table and a picture",
@@ -36,7 +37,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         about.add_argument("--table", type=Path, help="folder of a table of results")
         parser.add_argument("--out", type=Path, help="the page to write; report.html in the folder by default")
     else:
-        parser.add_argument("model", type=Path, help="folder of a finished train stage, or an export")
+        from_hub = "" if name in ("export", "push") else "; also as owner/name on the Hugging Face Hub"
+        parser.add_argument("model", type=Path, help=f"folder of a finished train stage, or an export{from_hub}")
         if name == "recommend":
             _add_requests(parser)
         if name == "serve":
@@ -52,6 +54,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
         if name in ("add", "export"):
             parser.add_argument("--out", required=True, type=Path, help="new folder, or an older export to replace")
+        if name == "push":
+            parser.add_argument("name", help="<owner>/<name> on the hub; made where it is not there")
+            parser.add_argument("--private", action="store_true", help="seen by nobody but its owner")
     return parser
 
 
@@ -98,6 +103,10 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
         from tigerrec.serving.export import export
 
         return export(options.model, options.out)
+    if name == "push":
+        from tigerrec.serving.export import push
+
+        return push(options.model, options.name, options.private)
     if name == "add":
         from tigerrec.serving.new_items import add_items
 

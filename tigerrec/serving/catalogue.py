@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EXPORT = "export"
 POPULARITY = "popularity.safetensors"
 SHOWN_IDS = 10
 

@@ -17,6 +17,7 @@ from tigerrec.data.histories import load_histories
 from tigerrec.data.tables import TablesDataset
 from tigerrec.embed.base import few
 from tigerrec.serving.catalogue import RecommendError
+from tigerrec.serving.hub import model_folder
 from tigerrec.serving.recommender import Lists, Recommender, whole_number
 from tigerrec.serving.rules import ALL, Rules, read_ids
 from tigerrec.storage import shards
@@ -62,7 +63,7 @@ def recommend_all(
     `fallback` and the fingerprint of the `model`. What a stopped run ranked is not ranked again.
 
     Args:
-        model: a train stage or an export.
+        model: a train stage or an export, also as `owner/name` on the Hugging Face Hub.
         out: a file that ends in .parquet, .csv or .jsonl.
         users: a file of user ids, or `all`; None: all.
         histories: a table of interactions; None: those that the model's data set has of its users.
@@ -74,6 +75,7 @@ def recommend_all(
     if out.suffix.lower() not in ENDINGS:
         raise RecommendError(f"{out} must end in {', '.join(ENDINGS)}; give such a file as `--out <file>`.")
     k = whole_number(k)
+    model = model_folder(model)
     recommender = Recommender.from_pretrained(model, device)
     work = out.with_name(f".{out.name}.parts")
     if histories is None:

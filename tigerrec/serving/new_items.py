@@ -20,9 +20,10 @@ from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.models.base import CONFIG, VECTORS
 from tigerrec.models.loading import NEW_VECTORS
-from tigerrec.serving.catalogue import POPULARITY, read_popularity
+from tigerrec.serving.catalogue import EXPORT, POPULARITY, read_popularity
 from tigerrec.serving.export import CARD, EMBEDDER, GENERATOR_EMBEDDER, check_free, write_export
-from tigerrec.serving.recommender import EXPORT, check_run
+from tigerrec.serving.hub import model_folder
+from tigerrec.serving.recommender import check_run
 from tigerrec.storage.contracts import read_arrays, read_json
 from tigerrec.storage.files import remove_tree, unchanged
 from tigerrec.storage.fingerprints import with_families
@@ -186,6 +187,7 @@ def add_items(run: Path, items_file: Path, out: Path) -> Path:
     table or `out` cannot be used, an item is known already, or there is no Semantic ID left for one."""
     out = out.resolve()
     check_free(out)
+    run = model_folder(run)
     check_run(run)
     new = read_new_items(items_file)
     manifest = read_manifest(run)

@@ -16,7 +16,8 @@ from tigerrec.config import ConfigError
 from tigerrec.embed.base import few
 from tigerrec.search.options import CODES, HYBRID, Scores, Scoring, check_scoring, item_weight
 from tigerrec.search.ranking import by_popularity
-from tigerrec.serving.catalogue import SHOWN_IDS, Catalogue, RecommendError, ids_of, read_catalogue
+from tigerrec.serving.catalogue import EXPORT, SHOWN_IDS, Catalogue, RecommendError, ids_of, read_catalogue
+from tigerrec.serving.hub import model_folder
 from tigerrec.serving.rules import ALL, Rules, allowed_items
 from tigerrec.storage.folders import upstream_folders
 from tigerrec.storage.manifests import read_manifest
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXPORT = "export"
 SMALLEST_BEAM = 20
 KEPT_RULES = 16  # whose searchers are kept
 
@@ -85,12 +85,15 @@ class Recommender:
         """The recommender of a train stage (with its pipeline folders above it) or of an exported folder.
 
         Args:
+            folder: its path; or, where nothing is there, `owner/name` or `owner/name@revision` on the Hugging Face Hub,
+                downloaded once.
             device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
             scores: as in `Scoring`; None = `hybrid` of a generator with an item head, else `codes`.
             cold_places: as in `Scoring`, for a generator that reads item vectors.
 
         Raises:
             ArtifactError: the folder is neither, or something in it is damaged.
+            HubError: the model cannot be downloaded, or what the hub has is no export or damaged.
             ConfigError: there are no such scores, the generator does not give them, or it has no vectors by which to
                 know new items.
         """
@@ -98,7 +101,7 @@ class Recommender:
         from tigerrec.runtime.devices import resolve_device
         from tigerrec.search.searcher import Searcher
 
-        folder = Path(folder)
+        folder = model_folder(folder)
         check_run(folder)
         manifest = open_stage(folder, "train", EXPORT)
         own = {"prepare": folder, "tokenize": folder}
