@@ -19,6 +19,7 @@ from tigerrec.data.histories import read_stats
 from tigerrec.embed.base import EmbedError
 from tigerrec.embed.sentence_transformer import MINILM, find_local, find_model
 from tigerrec.serving.export import export
+from tigerrec.serving.hub import model_folder
 from tigerrec.serving.recommender import Recommendation, Recommender
 from tigerrec.serving.rules import ALL, Rules
 from tigerrec.storage.files import atomic
@@ -63,8 +64,10 @@ class Model:
 
 
 def load(folder: Path | str) -> Model:
-    """The model of a folder that `Model.save` or `tigerrec train` wrote. Raises TigerrecError if it holds none."""
-    return Model(Path(folder), Recommender.from_pretrained(folder))
+    """The model of a folder that `Model.save` or `tigerrec train` wrote, or of `owner/name` on the Hugging Face Hub.
+    Raises TigerrecError if there is none."""
+    found = model_folder(folder)
+    return Model(found, Recommender.from_pretrained(found))
 
 
 def fit(
