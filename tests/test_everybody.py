@@ -19,6 +19,7 @@ from tigerrec.serving.everybody import recommend_all
 from tigerrec.serving.export import export
 from tigerrec.serving.recommender import Recommender
 from tigerrec.serving.rules import Rules
+from tigerrec.storage.files import BusyError, locked_beside
 from tigerrec.storage.manifests import read_manifest
 
 COLUMNS = ["user_id", "rank", "item_id", "score", "fallback", "model"]
@@ -212,3 +213,11 @@ def test_histories_are_in_the_order_of_time(shop, tmp_path):
     one = rows_of(recommend_all(trained, tmp_path / "a.parquet", device="cpu"))
     two = rows_of(recommend_all(trained, tmp_path / "b.parquet", histories=tmp_path / "shuffled.csv", device="cpu"))
     assert sorted(map(repr, one)) == sorted(map(repr, two))
+
+
+def test_one_file_has_one_writer(shop, tmp_path):
+    _, trained = shop
+    with locked_beside(tmp_path / "recs.parquet"), pytest.raises(BusyError, match="is being written by process"):
+        recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
+    recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub, against a stand-in on this machine, and the metadata of model cards."""
+"""Models of the Hugging Face Hub, against a stand-in on this machine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tests.hub_server import TOKEN, Hub, Model
 from tests.test_recommender import HISTORY
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, tools
-from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.serving.everybody import recommend_all
 from tigerrec.serving.export import export, push
 from tigerrec.serving.hub import HubError, model_folder
-from tigerrec.serving.model_card import _is_sample
 from tigerrec.serving.new_items import add_items
 from tigerrec.serving.recommender import Recommender
 from tigerrec.storage.contracts import read_json
@@ -279,52 +276,3 @@ def test_what_should_be_private_is_not_pushed_where_all_can_see_it(exported: Pat
         push(exported, NAME, private=True)
     assert not commits(hub)
     push(exported, NAME)
-
-
-def test_the_model_card_tells_the_hub_what_was_measured(tmp_path: Path) -> None:
-    run = build_run(tmp_path / "runs")
-    folder = run["train"] / "eval-full"
-    config = EvaluateConfig(model="tiny", precision="fp32", device="cpu")
-    evaluate(run["prepare"], run["tokenize"], run["train"], config, folder)
-    card = ModelCard.load(export(run["train"], tmp_path / "export") / "README.md")
-    assert isinstance(card.data, ModelCardData)
-    assert (card.data.license, card.data.license_name) == ("other", "terms-of-the-data")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("tigerrec", None)
-    assert card.data.tags == ["recommendation", "generative-retrieval", "semantic-ids", "t5"]
-    assert card.data.model_name == "t5-packed-seed0"
-    (row,) = (
-        row
-        for row in read_json(folder, "metrics.json")
-        if (row["model"], row["hit"], row["seen"]) == ("tiny", "item", "masked")
-    )
-    args = {"evaluation": "eval-full", "scores": "codes", "hit": "item", "seen": "masked", "users": 50}
-    assert card.data.eval_results == [
-        EvalResult(
-            "sequential-recommendation", "toy", "toy", name, row[name], task_name="sequential recommendation",
-            dataset_split="test", metric_name=name.upper(), metric_args=args,
-        )
-        for name in ("hr@5", "ndcg@5", "hr@10", "ndcg@10")
-    ]  # fmt: skip
-    again = ModelCard(str(card))
-    assert again.data.to_dict() == card.data.to_dict()
-    assert again.text.startswith("\n# t5-packed-seed0 on toy\n")
-
-
-def test_the_model_card_of_a_run_without_evaluation_has_no_results(exported: Path) -> None:
-    data = ModelCard.load(exported / "README.md").data.to_dict()
-    assert data.keys() == {"license", "license_name", "library_name", "tags", "model_name"}
-
-
-def test_only_the_raw_files_of_the_sample_have_the_licence_of_the_software(run: Path, exported: Path) -> None:
-    from tigerrec.config import shipped_folder
-    from tigerrec.storage.files import sha256_file
-
-    manifest = read_manifest(run.parents[2])
-    assert manifest is not None
-    assert not _is_sample(manifest)
-    files = sorted(shipped_folder("sample", "data/sample").glob("*.gz"))
-    for digests, is_sample in (([sha256_file(path) for path in files], True), (["0" * 64], False)):
-        inputs = {str(number): {"fingerprint": digest} for number, digest in enumerate(digests)}
-        manifest.inputs.clear()
-        manifest.inputs.update(inputs)
-        assert _is_sample(manifest) == is_sample

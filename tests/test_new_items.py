@@ -1,6 +1,7 @@
 """New items beside those of a trained run: their ids, what stays as it was, the export that holds both, and the errors
 a user meets."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -310,3 +311,33 @@ def test_the_script_prints_the_folder_or_one_sentence(tmp_path, table):
     done = asked(table)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")
     assert "added 3 items to the 40 of the run" in done.stderr
+
+
+ADDING = """
+import sys
+from pathlib import Path
+from tigerrec import TigerrecError
+from tigerrec.serving.new_items import add_items
+try:
+    add_items(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[1]))
+    print("added")
+except TigerrecError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_two_processes_that_add_to_one_export_leave_it_whole(tmp_path):
+    run = build_embedded_run(tmp_path / "runs")
+    exported = export(run["train"], tmp_path / "export")
+    writers = []
+    for number in range(4):
+        table = tmp_path / f"new{number}.jsonl"
+        table.write_text(json.dumps({"item_id": f"new{number}", "title": f"Item {number}"}) + "\n")
+        command = [sys.executable, "-c", ADDING, str(exported), str(table)]
+        writers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    ends = [writer.communicate(timeout=120)[0].strip() for writer in writers]
+    assert set(ends) <= {"added", "BusyError"}
+    known = Recommender.from_pretrained(exported, device="cpu").catalogue.numbers
+    assert [f"new{number}" in known for number in range(4)] == [end == "added" for end in ends]
+    assert "added" in ends
+    assert not list(tmp_path.glob(".*"))

@@ -22,7 +22,7 @@ from tigerrec.serving.recommender import Lists, Recommender, whole_number
 from tigerrec.serving.rules import ALL, Rules, read_ids
 from tigerrec.storage import shards
 from tigerrec.storage.contracts import read_table
-from tigerrec.storage.files import atomic, remove_tree, sha256_text
+from tigerrec.storage.files import atomic, locked_beside, remove_tree, sha256_text
 from tigerrec.storage.fingerprints import canonical_json
 from tigerrec.storage.folders import upstream_folders
 from tigerrec.storage.manifests import read_manifest
@@ -78,15 +78,16 @@ def recommend_all(
     model = model_folder(model)
     recommender = Recommender.from_pretrained(model, device)
     work = out.with_name(f".{out.name}.parts")
-    if histories is None:
-        audience = _of_run(model, recommender)
-    else:
-        audience = _of_table(model, histories, options or {}, recommender, work)
-    audience = _chosen(audience, users)
-    logger.info("read %s users", f"{len(audience.user_ids):,}")
-    found = _ranked(recommender, audience, k, mask_seen, rules, work)
-    _write(out, recommender, audience.user_ids, found)
-    remove_tree(work)
+    with locked_beside(out):
+        if histories is None:
+            audience = _of_run(model, recommender)
+        else:
+            audience = _of_table(model, histories, options or {}, recommender, work)
+        audience = _chosen(audience, users)
+        logger.info("read %s users", f"{len(audience.user_ids):,}")
+        found = _ranked(recommender, audience, k, mask_seen, rules, work)
+        _write(out, recommender, audience.user_ids, found)
+        remove_tree(work)
     n_fallbacks = int(found.fallback.sum())
     if n_fallbacks:
         shown = few([repr(audience.user_ids[row]) for row in np.flatnonzero(found.fallback)[:4]])

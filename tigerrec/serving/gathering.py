@@ -43,11 +43,12 @@ class Serving:
 
 @dataclass(frozen=True)
 class Answer:
-    """A list, how many ids of the history were unknown, and the number of the catalogue that it is of."""
+    """A list, how many ids of the history were unknown, and the number of the catalogue and the model it is of."""
 
     items: list[Recommendation]
     n_unknown: int
     version: int
+    model: str
 
 
 def answers(serving: Serving, requests: list[Request]) -> list[Answer]:
@@ -56,7 +57,7 @@ def answers(serving: Serving, requests: list[Request]) -> list[Answer]:
     known = [catalogue.indices(request.history) for request in requests]
     found = serving.recommender.lists(known, first.k, first.mask_seen, first.rules)
     return [
-        Answer(items, len(request.history) - len(indices), serving.version)
+        Answer(items, len(request.history) - len(indices), serving.version, serving.recommender.fingerprint)
         for request, indices, items in zip(requests, known, serving.recommender.named(found), strict=True)
     ]
 

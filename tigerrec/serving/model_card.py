@@ -111,7 +111,7 @@ def _results(evaluations: list[Path]) -> str:
     return "\n\n".join(parts)
 
 
-def _is_sample(prepared: Manifest) -> bool:
+def is_sample(prepared: Manifest) -> bool:
     """Whether the raw files of a data set are those that come with tigerrec."""
     shipped = {sha256_file(path) for path in shipped_folder("sample", "data/sample").iterdir()}
     read = {record["fingerprint"] for record in prepared.inputs.values()}
@@ -140,12 +140,12 @@ def _eval_results(dataset: str, evaluations: list[Path]) -> list[EvalResult]:
     return results
 
 
-def _metadata(run: str, model_type: str, is_sample: bool, results: list[EvalResult]) -> str:
-    """The YAML at the head of the card."""
+def _metadata(run: str, model_type: str, ours: bool, results: list[EvalResult]) -> str:
+    """The YAML at the head of the card; data that are `ours` have the licence of the software."""
     from huggingface_hub import ModelCardData
 
     return ModelCardData(
-        license="mit" if is_sample else "other", license_name=None if is_sample else "terms-of-the-data",
+        license="mit" if ours else "other", license_name=None if ours else "terms-of-the-data",
         library_name="tigerrec", tags=[*TAGS, model_type], model_name=run, eval_results=results or None,
     ).to_yaml()  # fmt: skip
 
@@ -160,13 +160,13 @@ def model_card(folders: dict[str, Path], evaluations: list[Path]) -> str:
     embedder, code_sizes = folders["tokenize"].parent.name, " × ".join(map(str, settings["code_sizes"]))
     example = read_items(folders["prepare"])["item_id"].slice(0, 2).to_pylist()
     data = manifests["prepare"].config
-    is_sample = _is_sample(manifests["prepare"])
-    licence = SAMPLE if is_sample else AMAZON if data.get("family") == "amazon" else OWN_DATA
+    ours = is_sample(manifests["prepare"])
+    licence = SAMPLE if ours else AMAZON if data.get("family") == "amazon" else OWN_DATA
     versions = read_json(folders["train"], MANIFEST, {"provenance": {"versions": dict}})["provenance"]["versions"]
     embed = manifests["tokenize"].inputs.get("embed", {}).get("config", {})
     reads = READERS.get(settings["history"], "the items a user chose, oldest first")
     return f"""---
-{_metadata(run, config["model_type"], is_sample, _eval_results(dataset, evaluations))}
+{_metadata(run, config["model_type"], ours, _eval_results(dataset, evaluations))}
 ---
 
 # {run} on {dataset}

@@ -25,7 +25,7 @@ from tigerrec.serving.export import CARD, EMBEDDER, GENERATOR_EMBEDDER, check_fr
 from tigerrec.serving.hub import model_folder
 from tigerrec.serving.recommender import check_run
 from tigerrec.storage.contracts import read_arrays, read_json
-from tigerrec.storage.files import remove_tree, unchanged
+from tigerrec.storage.files import locked_beside, remove_tree, unchanged
 from tigerrec.storage.fingerprints import with_families
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage, writing
@@ -190,15 +190,16 @@ def add_items(run: Path, items_file: Path, out: Path) -> Path:
     run = model_folder(run)
     check_run(run)
     new = read_new_items(items_file)
-    manifest = read_manifest(run)
-    if manifest is not None and manifest.stage == EXPORT:
-        return _write(run.resolve(), new, out, items_file)
-    base = out.with_name(f".{out.name}.base")
-    try:
-        write_export(run, base)
-        return _write(base, new, out, items_file)
-    finally:
-        remove_tree(base)
+    with locked_beside(out):
+        manifest = read_manifest(run)
+        if manifest is not None and manifest.stage == EXPORT:
+            return _write(run.resolve(), new, out, items_file)
+        base = out.with_name(f".{out.name}.base")
+        try:
+            write_export(run, base)
+            return _write(base, new, out, items_file)
+        finally:
+            remove_tree(base)
 
 
 def _write(base: Path, new: NewItems, out: Path, items_file: Path) -> Path:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ITEM_IDS = ("item_id", "item")
+MOST_COMPARED = 500  # names of categories, of which those alike are shown
 
 
 class RuleError(TigerrecError):
@@ -106,7 +107,7 @@ def in_category(name: str, categories: pa.ChunkedArray) -> np.ndarray:
     found = np.zeros(len(lists), bool)
     found[parents[pc.equal(names, name).fill_null(False).to_numpy(zero_copy_only=False)]] = True
     if not found.any():
-        known = [each for each in names.unique().to_pylist() if each]
+        known = [each for each in names.unique().to_pylist() if each][:MOST_COMPARED]
         alike = difflib.get_close_matches(name, known) or [each for each in known if each.lower() == name.lower()]
         shown = few([repr(each) for each in alike or sorted(known)])
         raise RuleError(

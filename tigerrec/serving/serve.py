@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,6 @@ if TYPE_CHECKING:
     import socket
 
 SECONDS_TO_FINISH = 30
-LOCAL_NAMES = ("localhost",)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host in LOCAL_NAMES or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve(
@@ -41,10 +32,13 @@ def serve(
     try:
         import uvicorn
 
+        from tigerrec.serving.guard import is_local
         from tigerrec.serving.server import make_app
     except ModuleNotFoundError as error:
         raise TigerrecError(f'Serving needs the package {error.name}; run `pip install "tigerrec[serve]"`.') from None
-    if token is None and not _is_local(host):
+    if token is not None and not token.strip():
+        raise TigerrecError("The token is empty; give one, or leave `--token` out to serve this machine alone.")
+    if token is None and not is_local(host):
         raise TigerrecError(
             f"Others can reach a server at {host}; give it a token by `--token <token>` or in TIGERREC_TOKEN, "
             "or leave `--host` out."

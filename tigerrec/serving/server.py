@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from tigerrec import TigerrecError, __version__
 from tigerrec.serving.gathering import QueueFull, Request
@@ -22,6 +23,7 @@ from tigerrec.serving.page_routes import add_page, described, neighbours
 from tigerrec.serving.recommender import Recommendation
 from tigerrec.serving.rules import Rules
 from tigerrec.serving.shop import Shop
+from tigerrec.storage.files import BusyError
 
 MOST_BYTES = {"": 1 << 20, "/items": 1 << 26}
 Id = Annotated[str, Field(max_length=1_000)]
@@ -94,8 +96,12 @@ def _add_routes(app: FastAPI, shop: Shop) -> None:
 
     @app.exception_handler(TigerrecError)
     async def refused(_: HttpRequest, error: TigerrecError) -> JSONResponse:
-        status, headers = (503, {"Retry-After": "1"}) if isinstance(error, QueueFull) else (400, None)
+        status, headers = (503, {"Retry-After": "1"}) if isinstance(error, QueueFull | BusyError) else (400, None)
         return JSONResponse({"error": str(error)}, status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def without_answer(_: HttpRequest, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": f"{error.detail}."}, error.status_code)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
@@ -112,14 +118,13 @@ def _add_routes(app: FastAPI, shop: Shop) -> None:
             "fallback": bool(found.items) and found.items[0].fallback,
             "unknown": found.n_unknown,
             "catalogue": found.version,
-            "model": shop.serving.recommender.fingerprint,
+            "model": found.model,
         }
 
     @app.post("/items")
     async def add(new: Items) -> Any:
         """Add items that training never saw; they can be recommended when this answers."""
-        n_items = await shop.add([item.model_dump(exclude_none=True) for item in new.items])
-        return {"items": n_items, "catalogue": shop.serving.version}
+        return await shop.add([item.model_dump(exclude_none=True) for item in new.items])
 
     @app.get("/items/{item_id:path}")
     async def item(item_id: str) -> Any:

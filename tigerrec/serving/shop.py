@@ -20,6 +20,8 @@ from tigerrec.storage.stages import open_stage
 logger = logging.getLogger(__name__)
 
 KEPT_ANSWERS = 10_000
+MOST_KEPT_IDS = 200  # of a request whose answer is kept
+METHODS = ("GET", "HEAD", "POST")
 
 
 class Shop:
@@ -53,7 +55,7 @@ class Shop:
 
     def observe(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count a request."""
-        self.requests.labels(method, path, status).inc()
+        self.requests.labels(method if method in METHODS else "other", path, status).inc()
         self.seconds.labels(path).observe(seconds)
 
     async def answer(self, request: Request) -> Answer:
@@ -65,16 +67,18 @@ class Shop:
             self.hits.inc()
             return self.answers[key]
         found: Answer = await self.gatherer.submit(request)
-        self.answers[request, found.version] = found
+        n_ids = len(request.history) + len(request.rules.allow or ()) + len(request.rules.deny)
+        if n_ids <= MOST_KEPT_IDS:
+            self.answers[request, found.version] = found
         while len(self.answers) > KEPT_ANSWERS:
             self.answers.popitem(last=False)
         if found.items and found.items[0].fallback:
             self.fallbacks.inc()
         return found
 
-    async def add(self, items: list[dict[str, Any]]) -> int:
-        """Add items to the export and serve it; returns how many items there are. The older catalogue serves until the
-        newer one stands. Raises TigerrecError if they cannot be added."""
+    async def add(self, items: list[dict[str, Any]]) -> dict[str, int]:
+        """Add items to the export and serve it; returns how many items there are, and the number of the catalogue. The
+        older one serves until the newer one stands. Raises TigerrecError if they cannot be added."""
         if not self.is_export:
             raise NewItemsError("A train folder takes no new items; serve an export of it: `tigerrec export`.")
         async with self.adding:
@@ -82,7 +86,7 @@ class Shop:
             self.serving = Serving(recommender, self.serving.version + 1)
             self.answers.clear()
             logger.info("serving catalogue %d of %d items", self.serving.version, len(recommender.catalogue))
-            return len(recommender.catalogue)
+            return {"items": len(recommender.catalogue), "catalogue": self.serving.version}
 
     def _grown(self, items: list[dict[str, Any]]) -> Recommender:
         with tempfile.TemporaryDirectory() as folder:

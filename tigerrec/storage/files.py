@@ -163,6 +163,12 @@ def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = l
                         folder.rmdir()
 
 
+def locked_beside(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a lock on a file or folder that is written; the lock stands beside it and leaves nothing. Raises as
+    `locked`."""
+    return locked(path.with_name(f".{path.name}.writing"))
+
+
 def fsync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
