@@ -83,7 +83,7 @@ class Requests:
     def __call__(self) -> bytes:
         chosen = self.rng.integers(0, len(self.item_ids), self.rng.integers(1, LONGEST + 1))
         body = json.dumps({"history": [self.item_ids[item] for item in chosen], "k": 10}).encode()
-        fields = ("Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}")
+        fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
         return "\r\n".join(("POST /recommend HTTP/1.1", *fields, "", "")).encode() + body
 
 
