@@ -14,7 +14,7 @@ $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPT
 ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
 $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench bench-data bench-serve tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench bench-data bench-serve docs tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -96,6 +96,9 @@ export: .venv/.installed  ## RUN=<train folder> OUT=<folder> → one self-contai
 add: .venv/.installed  ## RUN=<train folder or export> ITEMS_FILE=<table of new items> OUT=<folder> → an export with them, nothing trained
 	@test -n "$(RUN)" -a -n "$(ITEMS_FILE)" -a -n "$(OUT)" || { echo 'Error: give RUN=<train folder or export>, ITEMS_FILE=<table of new items> and OUT=<new folder>.' >&2; exit 2; }
 	@$(BIN)/tigerrec add "$(RUN)" --items-file "$(ITEMS_FILE)" --out "$(OUT)"
+
+docs: .venv/.developed  ## the pages of docs/ as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo 'wrote build/site; next: $(BIN)/mkdocs serve, and a browser at http://127.0.0.1:8000'
 
 sample: .venv/.installed  ## write data/sample again
 	@$(BIN)/python scripts/make_sample.py

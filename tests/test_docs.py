@@ -1,5 +1,5 @@
-"""Commands and examples of README.md, docs/ and data/README.md: all that are printed can be given, and the examples run
-on the sample."""
+"""Commands and examples of README.md and docs/: all that are printed can be given, the examples run on the sample, and
+the site is built."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tigerrec.pipeline import plan, plan_baseline
 from tigerrec.search.options import Scores
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN = ("thirds", "lengths", "lcrec", "successors")  # of the examples, which run in a copy
 COMMANDS = ("make", "tigerrec", "torchrun", "pip", "python", "mount")
 MENTIONS = [
@@ -100,7 +100,7 @@ def checkout(folder: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copyfile(ROOT / name, folder / name)
     for place in (folder / "bin", folder / ".venv" / "bin"):
-        for name in (*COMMANDS, "ruff", "mypy", "lint-imports"):
+        for name in (*COMMANDS, "ruff", "mypy", "lint-imports", "mkdocs"):
             (place / name).write_text(MAKE if name == "make" else RECORD.format(name=name))
             (place / name).chmod(0o755)
     for name in (".installed", ".developed"):
@@ -317,10 +317,24 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
 
 
 def test_the_printed_options_of_own_data_can_be_given_in_a_shell():
-    table = (ROOT / "data" / "README.md").read_text(encoding="utf-8").partition("| your files | option |")[2]
+    table = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("| your files | option |")[2]
     printed = [code for row in table.splitlines()[2:] for code in re.findall(r"`([^`]*dataset\.[^`]*)`", row)]
     assert len(printed) >= 15
     for code in printed:
         options = shlex.split(code)
         cfg = compose(["dataset=tables", "dataset.interactions=x.csv", *options])
         assert plan(cfg)["prepare"].config.family == "tables", options
+
+
+def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path):
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pages = {page: page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
+    assert "<h1" in pages[tmp_path / "index.html"]
+    offered = ("api.fit", "serving.recommender.Recommender.recommend", "tokenizers.base.Tokenizer.fit")
+    for name in offered:
+        assert f'id="tigerrec.{name}"' in pages[tmp_path / "api" / "index.html"], name
+    asks = r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]* href="(?:https?:)?//'
+    assert [page for page, text in pages.items() if re.search(asks, text)] == []

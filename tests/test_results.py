@@ -34,8 +34,8 @@ SHOWN = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 @pytest.fixture(scope="module")
 def told() -> dict:
-    """What the code in docs/results.md defines."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
+    """What the code in docs/reproducing.md defines."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reproducing.md").read_text(), re.DOTALL)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 21
     names: dict = {}
     exec(code, names)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tigerrec.data.base import DatasetError
 from tigerrec.data.columns import quoted
-from tigerrec.data.interactions import MEMORY
+from tigerrec.data.interactions import MEMORY, set_up
 from tigerrec.data.table import BATCH, Batch, RowTable, Table, shown
 from tigerrec.text import first_line
 
@@ -65,7 +65,7 @@ class DuckDBTable(Table):
             query = path.read_text(encoding="utf-8-sig") if is_query else ""
             place = ":memory:" if is_query else path
             self.database = duckdb.connect(place, read_only=not is_query, config=settings)
-            self.database.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false;")
+            set_up(self.database)
             if not is_query:
                 tables = [row[0] for row in self.database.execute(TABLES_OF_DUCKDB).fetchall()]
                 query = _query(path, name, option, tables)

@@ -118,7 +118,7 @@ def download_missing(folder: Path, names: list[str], url: str | None) -> None:
             reason = f"cannot be downloaded from {url} ({_reason(error)})"
     if missing():
         raise DatasetError(
-            f"Missing in {folder}: {' and '.join(missing())}, which {reason}; put the files there (data/README.md "
+            f"Missing in {folder}: {' and '.join(missing())}, which {reason}; put the files there (docs/data.md "
             "names their sources), or give their folder by `dataset.raw_dir=<folder>`, or use the bundled data with "
             "`dataset=sample`."
         )

@@ -42,12 +42,20 @@ NO_TIME = "no time"
 NOT_A_TIME = "time is neither a number nor an ISO date"
 NOT_OF_FORMAT = "time is not written as dataset.time_format says"
 NOT_A_RATING = "rating is not a number"
-SETUP = "SET TimeZone = 'UTC'; SET enable_progress_bar = false;" + MACROS
 TABLES = """
 CREATE TABLE lines (place BIGINT, user VARCHAR, item VARCHAR, seconds BIGINT, nanos INTEGER, kind VARCHAR,
     fault VARCHAR, odd VARCHAR);
 CREATE VIEW interactions AS SELECT place, user, item, seconds, nanos FROM lines WHERE fault IS NULL;
 """
+
+
+def set_up(database: DuckDBPyConnection) -> None:
+    """Let a database read times as UTC and show no progress of its own. In a notebook without ipywidgets it shows none,
+    and takes no word about it."""
+    database.execute("SET TimeZone = 'UTC'")
+    shows = database.execute("SELECT current_setting('enable_progress_bar')").fetchone()
+    if shows and shows[0]:
+        database.execute("SET enable_progress_bar = false")
 
 
 @contextlib.contextmanager
@@ -70,7 +78,8 @@ def working_database(folder: Path) -> Iterator[DuckDBPyConnection]:
         raise not_writable(folder, error) from None
     try:
         with duckdb.connect(config=settings) as database:
-            database.execute(SETUP + TABLES)
+            set_up(database)
+            database.execute(MACROS + TABLES)
             yield database
     except duckdb.Error as error:
         raise ArtifactError(

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tigerrec.data.arrange import ordered
 from tigerrec.data.base import DatasetError
-from tigerrec.data.columns import Columns
-from tigerrec.data.interactions import ROLE, SETUP, Loader, lines_of, wanted_columns
+from tigerrec.data.columns import MACROS, Columns
+from tigerrec.data.interactions import ROLE, Loader, lines_of, set_up, wanted_columns
 from tigerrec.data.parquet import ParquetTable
 from tigerrec.data.raw import Tally
 from tigerrec.data.table import Table
@@ -44,7 +44,8 @@ def _cleaner(groups: list[tuple[Path, int, int]], columns: Columns) -> Callable[
         import duckdb
 
         with duckdb.connect(config={"threads": 1}) as database:
-            database.execute(SETUP)
+            set_up(database)
+            database.execute(MACROS)
             for number in (number for batch in batches for number in batch.column(0).to_pylist()):
                 path, group, before = groups[number]
                 table = ParquetTable(path)

@@ -31,7 +31,8 @@ def semantic_id_ranks(items: np.ndarray, targets: np.ndarray, groups: np.ndarray
     """The place of the target's codes among the distinct codes of the list, int16 (n,); 0 = not in the list.
 
     Args:
-        items, targets: as in `item_ranks`.
+        items: as in `item_ranks`.
+        targets: as in `item_ranks`.
         groups: a number for each distinct row of codes without suffix, (n_items,): `semantic_ids.group_codes`.
     """
     listed = np.where(items >= 0, groups[items], -1)

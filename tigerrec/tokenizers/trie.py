@@ -72,7 +72,8 @@ class Trie:
         keys `row * nodes + node`.
 
         Args:
-            rows, items: int64 (n,): who forbids what; a pair may occur more than once.
+            rows: who forbids, int64 (n,).
+            items: what, int64 (n,); a pair may occur more than once.
         """
         n_items = len(self.leaf_item)
         pairs = torch.unique(rows * n_items + items)
