@@ -1,7 +1,7 @@
 """What a server of recommendations answers on this machine: milliseconds alone, at a steady rate and at full load.
 
 Usage: python scripts/bench_serve.py [model folder …]; without one, made-up shops of 10,000 and 1,000,000 items with
-untrained generators. Prints a table and writes runs/bench-serve.json.
+untrained generators, ranked by tree and item head together and by the tree alone. Prints a table and writes runs/bench-serve.json.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RATE, SECONDS = 40, 20
 ALONE, CONNECTIONS, AT_FULL_LOAD = 200, 64, 2_000
 LONGEST = 20
 SEED = 0
+SCORES = ("hybrid", "codes")
 
 
 def made_up(n_items: int, root: Path) -> Path:
@@ -144,12 +145,12 @@ async def at_full_load(port: int, requests: Requests) -> float:
     return AT_FULL_LOAD / (time.perf_counter() - started)
 
 
-def measure(model: Path) -> dict[str, Any]:
-    """The figures of a model's server, a process of its own."""
+def measure(model: Path, scores: str) -> dict[str, Any]:
+    """The figures of a model's server, a process of its own, that ranks by some scores."""
     is_run = open_stage(model, "train", "export").stage == "train"
     prepared = upstream_folders(model)["prepare"] if is_run else model
     item_ids = read_items(prepared)["item_id"].to_pylist()
-    command = [sys.executable, "-m", "tigerrec", "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "tigerrec", "serve", str(model), "--port", "0", "--scores", scores]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = process.stdout.readline() if process.stdout else ""
@@ -174,25 +175,30 @@ def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
     return {f"p{share}": round(float(np.percentile(milliseconds, share)), 1) for share in (50, 95, 99)}
 
 
-def row(name: str, figures: dict[str, Any]) -> str:
+def row(name: str, scores: str, figures: dict[str, Any]) -> str:
     """A model's line of the table."""
     times = [
         " / ".join(f"{value:.1f}" for value in figures[key].values()) for key in ("alone_ms", f"at_{RATE}_a_second_ms")
     ]
-    return f"| {name} | {figures['items']:,} | {' | '.join(times)} | {figures['requests_a_second']:.0f} |"
+    return f"| {name} | {scores} | {figures['items']:,} | {' | '.join(times)} | {figures['requests_a_second']:.0f} |"
 
 
 def main(models: list[str]) -> None:
     """Measure models, or made-up shops."""
-    print(f"| model | items | alone, p50 / p95 / p99 ms | {RATE} a second | requests a second, {CONNECTIONS} at once |")
-    print("|---|---|---|---|---|", flush=True)
+    print(
+        f"| model | scores | items | alone, p50 / p95 / p99 ms | {RATE} a second | requests a second, {CONNECTIONS} at once |"
+    )
+    print("|---|---|---|---|---|---|", flush=True)
     found = []
     with tempfile.TemporaryDirectory() as root:
         for name in models or SIZES:
             model = Path(name) if isinstance(name, str) else made_up(name, Path(root) / str(name))
-            figures = measure(model)
-            found.append({"model": model.name, "machine": machine(), "commit": commit(), **figures})
-            print(row(model.name if models else "made up, t5_tree", figures), flush=True)
+            for scores in SCORES:
+                figures = measure(model, scores)
+                found.append(
+                    {"model": model.name, "scores": scores, "machine": machine(), "commit": commit(), **figures}
+                )
+                print(row(model.name if models else "made up, t5_tree", scores, figures), flush=True)
     write_json(Path("runs/bench-serve.json"), found)
 
 

@@ -41,6 +41,7 @@ def test_five_lines(orders, tmp_path):
     assert all(item.title.startswith("Tent") for item in found)
     again = tigerrec.load(model.save(tmp_path / "my_model"))
     assert again.recommend(["i03", "i07"], k=5) == found
+    assert tigerrec.load(again.save(tmp_path / "copy")).recommend(["i03", "i07"], k=5) == found
     assert model.recommend_batch([["i03", "i07"]], 5) == [found]
     rules = tigerrec.Rules.of(["i01", "i02"])
     assert sorted(item.item_id for item in model.recommend(["i03"], rules=rules)) == ["i01", "i02"]

@@ -162,6 +162,32 @@ def test_another_request_takes_nothing_of_a_stopped_one(shop, tmp_path, monkeypa
         assert len(n_asked) == 5
 
 
+def test_the_scores_that_are_asked_for_rank(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(everybody, "SHARD_USERS", 8)
+    trained = tiny_shop.run(tiny_shop.write_orders(tmp_path), tmp_path / "runs", "generator=t5_tree", until="train")
+    found = {}
+    for scores in ("codes", "items", None):
+        with monkeypatch.context() as stopped:  # its parts stay, and the next takes none of them
+            stopped.setattr(everybody, "_write", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                recommend_all(trained, tmp_path / "recs.parquet", k=5, device="cpu", scores=scores)
+    for scores in ("codes", "items", "hybrid", None):
+        rows = rows_of(recommend_all(trained, tmp_path / "recs.parquet", k=5, device="cpu", scores=scores))
+        recommender = Recommender.from_pretrained(trained, "cpu", scores)
+        histories = load_histories(trained.parent.parent.parent)
+        expected = recommender.lists([histories[user] for user in range(len(histories))], 5)
+        assert [row["item_id"] for row in rows] == [recommender.item_ids[item] for item in expected.items.flatten()]
+        assert [row["score"] for row in rows] == pytest.approx(expected.scores.flatten().tolist())
+        found[scores] = [(row["item_id"], row["score"]) for row in rows]
+    assert found[None] == found["hybrid"]
+    assert len({str(found[scores]) for scores in ("codes", "items", "hybrid")}) == 3
+    for scores in ("codes", "items"):
+        capsys.readouterr()
+        cli.main(["recommend", str(trained), "--items", "i01,i02", "--scores", scores])
+        first = Recommender.from_pretrained(trained, "cpu", scores).recommend(["i01", "i02"], 1)[0]
+        assert f"{first.score:.3f}" in capsys.readouterr().out
+
+
 def test_an_export_needs_histories(shop, tmp_path):
     _, trained = shop
     exported = export(trained, tmp_path / "model")

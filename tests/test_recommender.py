@@ -159,6 +159,21 @@ def test_a_damaged_export_is_refused(run, tmp_path):
         Recommender.from_pretrained(folder)
 
 
+def test_an_export_is_copied(run, recommender, tmp_path):
+    first = export(run["train"], tmp_path / "first")
+    (first / "mine.txt").write_text("a note of the user's")
+    second = export(first, tmp_path / "second")
+    assert {*os.listdir(second)} == {*read_manifest(first).files, MANIFEST}
+    assert read_manifest(second).content == read_manifest(first).content
+    copied = Recommender.from_pretrained(second, device="cpu")
+    assert copied.recommend(["0042"], 5) == Recommender.from_pretrained(first, device="cpu").recommend(["0042"], 5)
+    assert export(first, first) == first
+    assert (first / "mine.txt").exists()
+    (tmp_path / "letter.txt").write_text("keep me")
+    with pytest.raises(ArtifactError, match="not empty and is no earlier export"):
+        export(first, tmp_path)
+
+
 def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     folder = export(run["train"], tmp_path / "export")
     (folder / "mine.txt").write_text("a note of the user's")

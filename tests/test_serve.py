@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_shop
-from tigerrec import TigerrecError, cli
+from tigerrec import TigerrecError, cli, tools
 from tigerrec.serving import guard
 from tigerrec.serving.export import export
 from tigerrec.serving.recommender import Recommender
@@ -446,6 +446,30 @@ def test_an_item_has_its_neighbours_in_the_tree(client, recommender):
     assert shared == sorted(shared, reverse=True)
     assert min(shared, default=1) >= 1
     assert "i07" not in [each["item_id"] for each in item["neighbours"]]
+
+
+def test_a_core_is_left_for_requests(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    for given, expected in ((None, "7"), ("3", "3")):
+        with monkeypatch.context() as environment:
+            environment.delenv("OMP_NUM_THREADS", raising=False)
+            if given:
+                environment.setenv("OMP_NUM_THREADS", given)
+            tools.leave_a_core()
+            assert os.environ["OMP_NUM_THREADS"] == expected
+    code = "import sys, tigerrec.cli; print('torch' in sys.modules)"  # which reads it where it is imported
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_scores_that_are_asked_for_rank(tmp_path):
+    trained = tiny_shop.run(tiny_shop.write_orders(tmp_path), tmp_path / "runs", "generator=t5_tree", until="train")
+    lists = {}
+    for scores in ("codes", "items"):
+        answer = Client(make_app(trained, "cpu", scores=scores)).recommend(history=["i01"], k=5).json()
+        expected = Recommender.from_pretrained(trained, "cpu", scores).recommend(["i01"], 5)
+        assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in expected]
+        lists[scores] = [item["score"] for item in answer["items"]]
+    assert lists["codes"] != lists["items"]
 
 
 def test_where_it_listens(model, monkeypatch):

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tigerrec import TigerrecError
 from tigerrec.config import compose
+from tigerrec.search.options import SCORES
 
 TOOLS = {
     "demo": "the whole pipeline on the bundled sample, then a recommendation",
@@ -39,6 +40,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     else:
         from_hub = "" if name in ("export", "push") else "; also as owner/name on the Hugging Face Hub"
         parser.add_argument("model", type=Path, help=f"folder of a finished train stage, or an export{from_hub}")
+        if name in ("recommend", "serve"):
+            scores = "what items are ranked by; by default `hybrid` of a generator with an item head, else `codes`"
+            parser.add_argument("--scores", choices=SCORES, help=scores)
         if name == "recommend":
             _add_requests(parser)
         if name == "serve":
@@ -96,9 +100,12 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
     if name == "recommend":
         return _recommended(options)
     if name == "serve":
+        leave_a_core()
         from tigerrec.serving.serve import serve
 
-        return serve(options.model, options.host, options.port, options.token, options.device, options.waiting)
+        return serve(
+            options.model, options.host, options.port, options.token, options.device, options.waiting, options.scores
+        )
     if name == "export":
         from tigerrec.serving.export import export
 
@@ -123,6 +130,12 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
     return training_table(runs)
 
 
+def leave_a_core() -> None:
+    """Let ranking have all cores but one, which reads requests and writes answers, unless OMP_NUM_THREADS says
+    otherwise; it has to be said before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+
+
 def _recommended(options: argparse.Namespace) -> Any:
     """The recommendations for one history as text, or the file of those for many users."""
     from tigerrec.serving.rules import Rules, read_ids
@@ -136,7 +149,8 @@ def _recommended(options: argparse.Namespace) -> Any:
         if options.users or options.histories or options.out:
             raise TigerrecError("--items and --item are for one history; leave out --users, --histories and --out.")
         history = options.item or [item.strip() for item in options.items.split(",") if item.strip()]
-        return Recommender.from_pretrained(options.model).report(history, options.k, not options.keep_seen, rules)
+        recommender = Recommender.from_pretrained(options.model, scores=options.scores)
+        return recommender.report(history, options.k, not options.keep_seen, rules)
     if options.out is None:
         raise TigerrecError(
             "Nobody to recommend to: give `--items <item id>,<item id>`, or `--users all --out <file>.parquet`."
@@ -146,6 +160,7 @@ def _recommended(options: argparse.Namespace) -> Any:
     return recommend_all(
         options.model, options.out, users=options.users, histories=options.histories,
         options=of_table, k=options.k, mask_seen=not options.keep_seen, rules=rules,
+        scores=options.scores,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ HYBRID: Final = "hybrid"
 INLINE: Final = "inline"
 LIGER: Final = "liger"
 Scores = Literal["codes", "items", "hybrid", "inline", "liger"]
+SCORES: tuple[Scores, ...] = get_args(Scores)
 WEIGHED = (HYBRID, INLINE)
 PLACES = 10
 CHOSEN = "search.json"

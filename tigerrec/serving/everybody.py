@@ -16,6 +16,7 @@ from tigerrec.data.given_histories import read_histories
 from tigerrec.data.histories import load_histories
 from tigerrec.data.tables import TablesDataset
 from tigerrec.embed.base import few
+from tigerrec.search.options import Scores
 from tigerrec.serving.catalogue import RecommendError
 from tigerrec.serving.hub import model_folder
 from tigerrec.serving.recommender import Lists, Recommender, whole_number
@@ -58,6 +59,7 @@ def recommend_all(
     mask_seen: bool = True,
     rules: Rules = ALL,
     device: str = "auto",
+    scores: Scores | None = None,
 ) -> Path:
     """Write the k best items of many users to `out`, a row each: `user_id`, `rank` from 1, `item_id`, `score`,
     `fallback` and the fingerprint of the `model`. What a stopped run ranked is not ranked again.
@@ -67,6 +69,7 @@ def recommend_all(
         out: a file that ends in .parquet, .csv or .jsonl.
         users: a file of user ids, or `all`; None: all.
         histories: a table of interactions; None: those that the model's data set has of its users.
+        scores: as in `Recommender.from_pretrained`.
         options: of `TablesDataset`, how the table is written; None: as the model's own tables, or by default.
 
     Raises:
@@ -76,7 +79,7 @@ def recommend_all(
         raise RecommendError(f"{out} must end in {', '.join(ENDINGS)}; give such a file as `--out <file>`.")
     k = whole_number(k)
     model = model_folder(model)
-    recommender = Recommender.from_pretrained(model, device)
+    recommender = Recommender.from_pretrained(model, device, scores)
     work = out.with_name(f".{out.name}.parts")
     with locked_beside(out):
         if histories is None:
@@ -149,7 +152,16 @@ def _ranked(recommender: Recommender, audience: Audience, k: int, mask_seen: boo
     told = [sorted(rules.allow) if rules.allow is not None else None, sorted(rules.deny), rules.category]
     content = sha256_text(canonical_json([audience.user_ids, [known.tolist() for known in audience.known]]))
     runs_under = environment(recommender.searcher.model.device, recommender.searcher.precision)
-    identity = [recommender.fingerprint, content, k, mask_seen, told, SHARD_USERS, runs_under]
+    identity = [
+        recommender.fingerprint,
+        recommender.searcher.scoring.scores,
+        content,
+        k,
+        mask_seen,
+        told,
+        SHARD_USERS,
+        runs_under,
+    ]
     folder = shards.prepare_folder(work, identity)
     starts = range(0, len(audience.known), SHARD_USERS)
 

@@ -27,11 +27,18 @@ EMBEDDER, GENERATOR_EMBEDDER, CARD = "embedder.json", "generator_embedder.json",
 
 
 def export(run: Path, out: Path) -> Path:
-    """Write everything that recommending with a finished train stage needs into one folder, whole or not at all; `out`
-    is new, empty, or an older export, which is replaced. Raises ArtifactError if the run or a folder above it cannot be
-    used, or `out` holds something else."""
+    """Write everything that recommending with a finished train stage needs into one folder, whole or not at all, or
+    copy an export; `out` is new, empty, or an older export, which is replaced. Raises ArtifactError if the run or a
+    folder above it cannot be used, or `out` holds something else."""
     check_run(run)
-    write_export(run, out.resolve())
+    manifest = open_stage(run, "train", EXPORT)
+    if manifest.stage == "train":
+        write_export(run, out.resolve())
+    elif run.resolve() != out.resolve():
+        check_free(out.resolve())
+        with writing(out.resolve(), EXPORT, {}, {"export": run}) as files:
+            for name in manifest.files:
+                files.copy(run / name)
     logger.info("wrote the run %s to %s", run, out)
     return out.resolve()
 

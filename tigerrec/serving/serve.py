@@ -10,12 +10,14 @@ from tigerrec import TigerrecError
 if TYPE_CHECKING:
     import socket
 
+    from tigerrec.search.options import Scores
+
 SECONDS_TO_FINISH = 30
 
 
 def serve(
     model: Path, host: str = "127.0.0.1", port: int = 8000, token: str | None = None, device: str = "auto",
-    most_waiting: int = 1024,
+    most_waiting: int = 1024, scores: Scores | None = None,
 ) -> None:  # fmt: skip
     """Serve a train stage or an export over HTTP until SIGTERM or Ctrl-C, which let requests end; prints the address
     once it answers.
@@ -24,6 +26,7 @@ def serve(
         port: 0 takes a free one.
         token: what requests have to bring; needed where others than this machine can reach the server.
         most_waiting: how many requests may wait; more are answered with 503.
+        scores: as in `Recommender.from_pretrained`.
 
     Raises:
         TigerrecError: the packages are missing, the model cannot be read, the address is taken, or it is open to others
@@ -53,7 +56,7 @@ def serve(
                 address = self.servers[0].sockets[0].getsockname()
                 print(f"http://{host if ':' not in host else f'[{host}]'}:{address[1]}", flush=True)
 
-    app: Any = make_app(model, device, token, most_waiting)
+    app: Any = make_app(model, device, token, most_waiting, scores)
     config = uvicorn.Config(
         app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH, ws="none"
     )

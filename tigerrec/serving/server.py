@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from tigerrec import TigerrecError, __version__
+from tigerrec.search.options import Scores
 from tigerrec.serving.gathering import QueueFull, Request
 from tigerrec.serving.guard import Guard
 from tigerrec.serving.page_routes import add_page, described, neighbours
@@ -76,9 +77,15 @@ def shown(item: Recommendation) -> dict[str, Any]:
     return {"item_id": item.item_id, "title": item.title, "score": item.score, "semantic_id": item.semantic_id}
 
 
-def make_app(folder: Path, device: str = "auto", token: str | None = None, most_waiting: int = 1024) -> Guard:
+def make_app(
+    folder: Path,
+    device: str = "auto",
+    token: str | None = None,
+    most_waiting: int = 1024,
+    scores: Scores | None = None,
+) -> Guard:
     """The server of a model as an ASGI application. Raises TigerrecError if the model cannot be read."""
-    shop = Shop(folder, device, most_waiting)
+    shop = Shop(folder, device, most_waiting, scores)
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:

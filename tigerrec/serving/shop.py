@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tigerrec.search.options import Scores
 from tigerrec.serving.gathering import Answer, Gatherer, Request, Serving
 from tigerrec.serving.new_items import NewItemsError, add_items
 from tigerrec.serving.recommender import EXPORT, Recommender
@@ -30,12 +31,13 @@ class Shop:
     Args:
         folder: a train stage or an export; an export takes new items.
         most_waiting: how many requests may wait for the ranking thread.
+        scores: as in `Recommender.from_pretrained`.
     """
 
-    def __init__(self, folder: Path, device: str, most_waiting: int) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: str, most_waiting: int, scores: Scores | None = None) -> None:
+        self.folder, self.device, self.scores = folder, device, scores
         self.is_export = open_stage(folder, "train", EXPORT).stage == EXPORT
-        self.serving = Serving(Recommender.from_pretrained(folder, device))
+        self.serving = Serving(self._read())
         self.gatherer = Gatherer(lambda: self.serving, most_waiting)
         self.adding = asyncio.Lock()
         self.answers: OrderedDict[tuple[Request, int], Answer] = OrderedDict()
@@ -93,4 +95,7 @@ class Shop:
             table = Path(folder) / "items.jsonl"
             table.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
             add_items(self.folder, table, self.folder)
-        return Recommender.from_pretrained(self.folder, self.device)
+        return self._read()
+
+    def _read(self) -> Recommender:
+        return Recommender.from_pretrained(self.folder, self.device, self.scores)
