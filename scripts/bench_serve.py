@@ -1,7 +1,8 @@
 """What a server of recommendations answers on this machine: milliseconds alone, at a steady rate and at full load.
 
 Usage: python scripts/bench_serve.py [model folder …]; without one, made-up shops of 10,000 and 1,000,000 items with
-untrained generators, ranked by tree and item head together and by the tree alone. Prints a table and writes runs/bench-serve.json.
+untrained generators. Each is ranked as by default and by its codes alone. Prints a table and writes
+runs/bench-serve.json.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RATE, SECONDS = 40, 20
 ALONE, CONNECTIONS, AT_FULL_LOAD = 200, 64, 2_000
 LONGEST = 20
 SEED = 0
-SCORES = ("hybrid", "codes")
+SCORES = {"default": [], "codes": ["--scores", "codes"]}
 
 
 def made_up(n_items: int, root: Path) -> Path:
@@ -145,12 +146,12 @@ async def at_full_load(port: int, requests: Requests) -> float:
     return AT_FULL_LOAD / (time.perf_counter() - started)
 
 
-def measure(model: Path, scores: str) -> dict[str, Any]:
+def measure(model: Path, scores: list[str]) -> dict[str, Any]:
     """The figures of a model's server, a process of its own, that ranks by some scores."""
     is_run = open_stage(model, "train", "export").stage == "train"
     prepared = upstream_folders(model)["prepare"] if is_run else model
     item_ids = read_items(prepared)["item_id"].to_pylist()
-    command = [sys.executable, "-m", "tigerrec", "serve", str(model), "--port", "0", "--scores", scores]
+    command = [sys.executable, "-m", "tigerrec", "serve", str(model), "--port", "0", *scores]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = process.stdout.readline() if process.stdout else ""
@@ -185,19 +186,17 @@ def row(name: str, scores: str, figures: dict[str, Any]) -> str:
 
 def main(models: list[str]) -> None:
     """Measure models, or made-up shops."""
-    print(
-        f"| model | scores | items | alone, p50 / p95 / p99 ms | {RATE} a second | requests a second, {CONNECTIONS} at once |"
-    )
+    times = f"alone, p50 / p95 / p99 ms | {RATE} a second | requests a second, {CONNECTIONS} at once"
+    print(f"| model | scores | items | {times} |")
     print("|---|---|---|---|---|---|", flush=True)
     found = []
     with tempfile.TemporaryDirectory() as root:
         for name in models or SIZES:
             model = Path(name) if isinstance(name, str) else made_up(name, Path(root) / str(name))
-            for scores in SCORES:
-                figures = measure(model, scores)
-                found.append(
-                    {"model": model.name, "scores": scores, "machine": machine(), "commit": commit(), **figures}
-                )
+            for scores, arguments in SCORES.items():
+                figures = measure(model, arguments)
+                made = {"model": model.name, "scores": scores, "machine": machine(), "commit": commit()}
+                found.append(made | figures)
                 print(row(model.name if models else "made up, t5_tree", scores, figures), flush=True)
     write_json(Path("runs/bench-serve.json"), found)
 
