@@ -66,6 +66,15 @@ def test_the_same_call_trains_nothing_again(orders, tmp_path, monkeypatch, caplo
     assert "picked for 30 items" in caplog.text
 
 
+def test_grown_tables_are_trained_on_where_it_is_said(orders, tmp_path):
+    tigerrec.fit(orders, folder=tmp_path / "runs", overrides=QUICK)
+    orders.write_text(orders.read_text() + "u1,brand-new,99\n")
+    with pytest.raises(TigerrecError, match=r"overrides=\['overwrite=prepare'\]"):
+        tigerrec.fit(orders, folder=tmp_path / "runs", overrides=QUICK)
+    grown = tigerrec.fit(orders, folder=tmp_path / "runs", overrides=[*QUICK, "overwrite=prepare"])
+    assert "brand-new" in grown.recommender.item_ids
+
+
 def test_a_frame_is_as_good_as_a_file(orders, tmp_path):
     frame = pd.read_csv(orders)
     of_frame = tigerrec.fit(frame, folder=tmp_path / "a", name="shop", overrides=QUICK)

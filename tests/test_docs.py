@@ -27,8 +27,8 @@ from tigerrec.search.options import Scores
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OWN = ("thirds", "lengths", "lcrec", "successors")  # of the examples, which run in a copy
-COMMANDS = ("make", "tigerrec", "torchrun", "pip", "python", "mount")
+OWN = ("thirds", "lengths", "lcrec", "successors", "my_shop")  # of the examples, which run in a copy
+COMMANDS = ("make", "curl", "tigerrec", "torchrun", "pip", "python", "mount")
 MENTIONS = [
     [name] for name in (*cli.TOOLS, "table") if name != "demo"
 ]  # the target or subcommand without its arguments

@@ -21,6 +21,7 @@ from tigerrec.serving.export import export
 from tigerrec.serving.new_items import NewItemsError, add_items, new_semantic_ids, read_new_items
 from tigerrec.serving.recommender import Recommender, RecommendError
 from tigerrec.storage.contracts import read_json
+from tigerrec.storage.manifests import read_manifest
 from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
@@ -128,6 +129,13 @@ def test_items_are_added_one_after_the_other_and_to_exports(run, table, tmp_path
         for folder in (twice, at_once)
     ]
     assert found[0] == found[1]
+
+
+def test_ids_may_be_named_as_in_tables_of_training(run, table, tmp_path):
+    renamed = tmp_path / "renamed.csv"
+    renamed.write_text(table.read_text().replace("item_id", "item", 1))
+    named, other = add_items(run, table, tmp_path / "named"), add_items(run, renamed, tmp_path / "other")
+    assert read_manifest(other).content == read_manifest(named).content
 
 
 def test_a_full_group_of_items_takes_no_more(tmp_path):

@@ -22,7 +22,7 @@ from tigerrec.pipeline import STAGES, plan
 from tigerrec.runtime.signals import Interrupted
 from tigerrec.storage.fingerprints import content_digest
 from tigerrec.storage.manifests import DamagedError, StaleError
-from tigerrec.text import GROUPS, MAKE_TARGETS, make_command
+from tigerrec.text import GROUPS, MAKE_TARGETS, make_command, same_command
 from tigerrec.tokenizers.random import RandomCodes
 
 ROOT = Path(__file__).parent.parent
@@ -721,6 +721,18 @@ def test_the_next_command_of_make_keeps_interpolations_as_written(here, finished
     done = here(finished[0], "train.name='packed${train.learning_rate}'", name="tokenize")
     assert "next: make train" in done.stderr
     assert "packed$${train.learning_rate}" in done.stderr
+
+
+def test_the_next_command_keeps_a_folder_of_configurations(here, finished, tmp_path, monkeypatch):
+    folder = tmp_path / "my conf"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "mine.yaml").write_text("defaults: [random@_here_]\nname: mine\n")
+    done = here(finished[0], f"--config-dir={folder}", "tokenizer=mine", name="tokenize")
+    assert succeeded(done) == finished[0] / "sample/hashed/mine-seed0"
+    (following,) = (line for line in done.stderr.splitlines() if line.startswith("next: tigerrec train "))
+    assert shlex.split(following)[3] == f"--config-dir={folder}"
+    monkeypatch.setattr(sys, "argv", ["tigerrec train", "-cd", str(folder)])
+    assert shlex.split(same_command("train", ["seed=1"])) == ["tigerrec", "train", f"--config-dir={folder}", "seed=1"]
 
 
 def test_the_next_command_keeps_interpolations_as_written(here, finished):

@@ -23,7 +23,7 @@ from tigerrec.serving.hub import model_folder
 from tigerrec.serving.recommender import Recommendation, Recommender
 from tigerrec.serving.rules import ALL, Rules
 from tigerrec.storage.files import atomic
-from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.manifests import StaleError, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,10 @@ def fit(
     tables = {"interactions": _file(interactions, root), "items": None if items is None else _file(items, root)}
     named = name or tables["interactions"].stem  # type: ignore[union-attr]
     given = {**options, **{role: str(path) for role, path in tables.items() if path is not None}, "name": named}
-    prepared = pipeline.run(_configuration(root, given, overrides), "prepare")
+    try:
+        prepared = pipeline.run(_configuration(root, given, overrides), "prepare")
+    except StaleError as error:
+        raise StaleError(f"{error} Options are given to fit as `overrides=['overwrite=prepare']`.") from None
     stats = read_stats(prepared)
     picked = [*_picks(stats["items"], stats["interactions"], items is not None)]
     if everything:

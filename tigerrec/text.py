@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,10 +120,22 @@ def told_command(target: str, overrides: Sequence[str]) -> str:
 def same_command(stage: str, overrides: Sequence[str]) -> str:
     """The command that runs a stage with these overrides, as this process was called: by make or not, by a launcher."""
     launch = os.environ.get("LAUNCH") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    overrides = [*_configurations(sys.argv), *overrides]
     if "MAKELEVEL" in os.environ:
-        return make_command(stage, list(overrides)) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
+        return make_command(stage, overrides) + (f" LAUNCH={_as_one_word(launch)}" if launch else "")
     kept = [override for override in overrides if not override.startswith("overwrite=")]
     return " ".join([f"{f'{launch} -m ' if launch else ''}tigerrec {stage}", *map(shlex.quote, kept)])
+
+
+def _configurations(arguments: Sequence[str]) -> list[str]:
+    """The further folder of configurations that a command was given for Hydra, as one word."""
+    for flag in ("--config-dir", "-cd"):
+        for place, argument in enumerate(arguments):
+            if argument == flag:
+                return [f"--config-dir={arguments[place + 1]}"]
+            if argument.startswith(f"{flag}="):
+                return [f"--config-dir={argument.partition('=')[2]}"]
+    return []
 
 
 def recommend_command(run: Path) -> str:

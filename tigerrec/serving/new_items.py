@@ -35,7 +35,7 @@ from tigerrec.tokenizers.stage import code_items
 
 logger = logging.getLogger(__name__)
 
-ID, VECTOR, GENERATOR_VECTOR = "item_id", "vector", "generator_vector"
+ID, ITEM, VECTOR, GENERATOR_VECTOR = "item_id", "item", "vector", "generator_vector"
 FIELDS = (*ITEM_FIELDS, "text")
 VECTOR_OF = {EMBEDDER: VECTOR, GENERATOR_EMBEDDER: GENERATOR_VECTOR}
 
@@ -60,9 +60,9 @@ class NewItems:
 
 
 def read_new_items(path: Path) -> NewItems:
-    """The items of a table: the column `item_id` and any of title, brand, categories, price, text, vector and
-    generator_vector, where the generator reads another vector than the tokenizer. Raises NewItemsError if the file is
-    no such table, a row cannot be read, an item comes twice, or there is none."""
+    """The items of a table: the column `item_id`, or `item`, and any of title, brand, categories, price, text, vector
+    and generator_vector, where the generator reads another vector than the tokenizer. Raises NewItemsError if the file
+    is no such table, a row cannot be read, an item comes twice, or there is none."""
     if not path.is_file() or not is_table(path):
         raise NewItemsError(
             f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
@@ -82,10 +82,12 @@ def read_new_items(path: Path) -> NewItems:
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     """The records of a table, and its vectors by column."""
     columns, rows = read_rows(path)
+    if ID not in columns and ITEM in columns:  # as tables of training name it
+        columns, rows = [ID if name == ITEM else name for name in columns], map(_with_id, rows)
     if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
         lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
         raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
-    ignored = [name for name in columns if name not in (ID, *FIELDS, *VECTOR_OF.values(), "item")]
+    ignored = [name for name in columns if name not in (ID, *FIELDS, *VECTOR_OF.values(), ITEM)]
     if ignored:
         logger.warning("ignored the columns %s of %s", shown(ignored), path)
     tally, records = Tally(), []
@@ -105,6 +107,10 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
         noted = ", ".join(f"{reason}: {count}" for reason, count in tally.noted.items())
         logger.warning("left out of the texts: %s", noted)
     return records, vectors
+
+
+def _with_id(row: dict[str, Any] | Fault) -> dict[str, Any] | Fault:
+    return row if isinstance(row, Fault) else {ID: row.get(ITEM), **row}
 
 
 def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
