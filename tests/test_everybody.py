@@ -110,6 +110,21 @@ def test_a_bad_row_spoils_no_other_and_unknown_items_are_counted_once(shop, tmp_
     assert told[2].startswith("1 of 2,001 users have no item of the catalogue")
 
 
+def test_a_bad_row_of_a_short_table_spoils_no_other(shop, tmp_path, caplog):
+    _, trained = shop
+    new, out = tmp_path / "new.csv", tmp_path / "recs.parquet"
+    new.write_text("user,item,time\nu1,i01,1\n,i02,2\nu3,i03,3\n")
+    with caplog.at_level(logging.WARNING, "tigerrec"):
+        rows = rows_of(recommend_all(trained, out, histories=new, k=2, device="cpu"))
+    assert [row["user_id"] for row in rows] == ["u1", "u1", "u3", "u3"]
+    assert "dropped 1 of 3 lines" in caplog.text
+    with pytest.raises(TigerrecError, match="max_dropped"):
+        recommend_all(trained, out, histories=new, options={"max_dropped": 0.1}, k=2, device="cpu")
+    new.write_text("user,item,time\nu1,i01,1\n,i02,2\n,i03,3\n")  # no row is bad: the table is read wrongly
+    with pytest.raises(TigerrecError, match="max_dropped"):
+        recommend_all(trained, out, histories=new, k=2, device="cpu")
+
+
 def test_rules_hold_for_everybody(shop, tmp_path):
     _, trained = shop
     allow = [f"i{number:02d}" for number in range(10)]

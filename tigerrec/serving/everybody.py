@@ -38,6 +38,7 @@ SHARD_USERS = 4096
 ENDINGS = (".parquet", ".csv", ".jsonl")
 ALL_USERS = "all"
 USERS = "users.parquet"
+MOST_UNREADABLE = 0.5  # of the lines of a table: more, and it is written otherwise than is said
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def _of_run(model: Path, recommender: Recommender) -> Audience:
 
 def _of_table(model: Path, histories: Path, options: dict[str, Any], recommender: Recommender, work: Path) -> Audience:
     """The users of a table of interactions, written as the model's own tables are, but for some options."""
-    dataset = build({**_own_options(model), **options, "interactions": str(histories)}, "dataset", TablesDataset)
+    given = {**_own_options(model), "max_dropped": MOST_UNREADABLE, **options, "interactions": str(histories)}
+    dataset = build(given, "dataset", TablesDataset)
     pairs = list(read_histories(dataset, work))
     known = recommender.catalogue.known([items for _, items in pairs])
     return Audience([user for user, _ in pairs], known)
