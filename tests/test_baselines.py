@@ -23,7 +23,7 @@ from tigerrec.baselines.bsarec import BSARec
 from tigerrec.baselines.filtered import FilteredTransformer
 from tigerrec.baselines.item_knn import ItemKNN
 from tigerrec.baselines.last_item import LastItem
-from tigerrec.baselines.next_item import NextItemModel, binary_cross_entropy, pieces
+from tigerrec.baselines.next_item import NextItemModel, binary_cross_entropy, pieces, targets_of
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.baselines.sasrec import SASRec
 from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
@@ -236,6 +236,30 @@ def test_negatives_are_drawn_evenly_from_the_items_outside_the_users_whole_histo
 def test_a_user_who_has_every_item_cannot_be_learned_from_by_negatives():
     with pytest.raises(TigerrecError, match="holds all 3 items"):
         SASRec(loss="bce", dim=4, epochs=1).fit([np.arange(3)], 3, seed=0, validate=no_validation)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Transformer(9, 8, 1, 2, 16, 5, 0), FilteredTransformer(9, BSARec(dim=8, max_items=5), 0), Bilinear(9, 8, 0)],
+)
+def test_a_step_mixes_no_devices(model):
+    """On the device `meta` there are no values: anything that waits for one, or mixes devices, fails."""
+    model = model.to("meta")
+    examples = pieces([np.arange(5), np.arange(2, 6)], model.max_items, "meta")
+    batch = examples.batch(np.arange(len(examples)))
+    places = targets_of(examples.n_targets).to("meta")
+    states = model.states(batch.items, torch.bfloat16, Dropout(0.0)).flatten(0, 1)[places]
+    LinearCrossEntropy.apply(states, model.classes, model.bias, batch.targets.flatten()[places], 0.0).backward()
+    drawn = torch.zeros(len(places), dtype=torch.int64).to("meta")
+    binary_cross_entropy(model, states.detach(), batch.targets.flatten()[places], drawn).backward()
+    assert model.classes.grad.device.type == model.last_states([np.array([3]), np.array([1])]).device.type == "meta"
+
+
+def test_the_places_of_targets_are_those_of_a_mask():
+    examples = pieces([np.arange(7), np.arange(3), np.arange(2, 10)], 4)
+    rows = np.array([2, 0, 3])
+    targets = examples.batch(rows).targets
+    assert torch.equal(targets.flatten()[targets_of(examples.n_targets[rows])], targets[targets != NO_ITEM])
 
 
 def test_a_state_sees_the_items_before_it_only_and_no_padding():

@@ -76,6 +76,8 @@ TINY = Effort(
     beams=(2, 4),
     history_lengths=(1, 7),
     growth_users=3,
+    repetitions=2,
+    beside=("t5_tree", "sasrec_ce"),
 )
 
 
@@ -252,20 +254,28 @@ def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch
     assert path == tmp_path / "benchmark" / "sample-random-seed0-t5_paper-packed.json"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     results = json.loads(path.read_text())
-    assert set(results) == {"epoch", "search", "growth", "machine", "config", "git", "finished", "seconds"}
+    others = {"beside", "growth", "machine", "config", "git", "finished", "seconds"}
+    assert set(results) == {"epoch", "search", *others}
+    assert [row["model"] for row in results["beside"]] == ["t5_tree", "sasrec_ce"]
+    assert all(row["epoch_seconds"] > 0 < row["search_seconds"] for row in results["beside"])
     for name, measured in (("epoch", 1), ("search", 3)):
         keys = {
             "seconds",
             "stock_seconds",
             "stock_measured",
             "ratio",
+            "ratio_range",
             "limit_seconds",
             "of_limit",
+            "of_limit_range",
             "peak_mb",
             "stock_peak_mb",
         }
         assert set(results[name]) == keys
-        assert all(value > 0 for value in results[name].values())
+        assert all(np.min(value) > 0 for value in results[name].values())
+        for compared in ("ratio", "of_limit"):
+            least, most = results[name][f"{compared}_range"]
+            assert least <= results[name][compared] <= most
         assert results[name]["stock_measured"] == measured
     assert set(results["growth"]) == {"catalogue", "history"}
     assert {"cpu", "threads", "torch", "precision"} <= set(results["machine"])

@@ -54,7 +54,7 @@ def quantizer_with(words: list[torch.Tensor], beta: float = 0.25, **parts: Any) 
     options = {name: parts.pop(name) for name in ("epochs", "restart_share") if name in parts}
     settings = RVQ(levels=len(words), **options)
     parts = {"estimator": StraightThrough(), "codebooks": Gradient(), "assignment": Nearest()} | parts
-    quantizer = ResidualQuantizer(settings, np.zeros((1, words[0].shape[1]), np.float32), 0, beta, **parts)
+    quantizer = ResidualQuantizer(settings, torch.zeros(1, words[0].shape[1]), 0, beta, **parts)
     quantizer.codebooks = parts["codebooks"].start(words)
     quantizer.counts = quantizer.no_counts()
     return quantizer
@@ -118,6 +118,26 @@ def test_the_quantised_value_is_the_codeword(estimator):
     quantized, gradient = gradient_through(estimator, DIRECTIONS, CODEWORDS, UPSTREAM)
     torch.testing.assert_close(quantized, CODEWORDS)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "estimator", [StraightThrough(), Rotation(), Reflection(), Gumbel()], ids=lambda part: part.family
+)
+@pytest.mark.parametrize("codebooks", [Gradient(), MovingAverage(), SimVQ()], ids=lambda part: part.family)
+def test_a_training_step_reads_nothing_back_from_its_device(estimator, codebooks):
+    """On the device `meta` there are no values: anything that waits for one, or mixes devices, fails."""
+    words = [torch.zeros(4, 3, device="meta") for _ in range(2)]
+    quantizer = ResidualQuantizer(RVQ(levels=2), torch.zeros(1, 3), 0, 0.25, estimator, codebooks, Nearest())
+    quantizer.codebooks = codebooks.start(words)
+    quantizer.counts = quantizer.no_counts()
+    latents = torch.zeros(5, 3, device="meta", requires_grad=True)
+    quantized, codes, loss = quantizer.quantize(latents, progress())
+    items = torch.zeros(5, dtype=torch.int64, device="meta")
+    batch = Quantized(items, latents.detach(), latents, quantized, codes, quantizer.words(), loss)
+    for objective in (Reconstruction(), Contrast()):
+        objective.loss(batch, progress()).backward(retain_graph=True)
+    assert latents.grad.device.type == "meta"
+    assert all(parameter.grad.device.type == "meta" for parameter in quantizer.codebooks.parameters())
 
 
 def test_the_straight_gradient_is_unchanged():

@@ -218,7 +218,7 @@ def run_job(name: str, cfg: DictConfig, overrides: list[str]) -> None:
         else:
             from tigerrec.analysis.benchmark import Effort, benchmark
 
-            path = benchmark(cfg, Effort())
+            path = benchmark(cfg, Effort(), overrides)
     print(path, flush=True)
 
 

@@ -60,6 +60,8 @@ class FilteredTransformer(NextItemModel):
     """Embeddings of items and of places counted from the last, and blocks over them; the embeddings of items are the
     classes too."""
 
+    slow: Tensor
+
     def __init__(self, n_items: int, options: BSARec, seed: int) -> None:
         super().__init__()
         self.max_items, self.bias = options.max_items, None
@@ -67,7 +69,7 @@ class FilteredTransformer(NextItemModel):
         self.positions = nn.Parameter(torch.empty(options.max_items, options.dim))
         self.norm = nn.LayerNorm(options.dim)
         self.blocks = nn.ModuleList(FilteredBlock(options) for _ in range(options.layers))
-        self.slow = slow_part(options.max_items, options.slow_frequencies)
+        self.register_buffer("slow", slow_part(options.max_items, options.slow_frequencies), persistent=False)
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("root_of_fast"):
@@ -82,8 +84,8 @@ class FilteredTransformer(NextItemModel):
         n, exists = items.shape[1], items != NO_ITEM
         embedded = functional.embedding(items.clamp(min=0), self.classes) + self.positions[-n:]
         states = dropout(self.norm(embedded) * dropout.scale) * exists[:, :, None]
-        visible = torch.ones(n, n, dtype=torch.bool).tril() & exists[:, None, None, :]
-        visible = visible | torch.eye(n, dtype=torch.bool)
+        visible = torch.ones(n, n, dtype=torch.bool, device=items.device).tril() & exists[:, None, None, :]
+        visible = visible | torch.eye(n, dtype=torch.bool, device=items.device)
         for block in self.blocks:
             states = block(states, self.slow[-n:, -n:], visible, dtype, dropout) * exists[:, :, None]
         return states[:, -1].to(dtype)
@@ -91,10 +93,12 @@ class FilteredTransformer(NextItemModel):
     def states(self, items: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
         """The state after each item, read as the last of a history of its own, as in `NextItemModel.states`."""
         n = items.shape[1]
-        place = torch.arange(n)[:, None] - torch.arange(n - 1, -1, -1)  # (end, place): of an item in a row
+        places = torch.arange(n, device=items.device)
+        place = places[:, None] - places.flip(0)  # (end, place): of an item in a row
         histories = items[:, place.clamp(min=0)].masked_fill(place < 0, NO_ITEM).flatten(0, 1)
         return self.read(histories, dtype, dropout).view(*items.shape, -1)
 
     def last_states(self, histories: Sequence[np.ndarray]) -> Tensor:
         """As in `NextItemModel.last_states`, at the cost of one reading of each history."""
-        return self.read(padded([history[::-1] for history in histories]).flip(1), torch.float32, Dropout(0.0))
+        items = padded([history[::-1] for history in histories]).flip(1)
+        return self.read(items.to(self.classes.device), torch.float32, Dropout(0.0))

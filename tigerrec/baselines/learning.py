@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tigerrec.config import AtLeastOne, BelowOne, NotNegative, Positive, Precision, options
-from tigerrec.storage.fingerprints import added
+from tigerrec.config import AtLeastOne, BelowOne, Device, NotNegative, Positive, Precision, options
+from tigerrec.storage.fingerprints import added, not_identity
 
 CROSS_ENTROPY: Final = "ce"
 BINARY: Final = "bce"
@@ -25,6 +25,7 @@ class Learning:
         members: models trained apart, each from a beginning and on batches of its own, and scored as one by the mean of
             their scores (Lakshminarayanan et al. 2017, arXiv 1612.01474).
         precision: of matrix products: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
+        device: `auto`, the GPU where there is one, `cpu` or `cuda`.
     """
 
     epochs: AtLeastOne = 16
@@ -35,3 +36,4 @@ class Learning:
     validate_every: AtLeastOne = 2
     members: AtLeastOne = added(1)
     precision: Precision = "auto"
+    device: Device = not_identity(default="auto")

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from tigerrec import TigerrecError
 from tigerrec.baselines.base import Fitted, Validate
 from tigerrec.baselines.learning import BINARY, Learning
-from tigerrec.data.batches import NO_ITEM, Examples, padded, rows_and_places
+from tigerrec.data.batches import Examples, padded, rows_and_places
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.losses import LinearCrossEntropy
-from tigerrec.runtime.devices import product_type
+from tigerrec.runtime.devices import product_type, resolve_device
 from tigerrec.runtime.memory import release_freed_memory
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.search.ranking import ranks_by
@@ -50,25 +50,32 @@ class NextItemModel(nn.Module, abc.ABC):
 
     def last_states(self, histories: Sequence[np.ndarray]) -> Tensor:
         """The state after each history's last item, float32 (n, dim)."""
-        states = self.states(padded(histories), torch.float32, Dropout(0.0))
+        states = self.states(padded(histories).to(self.classes.device), torch.float32, Dropout(0.0))
         return states[torch.arange(len(histories)), torch.tensor([len(history) - 1 for history in histories])]
 
     @torch.no_grad()
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """The scores of all items as a user's next one, float32 (n, n_items)."""
         last = self.last_states([history[-self.max_items :] for history in histories])
-        return functional.linear(last, self.classes, self.bias).numpy()
+        return functional.linear(last, self.classes, self.bias).cpu().numpy()
 
 
-def pieces(training: Sequence[np.ndarray], max_items: int) -> Examples:
+def pieces(training: Sequence[np.ndarray], max_items: int, device: torch.device | str = "cpu") -> Examples:
     """Training histories as pieces of at most `max_items` items and their next items, cut from the end, so that all
-    items but a history's first are targets."""
+    items but a history's first are targets, in batches on a device."""
     lengths = np.array([len(history) for history in training], np.int64)
     rows, numbers = rows_and_places(-(-np.maximum(lengths - 1, 0) // max_items))
     ends = np.cumsum(lengths)[rows]
     stop = ends - 1 - numbers * max_items
     start = np.maximum(stop - max_items, ends - lengths[rows])
-    return Examples(np.concatenate([np.empty(0, np.int32), *training]), start, start + 1, stop)
+    return Examples(np.concatenate([np.empty(0, np.int32), *training]), start, start + 1, stop, device)
+
+
+def targets_of(counts: np.ndarray) -> Tensor:
+    """Where the targets of a batch stand, row by row, int64 (n,): a row has its first `counts` (B,) of the largest. The
+    numbers are known without asking the device."""
+    rows, places = rows_and_places(counts)
+    return torch.from_numpy(rows * counts.max() + places)
 
 
 def binary_cross_entropy(model: NextItemModel, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
@@ -122,7 +129,8 @@ def learn(
         loss: as in `learn_member`.
     """
     seeds = [seed, *(derived_seed(seed, "member", number) for number in range(1, learning.members))]
-    models = [build(derived_seed(own, "weights")) for own in seeds]
+    device = resolve_device(learning.device)
+    models = [build(derived_seed(own, "weights")).to(device) for own in seeds]
     facts = [
         learn_member(model, training, learning, own, validate, loss) for model, own in zip(models, seeds, strict=True)
     ]
@@ -148,12 +156,13 @@ def learn_member(
     Raises:
         TigerrecError: no history is long enough, or the loss is not finite.
     """
-    examples = pieces(training, model.max_items)
+    device = model.classes.device
+    examples = pieces(training, model.max_items, device)
     if not len(examples):
         raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
     negatives = Negatives(training, len(model.classes)) if loss == BINARY else None
     users = np.searchsorted(np.cumsum([len(history) for history in training]), examples.start, side="right")
-    dtype = product_type(torch.device("cpu"), learning.precision)
+    dtype = product_type(device, learning.precision)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": learning.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -168,15 +177,16 @@ def learn_member(
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(learning.learning_rate, number, total_steps, WARMUP)
         batch = examples.batch(rows)
-        is_target = batch.targets != NO_ITEM
+        places = targets_of(examples.n_targets[rows]).to(device)
         dropout = Dropout(learning.dropout, derived_seed(seed, "dropout", number))
-        states, targets = model.states(batch.items, dtype, dropout)[is_target], batch.targets[is_target]
+        states = model.states(batch.items, dtype, dropout).flatten(0, 1)[places]
+        targets = batch.targets.flatten()[places]
         if negatives is None:
             total = LinearCrossEntropy.apply(states, model.classes, model.bias, targets, 0.0)
         else:
             rng = np.random.default_rng(derived_seed(seed, "negatives", number))
             drawn = negatives.sample(np.repeat(users[rows], examples.n_targets[rows]), rng)
-            total = binary_cross_entropy(model, states, targets, drawn)
+            total = binary_cross_entropy(model, states, targets, drawn.to(device))
         (total / len(targets)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

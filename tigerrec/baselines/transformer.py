@@ -65,7 +65,7 @@ class Transformer(NextItemModel):
         n, dim = items.shape[1], self.classes.shape[1]
         embedded = functional.embedding(items.clamp(min=0), self.classes) * dim**0.5 + self.positions[:n]
         states = dropout(embedded * dropout.scale)
-        visible = torch.ones(n, n, dtype=torch.bool).tril()
+        visible = torch.ones(n, n, dtype=torch.bool, device=items.device).tril()
         for block in self.blocks:
             states = block(states, visible, dtype, dropout)
         normalised: Tensor = self.norm(states).to(dtype)

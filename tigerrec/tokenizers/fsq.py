@@ -44,8 +44,9 @@ class FSQ(autoencoder.GradientTraining, EqualLevels):
         import torch
 
         scale, size = autoencoder.standardisation(vectors), self.codebook_size
-        data = torch.from_numpy(autoencoder.standardised(scale, vectors))
-        encoder, decoder = autoencoder.build_autoencoder((vectors.shape[1], *self.hidden, self.levels), seed)
+        (data,) = self.on_device(autoencoder.standardised(scale, vectors))
+        sizes = vectors.shape[1], *self.hidden, self.levels
+        encoder, decoder = (part.to(data.device) for part in autoencoder.build_autoencoder(sizes, seed))
 
         def step(items: Tensor, progress: autoencoder.Progress) -> Tensor:
             latents = bounded(encoder(data[items]), size, torch.tanh)

@@ -54,17 +54,20 @@ class R3VAE(ResidualEncoder, LearnedCodebooks):
         from torch.nn.functional import cosine_similarity
 
         rows = unit(vectors.astype(np.float64)).astype(np.float32)
-        data, mean, dim = torch.from_numpy(rows), rows.mean(axis=0, keepdims=True), rows.shape[1]
+        mean, dim = rows.mean(axis=0, keepdims=True), rows.shape[1]
         initial = initial_codebooks(self, without(rows, unit(mean)), seed)
-        reference, *codebooks = (torch.from_numpy(words).requires_grad_() for words in (mean, *initial))
+        data, reference, *codebooks = self.on_device(rows, mean, *initial)
+        for words in (reference, *codebooks):
+            words.requires_grad_()
         (decoder,) = build_mlps(derived_seed(seed, "decoder weights"), (dim, *self.hidden, dim))
-        counts = [torch.zeros(len(words), dtype=torch.int64) for words in codebooks]
+        decoder.to(data.device)
+        counts = [words.new_zeros(len(words), dtype=torch.int64) for words in codebooks]
 
         def step(items: Tensor, progress: Progress) -> Tensor:
             vectors, cohesion, alike = data[items], data.new_zeros(()), data.new_zeros(())
             summed = vectors
             for level, (summed, _, codes) in enumerate(quantize(vectors, reference, codebooks)):
-                counts[level] += codes.bincount(minlength=len(codebooks[level]))
+                counts[level].scatter_add_(0, codes, torch.ones_like(codes))
                 cohesion = cohesion + (1 - cosine_similarity(summed, vectors).mean()) / self.levels
                 alike = alike + discrimination_loss(codebooks[level], self.temperature) / self.levels
             reconstruction = 1 - cosine_similarity(decoder(summed), vectors).mean()
@@ -80,8 +83,8 @@ class R3VAE(ResidualEncoder, LearnedCodebooks):
 
         groups: list[dict[str, Any]] = [{"params": [reference, *codebooks, *decoder.parameters()]}]
         optimise(self, groups, len(data), seed, step, end_epoch)
-        state = {f"codebook_{level}": unit(words.detach().numpy()) for level, words in enumerate(codebooks)}
-        state["reference"] = unit(reference.detach().numpy())[0]
+        state = {f"codebook_{level}": unit(words.detach().cpu().numpy()) for level, words in enumerate(codebooks)}
+        state["reference"] = unit(reference.detach().cpu().numpy())[0]
         return state, self.encode(state, vectors)
 
     def _latents(self, state: State, vectors: np.ndarray) -> np.ndarray:
@@ -148,7 +151,8 @@ def restart(residuals: Tensor, codebooks: Sequence[Tensor], counts: Sequence[Ten
     for codebook, count in zip(codebooks, counts, strict=True):
         directed = residuals[residuals.norm(dim=1) > ROUNDING]
         dead = torch.nonzero(count == 0)[:, 0][: len(directed)]
-        codebook[dead] = normalize(directed[torch.randperm(len(directed), generator=generator)[: len(dead)]])
+        chosen = torch.randperm(len(directed), generator=generator)[: len(dead)].to(directed.device)
+        codebook[dead] = normalize(directed[chosen])
         residuals = residuals - projected(residuals, codebook)[0]
 
 

@@ -86,10 +86,11 @@ class RQVAE(ResidualCodes, LearnedCodebooks):
         import torch
 
         scale = autoencoder.standardisation(vectors)
-        data = torch.from_numpy(autoencoder.standardised(scale, vectors))
-        encoder, decoder = autoencoder.build_autoencoder((vectors.shape[1], *self.hidden, self.latent_dim), seed)
+        (data,) = self.on_device(autoencoder.standardised(scale, vectors))
+        sizes = vectors.shape[1], *self.hidden, self.latent_dim
+        encoder, decoder = (part.to(data.device) for part in autoencoder.build_autoencoder(sizes, seed))
         with torch.no_grad():
-            latents = encoder(data).numpy()
+            latents = encoder(data)
         quantizer = ResidualQuantizer(self, latents, seed, self.beta, self.estimator, self.codebooks, self.assignment)
         objective = self.objective.start(extra, self.latent_dim, seed)
 

@@ -29,12 +29,9 @@ class RVQ(ResidualCodes, LearnedCodebooks):
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn `codebook_<level>` (k, D), k ≤ `codebook_size`, for vectors less `mean` over `std` (D,)."""
-        import torch
-
         scale = standardisation(vectors)
-        rows = standardised(scale, vectors)
-        data = torch.from_numpy(rows)
-        quantizer = ResidualQuantizer(self, rows, seed, 0.0, StraightThrough(), Gradient(), Nearest())
+        (data,) = self.on_device(standardised(scale, vectors))
+        quantizer = ResidualQuantizer(self, data, seed, 0.0, StraightThrough(), Gradient(), Nearest())
 
         def step(items: Tensor, progress: Progress) -> Tensor:
             return quantizer.quantize(data[items], progress)[2]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tigerrec.analysis.benchmark import Setting, operations
 from tigerrec.data.batches import NO_ITEM, Batch, Examples, padded
-from tigerrec.data.histories import training_counts
+from tigerrec.data.histories import load_histories, training_counts, training_histories
 from tigerrec.evaluation.stage import known_and_targets
 from tigerrec.models.base import ALL_ITEMS, CODES
 from tigerrec.models.t5_model import HistoryT5
@@ -114,6 +114,23 @@ def search(setting: Setting, beam_size: int) -> dict[str, float]:
 
     rank(known[:STOCK_BATCH_USERS])
     return {"seconds": seconds_of(model.device, lambda: rank(known))}
+
+
+def baseline(prepared: Path, chosen: Any, k: int) -> dict[str, float]:
+    """Seconds of one epoch of a trained baseline, without validation, and of ranking all users by it."""
+    histories = load_histories(prepared)
+    training = training_histories(histories)
+    once = dataclasses.replace(chosen, epochs=1)
+    found: list[Any] = []
+
+    def fit() -> None:
+        found.append(once.fit(training, histories.n_items, seed=0, validate=lambda rank: 0.0))
+
+    fit()  # warm
+    seconds = seconds_of(torch.device("cpu"), fit)
+    known, _ = known_and_targets(histories, "test")
+    ranking = seconds_of(torch.device("cpu"), lambda: found[-1].rank(known, k=k, mask_seen=False))
+    return {"epoch_seconds": seconds, "search_seconds": ranking}
 
 
 def allowed_next(tokens: np.ndarray) -> Allowed:

@@ -56,4 +56,5 @@ class Sinkhorn:
 
         if level not in self.levels:
             return distances.argmin(dim=1)
-        return torch.from_numpy(balanced_codes(distances.numpy(), self.epsilon, self.iterations))
+        codes = balanced_codes(distances.cpu().numpy(), self.epsilon, self.iterations)
+        return torch.from_numpy(codes).to(distances.device)

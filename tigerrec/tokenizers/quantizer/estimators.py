@@ -113,8 +113,8 @@ class Gumbel:
         import torch
 
         distances = squared_distances(residuals, codebook)
-        draws = torch.empty_like(distances).exponential_(generator=progress.generator)
-        noise = -draws.clamp(min=torch.finfo(distances.dtype).tiny).log()
+        draws = torch.empty(distances.shape, dtype=distances.dtype).exponential_(generator=progress.generator)
+        noise = -draws.to(distances.device).clamp(min=torch.finfo(distances.dtype).tiny).log()
         temperature = self.temperature(progress.share)
         scale = temperature * distances.detach().mean().clamp(min=SMALLEST_DISTANCE)
         relaxation = max(temperature / self.start_temperature, LEAST_RELAXATION)

@@ -34,7 +34,7 @@ class RunningCodebooks:
 
     def state(self, levels: int) -> State:
         """`codebook_<level>` (k, latent) of each level, and what they are made of."""
-        return {f"codebook_{level}": self.words(level).detach().numpy() for level in range(levels)}
+        return {f"codebook_{level}": self.words(level).detach().cpu().numpy() for level in range(levels)}
 
 
 @runtime_checkable
@@ -104,9 +104,12 @@ class MovingAverageCodebooks(RunningCodebooks):
         return self.averages[level]
 
     def observe(self, level: int, residuals: Tensor, codes: Tensor) -> None:
+        import torch
+
         sums, counts = self.sums[level], self.counts[level]
         sums.mul_(self.decay).add_(sums.new_zeros(sums.shape).index_add_(0, codes, residuals), alpha=1 - self.decay)
-        counts.mul_(self.decay).add_(codes.bincount(minlength=len(counts)), alpha=1 - self.decay)
+        chosen_now = torch.zeros_like(counts, dtype=torch.int64).scatter_add_(0, codes, torch.ones_like(codes))
+        counts.mul_(self.decay).add_(chosen_now, alpha=1 - self.decay)
         chosen = (counts > LEAST_COUNT)[:, None]
         self.averages[level] = (sums / counts[:, None]).where(chosen, self.averages[level])
 
@@ -134,7 +137,7 @@ class SimVQCodebooks(RunningCodebooks):
         import torch
 
         self.frozen = [words.clone() for words in initial]
-        self.maps = [torch.eye(words.shape[1], requires_grad=True) for words in initial]
+        self.maps = [torch.eye(words.shape[1], device=words.device, requires_grad=True) for words in initial]
 
     def words(self, level: int) -> Tensor:
         return self.frozen[level] @ self.maps[level].T
@@ -144,6 +147,6 @@ class SimVQCodebooks(RunningCodebooks):
 
     def state(self, levels: int) -> State:
         """Also `frozen_<level>` (k, latent) and `map_<level>` (latent, latent)."""
-        frozen = {f"frozen_{level}": words.numpy() for level, words in enumerate(self.frozen)}
-        maps = {f"map_{level}": matrix.detach().numpy() for level, matrix in enumerate(self.maps)}
+        frozen = {f"frozen_{level}": words.cpu().numpy() for level, words in enumerate(self.frozen)}
+        maps = {f"map_{level}": matrix.detach().cpu().numpy() for level, matrix in enumerate(self.maps)}
         return super().state(levels) | frozen | maps

@@ -145,8 +145,8 @@ class LetterLoss:
         groups = []
         for level, words in enumerate(codebooks):
             seed = derived_seed(self.seed, "clusters", level, epoch)
-            codes = fit_balanced(words.detach().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
-            groups.append(torch.from_numpy(codes))
+            codes = fit_balanced(words.detach().cpu().numpy(), self.objective.clusters, CLUSTER_ITERATIONS, seed)[1]
+            groups.append(torch.from_numpy(codes).to(words.device))
         return groups
 
     def __call__(self, batch: Quantized, progress: Progress) -> Tensor:
@@ -166,6 +166,7 @@ class LetterLoss:
     def alignment(self, batch: Quantized) -> Tensor:
         """Cross-entropy of an item's collaborative vector among those of the batch, by inner product with its latent
         vector."""
+        self.collaborative = self.collaborative.to(batch.latents.device)
         return own_row_loss(batch.latents @ self.collaborative[batch.items].T)
 
 
@@ -180,7 +181,7 @@ def diversity_loss(words: Tensor, codes: Tensor, groups: Tensor, progress: Progr
     has_other = alike.any(dim=1)
     if not has_other.any():
         return words.new_zeros(())
-    chance = torch.rand(alike.shape, generator=progress.generator).masked_fill(~alike, -1.0)
+    chance = torch.rand(alike.shape, generator=progress.generator).to(alike.device).masked_fill(~alike, -1.0)
     others = chance.argmax(dim=1, keepdim=True)
     losses = scores.logsumexp(dim=1) - scores.gather(1, others).squeeze(1)
     return losses.where(has_other, 0.0).mean()

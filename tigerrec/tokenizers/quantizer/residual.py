@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import Field
 
 from tigerrec.config import options
@@ -42,25 +41,23 @@ class LearnedCodebooks(GradientTraining, EqualLevels):
 
 class ResidualQuantizer:
     """Codebooks that learn to quantise what the levels before them leave over; they start from the latents, float32 (I,
-    latent), of all items, and `beta` weighs the commitment term."""
+    latent), of all items, on their device, and `beta` weighs the commitment term."""
 
     def __init__(
         self,
         settings: LearnedCodebooks,
-        latents: np.ndarray,
+        latents: Tensor,
         seed: int,
         beta: float,
         estimator: Estimator,
         codebooks: Codebooks,
         assignment: Assignment,
     ) -> None:
-        import torch
-
         self.settings, self.beta, self.estimator, self.assignment = settings, beta, estimator, assignment
         initial = fit_residual_codebooks(
-            latents, settings.levels, settings.codebook_size, INIT_ITERATIONS, seed, settings.init
+            latents.cpu().numpy(), settings.levels, settings.codebook_size, INIT_ITERATIONS, seed, settings.init
         )
-        self.codebooks = codebooks.start([torch.from_numpy(codebook) for codebook in initial])
+        self.codebooks = codebooks.start([latents.new_tensor(codebook) for codebook in initial])
         self.counts = self.no_counts()
 
     def words(self) -> list[Tensor]:
@@ -71,7 +68,7 @@ class ResidualQuantizer:
         """How often each code was used before an epoch: never, int64 (k,) a level."""
         import torch
 
-        return [torch.zeros(len(words), dtype=torch.int64) for words in self.words()]
+        return [words.new_zeros(len(words), dtype=torch.int64) for words in self.words()]
 
     def quantize(self, latents: Tensor, progress: Progress) -> tuple[Tensor, list[Tensor], Tensor]:
         """The quantised latents (n, latent), with the gradient that the estimator gives them; the codes a level, int64
@@ -88,7 +85,7 @@ class ResidualQuantizer:
             )
             passed = self.estimator.quantize(carried, codebook, codes[-1], progress)
             quantized, carried = quantized + passed, carried - passed
-            self.counts[level] += codes[-1].bincount(minlength=len(codebook))
+            self.counts[level].scatter_add_(0, codes[-1], codes[-1].new_ones(len(latents)))
             self.codebooks.observe(level, residuals.detach(), codes[-1])
             residuals = residuals - words.detach()
         return quantized, codes, loss
@@ -106,7 +103,7 @@ class ResidualQuantizer:
             unused = torch.nonzero(count == 0)[:, 0][: len(residuals)]
             if len(unused):
                 chosen = torch.randperm(len(residuals), generator=progress.generator)[: len(unused)]
-                self.codebooks.restart(level, unused, residuals[chosen])
+                self.codebooks.restart(level, unused, residuals[chosen.to(residuals.device)])
             words = self.codebooks.words(level).detach()
             residuals = residuals - words[squared_distances(residuals, words).argmin(dim=1)]
 
