@@ -134,7 +134,8 @@ def test_items_are_added_one_after_the_other_and_to_exports(run, table, tmp_path
 def test_ids_may_be_named_as_in_tables_of_training(run, table, tmp_path):
     renamed = tmp_path / "renamed.csv"
     renamed.write_text(table.read_text().replace("item_id", "item", 1))
-    named, other = add_items(run, table, tmp_path / "named"), add_items(run, renamed, tmp_path / "other")
+    named = add_items(run["train"], table, tmp_path / "named")
+    other = add_items(run["train"], renamed, tmp_path / "other")
     assert read_manifest(other).content == read_manifest(named).content
 
 

@@ -110,7 +110,7 @@ def test_a_terminal_that_lacks_the_letters_of_a_title_shows_others(run):
 
 def test_ids_with_commas_and_spaces_come_by_an_option_of_their_own(recommender, run, monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(Recommender, "from_pretrained", staticmethod(lambda folder: recommender))
+    monkeypatch.setattr(Recommender, "from_pretrained", staticmethod(lambda folder, scores: recommender))
     monkeypatch.setattr(Recommender, "report", lambda self, history, k, *rules: given.append((history, k)) or "")
     cli.main(["recommend", str(run["train"]), "--items", "a, b ,,c", "--k", "3"])
     cli.main(["recommend", str(run["train"]), "--item", "1,5", "--item", " a ", "--item=-x"])
