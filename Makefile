@@ -14,7 +14,7 @@ $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPT
 ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
 $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench bench-data bench-serve docs tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench bench-data bench-gpu bench-serve docs tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -68,6 +68,9 @@ bench: .venv/.installed  ## training and search against transformers, at the pap
 
 bench-data: .venv/.installed  ## seconds and memory of all stages on made-up shops, of SIZES="1000000 10000000" interactions
 	@$(BIN)/python scripts/bench_data.py $(SIZES)
+
+bench-gpu: .venv/.installed  ## seconds of Amazon Beauty on a GPU, stage by stage, and of training and search against transformers
+	@$(BIN)/python scripts/bench_gpu.py $(if $(DATASET),--dataset $(DATASET)) $(ARGS)
 
 bench-serve: .venv/.served  ## milliseconds of a server of MODEL=<train folder or export>, or of made-up shops of 10,000 and 1,000,000 items
 	@$(BIN)/python scripts/bench_serve.py $(MODEL)
