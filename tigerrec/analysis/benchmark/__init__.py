@@ -113,12 +113,12 @@ def summary(turns: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def measure_beside(overrides: Sequence[str], names: Sequence[str], effort: Effort) -> list[dict[str, Any]]:
+def measure_beside(overrides: Sequence[str], effort: Effort) -> list[dict[str, Any]]:
     """Seconds of an epoch and of a search for all users by other generators on the same Semantic IDs, and by SASRec
     with cross-entropy; `overrides` compose the configuration that is measured."""
     rows = []
     kept = [override for override in overrides if not override.lstrip("+~").startswith("generator")]
-    for name in names:
+    for name in effort.beside:
         logger.info("measuring %s", name)
         choice = f"baseline={name}" if name == SASREC else f"generator={name}"
         cfg = compose([*kept, choice])
@@ -210,7 +210,7 @@ def benchmark(cfg: DictConfig, effort: Effort, overrides: Sequence[str] = ()) ->
     pipeline.run(cfg, "tokenize")
     prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
     results = rounded(measure(Setting(prepared, tokenized, config), effort))
-    results["beside"] = rounded(measure_beside(overrides, effort.beside, effort))
+    results["beside"] = rounded(measure_beside(overrides, effort))
     circumstances = provenance(started)
     results |= {"config": describe(config), **{key: circumstances[key] for key in ("git", "finished", "seconds")}}
     name = f"{prepared.name}-{tokenized.name}-{cfg.generator.name}-{cfg.train.name}.json"
