@@ -7,7 +7,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +45,21 @@ def embed(
         )
     logger.info("read %d items from %s", len(item_ids), prepared)
     folders = dict(parts or {})
-    matrices = _load_parts(folders, embedder, prepared)
-    with unchanged(embedder.sources()) as sources:
-        started = time.perf_counter()
-        if isinstance(embedder, EmbedsCatalogue):
-            vectors = checked(embedder.vectors(prepared, matrices), item_ids)
-        else:
-            vectors = _encoded(embedder, sources, item_ids, texts, out / "shards")
+    _check_parts(folders, embedder)
+    started = time.perf_counter()
+    if isinstance(embedder, EmbedsTexts):
+        with unchanged(embedder.sources()) as sources:
+            encoded = _encoded(embedder, sources, item_ids, texts, out / "shards")
 
-    def write() -> None:
+    def write() -> tuple[int, ...]:
+        if isinstance(embedder, EmbedsTexts):
+            digests, vectors = sources, _merged(encoded, len(item_ids))
+        else:
+            with unchanged(embedder.sources()) as digests:
+                vectors = checked(embedder.vectors(prepared, _load_parts(folders, prepared)), item_ids)
         warn_degenerate(vectors, item_ids)
         inputs = {"prepare": prepared, **folders}
-        with writing(out, "embed", embedder, inputs, sources, started) as files:
+        with writing(out, "embed", embedder, inputs, digests, started) as files:
             files.arrays(FILE, {"embeddings": vectors})
             files.provenance |= {
                 "embedder": dataclasses.asdict(embedder),  # type: ignore[call-overload]
@@ -63,9 +67,9 @@ def embed(
                 "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1,
             } | embedder.environment()
         remove_tree(out / "shards")
+        return vectors.shape
 
-    distributed.agreed(write)
-    logger.info("wrote %d vectors of %d dimensions to %s", *vectors.shape, out)
+    logger.info("wrote %d vectors of %d dimensions to %s", *distributed.agreed(write), out)
     return out
 
 
@@ -77,14 +81,18 @@ def load_embeddings(folder: Path) -> np.ndarray:
     return vectors
 
 
-def _load_parts(folders: Mapping[str, Path], embedder: Embedder, prepared: Path) -> dict[str, np.ndarray]:
-    """The vectors that an embedder needs, by name, all of the items of one prepared data set."""
+def _check_parts(folders: Mapping[str, Path], embedder: Embedder) -> None:
+    """Refuse other parts than those that an embedder needs. Raises EmbedError."""
     needed = needed_parts(embedder)
     if set(folders) != set(needed):
         raise EmbedError(
             f"The embedder needs the parts [{', '.join(needed)}], not [{', '.join(folders)}]; give an embed folder "
             "for each that it needs."
         )
+
+
+def _load_parts(folders: Mapping[str, Path], prepared: Path) -> dict[str, np.ndarray]:
+    """The vectors that an embedder needs, by name, all of the items of one prepared data set."""
     for folder in folders.values():
         check_made_from(folder, open_stage(folder, "embed"), "prepare", prepared)
     return {name: load_embeddings(folder) for name, folder in folders.items()}
@@ -92,8 +100,8 @@ def _load_parts(folders: Mapping[str, Path], embedder: Embedder, prepared: Path)
 
 def _encoded(
     embedder: EmbedsTexts, sources: dict[str, str], item_ids: list[str], texts: list[str], folder: Path
-) -> np.ndarray:
-    """The items' vectors, encoded in shards of texts of similar length."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The items' rows and vectors, encoded in shards of texts of similar length; each process encodes some of them."""
     from tqdm import tqdm
 
     size = embedder.shard_items or len(item_ids)
@@ -114,8 +122,15 @@ def _encoded(
         pieces, computed = shards.computed(mine, [f"{number:05d}" for number in range(len(rows_of))], encode)
     if computed < len(rows_of):
         logger.info("took %d of %d shards from a stopped run", len(rows_of) - computed, len(rows_of))
-    vectors = np.concatenate([piece["embeddings"] for piece in pieces])
-    vectors[order] = vectors.copy()
+    return zip(rows_of, (piece["embeddings"] for piece in pieces), strict=True)
+
+
+def _merged(pieces: Iterator[tuple[np.ndarray, np.ndarray]], n_items: int) -> np.ndarray:
+    """One matrix of all shards, which never lie in memory together."""
+    first_rows, first = next(pieces)
+    vectors = np.empty((n_items, first.shape[1]), np.float32)
+    for rows, part in chain([(first_rows, first)], pieces):
+        vectors[rows] = part
     return vectors
 
 

@@ -135,10 +135,10 @@ def in_shards(searcher: Searcher, config: EvaluateConfig, folder: Path) -> Rank:
             return {"items": items, "scores": scores}
 
         pieces, computed = shards.computed(folder, [f"{seen}-{number:05d}" for number in range(len(starts))], ranked)
-        if computed < len(pieces):
-            logger.info("took %d of %d shards, seen %s, from a stopped run", len(pieces) - computed, len(pieces), seen)
-        items, scores = (np.concatenate([piece[name] for piece in pieces]) for name in ("items", "scores"))
-        return items, scores
+        if computed < len(starts):
+            logger.info("took %d of %d shards, seen %s, from a stopped run", len(starts) - computed, len(starts), seen)
+        items, scores = zip(*((piece["items"], piece["scores"]) for piece in pieces), strict=True)
+        return np.concatenate(items), np.concatenate(scores)
 
     return rank
 

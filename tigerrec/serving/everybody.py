@@ -173,9 +173,10 @@ def _ranked(recommender: Recommender, audience: Audience, k: int, mask_seen: boo
         return {"items": found.items, "scores": found.scores, "fallback": found.fallback}
 
     pieces, computed = shards.computed(folder, [f"{number:06d}" for number in range(len(starts))], ranked)
-    if computed < len(pieces):
-        logger.info("took %d of %d shards from a stopped run", len(pieces) - computed, len(pieces))
-    return Lists(*(np.concatenate([piece[name] for piece in pieces]) for name in ("items", "scores", "fallback")))
+    if computed < len(starts):
+        logger.info("took %d of %d shards from a stopped run", len(starts) - computed, len(starts))
+    columns = zip(*((piece["items"], piece["scores"], piece["fallback"]) for piece in pieces), strict=True)
+    return Lists(*map(np.concatenate, columns))
 
 
 def _tables(recommender: Recommender, user_ids: Sequence[str], found: Lists) -> Iterator[pa.Table]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +31,26 @@ def prepare_folder(folder: Path, identity: Any) -> Path:
     return mine
 
 
-def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[list[Arrays], int]:
-    """The arrays of all pieces in order, and how many of them were computed now: those of which a stopped run left no
-    whole file, each by one of the processes. `folder` is from `prepare_folder`, `compute` gives a piece by its
-    number."""
+def computed(folder: Path, names: list[str], compute: Callable[[int], Arrays]) -> tuple[Iterator[Arrays], int]:
+    """The arrays of all pieces in order, each read from its file when it is asked for, and how many of them were
+    computed now: those of which a stopped run left no whole file, each by one of the processes. `folder` is from
+    `prepare_folder`, `compute` gives a piece by its number."""
     paths, n_computed = [folder / f"{name}.safetensors" for name in names], 0
-    done: dict[int, Arrays] = {}
     for number in range(distributed.rank(), len(paths), distributed.world_size()):
-        arrays = _read(paths[number])
-        if arrays is None:
-            arrays = compute(number)
-            _write(paths[number], arrays)
+        if _read(paths[number]) is None:
+            _write(paths[number], compute(number))
             n_computed += 1
-        done[number] = arrays
     n_computed = sum(distributed.gathered(n_computed))  # the files of all are there once all have answered
-    pieces = []
-    for number, path in enumerate(paths):
-        piece = done[number] if number in done else _read(path)
-        if piece is None:
-            raise DamagedError(
-                f"{path}, written by another process, cannot be read here; give all processes one disk and run again."
-            )
-        pieces.append(piece)
-    return pieces, n_computed
+    return map(_whole, paths), n_computed
+
+
+def _whole(path: Path) -> Arrays:
+    piece = _read(path)
+    if piece is None:
+        raise DamagedError(
+            f"{path} cannot be read any more; where several processes work, give all one disk, and run again."
+        )
+    return piece
 
 
 def _digest(arrays: Arrays) -> str:
