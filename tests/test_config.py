@@ -193,7 +193,7 @@ def test_reserved_keys_are_handed_to_the_stage():
     ("override", "text"),
     [
         ("tokenizer=nothing", "tokenizer=nothing is not a choice; allowed: "),
-        ("train.epoch=5", "train.epoch is not an option; allowed: adam_beta2, batch_targets, "),
+        ("train.epoch=5", "train.epoch is not an option; allowed: adam_beta2, batch_scope, batch_targets, "),
         ("nothing=5", "nothing is not an option; allowed: audit, baseline, "),
         ("train.epochs=[5", "The configuration cannot be read: "),
         ("train", "The configuration cannot be read: "),

@@ -178,7 +178,9 @@ def test_the_sample_is_small_and_the_command_line_wins():
 
 
 def test_an_option_that_a_choice_lacks_is_refused_before_any_work():
-    with pytest.raises(ConfigError, match=r"train.foo is not an option; allowed: adam_beta2, batch_targets, "):
+    with pytest.raises(
+        ConfigError, match=r"train.foo is not an option; allowed: adam_beta2, batch_scope, batch_targets, "
+    ):
         plan(compose(["+train.foo=1"]))
 
 

@@ -23,6 +23,7 @@ from tigerrec.runtime import distributed
 from tigerrec.runtime.signals import stop_signals
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import read_manifest
+from tigerrec.training import loop
 
 ROOT = Path(__file__).parent.parent
 EXACT = ("generator.dropout_rate=0", "train.epochs=4", "train.validate_every=2")  # 16 steps or more, in fp32
@@ -170,11 +171,49 @@ def test_two_processes_equal_one_and_themselves(orders: Path, tmp_path: Path) ->
         read_manifest(tmp_path / "alone" / TRAINED).provenance["steps"],
     )
     assert facts["steps"] >= 16
-    losses = [[line["loss"] for line in read_log(tmp_path / name) if "loss" in line] for name in ("alone", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses_of(tmp_path / "alone") == pytest.approx(losses_of(tmp_path / "two"), abs=1e-4)
     metrics = [read_json(tmp_path / name / FOLDERS["evaluate"], "metrics.json") for name in ("alone", "two")]
     for one, other in zip(*metrics, strict=True):
         assert one["ndcg@10"] == pytest.approx(other["ndcg@10"], abs=1e-4)
+
+
+OVERLAPPED = """
+import os, sys, torch
+from tigerrec.training import loop
+loop.overlaps = lambda device: True
+loop.new_optimizer = lambda model, training: torch.optim.SGD([{"params": list(model.parameters()), "rate": 1.0}])
+from tigerrec.cli import main
+main(sys.argv[1:])
+threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+assert not any("gloo" in name for name in threads), threads
+"""
+
+
+def test_gradients_that_are_summed_while_computing_are_those_summed_at_the_end(
+    orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What GPUs do, here on CPUs: a model of two members, whose steps pass in parts, in more processes than some steps
+    have examples. The optimizer is one that feels the scale of gradients, as AdamW does not."""
+    dropout = ("generator.dropout_rate=0", "generator.node_dropout=0")
+    sizes = ("train.batch_targets=8", "train.part_tokens=16", "train.max_grad_norm=1e9", "train.learning_rate=0.003")
+    members = ("generator=t5_tree", "generator.members=2", *dropout, *sizes)
+    sgd = lambda model, training: torch.optim.SGD([{"params": list(model.parameters()), "rate": 1.0}])
+    monkeypatch.setattr(loop, "new_optimizer", sgd)
+    tiny_shop.run(orders, tmp_path / "alone", *members, until="train")
+    options = tiny_shop.options(orders, tmp_path / "three", *members)
+    code, _, err = ended(torchrun("--no-python", sys.executable, "-c", OVERLAPPED, "train", *options, processes=3))
+    assert code == 0, err
+    alone, shared = (load_file(next((tmp_path / name).rglob("model.safetensors"))) for name in ("alone", "three"))
+    assert max(abs(alone[name] - shared[name]).max() for name in alone) < 1e-4
+    assert losses_of(tmp_path / "alone") == pytest.approx(losses_of(tmp_path / "three"), abs=1e-4)
+    assert losses_of(tmp_path / "alone")[-1] < losses_of(tmp_path / "alone")[0] - 0.1
+
+
+def test_a_process_that_torch_itself_misses_is_one_sentence() -> None:
+    with pytest.raises(distributed.LostProcessError, match=r"has ended \(no answer\)"), distributed.losing_none():
+        raise torch.distributed.DistBackendError("no answer")
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), distributed.losing_none():
+        raise RuntimeError("out of memory")
 
 
 @pytest.mark.long
@@ -192,7 +231,12 @@ def test_two_nodes_equal_two_processes_of_one(orders: Path, tmp_path: Path) -> N
 
 
 def read_log(runs: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (runs / TRAINED / "training.jsonl").read_text().splitlines()]
+    (path,) = runs.rglob("training.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses_of(runs: Path) -> list[float]:
+    return [line["loss"] for line in read_log(runs) if "loss" in line]
 
 
 def test_processes_share_shards_to_the_bytes_of_one(orders: Path, tmp_path: Path) -> None:

@@ -422,7 +422,7 @@ def test_other_raw_files_are_noticed(here, tmp_path):
             "overwrite='predict' is not among the steps asked for; allowed: prepare, embed, tokenize, train, evaluate.",
         ),
         (["tokenizer=nothing"], "tokenizer=nothing is not a choice; allowed: "),
-        (["train.epoch=5"], "train.epoch is not an option; allowed: adam_beta2, batch_targets, "),
+        (["train.epoch=5"], "train.epoch is not an option; allowed: adam_beta2, batch_scope, batch_targets, "),
         (["train.epochs=many"], "train.epochs='many' has the wrong type: "),
         (["evaluate.beam_size=5"], "evaluate.beam_size must be at least k=20, got 5."),
         (["tokenizer.family=os.system"], "tokenizer.family='os.system' is unknown; allowed: fsq, hkmeans, "),

@@ -14,11 +14,12 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from tigerrec import TigerrecError
-from tigerrec.data.batches import Batch
+from tigerrec.data.batches import Batch, Examples
 from tigerrec.data.histories import Histories, load_histories, training_histories
 from tigerrec.models.dropout import Dropout
 from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import T5
+from tigerrec.runtime import distributed
 from tigerrec.search.searcher import Searcher
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.files import ArtifactError
@@ -79,6 +80,16 @@ def test_test_targets_are_never_read(folders):
         for folder in (clean, poisoned)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("scope", "n_steps"), [("all", 8), ("process", 2)])
+def test_a_batch_is_of_all_processes_or_of_each(folders, monkeypatch, scope, n_steps):
+    histories, ids = load_histories(folders["prepare"]), load_semantic_ids(folders["tokenize"])
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    n_targets = int(Examples.prefixes(histories, MODEL.max_items).n_targets.sum())
+    training = dataclasses.replace(TRAINING, batch_targets=-(-n_targets // 8), batch_scope=scope)
+    trainer = Trainer(MODEL.new(ids, "item_causal", 3), histories, TrainConfig(MODEL, training))
+    assert trainer.steps_per_epoch == n_steps
 
 
 def read_log(folder: Path) -> list[dict]:

@@ -105,10 +105,26 @@ def _together() -> Iterator[Any]:
     try:
         yield torch.distributed
     except RuntimeError as error:
-        raise LostProcessError(
-            f"Another process of the task has ended ({first_line(error)}): its message says why; if there is none, "
-            "run the same command again to go on."
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> LostProcessError:
+    return LostProcessError(
+        f"Another process of the task has ended ({first_line(error)}): its message says why; if there is none, "
+        "run the same command again to go on."
+    )
+
+
+@contextlib.contextmanager
+def losing_none() -> Iterator[None]:
+    """A computation during which torch itself speaks with the other processes, with an error of its own for one that is
+    gone."""
+    import torch.distributed
+
+    try:
+        yield
+    except torch.distributed.DistBackendError as error:
+        raise _lost(error) from error
 
 
 def agreed(function: Callable[[], Result]) -> Result:
@@ -153,6 +169,16 @@ def anywhere(condition: bool) -> bool:
     with _together() as distributed:
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return bool(flag)
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum of a scalar over all processes, on its device, not yet waited for on a GPU."""
+    if world_size() == 1:
+        return value
+    summed = value.clone()
+    with _together() as distributed:
+        distributed.all_reduce(summed)
+    return summed
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], total: torch.Tensor) -> torch.Tensor:

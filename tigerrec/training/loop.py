@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from tigerrec import TigerrecError
@@ -67,6 +68,12 @@ class Trainer:
         self.total_steps = min(self.steps_per_epoch * self.training.epochs, self.training.max_steps or sys.maxsize)
         self.last_step = self.total_steps
         self._epoch: tuple[int, list[list[np.ndarray]]] = (-1, [])
+        self._overlapped: list[DistributedDataParallel] = []
+        if overlaps(device):
+            self._overlapped = [
+                DistributedDataParallel(MemberLoss(parameters), broadcast_buffers=False, find_unused_parameters=True)
+                for parameters in self.of_members
+            ]
 
     def end_after(self, epochs: float) -> None:
         """End after so many of the epochs, on the learning rates of all of them."""
@@ -75,7 +82,7 @@ class Trainer:
     def _epoch_batches(self, epoch: int, member: int) -> list[np.ndarray]:
         others = [member] if member else []  # the first draws as a model of one does
         rng = np.random.default_rng(derived_seed(self.config.seed, "batches", epoch, *others))
-        return self.examples.shuffled_batches(self.training.batch_targets, rng)
+        return self.examples.shuffled_batches(self.training.step_targets(distributed.world_size()), rng)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -87,7 +94,8 @@ class Trainer:
         All steps have about the same number of targets and divide by the same number, so that every target counts the
         same; examples that do not pass the model at once pass in parts cut by token budget, whose gradients add up.
         Where several processes share the task, each takes its part of the examples, and all end with the sum of their
-        gradients. Members of a model see the same examples, each in an order of its own.
+        gradients: on CPUs summed in one order, on GPUs while the last part still computes. Members of a model see the
+        same examples, each in an order of its own.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
         if self._epoch[0] != epoch:
@@ -102,12 +110,15 @@ class Trainer:
             rows = batches[position]
             n_targets += int(self.examples.n_targets[rows].sum())
             mine = rows[distributed.rank() :: distributed.world_size()]
-            for part in length_sorted_batches(self.n_tokens[mine], self.training.part_tokens):
-                token_loss, item_loss = self.losses(mine[part], dropout, member)
-                loss = token_loss + self.config.generator.item_loss * item_loss
+            parts = [mine[part] for part in length_sorted_batches(self.n_tokens[mine], self.training.part_tokens)]
+            if self._overlapped:
+                total += self._backward_overlapped(member, parts or [rows[:1]], dropout, len(mine) > 0)
+                continue
+            for part in parts:
+                loss, token_loss = self.weighted_loss(part, dropout, member)
                 (loss * (self.steps_per_epoch / self.n_targets)).backward()
-                total += token_loss.detach()
-        total = distributed.sum_gradients(self.parameters, total)
+                total += token_loss
+        total = distributed.total(total) if self._overlapped else distributed.sum_gradients(self.parameters, total)
         for parameters in self.of_members:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.max_grad_norm)
         self.optimizer.step()
@@ -115,6 +126,20 @@ class Trainer:
         if number % STEPS_BETWEEN_RELEASES == 0:
             release_freed_memory()
         return total / n_targets
+
+    def _backward_overlapped(
+        self, member: int, parts: list[np.ndarray], dropout: Dropout, counts: bool
+    ) -> torch.Tensor:
+        """The loss of a member's parts in this process, whose gradients are summed over processes during the last. A
+        process without examples passes one that does not count, since all must take part."""
+        total, shared = torch.zeros((), device=self.model.device), self._overlapped[member]
+        weight = counts * distributed.world_size() * self.steps_per_epoch / self.n_targets  # the others' mean is taken
+        for part in parts:
+            with distributed.losing_none() if part is parts[-1] else shared.no_sync():
+                loss, token_loss = shared(self, part, dropout, member)
+                (loss * weight).backward()
+            total += token_loss * counts
+        return total
 
     def check_finite(self, loss: torch.Tensor, step: int, weights_too: bool) -> None:
         """Stop before numbers that are none are saved.
@@ -145,6 +170,31 @@ class Trainer:
             known=self.known,
             member=member,
         )
+
+    def weighted_loss(self, rows: np.ndarray, dropout: Dropout, member: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a member learns from some examples, the sum of both cross-entropies by their weight; and that of the
+        tokens alone, without gradients."""
+        token_loss, item_loss = self.losses(rows, dropout, member)
+        return token_loss + self.config.generator.item_loss * item_loss, token_loss.detach()
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether processes sum their gradients while they still compute, which costs the order of the sums: on GPUs."""
+    return device.type == "cuda" and distributed.world_size() > 1
+
+
+class MemberLoss(torch.nn.Module):
+    """The loss of one member as a module of exactly its parameters, as DistributedDataParallel wants it."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__()
+        self.learned = torch.nn.ParameterList(parameters)
+
+    def forward(
+        self, trainer: Trainer, rows: np.ndarray, dropout: Dropout, member: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainer.weighted_loss`; the trainer, which holds this module, is not held by it."""
+        return trainer.weighted_loss(rows, dropout, member)
 
 
 def new_optimizer(model: HistoryModel, training: Training) -> torch.optim.Optimizer:

@@ -29,6 +29,10 @@ class Training:
         epochs: passes over all targets.
         max_steps: where training ends before that; None: nowhere.
         batch_targets: targets a step, of examples of similar length.
+        batch_scope: whether `batch_targets` counts those of `all` processes together, so that any number of them takes
+            the same steps, or of each `process`, so that more of them take fewer and larger steps. The learning rate is
+            used as it is given in both cases; with Adam it should grow with the square root of a step's targets
+            (Malladi et al. 2022, arXiv 2205.10330).
         part_tokens: about how many encoder and decoder tokens pass the model at once; longer steps pass in parts whose
             gradients add up.
         learning_rate: its peak; it rises linearly during `warmup` and then follows a cosine to zero at the last step.
@@ -75,6 +79,7 @@ class Training:
     max_steps: AtLeastOne | None = added(None)
     selection_users: AtLeastOne | None = added(None)
     holdout: bool = added(True)
+    batch_scope: Literal["all", "process"] = added("all")
     checkpoint_steps: AtLeastOne = not_identity(default=200)
     log_steps: AtLeastOne = not_identity(default=50)
     device: Device = not_identity(default="auto")
@@ -85,6 +90,10 @@ class Training:
             raise ValueError(f"stride must be at least 1 with examples={PACKED}, got None")
         if self.examples == PREFIX and self.stride is not None:
             raise ValueError(f"stride has no effect with examples={PREFIX}; leave it null, got {self.stride}")
+
+    def step_targets(self, processes: int) -> int:
+        """Targets a step of so many processes."""
+        return self.batch_targets * (processes if self.batch_scope == "process" else 1)
 
 
 @options

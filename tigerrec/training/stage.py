@@ -89,6 +89,8 @@ def train(
         inputs["validated"] = validated
     identity = {"config": describe(config), "inputs": input_records(inputs)}
     plain_identity = json.loads(canonical_json(identity))
+    if training.batch_scope == "process":
+        plain_identity["processes"] = distributed.world_size()
     with tracked_run(training.tracker, out, identity["config"]) as tracked:
         checkpoints = Checkpoints(out / "checkpoint", plain_identity, runs_under, tracked)
         fit(trainer, checkpoints, histories)
@@ -124,7 +126,8 @@ def train(
 def _chosen_epochs(validated: Path, training: Training) -> float:
     """After how many epochs the weights stood that a train stage chose on validation."""
     provenance = open_stage(validated, "train").provenance
-    epochs = provenance["selected"]["step"] / math.ceil(provenance["targets"] / training.batch_targets)
+    step_targets = training.step_targets(provenance.get("processes", 1))  # which older runs do not say
+    epochs = provenance["selected"]["step"] / math.ceil(provenance["targets"] / step_targets)
     logger.info("training on everything, %.3g of %d epochs as %s chose", epochs, training.epochs, validated)
     return float(epochs)
 
