@@ -4,17 +4,21 @@ rotations, hyperplanes."""
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pytest
+import torch
 
 from tests.test_tokenizers import make_vectors
+from tigerrec import TigerrecError
 from tigerrec.tokenizers.diagnostics import reconstruction_error
 from tigerrec.tokenizers.hkmeans import HierarchicalKMeans
 from tigerrec.tokenizers.lsh import LSH
 from tigerrec.tokenizers.pq import ProductQuantizer
 from tigerrec.tokenizers.quantizer.balanced import assign_balanced
-from tigerrec.tokenizers.quantizer.codebooks import fit_codebook, fit_residual_codebooks
+from tigerrec.tokenizers.quantizer.codebooks import fit_codebook, fit_residual_codebooks, lloyd
 from tigerrec.tokenizers.rkmeans import ResidualKMeans
 from tigerrec.tokenizers.rkmeans_balanced import BalancedResidualKMeans
 
@@ -227,3 +231,60 @@ def test_a_rotation_is_learned_of_fewer_items_than_dimensions():
     state, codes = ProductQuantizer(codebook_size=8, rotate=True).fit(vectors, seed=0, extra={})
     assert codes.shape == (20, 4)
     assert np.allclose(state["rotation"] @ state["rotation"].T, np.eye(48), atol=1e-5)
+
+
+def test_k_means_elsewhere_takes_the_steps_of_faiss():
+    """Also where a codeword loses all its rows: here ten of forty begin far from all of them."""
+    rng = np.random.default_rng(0)
+    dense = np.repeat(rng.normal(size=(4, 8)), 80, axis=0) + 0.05 * rng.normal(size=(320, 8))
+    rows = np.concatenate([dense, rng.normal(size=(80, 8))]).astype(np.float32)
+    start = rows[rng.permutation(len(rows))[:40]]
+    start[30:] = 100 + np.arange(10)[:, None]
+    for iterations in (1, 2, 10):
+        limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
+        kmeans = faiss.Kmeans(8, 40, niter=iterations, **limits)
+        kmeans.train(rows, init_centroids=start)
+        assert kmeans.iteration_stats[0]["nsplit"] == 10
+        found = lloyd(torch.from_numpy(rows), torch.from_numpy(start), iterations).numpy()
+        np.testing.assert_allclose(found, kmeans.centroids, atol=1e-5)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch) -> list[int]:
+    """A device beside the CPU, in the place of `cuda`; counts how often k-means runs on it."""
+    iterations: list[int] = []
+
+    def counted(rows, words, n_iterations):
+        iterations.append(n_iterations)
+        return lloyd(rows, words, n_iterations)
+
+    monkeypatch.setattr("tigerrec.runtime.devices.resolve_device", lambda device: SimpleNamespace(type=device))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *to: self if isinstance(to[0], SimpleNamespace) else self.type(*to)
+    )
+    monkeypatch.setattr("tigerrec.tokenizers.quantizer.codebooks.lloyd", counted)
+    return iterations
+
+
+@pytest.mark.parametrize("init", ["kmeans", "kmeans++"])
+def test_a_codebook_is_that_of_the_cpu_on_any_device(init, elsewhere):
+    rows = np.random.default_rng(0).normal(size=(2_000, 16)).astype(np.float32)
+    expected = fit_codebook(rows, 32, 20, 3, init)
+    assert elsewhere == []
+    np.testing.assert_allclose(fit_codebook(rows, 32, 20, 3, init, "cuda"), expected, atol=1e-5)
+    assert elsewhere == [20]
+
+
+@pytest.mark.parametrize("tokenizer", [ResidualKMeans, ProductQuantizer])
+def test_tokenizers_by_k_means_have_a_device(tokenizer, elsewhere):
+    vectors = make_vectors()
+    on_cpu, _ = tokenizer(levels=2, codebook_size=8).fit(vectors, seed=0, extra={})
+    assert elsewhere == []
+    found, _ = tokenizer(levels=2, codebook_size=8, device="cuda").fit(vectors, seed=0, extra={})
+    assert len(elsewhere) == 2
+    np.testing.assert_allclose(found["codebook_0"], on_cpu["codebook_0"], atol=1e-4)
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    with pytest.raises(TigerrecError, match="no device 'nowhere' on this machine"):
+        fit_codebook(np.eye(4, dtype=np.float32), 2, 3, 0, device="nowhere")

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tigerrec.config import AtLeastOne, options
+from tigerrec.config import AtLeastOne, Device, options
 from tigerrec.runtime.seeds import derived_seed
+from tigerrec.storage.fingerprints import not_identity
 from tigerrec.tokenizers.base import Codes, State
 from tigerrec.tokenizers.quantizer.codebooks import (
     EqualLevels,
@@ -30,6 +31,7 @@ class ProductQuantizer(EqualLevels):
     Args:
         levels: the number of slices, one code each; zeros are appended to vectors that it does not divide.
         iterations: k-means iterations a slice.
+        device: of k-means, as in `fit_codebook`; a rotation is learned on the CPU.
         rotate: whether to learn a rotation first that spreads what varies together over the slices.
     """
 
@@ -37,6 +39,7 @@ class ProductQuantizer(EqualLevels):
     levels: AtLeastOne = 4
     iterations: AtLeastOne = 50
     rotate: bool = False
+    device: Device = not_identity(default="cpu")
 
     def fit(self, vectors: np.ndarray, *, seed: int, extra: Mapping[str, np.ndarray]) -> tuple[State, Codes]:
         """Learn the rotation, if any, and a codebook a slice. The state is `codebook_<level>` float32 (k, W), k ≤
@@ -49,7 +52,9 @@ class ProductQuantizer(EqualLevels):
         rotated = in_blocks(lambda block: self._rotated(state, block), vectors)
         for level, part in enumerate(np.split(rotated, self.levels, axis=1)):
             level_seed = derived_seed(seed, "codebook", level)
-            state[f"codebook_{level}"] = fit_codebook(part, self.codebook_size, self.iterations, level_seed)
+            state[f"codebook_{level}"] = fit_codebook(
+                part, self.codebook_size, self.iterations, level_seed, device=self.device
+            )
         return state, self.encode(state, vectors)
 
     def encode(self, state: State, vectors: np.ndarray) -> Codes:

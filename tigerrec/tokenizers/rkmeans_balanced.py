@@ -31,7 +31,9 @@ class BalancedResidualKMeans(ResidualKMeans):
         residuals, codes, state = distinct.astype(np.float64), [], {}
         for level in range(self.levels):
             level_seed = derived_seed(seed, "codebook", level)
-            codebook, chosen = fit_balanced(residuals, self.codebook_size, self.iterations, level_seed, self.init)
+            codebook, chosen = fit_balanced(
+                residuals, self.codebook_size, self.iterations, level_seed, self.init, self.device
+            )
             residuals = residuals - codebook[chosen]
             state[f"codebook_{level}"] = codebook
             codes.append(chosen)

@@ -29,12 +29,12 @@ def assign_balanced(distances: np.ndarray) -> np.ndarray:
 
 
 def fit_balanced(
-    rows: np.ndarray, size: int, iterations: int, seed: int, init: KMeansInit = "kmeans++"
+    rows: np.ndarray, size: int, iterations: int, seed: int, init: KMeansInit = "kmeans++", device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """A codebook, float32 (k, D), k ≤ `size`, and the codes, int64 (n,), of rows (n, D): no code has more than ceil(n /
     k) of them. Plain k-means gives the start; from there on balanced assignments and means alternate, so that a
     codeword ends as the mean of its rows."""
-    codebook, codes = fit_codebook(rows, size, iterations, seed, init), np.empty(0, dtype=np.int64)
+    codebook, codes = fit_codebook(rows, size, iterations, seed, init, device), np.empty(0, dtype=np.int64)
     for _ in range(iterations):
         before, codes = codes, assign_balanced(code_distances(rows, codebook, len(codebook)))
         if np.array_equal(codes, before):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,7 +12,12 @@ from tigerrec.config import AtLeastOne, options
 from tigerrec.runtime.seeds import derived_seed
 from tigerrec.tokenizers.base import Codes, State
 
+if TYPE_CHECKING:
+    import torch
+
 BLOCK = 1024
+ROWS_AT_ONCE = 65_536  # whose distances to all codewords are in memory
+SPLIT_SEED, APART = 1234, 1 / 1024  # of faiss: of its draws, and how far halves of a codeword are set apart
 AtLeastTwo = Annotated[int, Field(ge=2)]
 KMeansInit = Literal["kmeans", "kmeans++"]
 Init = Literal["random", "normal", "kmeans", "kmeans++"]
@@ -133,9 +138,15 @@ def code_distances(
     return np.pad(to_words, ((0, 0), (0, size - len(codebook))), constant_values=np.inf)
 
 
-def fit_codebook(rows: np.ndarray, size: int, iterations: int, seed: int, init: Init = "kmeans++") -> np.ndarray:
+def fit_codebook(
+    rows: np.ndarray, size: int, iterations: int, seed: int, init: Init = "kmeans++", device: str = "cpu"
+) -> np.ndarray:
     """At most `size` codewords, float32 (k, D), by k-means on all rows (n, D); where no more than `size` rows differ,
     they are the codewords (but with `normal`).
+
+    On a GPU (`device`: `cpu`, `cuda`, or `auto`, which takes a GPU where there is one) k-means begins at the same rows
+    and follows the same rule; where rounding decides which of two codewords is nearer, it may take another way. Raises
+    TigerrecError if there is no such device.
 
     `init` says where codewords begin: `kmeans` starts k-means at random rows, `kmeans++` at rows far apart (Arthur and
     Vassilvitskii 2007); without k-means they are `random` distinct rows, or `size` vectors from a `normal` distribution
@@ -153,18 +164,57 @@ def fit_codebook(rows: np.ndarray, size: int, iterations: int, seed: int, init: 
         return np.random.default_rng(seed).permutation(distinct)[:size]
     starts = {"kmeans": faiss.ClusteringInitMethod_RANDOM, "kmeans++": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS}
     limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
-    kmeans = faiss.Kmeans(rows.shape[1], size, niter=iterations, seed=seed, init_method=starts[init], **limits)
+    at = None if device == "cpu" else _elsewhere(device)
+    begun = iterations if at is None else 0
+    kmeans = faiss.Kmeans(rows.shape[1], size, niter=begun, seed=seed, init_method=starts[init], **limits)
     kmeans.train(rows)
-    return np.asarray(kmeans.centroids)
+    if at is None:
+        return np.asarray(kmeans.centroids)
+    import torch
+
+    return lloyd(torch.from_numpy(rows).to(at), torch.from_numpy(kmeans.centroids).to(at), iterations).cpu().numpy()
+
+
+def _elsewhere(device: str) -> torch.device | None:
+    """A device that is not the CPU, or None."""
+    from tigerrec.runtime.devices import resolve_device
+
+    found = resolve_device(device)
+    return None if found.type == "cpu" else found
+
+
+def lloyd(rows: torch.Tensor, words: torch.Tensor, iterations: int) -> torch.Tensor:
+    """The codewords (k, D) to which k-means moves those given on rows (n, D), by the steps that faiss takes on a CPU
+    (Lloyd 1982): a word without rows becomes one half of a word drawn by its rows, as in faiss's `Clustering`."""
+    import torch
+
+    for _ in range(iterations):
+        sums, counts = torch.zeros_like(words), words.new_zeros(len(words))
+        for block in rows.split(ROWS_AT_ONCE):
+            chosen = torch.nn.functional.one_hot(squared_distances(block, words).argmin(1), len(words)).to(block.dtype)
+            sums += chosen.T @ block  # in one order, unlike `index_add_` on a GPU
+            counts += chosen.sum(0)
+        words = sums / counts.clamp(min=1)[:, None]
+        sizes = counts.tolist()
+        draws = np.random.RandomState(SPLIT_SEED)
+        for empty in [word for word, size in enumerate(sizes) if not size]:
+            split = 0
+            while draws.randint(2**32, dtype=np.uint32) / (2**32 - 1) >= (sizes[split] - 1) / (len(rows) - len(words)):
+                split = (split + 1) % len(words)
+            apart = torch.where(torch.arange(words.shape[1], device=words.device) % 2 == 0, 1 + APART, 1 - APART)
+            words[empty], words[split] = words[split] * apart, words[split] * (2 - apart)
+            sizes[empty] = sizes[split] / 2
+            sizes[split] -= sizes[empty]
+    return words
 
 
 def fit_residual_codebooks(
-    rows: np.ndarray, levels: int, size: int, iterations: int, seed: int, init: Init = "kmeans++"
+    rows: np.ndarray, levels: int, size: int, iterations: int, seed: int, init: Init = "kmeans++", device: str = "cpu"
 ) -> list[np.ndarray]:
     """One codebook a level, each fitted to what the levels before leave over of all rows (n, D); see `fit_codebook`."""
     residuals, codebooks = rows.astype(np.float64), []
     for level in range(levels):
-        codebook = fit_codebook(residuals, size, iterations, derived_seed(seed, "codebook", level), init)
+        codebook = fit_codebook(residuals, size, iterations, derived_seed(seed, "codebook", level), init, device)
         residuals = residuals - codebook[in_blocks(lambda block, words=codebook: nearest(block, words), residuals)]  # type: ignore[misc]
         codebooks.append(codebook)
     return codebooks
