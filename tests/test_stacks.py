@@ -161,6 +161,28 @@ def test_gradients_of_attention_under_dropout_are_those_of_plain_operations_with
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", ["per user", "for all", "keys alone", "not at all"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_kernel_of_the_search_gives_what_training_computes(biased, masked, dtype):
+    generator = torch.Generator().manual_seed(2)
+    made = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)
+    queries, keys, values = made(3, 2, 5, 4), made(3, 2, 6, 4), made(3, 2, 6, 4)
+    bias = 3 * torch.randn(1, 2, 5, 6, generator=generator) if biased else None
+    visible = torch.arange(6) <= torch.arange(5)[:, None]
+    visible = {
+        "per user": (torch.rand(3, 1, 5, 6, generator=generator) > 0.5) | visible,
+        "for all": visible,
+        "keys alone": torch.tensor([True, False, True, True, False, False])[None, None, None],
+        "not at all": None,
+    }[masked]
+    found = t5_stack.fused_attention(queries, keys, values, bias, visible)
+    expected = t5_stack.Attention.apply(queries, keys, values, bias, visible, Dropout(0.0))
+    assert found.dtype == dtype
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, atol=rounding, rtol=rounding)
+
+
 def test_gradients_of_relu_under_dropout_pass_where_its_result_is_positive():
     values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kept = Dropout(0.4, seed=3)

@@ -82,16 +82,39 @@ class DroppedRelu(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradient, kept, 0), None
 
 
-def heads(states: Tensor, n_parts: int, n_heads: int) -> tuple[Tensor, ...]:
-    """Projections side by side, (B, n, parts * heads * width), one by one, each contiguous (B, heads, n, width)."""
-    return states.unflatten(-1, (n_parts, n_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+def heads(states: Tensor, n_parts: int, n_heads: int, *, copy: bool = True) -> tuple[Tensor, ...]:
+    """Projections side by side, (B, n, parts * heads * width), one by one, each (B, heads, n, width): contiguous, or
+    views for a kernel that reads them as they lie."""
+    parts = states.unflatten(-1, (n_parts, n_heads, -1)).permute(2, 0, 3, 1, 4)
+    return (parts.contiguous() if copy else parts).unbind(0)
+
+
+def joined_mask(bias: Tensor, visible: Tensor | None) -> Tensor:
+    """The bias of attention, -inf where a query does not see a key."""
+    return bias if visible is None else bias.masked_fill(~visible, -torch.inf)
+
+
+def fused_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, visible: Tensor | None
+) -> Tensor:
+    """What `Attention` gives without dropout, by one kernel of torch, which keeps no weights: not for training, whose
+    biases need gradients. Elsewhere than on the CPU the bias is rounded to the type of the queries."""
+    mask = visible
+    if bias is not None:
+        mask = joined_mask(bias, visible)
+        mask = mask if queries.device.type == "cpu" else mask.to(queries.dtype)
+    return functional.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
 
 
 def attend(
     projections: tuple[Tensor, ...], bias: Tensor | None, visible: Tensor | None, attention: Any, dropout: Dropout
 ) -> Tensor:
     """The output of an attention layer, (B, Q, d), for its queries, keys and values, with the residual's dropout."""
-    attended = Attention.apply(*projections, bias, visible, dropout)
+    if torch.is_grad_enabled() or dropout.p:
+        attended = Attention.apply(*projections, bias, visible, dropout)
+    else:
+        queries, keys, values = projections
+        attended = fused_attention(queries, keys, values, bias, visible)
     return dropout(linear(attended.transpose(1, 2).flatten(2), attention.o, scale=dropout.scale**2))
 
 
@@ -99,7 +122,9 @@ def self_projections(layer: Any, states: Tensor, dtype: torch.dtype) -> tuple[Te
     """Queries, keys and values of a self-attention layer, each (B, H, n, width)."""
     attention = layer.SelfAttention
     normed = normalise(layer.layer_norm, states, dtype)
-    return heads(linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads)
+    return heads(
+        linear(normed, attention.q, attention.k, attention.v), 3, attention.n_heads, copy=torch.is_grad_enabled()
+    )
 
 
 def feed_forward(layer: Any, states: Tensor, dtype: torch.dtype, dropout: Dropout) -> Tensor:
@@ -124,6 +149,8 @@ def encoded_states(t5: Any, embedded: Tensor, visible: Tensor | None, dtype: tor
     """
     blocks = [block.layer for block in t5.encoder.block]
     bias = blocks[0][0].SelfAttention.compute_bias(embedded.shape[1], embedded.shape[1])
+    if not torch.is_grad_enabled():  # once for all layers
+        bias, visible = joined_mask(bias, visible), None
     states = dropout(embedded * dropout.scale)
     for layer, feed_forward_layer in blocks:
         projections = self_projections(layer, states, dtype)
@@ -138,7 +165,8 @@ def read_history(t5: Any, encoded: Tensor, dropout: Dropout) -> list[tuple[Tenso
     layers = [block.layer[1].EncDecAttention for block in t5.decoder.block]
     if encoded.shape[1] == 1:
         return [(linear(linear(encoded, layer.v), layer.o, scale=dropout.scale),) for layer in layers]
-    return [heads(linear(encoded, layer.k, layer.v), 2, layer.n_heads) for layer in layers]
+    copy = torch.is_grad_enabled()
+    return [heads(linear(encoded, layer.k, layer.v), 2, layer.n_heads, copy=copy) for layer in layers]
 
 
 Cache = list[list[tuple[Tensor, Tensor]]]
@@ -175,17 +203,21 @@ def pass_decoder(
         bias, visible: of self-attention, as in `Attention`.
         cache: of the tokens before, which these tokens join.
     """
+    seen: Tensor | None = visible
+    if not torch.is_grad_enabled():  # once for all layers
+        bias, seen = joined_mask(bias, visible), None
     for number, (self_layer, cross_layer, feed_forward_layer) in enumerate(block.layer for block in t5.decoder.block):
         queries, keys, values = self_projections(self_layer, states, dtype)
         if cache is not None:
             keys, values = with_earlier(cache[number], keys, values)
-        states = states + attend((queries, keys, values), bias, visible, self_layer.SelfAttention, dropout)
+        states = states + attend((queries, keys, values), bias, seen, self_layer.SelfAttention, dropout)
         n_users, cross = len(history[number][0]), cross_layer.EncDecAttention
         if len(history[number]) == 1:
             read = dropout(history[number][0].expand(-1, states.shape[0] * states.shape[1] // n_users, -1))
         else:
             normed = normalise(cross_layer.layer_norm, states, dtype)
-            (queries,) = heads(linear(normed, cross.q).view(n_users, -1, cross.inner_dim), 1, cross.n_heads)
+            queries = linear(normed, cross.q).view(n_users, -1, cross.inner_dim)
+            (queries,) = heads(queries, 1, cross.n_heads, copy=torch.is_grad_enabled())
             read = attend((queries, *history[number]), None, history_visible, cross, dropout)
         states = feed_forward(feed_forward_layer, states + read.reshape(states.shape), dtype, dropout)
     return states
