@@ -14,7 +14,7 @@ $(if $(UNKNOWN),$(error $(firstword $(UNKNOWN)) is not an option; allowed: $(OPT
 ALONE := $(if $(LAUNCH),$(filter-out $(STAGES),$(MAKECMDGOALS)))
 $(if $(ALONE),$(error LAUNCH= is for $(STAGES), not for $(firstword $(ALONE))))
 
-.PHONY: help setup data embed tokenize train eval baselines table bench bench-data bench-gpu bench-serve docs tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
+.PHONY: help setup data embed tokenize train eval baselines table bench profile bench-data bench-gpu bench-serve docs tokenizers audit demo recommend report export add lint test test-all test-lowest sample clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 help:  ## this list
@@ -65,6 +65,10 @@ table: .venv/.installed  ## tokenizers × seeds beside baselines → one table; 
 bench: GENERATOR ?= t5_paper
 bench: .venv/.installed  ## training and search against transformers, at the paper's size
 	$(call CALL,benchmark)
+
+profile: GENERATOR ?= t5_paper
+profile: .venv/.installed  ## which operators the time of training and search goes to
+	$(call CALL,profile)
 
 bench-data: .venv/.installed  ## seconds and memory of all stages on made-up shops, of SIZES="1000000 10000000" interactions
 	@$(BIN)/python scripts/bench_data.py $(SIZES)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError
 from tigerrec.analysis import benchmark
-from tigerrec.analysis.benchmark import Effort, operations
+from tigerrec.analysis.benchmark import Effort, operations, operators
 from tigerrec.analysis.benchmark.growth import catalogue, history, made_up_items
 from tigerrec.analysis.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
 from tigerrec.cli import main
@@ -201,12 +201,18 @@ def test_growth_has_a_row_a_size(generator):
     assert [set(row) for row in rows] == [{"items", "ms_per_user"}] * 2
 
 
-def test_a_generator_that_is_no_t5_is_measured_alone(tmp_path, monkeypatch):
-    def in_this_process(function: str, *arguments) -> dict:
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    """Measurements in the process of the test, which is quicker than one of their own each."""
+
+    def measured(function: str, *arguments) -> dict:
         module, _, name = function.rpartition(".")
         return getattr(importlib.import_module(module), name)(*arguments) | {"peak_mb": 1.0}
 
-    monkeypatch.setattr(benchmark, "in_own_process", in_this_process)
+    monkeypatch.setattr(benchmark, "in_own_process", measured)
+
+
+def test_a_generator_that_is_no_t5_is_measured_alone(tmp_path, in_this_process):
     folders = build_run(tmp_path)
     config = TrainConfig(TREE, Training(precision="fp32", batch_targets=4096))
     setting = benchmark.Setting(folders["prepare"], folders["tokenize"], config)
@@ -241,7 +247,7 @@ def kill() -> None:
     os.kill(os.getpid(), 9)
 
 
-def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch, capsys):
+def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch, capsys, in_this_process):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
@@ -283,6 +289,29 @@ def test_the_command_measures_all_and_prints_the_path_last(tmp_path, monkeypatch
     assert not (tmp_path / "sample" / "hashed" / "random-seed0" / "t5_paper-packed-seed0").exists()
 
 
+def test_the_profile_says_where_the_time_goes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("tigerrec"), "level", logging.NOTSET)
+    monkeypatch.setattr(sys, "argv", ["tigerrec"])
+    monkeypatch.setattr(benchmark, "Effort", lambda: dataclasses.replace(TINY, profiled_users=3))
+    main(["profile", *OPTIONS, f"paths.runs={tmp_path}"])
+    out, err = capsys.readouterr()
+    path = Path(out.splitlines()[-1])
+    assert path == tmp_path / "profile" / "sample-random-seed0-t5_paper-packed.json"
+    results = json.loads(path.read_text())
+    assert (results["train"]["steps"], results["search"]["users"]) == (1, 3)
+    for name in ("train", "search"):
+        assert f"{name}, " in err
+        kinds = {row["kind"]: row for row in results[name]["kinds"]}
+        assert sum(row["share"] for row in kinds.values()) == pytest.approx(1, abs=1e-3)
+        assert {"matrix products", "copies and joins", operators.BETWEEN} <= set(kinds)
+        assert sum(row["seconds"] for row in kinds.values()) == pytest.approx(results[name]["seconds"], rel=1e-2)
+    assert any(row["kind"] == "optimizer" for row in results["train"]["kinds"])
+    assert any(row["operator"] == "aten::mm" and row["calls"] > 0 for row in results["train"]["operators"])
+    assert {"cpu", "threads", "precision"} <= set(results["machine"])
+
+
 def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
     folders = build_run(tmp_path)
 
@@ -314,4 +343,6 @@ def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
 def test_another_family_than_t5_is_refused_before_any_work(tmp_path):
     with pytest.raises(TigerrecError, match=r"generator=t5_tree_vectors reads item vectors; give `generator=t5_tree`"):
         benchmark.benchmark(compose(["generator=t5_tree_vectors", f"paths.runs={tmp_path}"]), TINY)
+    with pytest.raises(TigerrecError, match="generator=t5_tree_vectors reads item vectors"):
+        operators.profile(compose(["generator=t5_tree_vectors", f"paths.runs={tmp_path}"]), TINY)
     assert not any(tmp_path.iterdir())

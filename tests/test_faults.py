@@ -194,7 +194,7 @@ def crash_everywhere(stage: str, older: bool, every: int, orders: Path, finished
 def test_01_killed_anywhere_then_run_again(
     stage: str, orders: Path, finished: Path, tmp_path: Path, quiet: None
 ) -> None:
-    crash_everywhere(stage, False, 5 if stage == "train" else 2, orders, finished, tmp_path)
+    crash_everywhere(stage, False, 9 if stage == "train" else 4, orders, finished, tmp_path)
 
 
 @pytest.mark.long
@@ -224,7 +224,7 @@ def test_01_a_killed_export_can_be_given_again(older: bool, finished: Path, tmp_
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
 
     expected = content(export(finished / TRAINED, tmp_path / "expected"))
-    for number in range(0, 1_000, 3):
+    for number in range(0, 1_000, 7):
         out = tmp_path / f"export-{number}"
         if older:
             shutil.copytree(tmp_path / "expected", out)

@@ -36,6 +36,7 @@ JOBS = {
     "table": "tokenizers × seeds beside baselines → one table; resumes",
     "audit": "checks on the numbers of a run",
     "compare-tokenizers": "all tokenizers, or those of tokenizers=[…], as a table and pictures",
+    "profile": "which operators the time of training and search goes to",
     "benchmark": "training and search against transformers' own, and how cost grows",
 }
 DEMO_HISTORY = "B00SP2RMPG,B00VM0APYS"
@@ -215,6 +216,11 @@ def run_job(name: str, cfg: DictConfig, overrides: list[str]) -> None:
             from tigerrec.analysis.tokenizers.comparison import compare
 
             path = compare(overrides)
+        elif name == "profile":
+            from tigerrec.analysis.benchmark import Effort
+            from tigerrec.analysis.benchmark.operators import profile
+
+            path = profile(cfg, Effort())
         else:
             from tigerrec.analysis.benchmark import Effort, benchmark
 

@@ -49,6 +49,7 @@ class Effort:
     beams: tuple[int, ...] = (20, 50)  # beam sizes on the made-up catalogues
     history_lengths: tuple[int, ...] = (5, 20, 50)  # items of made-up histories
     growth_users: int = 256  # made-up histories
+    profiled_users: int = 2048  # whom the profile searches for
     repetitions: int = 3  # of stock and ours by turns
     beside: tuple[str, ...] = ("t5", "t5_items", "t5_tree", SASREC)  # what else an epoch and a search are measured of
 
@@ -196,6 +197,15 @@ histories over {growth["catalogue"][0]["items"]:,} items:
 second"""
 
 
+def planned(cfg: DictConfig) -> dict[str, pipeline.Step]:
+    """The stages of a configuration whose generator can be measured with random weights. Raises TigerrecError if it
+    reads item vectors."""
+    steps = pipeline.plan(cfg)
+    if steps["train"].config.generator.needs:
+        raise TigerrecError(f"generator={cfg.generator.name} reads item vectors; give `generator=t5_tree`.")
+    return steps
+
+
 def benchmark(cfg: DictConfig, effort: Effort, overrides: Sequence[str] = ()) -> Path:
     """Bring the Semantic IDs of a configuration up to date, measure, and write the results to the JSON file returned;
     `overrides` compose the configuration.
@@ -204,9 +214,7 @@ def benchmark(cfg: DictConfig, effort: Effort, overrides: Sequence[str] = ()) ->
         TigerrecError: an option is wrong, a stage cannot be used, or a measurement failed.
     """
     started = time.perf_counter()
-    steps = pipeline.plan(cfg)
-    if steps["train"].config.generator.needs:
-        raise TigerrecError(f"generator={cfg.generator.name} reads item vectors; give `generator=t5_tree`.")
+    steps = planned(cfg)
     pipeline.run(cfg, "tokenize")
     prepared, tokenized, config = steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config
     results = rounded(measure(Setting(prepared, tokenized, config), effort))

@@ -54,18 +54,23 @@ def stock_model(config: TrainConfig, semantic_ids: SemanticIds) -> HistoryT5:
     return model
 
 
-def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
-    """Seconds of all steps of one epoch of ours, after some steps of the next."""
+def epoch_steps(setting: Setting) -> tuple[Trainer, Callable[[int, int], None]]:
+    """A new trainer of our side, and what takes some of its steps, from the first of them on."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
-    model = new_model(setting.config, semantic_ids)
-    trainer = Trainer(model, histories, setting.config)
+    trainer = Trainer(new_model(setting.config, semantic_ids), histories, setting.config)
 
     def run(start: int, count: int) -> None:
         for number in range(start, start + count):
             trainer.step(number)
 
+    return trainer, run
+
+
+def epoch(setting: Setting, warmup_steps: int) -> dict[str, float]:
+    """Seconds of all steps of one epoch of ours, after some steps of the next."""
+    trainer, run = epoch_steps(setting)
     run(trainer.steps_per_epoch, warmup_steps)
-    return {"seconds": seconds_of(model.device, lambda: run(0, trainer.steps_per_epoch))}
+    return {"seconds": seconds_of(trainer.model.device, lambda: run(0, trainer.steps_per_epoch))}
 
 
 def stock_inputs(model: HistoryT5, items: Tensor) -> dict[str, Tensor]:
@@ -102,8 +107,8 @@ def stock_epoch(setting: Setting, warmup_steps: int, steps: int) -> dict[str, fl
     return {"seconds": seconds_of(model.device, lambda: run(steps)) * len(examples) / (steps * size), "measured": steps}
 
 
-def search(setting: Setting, beam_size: int) -> dict[str, float]:
-    """Seconds of our search for all users."""
+def search_of_users(setting: Setting, beam_size: int) -> tuple[Callable[[list[np.ndarray]], None], list[np.ndarray]]:
+    """Our search by a new model, and the histories of all users."""
     histories, semantic_ids = load_inputs(setting.prepared, setting.tokenized)
     model, popularity = new_model(setting.config, semantic_ids), training_counts(histories)
     searcher = Searcher.of(model, setting.config.training.precision, popularity)
@@ -112,8 +117,14 @@ def search(setting: Setting, beam_size: int) -> dict[str, float]:
     def rank(users: list[np.ndarray]) -> None:
         searcher.rank(users, k=beam_size, beam_size=beam_size, mask_seen=False)
 
+    return rank, known
+
+
+def search(setting: Setting, beam_size: int) -> dict[str, float]:
+    """Seconds of our search for all users."""
+    rank, known = search_of_users(setting, beam_size)
     rank(known[:STOCK_BATCH_USERS])
-    return {"seconds": seconds_of(model.device, lambda: rank(known))}
+    return {"seconds": seconds_of(resolve_device(setting.config.training.device), lambda: rank(known))}
 
 
 def baseline(prepared: Path, chosen: Any, k: int) -> dict[str, float]:
