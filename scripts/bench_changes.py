@@ -22,7 +22,7 @@ from tigerrec.config import compose
 from tigerrec.models import t5_stack
 from tigerrec.models.dropout import Dropout, keep
 
-TURNS, STEPS, USERS, BEAM = 7, 2, 768, 20
+TURNS, STEPS, USERS, BEAM = 3, 2, 768, 20
 LARGEST_FROM_HEAP, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 Work = Callable[[], object]
 

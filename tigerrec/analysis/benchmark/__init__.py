@@ -41,7 +41,7 @@ class Effort:
     """How much is measured."""
 
     warmup_steps: int = 2  # training steps before the clock starts
-    stock_steps: int = 30  # training steps of the stock side that are timed
+    stock_steps: int = 10  # training steps of the stock side that are timed, a turn
     stock_users: int = 256  # whom the stock side searches for
     beam_size: int = 20  # of the search
     matrix_size: int = 2048  # of the products that give the machine's rate
@@ -49,7 +49,7 @@ class Effort:
     beams: tuple[int, ...] = (20, 50)  # beam sizes on the made-up catalogues
     history_lengths: tuple[int, ...] = (5, 20, 50)  # items of made-up histories
     growth_users: int = 256  # made-up histories
-    profiled_users: int = 2048  # whom the profile searches for
+    profiled_users: int = 1024  # whom the profile searches for
     repetitions: int = 3  # of stock and ours by turns
     beside: tuple[str, ...] = ("t5", "t5_items", "t5_tree", SASREC)  # what else an epoch and a search are measured of
 
