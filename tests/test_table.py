@@ -25,7 +25,7 @@ from tigerrec.analysis.table.summary import Summary, spread
 from tigerrec.config import ConfigError, compose
 from tigerrec.evaluation.metrics import metrics
 from tigerrec.runtime.provenance import short_commit
-from tigerrec.storage.files import BusyError
+from tigerrec.storage.files import BusyError, sha256_file
 from tigerrec.storage.manifests import DamagedError, StaleError, read_manifest
 from tigerrec.storage.stages import writing
 
@@ -290,6 +290,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, 
         ("tokenizers=[opq@nothing]", r"tokenizers=nothing is not a choice of embedder; allowed: .*fusion"),
         ("baselines=[sas]", r"baselines=sas is not a choice of baseline; allowed: .*popularity"),
         ("seeds=0", r"seeds=0 must be a number from 1 up, or two"),
+        ("replicated=best", r"replicated=best must be a number of rows, or null for all"),
         ("seeds=[1]", r"seeds=\[1\] must be a number from 1 up, or two"),
         ("table=null", r"table=None must be a folder name; choose one with `experiment=beauty_table`"),
         ("train.epoch=2", r"train\.epoch is not an option"),
@@ -338,8 +339,8 @@ def test_budgets_are_told(made):
     assert "sasrec_bce (12), sasrec_ce (12)" in " ".join(budgets(SimpleNamespace(results=results), compose(options)))
 
 
-def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-    """A cell whose table of ranks is in an order of its own."""
+def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator, validated: float = 0.0) -> None:
+    """A cell whose table of ranks is in an order of its own, and whose training validated with some NDCG@10."""
     n_users = len(ranks["masked"])
     parts = [
         pd.DataFrame(
@@ -359,8 +360,13 @@ def write_cell(cell, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> 
         {"model": "t5", "hit": "item", "seen": seen, "users": n_users, **metrics(found)}
         for seen, found in ranks.items()
     ]
-    with writing(cell.folder, "cell", cell.chain) as out:
-        out.provenance |= {"facts": {"distinct_items": 3}, "stages": {}}
+    sources = {
+        f"{key}.{role}": sha256_file(path) for key, step in cell.steps.items() for role, path in step.present().items()
+    }
+    trained = {"machine": "abacus", "cores": 1, "training_seconds": 1, "selected": {"validation_ndcg@10": validated}}
+    with writing(cell.folder, "cell", cell.chain, sources=sources) as out:
+        facts = {"users": n_users, "items": 7, "interactions": n_users, "distinct_items": 3}
+        out.provenance |= {"facts": facts, "stages": {"train": trained}}
         out.json("metrics.json", rows)
         with out.create("ranks.parquet") as path:
             cells.write_ranks(pa.Table.from_pandas(table, preserve_index=False), "t5", path)
@@ -390,6 +396,29 @@ def test_rows_are_paired_by_user_and_averaged_over_runs(tmp_path):
         if line["seen"] == "masked":
             assert line["ndcg@10"] == pytest.approx(means[line["row"]][:, METRICS.index("ndcg@10")].mean(), abs=1e-7)
             assert line["ndcg@10_low"] < line["ndcg@10"] < line["ndcg@10_high"]
+
+
+def test_the_rows_that_validate_best_alone_are_run_with_all_seeds(asked, tmp_path):
+    options = [*TINY, "tokenizers=[rkmeans,hkmeans,random,opq]", "seeds=2", "baselines=[]", "replicated=2"]
+    options += [f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}"]
+    rng, validated = np.random.default_rng(0), {"rkmeans": 0.1, "hkmeans": 0.3, "random": 0.2}
+    for row in plan_rows(options, compose(options), tmp_path / "sample_table"):
+        if row.name in validated:  # the better it validates, the worse on test
+            found = np.where(rng.random(400) < validated[row.name], 0, 1).astype(np.int16)
+            write_cell(row.first, {"masked": found, "kept": found}, rng, validated[row.name])
+    out = make_table(options)
+    tried = [
+        tuple(option.partition("=")[2] for option in overrides if option.startswith(("tokenizer=", "tokenizer.seed")))
+        for overrides in asked
+    ]
+    assert tried == [("opq", "0"), *(pair for seed in "011" for pair in (("hkmeans", seed), ("random", seed)))]
+    text = (out / "table.md").read_text()
+    assert re.findall(r"^\| (\w+) +\| +(\d.*?) \|", text.split("## Seen items kept")[0], re.MULTILINE) == [
+        ("rkmeans", "1"),
+        ("random", "1 of 4"),
+        ("hkmeans", "1 of 4"),
+    ]
+    assert "The 2 rows of the generator whose first run validated best were run again" in text
 
 
 def test_beauty_table_plans_all_its_rows():

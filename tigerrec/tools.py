@@ -23,6 +23,7 @@ TOOLS = {
     "add": "new items for a trained run, without training",
     "report": "a page about a run or a table, for the browser",
     "compare-runs": "trained runs as a table and a picture",
+    "compare-tables": "tables of results side by side",
 }
 
 
@@ -32,6 +33,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     if name == "compare-runs":
         parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
         parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
+    elif name == "compare-tables":
+        parser.add_argument("folders", nargs="+", type=Path, help="folders that `tigerrec table` printed")
     elif name == "report":
         about = parser.add_mutually_exclusive_group(required=True)
         about.add_argument("--run", type=Path, help="evaluate folder, or a train folder with one evaluation")
@@ -122,6 +125,10 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
         from tigerrec.analysis.report import report_run, report_table
 
         return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
+    if name == "compare-tables":
+        from tigerrec.analysis.table.side_by_side import side_by_side
+
+        return side_by_side(options.folders)
     from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
 
     runs = read_runs(options.folders)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, text
 from tigerrec.analysis.table.cells import Cell
-from tigerrec.analysis.table.rows import Row, plan_rows, results_of
+from tigerrec.analysis.table.rows import Row, plan_rows, replicated, results_of
 from tigerrec.analysis.table.summary import Summary
 from tigerrec.config import ConfigError, compose
 from tigerrec.runtime.provenance import short_commit
@@ -72,9 +72,11 @@ def make_table(overrides: Sequence[str]) -> Path:
     cfg = compose(list(overrides))
     folder = _folder(cfg)
     rows = plan_rows(overrides, cfg, folder)
-    by_seeds = sorted(((seeds, cell) for row in rows for seeds, cell in row.cells.items()), key=lambda pair: pair[0])
     locks = Path(cfg.paths.runs) / ".table" / cfg.table
-    failures = _run_cells([cell for _, cell in by_seeds], folder, locks)  # every row once before any has a second run
+    failures = _run_cells([row.first for row in rows], folder, locks)
+    rows = replicated(rows, cfg.replicated)
+    others = [(seeds, cell) for row in rows for seeds, cell in row.cells.items() if cell is not row.first]
+    failures += _run_cells([cell for _, cell in sorted(others, key=lambda pair: pair[0])], folder, locks)
     with locked(locks / "table", wait=True):
         return write_table(rows, cfg, overrides, folder / f"{cfg.generator.name}-{cfg.train.name}", failures)
 
@@ -117,6 +119,11 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
     """What each row was given, so that nobody takes a difference of budgets for one of methods."""
     of_generator = f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row"
     notes = [f"{of_generator} and ranks in {cfg.evaluate.precision}."]
+    if cfg.replicated is not None:
+        notes.append(
+            f"The {cfg.replicated} rows of the generator whose first run validated best were run again with other "
+            "seeds, the others not."
+        )
     steps = {result.row.name: next(iter(result.row.cells.values())).steps for result in summary.results}
     tuned = sorted(
         f"{name} ({len(of_row['tune'].config.trials)})" for name, of_row in steps.items() if "tune" in of_row

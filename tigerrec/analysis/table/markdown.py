@@ -33,7 +33,8 @@ VARIANCE = (
 )
 
 
-def _with_spread(line: dict[str, Any], metric: str) -> str:
+def with_spread(line: dict[str, Any], metric: str) -> str:
+    """A metric of a row: its mean and standard deviation from three runs up, every run below that."""
     if line["runs"] >= LEAST_RUNS_FOR_SD:
         return f"{figure(line[metric])} ± {figure(line[f'{metric}_sd'])}"
     return " · ".join(figure(value) for value in line[f"{metric}_runs"])
@@ -51,7 +52,7 @@ def metrics_table(summary: Summary, seen: str) -> str:
         line, done, planned = lines[result.row.name], len(result.runs), len(result.row.cells)
         runs = str(done) if done == planned else f"{done} of {planned}"
         interval = f"[{figure(line['ndcg@10_low'])}, {figure(line['ndcg@10_high'])}]"
-        rows.append([_name(result), runs, *(_with_spread(line, metric) for metric in METRICS), interval])
+        rows.append([_name(result), runs, *(with_spread(line, metric) for metric in METRICS), interval])
     return table(rows)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class Row:
     cells: dict[Seeds, Cell]  # its runs
     scores: str = ITEMS  # those by which it ranks, as in `Scoring`; a baseline scores items
 
+    @property
+    def first(self) -> Cell:
+        """The run with the lowest seeds."""
+        return self.cells[min(self.cells)]
+
 
 def _listed(values: Any) -> list[str]:
     """The values of an option that takes one or several, each once."""
@@ -74,6 +80,8 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
     """The rows that a configuration, composed with `overrides`, asks for, checked before any work; `folder` has the
     results of all tables of one kind."""
     seeds = numbers_of_seeds(cfg.seeds)
+    if cfg.replicated is not None and (type(cfg.replicated) is not int or cfg.replicated < 0):
+        raise ConfigError(f"replicated={cfg.replicated} must be a number of rows, or null for all.")
     rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in _listed(cfg.baselines)]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"
     rows += [_generator_row(name, overrides, seeds, own, cfg.evaluate.name) for name in _listed(cfg.tokenizers)]
@@ -199,6 +207,23 @@ class RowResults:
         counted = SECONDS[column].items()
         spent = [run.stages[key][name] / 60 for run in self.runs.values() for key, name in counted if key in run.stages]
         return min(spent, default=None)
+
+
+def _validation_score(row: Row) -> float:
+    """NDCG@10 on validation of a row's first run; -inf where it is not done."""
+    if not read_manifest(row.first.folder):
+        return -math.inf
+    return float(open_stage(row.first.folder, CELL).provenance["stages"]["train"]["selected"]["validation_ndcg@10"])
+
+
+def replicated(rows: Sequence[Row], n_best: Any) -> list[Row]:
+    """Rows with the runs that they get, of the option `replicated`: the `n_best` rows of the generator whose first run
+    validates best keep all seeds, the others that run alone; None = all keep all. Test items are not looked at."""
+    if n_best is None:
+        return list(rows)
+    of_generator = sorted((row for row in rows if row.kind == GENERATOR), key=_validation_score, reverse=True)
+    others = {row.name for row in of_generator[n_best:]}
+    return [replace(row, cells={min(row.cells): row.first}) if row.name in others else row for row in rows]
 
 
 def results_of(row: Row) -> RowResults | None:

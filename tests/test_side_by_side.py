@@ -1,0 +1,62 @@
+"""Tables of results side by side."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tigerrec import TigerrecError
+from tigerrec.analysis.table.side_by_side import side_by_side
+
+DATA = {"name": "shop", "users": 9, "items": 7, "interactions": 80}
+
+
+def a_row(name: str, runs: list[float], kind: str = "generator") -> dict:
+    mean = sum(runs) / len(runs)
+    line = {"row": name, "kind": kind, "runs": len(runs), "hit": "item", "seen": "masked"}
+    for metric in ("hr@5", "hr@10", "ndcg@5", "ndcg@10"):
+        line |= {metric: mean, f"{metric}_sd": 0.001, f"{metric}_runs": runs}
+        line |= {f"{metric}_low": mean - 0.01, f"{metric}_high": mean + 0.01}
+    return line
+
+
+def write(folder: Path, rows: list[dict], data: dict = DATA) -> Path:
+    folder.mkdir()
+    kept = [row | {"seen": "kept", "ndcg@10": 0.9} for row in rows]
+    pq.write_table(pa.Table.from_pylist([*kept, *rows]), folder / "table.parquet")
+    (folder / "table.json").write_text(json.dumps({"dataset": data, "split": "test"}))
+    return folder
+
+
+def test_every_row_stands_once_with_the_figures_of_each_table_best_first(tmp_path):
+    popularity = a_row("popularity", [0.005], "baseline")
+    first = write(tmp_path / "t5-short", [a_row("opq", [0.03, 0.04]), a_row("lsh", [0.02]), popularity])
+    second = write(tmp_path / "t5_tree-long", [a_row("lsh", [0.05, 0.05, 0.05, 0.05]), popularity])
+    command = [sys.executable, "-m", "tigerrec", "compare-tables", str(first), str(second)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == side_by_side([first, second])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.strip().splitlines()]
+    assert lines[0] == [
+        "row", "t5-short: runs", "HR@10", "NDCG@10", "95 % of NDCG@10",
+        "t5_tree-long: runs", "HR@10", "NDCG@10", "95 % of NDCG@10",
+    ]  # fmt: skip
+    assert lines[2:] == [
+        ["lsh", "1", ".0200", ".0200", "[.0100, .0300]", "4", ".0500 ± .0010", ".0500 ± .0010", "[.0400, .0600]"],
+        ["opq", "2", ".0300 · .0400", ".0300 · .0400", "[.0250, .0450]", "–", "–", "–", "–"],
+        ["*popularity*", *["1", ".0050", ".0050", "[-.0050, .0150]"] * 2],
+    ]
+
+
+def test_tables_of_other_data_are_refused(tmp_path):
+    first = write(tmp_path / "one", [a_row("opq", [0.03])])
+    second = write(tmp_path / "other", [a_row("opq", [0.03])], DATA | {"users": 8})
+    with pytest.raises(TigerrecError, match=r"other is of other data than .*one; compare tables of one data set"):
+        side_by_side([first, second])
+    with pytest.raises(TigerrecError, match=r"none holds no table\.parquet"):
+        side_by_side([first, tmp_path / "none"])

@@ -1,0 +1,56 @@
+"""Several tables of results side by side: what the same rows reach with other generators or budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tigerrec import TigerrecError, text
+from tigerrec.analysis.report.table_page import Results, read_results
+from tigerrec.analysis.table.markdown import with_spread
+from tigerrec.analysis.table.rows import BASELINE
+
+SHOWN = ("hr@10", "ndcg@10")
+
+
+def _ranked(results: Results) -> dict[str, dict[str, Any]]:
+    """The rows of a table by name, hits on items, seen items masked, best first."""
+    return {row["row"]: row for row in results.ranked("item", "masked")}
+
+
+def side_by_side(folders: Sequence[Path]) -> str:
+    """Tables of the same data set in Markdown: every row in order of its best NDCG@10, with runs, HR@10, NDCG@10 and
+    the 95 % interval over users of each table.
+
+    Raises:
+        TigerrecError: a folder has no table, or one of other data or another split.
+    """
+    results = [read_results(folder) for folder in folders]
+    for folder, other in zip(folders, results, strict=True):
+        if any(other.about[name] != results[0].about[name] for name in ("dataset", "split")):
+            raise TigerrecError(
+                f"{folder} is of other data than {folders[0]}; compare tables of one data set and split."
+            )
+    tables = [_ranked(of_table) for of_table in results]
+    best: dict[str, float] = {}
+    for rows in tables:
+        for name, row in rows.items():
+            best[name] = max(best.get(name, 0.0), row["ndcg@10"])
+    lines = [["row", *(head for folder in folders for head in _heads(folder.resolve().name))]]
+    for name in sorted(best, key=lambda name: (-best[name], name)):
+        kind = next(rows[name]["kind"] for rows in tables if name in rows)
+        figures = [cell for rows in tables for cell in _figures(rows.get(name))]
+        lines.append([f"*{name}*" if kind == BASELINE else name, *figures])
+    return text.table(lines)
+
+
+def _heads(name: str) -> list[str]:
+    return [f"{name}: runs", *(metric.upper() for metric in SHOWN), "95 % of NDCG@10"]
+
+
+def _figures(row: dict[str, Any] | None) -> list[str]:
+    if row is None:
+        return [text.NOTHING] * 4
+    interval = f"[{text.figure(row['ndcg@10_low'])}, {text.figure(row['ndcg@10_high'])}]"
+    return [str(row["runs"]), *(with_spread(row, metric) for metric in SHOWN), interval]
