@@ -31,7 +31,7 @@ from tigerrec.storage.stages import writing
 
 ROOT = Path(__file__).parent.parent
 TINY = [
-    "experiment=beauty_table",
+    "experiment=beauty_short",
     "dataset=sample",
     "embedder=hashed",
     "embedder.dim=16",
@@ -138,7 +138,7 @@ def test_the_table_holds_every_row_best_first(made):
     text = (made.out / "table.md").read_text()
     listed = re.findall(r"^\| (\S+) +\| +1 ", text, re.MULTILINE)
     assert listed[:3] == [f"*{name}*" if name == "popularity" else name for name in shown["row"]]
-    assert "make table EXPERIMENT=beauty_table DATASET=sample EMBEDDER=hashed" in text
+    assert "make table EXPERIMENT=beauty_short DATASET=sample EMBEDDER=hashed" in text
     assert str(made.results) not in text
     assert (made.out / "table.png").read_bytes().startswith(b"\x89PNG")
     about = json.loads((made.out / "table.json").read_text())
@@ -148,7 +148,7 @@ def test_the_table_holds_every_row_best_first(made):
 
 def test_what_was_tried_of_a_baseline_stays_with_its_cell(tmp_path):
     out = make_table([
-        "experiment=beauty_table", "dataset=sample", "tokenizers=[]", "baselines=[item_knn]",
+        "experiment=beauty_short", "dataset=sample", "tokenizers=[]", "baselines=[item_knn]",
         f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results",
     ])  # fmt: skip
     tuned = tmp_path / "runs" / "sample" / "baselines" / "item_knn-tuning"
@@ -333,7 +333,7 @@ def test_nothing_of_this_machine_is_told():
 def test_budgets_are_told(made):
     text = (made.out / "table.md").read_text()
     assert "t5 was trained for 1 epochs in every row and ranks in bf16." in text
-    options = ["experiment=beauty_table", "tokenizers=[rkmeans]"]
+    options = ["experiment=beauty_short", "tokenizers=[rkmeans]"]
     rows = plan_rows(options, compose(options), Path("results"))
     results = [SimpleNamespace(row=row, item_weights=[]) for row in rows]
     assert "sasrec_bce (12), sasrec_ce (12)" in " ".join(budgets(SimpleNamespace(results=results), compose(options)))
@@ -610,7 +610,7 @@ def test_minutes_are_those_of_the_fastest_run_by_kind_of_work(summary):
 
 
 def test_what_made_the_data_and_the_vectors_does_not_count_as_what_made_the_rows(summary):
-    made = how_it_was_made(summary, compose(["experiment=beauty_table"]), ["experiment=beauty_table"])
+    made = how_it_was_made(summary, compose(["experiment=beauty_short"]), ["experiment=beauty_short"])
     assert made["machine"] == "x86_64, 2 cores, 1 thread a run"
     assert made["commits"] == [short_commit("0" * 40)]
 
