@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tigerrec.data.amazon import AmazonReviews
 from tigerrec.data.arrange import arrange, ordered
 from tigerrec.data.base import Dataset, RawItem
 from tigerrec.data.columns import Columns
@@ -55,6 +58,23 @@ def read(dataset: Dataset) -> RawData:
 def lines(rows: list[tuple[Any, ...]], head: list[str] | None, separator: str = ",") -> bytes:
     """The bytes of a table of text."""
     return "".join(separator.join(map(str, row)) + "\n" for row in ([head] if head else []) + rows).encode()
+
+
+def write_amazon_2014(dataset: AmazonReviews, rows: Any, records: list[dict[str, Any]]) -> None:
+    """Write both files of Amazon's release of 2014 with all its fields: reviews (user, item, time) as JSON, items as
+    Python literals."""
+    reviews = [
+        {
+            "reviewerID": user, "asin": item, "reviewerName": 'J. "Jo" O\'Neil', "helpful": [2, 3],
+            "reviewText": "Fits well &amp; isn't heavy.\nÉxcellent", "overall": 5.0, "summary": "Good",
+            "unixReviewTime": time, "reviewTime": "05 21, 2014",
+        }
+        for user, item, time in rows
+    ]  # fmt: skip
+    folder = dataset.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts in ((dataset.interactions, map(json.dumps, reviews)), (dataset.metadata, map(repr, records))):
+        (folder / name).write_bytes(gzip.compress("".join(f"{text}\n" for text in texts).encode()))
 
 
 class Rows(Table):

@@ -155,6 +155,7 @@ def test_an_experiment_plans_all_its_rows_and_the_command_line_wins(name):
     assert cfg.reference in [*cfg.tokenizers, *cfg.baselines]
     assert cfg.table.startswith(f"{cfg.dataset.name}_")
     told = compose([*options, "dataset=sample", "embedder=hashed", "generator=t5_items", "train.epochs=3"])
+    assert told.table == cfg.table.replace(cfg.dataset.name, "sample")
     assert (told.dataset.name, told.embedder.name, told.generator.name, told.train.epochs) == (
         "sample",
         "hashed",

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.raw_data import COLUMNS, Rows, arranged
-from tigerrec.data.base import DatasetError, RawItem
+from tigerrec.data.base import DatasetError, EqualTimes, RawItem
 from tigerrec.data.histories import (
     Histories,
     evaluated_users,
@@ -49,6 +49,7 @@ class Fixed:
     max_dropped: float = 0.001
     expected: tuple[int, ...] = ()
     max_user_interactions: int | None = None
+    equal_times: EqualTimes = "file"
     dropped: int = not_identity(default=0)
 
     def sources(self) -> dict[str, Path]:

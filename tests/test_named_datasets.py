@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests import tiny_shop
-from tests.raw_data import lines
+from tests.raw_data import lines, write_amazon_2014
+from tigerrec import cli
 from tigerrec.config import compose, config_folder
 from tigerrec.data.base import DatasetError
 from tigerrec.pipeline import plan, run
@@ -218,9 +219,56 @@ def test_a_data_set_by_name_runs_end_to_end_on_files_of_its_shape(name: str, tmp
     assert read_json(folder, "stats.json")["interactions_with_metadata"] == 1.0
 
 
+AMAZON_2014 = {
+    "sports": ("Sports_and_Outdoors", "35,598 users, 18,357 items, 296,337 interactions"),
+    "toys": ("Toys_and_Games", "19,412 users, 11,924 items, 167,597 interactions"),
+}
+
+
+@pytest.mark.parametrize("name", AMAZON_2014)
+def test_amazon_of_2014_is_prepared_by_the_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    category, known = AMAZON_2014[name]
+    options = [f"dataset={name}", f"dataset.raw_dir={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]
+    rows = [(f"A{user}", f"B{item}", 86_400 * (15_000 + item // 2)) for user in range(6) for item in range(6)]
+    too_few = [("A9", f"B{item}", 0) for item in range(4)] + [("A0", "B9", 0)]
+    picture = {"imUrl": "http://ecx.images-amazon.com/images/I/5.jpg"}
+    path = [category.replace("_and_", " &amp; "), "Balls"]
+    ball = {
+        "asin": "B0",
+        "description": 'It\'s "round" &amp; red.',
+        "title": "Kids&#39; Ball &amp; Bat",
+        "price": 9.5,
+        **picture,
+        "related": {"also_bought": ["B1", "B3"], "buy_after_viewing": ["B4"]},
+        "salesRank": {"Toys & Games": 52},
+        "brand": "Wham-O",
+        "categories": [path, path, ["Gifts"]],
+    }
+    untitled = {"asin": "B1", **picture, "categories": [path]}
+    more = [{"asin": f"B{item}", "title": f"Game {item}", "brand": "", **picture} for item in (3, 4, 4, 5, 8)]
+    write_amazon_2014(plan(compose(options))["prepare"].config, rows + too_few, [ball, untitled, *more])
+    assert {file.name for file in tmp_path.iterdir()} == {f"reviews_{category}_5.json.gz", f"meta_{category}.json.gz"}
+    cli.main(["prepare", *options])
+    assert f"expected {known}, found 6, 6, 36; do not compare" in capsys.readouterr().err
+    out = tmp_path / "runs" / name
+    assert read_table(out, "users.parquet")["user_id"].to_pylist() == [f"A{user}" for user in range(6)]
+    decoded = " > ".join(path).replace("&amp;", "&")
+    assert read_table(out, "items.parquet")["text"].to_pylist() == [
+        f"Title: Kids' Ball & Bat; Brand: Wham-O; Categories: {decoded}; Price: 9.50.",
+        f"Categories: {decoded}.",
+        "Item B2.",
+        *(f"Title: Game {item}." for item in (3, 4, 5)),
+    ]
+    assert read_table(out, "interactions.parquet")["item"].to_pylist() == [*range(6)] * 6
+    stats = read_json(out, "stats.json")
+    assert (stats["items_without_metadata"], stats["noted"], stats["dropped"]) == (1, {"repeated metadata": 1}, {})
+
+
 def test_every_data_set_but_a_users_own_has_a_shape() -> None:
     names = {path.stem for path in (config_folder() / "dataset").glob("*.yaml")}
-    assert names == {*SHAPES, "tables", "sample", "beauty", "beauty_1000", "sports", "toys"}
+    assert names == {*SHAPES, *AMAZON_2014, "tables", "sample", "beauty", "beauty_1000"}
 
 
 def test_missing_files_of_a_named_data_set_are_told_of(tmp_path: Path) -> None:

@@ -157,9 +157,10 @@ def test_conditions_and_ratings(tmp_path: Path) -> None:
     assert 0 < stats["filtered_by_conditions"] < 300
 
 
-def test_splits_and_the_latest_interactions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("equal_times", ["file", "reversed"])
+def test_splits_and_the_latest_interactions(tmp_path: Path, equal_times: Any) -> None:
     (tmp_path / "time").mkdir()
-    later = {"validation_from": SECOND + 30, "test_from": SECOND + 40}
+    later = {"validation_from": SECOND + 30, "test_from": SECOND + 40, "equal_times": equal_times}
     stats = check_equal(tmp_path / "time", [pa.table(random_rows(900, 30, 40, 50))], max_user_interactions=12, **later)
     assert min(stats["split"].values()) > 0
     assert stats["older_interactions"] > 0
@@ -169,7 +170,13 @@ def test_splits_and_the_latest_interactions(tmp_path: Path) -> None:
         pq.write_table(pa.table({name: column[place] for name, column in rows.items()}), files[-1])
     found = []
     for engine in ("duckdb", "spark"):
-        data = TablesDataset(files[0], validation_interactions=files[1], test_interactions=files[2], engine=engine)
+        data = TablesDataset(
+            files[0],
+            validation_interactions=files[1],
+            test_interactions=files[2],
+            engine=engine,
+            equal_times=equal_times,
+        )
         out = prepare(data, tmp_path / engine)
         found.append(([sha256_file(out / name) for name in FILES], read_json(out, "stats.json")))
     assert found[0] == found[1]

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tigerrec.config import Share, options, shipped_folder
-from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
+from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, EqualTimes, RawItem
 from tigerrec.data.columns import Columns
 from tigerrec.data.download import download_missing
 from tigerrec.data.formats import open_table
@@ -42,6 +42,7 @@ class AmazonReviews(Dataset):
         max_dropped: the largest share of unreadable lines that is put up with.
         expected: users, items and interactions of the known release; other counts are warned of.
         max_user_interactions: of a user with more, the last ones are kept; None: all.
+        equal_times: how interactions of a user at the same time stand, in the order of the `file` or `reversed`.
         text_columns: further fields of metadata, as `description`, that go into the text of an item.
     """
 
@@ -56,6 +57,7 @@ class AmazonReviews(Dataset):
     max_dropped: Share = not_identity(default=0.001)
     expected: tuple[int, ...] = not_identity(default=())
     max_user_interactions: AtLeastThree | None = added(None)
+    equal_times: EqualTimes = added("file")
     text_columns: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:

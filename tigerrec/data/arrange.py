@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tigerrec.data.base import DatasetError
+from tigerrec.data.base import DatasetError, EqualTimes
 from tigerrec.data.histories import PARTS, SHORTEST_HISTORY, SHORTEST_SPLIT
 
 if TYPE_CHECKING:
@@ -42,18 +42,18 @@ JOIN {side}_names ON old = {side}_names.number
 """
 ORDERED = """
 SELECT users.number AS user, items.number AS item, seconds AS timestamp,
-    CAST(row_number() OVER (PARTITION BY users.number ORDER BY seconds, nanos, place) - 1 AS INTEGER) AS position{part}
+    CAST(row_number() OVER (PARTITION BY users.number ORDER BY {order}) - 1 AS INTEGER) AS position{part}
 FROM kept JOIN users ON kept.user = users.old JOIN items ON kept.item = items.old
 ORDER BY 1, 4
 """
 LATEST = """
 SELECT place, user, item, seconds, nanos
-FROM (SELECT *, row_number() OVER (PARTITION BY user ORDER BY seconds DESC, nanos DESC, place DESC) AS age FROM kept)
+FROM (SELECT *, row_number() OVER (PARTITION BY user ORDER BY {newest}) AS age FROM kept)
 WHERE age <= {most}
 """
 OUT_OF_ORDER = """
 SELECT count(DISTINCT user), min_by(user, place) FROM (
-    SELECT user, place, {part} < lag({part}) OVER (PARTITION BY user ORDER BY seconds, nanos, place) AS falls FROM kept)
+    SELECT user, place, {part} < lag({part}) OVER (PARTITION BY user ORDER BY {order}) AS falls FROM kept)
 WHERE falls
 """
 TARGETS = """
@@ -63,9 +63,16 @@ WHERE has AND first < {number}
 LENGTHS = "SELECT user, count(*) AS length FROM kept GROUP BY user"
 
 
-def ordered(part: str | None) -> str:
+def order_of(equal_times: EqualTimes, part: str | None = None) -> list[str]:
+    """SQL of what puts the interactions of a user in order, oldest first. Equal times that are reversed stay within
+    their part, where the data bring a split."""
+    return ["seconds", "nanos", *(["place"] if equal_times == "file" else [*filter(None, [part]), "-place"])]
+
+
+def ordered(part: str | None, equal_times: EqualTimes = "file") -> str:
     """SQL of the interactions as they are written, with the part of each where the data bring a split."""
-    return ORDERED.format(part=f", {part} AS part" if part else "")
+    order = ", ".join(order_of(equal_times, part))
+    return ORDERED.format(part=f", {part} AS part" if part else "", order=order)
 
 
 def create_table(database: DuckDBPyConnection, table: str, query: str) -> None:
@@ -80,6 +87,7 @@ def arrange(
     max_user: int | None = None,
     part: str | None = None,
     create: Callable[[str, str], None] | None = None,
+    equal_times: EqualTimes = "file",
 ) -> dict[str, Any]:
     """Drop repeated interactions, keep the last `max_user` of each user, filter, and number by first appearance: makes
     the tables `kept`, `users` and `items` by `create` (None: in the database, which sees them in either case), and
@@ -87,6 +95,7 @@ def arrange(
     with fewer than two where SQL of the `part` of each gives the split. Raises DatasetError if nothing is left,
     `max_user` is below `min_user`, or the split is none."""
     create = create or functools.partial(create_table, database)
+    order = order_of(equal_times, part)
     shortest = SHORTEST_HISTORY if part is None else SHORTEST_SPLIT
 
     def number(sql: str) -> int:
@@ -101,7 +110,9 @@ def arrange(
     create("lengths", LENGTHS)
     short = number(f"SELECT count(*) FROM lengths WHERE length < {shortest}")
     least = {"user": max(min_user, shortest), "item": min_item}
-    older = {} if max_user is None else {"older_interactions": _keep_latest(database, max_user, least["user"], create)}
+    older = {}
+    if max_user is not None:
+        older["older_interactions"] = _keep_latest(database, max_user, least["user"], order, create)
     while True:
         for side in least:
             create(f"rare_{side}", RARE.format(side=side, least=least[side]))
@@ -146,11 +157,13 @@ def arrange(
         "users_filtered": users - short - kept_users,
         "items_filtered": items - kept_items,
         **older,
-        **({} if part is None else {"split": check_parts(database, part)}),
+        **({} if part is None else {"split": check_parts(database, part, order)}),
     }
 
 
-def _keep_latest(database: DuckDBPyConnection, most: int, least: int, create: Callable[[str, str], None]) -> int:
+def _keep_latest(
+    database: DuckDBPyConnection, most: int, least: int, order: list[str], create: Callable[[str, str], None]
+) -> int:
     """Keep the last interactions of each user; returns how many older ones there were."""
     if most < least:
         raise DatasetError(
@@ -160,7 +173,7 @@ def _keep_latest(database: DuckDBPyConnection, most: int, least: int, create: Ca
     older, users = database.execute(
         f"SELECT coalesce(sum(length - {most}), 0), count(*) FROM lengths WHERE length > {most}"
     ).fetchone()  # type: ignore[misc]
-    create("kept", LATEST.format(most=most))
+    create("kept", LATEST.format(most=most, newest=", ".join(f"{key} DESC" for key in order)))
     logger.info(
         "kept the last %s interactions of each user, without %s older ones of %s users",
         f"{most:,}", f"{older:,}", f"{users:,}",
@@ -168,11 +181,12 @@ def _keep_latest(database: DuckDBPyConnection, most: int, least: int, create: Ca
     return int(older)
 
 
-def check_parts(database: DuckDBPyConnection, part: str) -> dict[str, Any]:
+def check_parts(database: DuckDBPyConnection, part: str, order: list[str]) -> dict[str, Any]:
     """How many interactions each part has, and how many users have a target in it with an interaction before. Raises
     DatasetError if a part has none, or comes before an earlier one in a history."""
     counts = dict(database.execute(f"SELECT {part}, count(*) FROM kept GROUP BY 1").fetchall())
-    n_users, first = database.execute(OUT_OF_ORDER.format(part=part)).fetchone()  # type: ignore[misc]
+    falls = OUT_OF_ORDER.format(part=part, order=", ".join(order))
+    n_users, first = database.execute(falls).fetchone()  # type: ignore[misc]
     if n_users:
         name = database.execute("SELECT name FROM users WHERE old = ?", [first]).fetchone()[0]  # type: ignore[index]
         raise DatasetError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 AtLeastThree = Annotated[int, Field(ge=3)]
+EqualTimes = Literal["file", "reversed"]
 
 
 class DatasetError(TigerrecError):
@@ -36,7 +37,8 @@ class RawItem(NamedTuple):
 class Dataset(Protocol):
     """Where interactions come from: a frozen dataclass of files (not identity) and filters (identity). `max_dropped` is
     the largest share of unreadable lines of a file that is put up with, `expected` the users, items and interactions of
-    the known release, empty where nothing is known, `max_user_interactions` how many of a user, the last, are kept."""
+    the known release, empty where nothing is known, `max_user_interactions` how many of a user, the last, are kept,
+    `equal_times` how interactions of a user at the same time stand: in the order of the file or reversed."""
 
     family: ClassVar[str]
     min_user_interactions: int
@@ -44,6 +46,7 @@ class Dataset(Protocol):
     max_dropped: float
     expected: tuple[int, ...] = ()
     max_user_interactions: int | None = None
+    equal_times: EqualTimes = "file"
 
     def files(self) -> dict[str, Path]:
         """Role → raw file, whether it is there or not."""

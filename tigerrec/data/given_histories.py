@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from tigerrec.data.arrange import order_of
 from tigerrec.data.base import Dataset, DatasetError
 from tigerrec.data.interactions import Loader, working_database
 from tigerrec.data.prepare import check_dropped, check_filtered, place_of
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 USERS_AT_ONCE = 10_000
 HISTORIES = """
-SELECT user, list(item ORDER BY seconds, nanos, place) FROM interactions GROUP BY user ORDER BY min(place)
+SELECT user, list(item ORDER BY {order}) FROM interactions GROUP BY user ORDER BY min(place)
 """
 
 
@@ -34,6 +35,6 @@ def read_histories(dataset: Dataset, folder: Path) -> Iterator[tuple[str, list[s
         loader.check_times(where, hasattr(dataset, "time_unit"))
         check_dropped(tally, sources, dataset, set())
         check_filtered(loader, where)
-        found = database.execute(HISTORIES)
+        found = database.execute(HISTORIES.format(order=", ".join(order_of(dataset.equal_times))))
         while rows := found.fetchmany(USERS_AT_ONCE):
             yield from rows

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from tigerrec.data.arrange import create_table, ordered
-from tigerrec.data.base import DatasetError
+from tigerrec.data.base import DatasetError, EqualTimes
 from tigerrec.data.columns import (
     MACROS,
     Columns,
@@ -243,9 +243,9 @@ class Loader:
         """SQL of the part of an interaction in the table `kept`, where the data bring a `split`."""
         return None if self.split is None else self.split(self)
 
-    def ordered(self, part: str | None) -> str:
+    def ordered(self, part: str | None, equal_times: EqualTimes) -> str:
         """SQL of the arranged interactions in their order, for the database."""
-        return ordered(part)
+        return ordered(part, equal_times)
 
     def _insert(self, batch: Batch, columns: Columns) -> None:
         with lines_of(self.database, batch, columns, self.before) as sql:

@@ -281,6 +281,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
                 dataset.max_user_interactions,
                 part,
                 loader.create,
+                dataset.equal_times,
             )
             logger.info(
                 "read %s interactions from %s",
@@ -317,7 +318,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         with writing(out, "prepare", dataset, sources=digests) as files:
             _write(files, "items.parquet", database, ITEMS)
             _write(files, "users.parquet", database, USERS)
-            _write(files, "interactions.parquet", database, loader.ordered(part))
+            _write(files, "interactions.parquet", database, loader.ordered(part, dataset.equal_times))
             files.json("stats.json", stats)
     counts = [f"{stats[key]:,}" for key in ("users", "items", "interactions")]
     logger.info("wrote %s users, %s items, %s interactions to %s", *counts, out)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tigerrec.data.arrange import ordered
-from tigerrec.data.base import DatasetError
+from tigerrec.data.base import DatasetError, EqualTimes
 from tigerrec.data.columns import MACROS, Columns
 from tigerrec.data.interactions import ROLE, Loader, lines_of, set_up, wanted_columns
 from tigerrec.data.parquet import ParquetTable
@@ -92,8 +92,8 @@ class SparkLoader(Loader):
     def create(self, table: str, query: str) -> None:
         self._store(table, self.spark.sql(query))
 
-    def ordered(self, part: str | None) -> str:
-        self.create("ordered", ordered(part))
+    def ordered(self, part: str | None, equal_times: EqualTimes) -> str:
+        self.create("ordered", ordered(part, equal_times))
         return "SELECT * FROM ordered"
 
     def _store(self, table: str, frame: DataFrame) -> None:

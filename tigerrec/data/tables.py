@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tigerrec.config import Share, options
 from tigerrec.data import raw
-from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, RawItem
+from tigerrec.data.base import AtLeastThree, Dataset, DatasetError, EqualTimes, RawItem
 from tigerrec.data.columns import Columns
 from tigerrec.data.databases import DATABASES, SQL, is_database, open_database
 from tigerrec.data.download import download_from_hub, download_missing, hub_file, is_hub_address
@@ -75,6 +75,7 @@ class TablesDataset(Dataset):
             which are none of training's; None: the last two of each user.
         validation_from, test_from: likewise, of one table, the time at which each begins, written as the table's.
         max_user_interactions: of a user with more, the last ones are kept; None: all.
+        equal_times: how interactions of a user at the same time stand, in the order of the `file` or `reversed`.
         text_columns: further columns of `items`, as `description`, that go into the text of an item.
         raw_dir: the folder in which `interactions` and `items` stand; None: they are paths of their own.
         category: what stands for `{category}` in the names and addresses of files.
@@ -121,6 +122,7 @@ class TablesDataset(Dataset):
     validation_from: str | int | None = added(None)
     test_from: str | int | None = added(None)
     max_user_interactions: AtLeastThree | None = added(None)
+    equal_times: EqualTimes = added("file")
     text_columns: tuple[str, ...] = added(())
     raw_dir: Path | None = not_identity(default=None)
     category: str | None = not_identity(default=None)
@@ -220,6 +222,11 @@ class TablesDataset(Dataset):
         if self.min_rating is not None and self.rating_column is None:
             raise DatasetError(
                 "dataset.min_rating needs the column of ratings; name it by `dataset.rating_column=<column>`."
+            )
+        if self.equal_times == "reversed" and (self.sequence_column is not None or self.time_column is None):
+            raise DatasetError(
+                "dataset.equal_times=reversed needs times, and these data have none, only an order; take "
+                "`dataset.equal_times=file`."
             )
         if self.sequence_column is not None:
             if self.test_interactions is not None or self.test_from is not None:
