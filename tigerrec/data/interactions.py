@@ -53,8 +53,8 @@ def set_up(database: DuckDBPyConnection) -> None:
     """Let a database read times as UTC and show no progress of its own. In a notebook without ipywidgets it shows none,
     and takes no word about it."""
     database.execute("SET TimeZone = 'UTC'")
-    shows = database.execute("SELECT current_setting('enable_progress_bar')").fetchone()
-    if shows and shows[0]:
+    ((shows,),) = database.execute("SELECT current_setting('enable_progress_bar')").fetchall()
+    if shows:
         database.execute("SET enable_progress_bar = false")
 
 
