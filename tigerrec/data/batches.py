@@ -50,11 +50,13 @@ class Batch:
         items: int64 (B, n): what the encoder reads, `NO_ITEM` where a row is shorter.
         targets: int64 (B, m), `NO_ITEM` where a row has fewer.
         n_visible: int64 (B, m) or (1, m): how many of the row's items precede a target.
+        users: int64 (B,): whose row it is.
     """
 
     items: Tensor
     targets: Tensor
     n_visible: Tensor
+    users: Tensor | None = None
 
 
 class Examples:
@@ -67,6 +69,7 @@ class Examples:
         stop: int64 (m,): where its last target stands, which the encoder does not read.
         lengths: int64 (m,): items that the encoder reads.
         n_targets: int64 (m,).
+        users: int64 (m,): whose pieces they are; None where nobody asks.
         device: where batches are made.
     """
 
@@ -77,8 +80,9 @@ class Examples:
         first: np.ndarray,
         stop: np.ndarray,
         device: torch.device | str = "cpu",
+        users: np.ndarray | None = None,
     ) -> None:
-        self.items, self.start, self.first, self.stop = items, start, first, stop
+        self.items, self.start, self.first, self.stop, self.users = items, start, first, stop, users
         self.lengths, self.n_targets = stop - start, stop - first + 1
         self.device = torch.device(device)
         self._items = torch.from_numpy(items.astype(np.int64)).to(device)
@@ -89,10 +93,10 @@ class Examples:
         """Every item but a history's first as the only target of a piece, which is the at most `max_items` items before
         it."""
         items, lengths = training_items(histories)
-        _, places = rows_and_places(lengths)
+        users, places = rows_and_places(lengths)
         target = np.flatnonzero(places > 0)
         start = target - np.minimum(places[target], max_items)
-        return Examples(items, start, target, target, device)
+        return Examples(items, start, target, target, device, users[target])
 
     @staticmethod
     def windows(histories: Histories, window: int, stride: int, device: torch.device | str = "cpu") -> Examples:
@@ -105,7 +109,7 @@ class Examples:
         ends = np.cumsum(lengths)[rows]
         start = ends - lengths[rows] + numbers * stride
         first = np.where(numbers == 0, start + 1, start + window - stride)
-        return Examples(items, start, first, np.minimum(start + window, ends) - 1, device)
+        return Examples(items, start, first, np.minimum(start + window, ends) - 1, device, rows)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -132,6 +136,7 @@ class Examples:
             self._items_at(read, read < stop),
             self._items_at(target, target <= stop),
             n_visible[:1] if alike else n_visible,
+            None if self.users is None else torch.from_numpy(self.users[rows]).to(self.device, non_blocking=True),
         )
 
     def _items_at(self, places: Tensor, exists: Tensor) -> Tensor:

@@ -120,17 +120,19 @@ def check_lists(ranking: Ranking, histories: Sequence[np.ndarray], n_items: int)
             raise RuntimeError(f"a list of {ranking.model}, seen {ranking.seen}, holds {fault}")
 
 
-def in_shards(searcher: Searcher, config: EvaluateConfig, folder: Path) -> Rank:
-    """The search in shards of fixed size; those that an interrupted run left in the folder are not ranked again."""
+def in_shards(searcher: Searcher, config: EvaluateConfig, folder: Path, numbers: np.ndarray) -> Rank:
+    """The search in shards of fixed size for users of some numbers; those that an interrupted run left in the folder
+    are not ranked again."""
 
     def rank(histories: Sequence[np.ndarray], *, k: int, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         seen, starts = SEEN[mask_seen], range(0, len(histories), SHARD_USERS)
 
         def ranked(number: int) -> dict[str, np.ndarray]:
-            users = histories[starts[number] : starts[number] + SHARD_USERS]
+            shard = slice(starts[number], starts[number] + SHARD_USERS)
             items, scores = searcher.rank(
-                users, k=k, beam_size=config.beam_size, mask_seen=mask_seen, batch_tokens=config.batch_tokens,
-                progress=f"search, seen {seen}, {number + 1}/{len(starts)}",
+                histories[shard], k=k, beam_size=config.beam_size, mask_seen=mask_seen,
+                batch_tokens=config.batch_tokens, progress=f"search, seen {seen}, {number + 1}/{len(starts)}",
+                users=numbers[shard],
             )  # fmt: skip
             return {"items": items, "scores": scores}
 
@@ -286,7 +288,7 @@ def evaluate(prepared: Path, tokenized: Path, trained: Path, config: EvaluateCon
     contents = {name: [record["fingerprint"], record["content"]] for name, record in records.items()}
     identity = [describe(config), SHARD_USERS, contents, runs_under]
     folder = distributed.agreed(lambda: shards.prepare_folder(out / "shards", identity))
-    rankings = rank_all(config.model, in_shards(searcher, config, folder), known, config.k, n_items)
+    rankings = rank_all(config.model, in_shards(searcher, config, folder, users), known, config.k, n_items)
     rankings += rank_all(POPULARITY, by_popularity(popularity), known, config.k, n_items)
     check_diversity(rankings[1], rankings[3], n_items)
     groups, _ = group_codes(semantic_ids.codes[:, : len(semantic_ids.layout.code_sizes)])

@@ -28,6 +28,7 @@ ITEMS: Final = "items"
 ALL_ITEMS: Final = "all_items"
 LAST_ITEM: Final = "last_item"
 VECTORS: Final = "vectors"
+USER_TOKENS: Final = "user_tokens"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
@@ -121,6 +122,13 @@ class Reader(Protocol):
         """What the search asks after histories of item indices, int64 (B, n), padded on the right with `NO_ITEM`."""
 
 
+class ReadsUsers(Protocol):
+    """A reader that may be told whose histories it reads."""
+
+    def of_users(self, users: Tensor) -> Reader:
+        """The reader of the histories of some users, int64 (B,), their numbers in the prepared data."""
+
+
 class HistoryModel(Protocol):
     """A stock model of transformers with how it reads histories of items.
 
@@ -161,6 +169,10 @@ class HistoryModel(Protocol):
     @property
     def reads_vectors(self) -> bool:
         """Whether it reads a vector of each item."""
+
+    @property
+    def reads_users(self) -> bool:
+        """Whether it reads whose history it is; then it is a `ReadsUsers`."""
 
     def n_tokens(self, n_read: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
         """Tokens that pass the model for training examples, int64 (n,), given the items each reads and its targets."""

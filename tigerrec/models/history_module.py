@@ -70,6 +70,11 @@ class HistoryModule(nn.Module):
         """No vectors of items."""
         return False
 
+    @property
+    def reads_users(self) -> bool:
+        """Nothing of users."""
+        return False
+
     def along(self, trie: Trie) -> Any:
         """The model itself, which needs nothing else for a search along a trie."""
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def _item_of_position(n_items: int, positions_per_item: int, device: torch.device) -> Tensor:
@@ -15,6 +16,13 @@ def item_causal(n_items: int, positions_per_item: int, device: torch.device) -> 
     """The encoder's packed mask, bool (S, S): a position sees its own item and those before it."""
     item = _item_of_position(n_items, positions_per_item, device)
     return item[:, None] >= item
+
+
+def after_the_user(mask: Tensor) -> Tensor:
+    """An encoder's mask (S, S) with a first position that all see and that sees itself alone, bool (S + 1, S + 1)."""
+    with_user = functional.pad(mask, (1, 0, 1, 0), value=True)
+    with_user[0, 1:] = False
+    return with_user
 
 
 def before_targets(n_visible: Tensor, n_items: int, positions_per_item: int, n_levels: int) -> Tensor:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import Field
 
 from tigerrec.config import NotNegative, options
-from tigerrec.models.base import ALL_ITEMS, CODES, ITEM_CAUSAL, ITEMS, LAST_ITEM, DropoutRate, EncoderMask, Layers, Size
+from tigerrec.models.base import (
+    ALL_ITEMS,
+    CODES,
+    ITEM_CAUSAL,
+    ITEMS,
+    LAST_ITEM,
+    USER_TOKENS,
+    DropoutRate,
+    EncoderMask,
+    Layers,
+    Size,
+)
+from tigerrec.storage.fingerprints import added
 from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
@@ -37,6 +51,8 @@ class T5:
             decoder that reads all items has to infer which was the last.
         item_loss: weight of a further loss in training, by which the encoder's output predicts the next item among all;
             only with history=items.
+        user_tokens: tokens of users, one of which the encoder reads before a history: that of the user's number modulo
+            them; the paper of TIGER has 2,000. Of somebody without a number it reads their mean. 0 = none.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -54,6 +70,7 @@ class T5:
     history: Literal["codes", "items"] = CODES
     decoder_reads: Literal["all_items", "last_item"] | None = None
     item_loss: NotNegative = 0.0
+    user_tokens: Annotated[int, Field(ge=0, le=2**16)] = added(0)
 
     def __post_init__(self) -> None:
         if self.decoder_layers > self.num_layers:
@@ -82,7 +99,8 @@ class T5:
         reading = config["tigerrec"]
         if reading["encoder_mask"] not in get_args(EncoderMask):
             raise ValueError(f"its encoder_mask is {reading['encoder_mask']!r}")
-        return cls(**{name: config[name] for name in SIZES}, **{name: reading[name] for name in READING})
+        sizes = {name: config[name] for name in SIZES} | {name: reading[name] for name in READING}
+        return cls(**sizes, user_tokens=reading.get(USER_TOKENS, 0))
 
     def new(
         self, semantic_ids: SemanticIds, encoder_mask: EncoderMask, seed: int, vectors: np.ndarray | None = None
@@ -95,7 +113,7 @@ class T5:
 
         layout = semantic_ids.layout
         config = T5Config(
-            vocab_size=layout.vocab_size, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff,
+            vocab_size=layout.vocab_size + self.user_tokens, d_model=self.d_model, d_kv=self.d_kv, d_ff=self.d_ff,
             num_layers=self.num_layers, num_decoder_layers=self.decoder_layers, num_heads=self.num_heads,
             dropout_rate=self.dropout_rate, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD,  # type: ignore[call-arg]
         )  # fmt: skip
@@ -106,7 +124,7 @@ class T5:
             "max_items": self.max_items,
             "code_sizes": list(layout.code_sizes),
             "level_sizes": list(layout.level_sizes),
-        }
+        } | ({USER_TOKENS: self.user_tokens} if self.user_tokens else {})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             t5 = T5ForConditionalGeneration(config)

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from tigerrec.data.batches import NO_ITEM, length_sorted_batches, padded
-from tigerrec.models.base import HistoryModel, Reader
+from tigerrec.models.base import HistoryModel, Reader, ReadsUsers
 from tigerrec.runtime.devices import product_type
 from tigerrec.search.options import CODES_ALONE, Scoring
 from tigerrec.search.scoring import lists
@@ -77,6 +78,7 @@ class Searcher:
         batch_tokens: int = 8192,
         progress: str = "",
         seen: Sequence[np.ndarray] | None = None,
+        users: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best items for each history, as in `ranking.Rank`, scored as `scoring` says.
 
@@ -85,6 +87,8 @@ class Searcher:
             batch_tokens: positions of histories and beams searched at once.
             progress: the label of a progress bar on stderr; none where empty.
             seen: the items of each user that `mask_seen` masks; those of the history by default.
+            users: whose histories they are, int64 (n,), numbers in the prepared data; models that read users take them
+                for nobody's where it is left out.
 
         Raises:
             ValueError: k is larger than the beam, or a history is empty.
@@ -104,14 +108,22 @@ class Searcher:
                 sizes = np.maximum(sizes, batch_tokens * len(self.model.tokens) // ITEM_SCORES_AT_ONCE)
             for batch in length_sorted_batches(sizes, batch_tokens):
                 masked = [(histories if seen is None else seen)[row] for row in batch] if mask_seen else None
-                listed, listed_scores = self._rank_batch([histories[row] for row in batch], k, beam_size, masked)
+                of_batch = None if users is None else users[batch]
+                listed, listed_scores = self._rank_batch(
+                    [histories[row] for row in batch], k, beam_size, masked, of_batch
+                )
                 width = min(k, listed.shape[1])
                 items[batch, :width], scores[batch, :width] = listed[:, :width], listed_scores[:, :width]
                 bar.update(len(batch))
         return items, scores
 
     def _rank_batch(
-        self, histories: list[np.ndarray], k: int, beam_size: int, masked: list[np.ndarray] | None
+        self,
+        histories: list[np.ndarray],
+        k: int,
+        beam_size: int,
+        masked: list[np.ndarray] | None,
+        users: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         device = self.model.device
         recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
@@ -122,6 +134,9 @@ class Searcher:
             items = np.concatenate(masked).astype(np.int64)
             seen = torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
         with torch.inference_mode():
-            decoder = self.reader.decoder(recent, product_type(device, self.precision))
+            reader = self.reader
+            if users is not None and self.model.reads_users:
+                reader = cast(ReadsUsers, reader).of_users(torch.from_numpy(users.astype(np.int64)).to(device))
+            decoder = reader.decoder(recent, product_type(device, self.precision))
             listed, scores = lists(decoder, self.trie, len(histories), beam_size, seen, self.scoring, k)
         return listed.cpu().numpy(), scores.cpu().numpy()

@@ -225,7 +225,9 @@ def validate(
     mine = users[distributed.rank() :: distributed.world_size()]
     known, targets = known_and_targets(histories, "validation", mine)
     searcher = Searcher.of(model, training.precision, training_counts(histories), scoring)
-    items, _ = searcher.rank(known, k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate")
+    items, _ = searcher.rank(
+        known, k=VALIDATION_K, beam_size=training.beam_size, mask_seen=True, progress="validate", users=mine
+    )
     return validation_metrics(np.concatenate(distributed.gathered(item_ranks(items, targets))))
 
 

@@ -25,11 +25,12 @@ from tigerrec.tokenizers.trie import Trie
 TRUNCATED = (1, 2, 5)
 
 
-def unconstrained_lists(run: AuditedRun, histories: list[np.ndarray]) -> np.ndarray:
+def unconstrained_lists(run: AuditedRun, users: np.ndarray) -> np.ndarray:
     """Lists of a beam search without a trie, int32 (n, k): items, `UNASSIGNED` or `MALFORMED`; seen items kept."""
     open_trie = cast(Trie, OpenTrie(run.searcher.trie, run.searcher.model.tokens, run.semantic_ids.layout))
     searcher = replace(run.searcher, trie=open_trie)
-    return run.search(searcher, histories, mask_seen=False, progress="without the trie")
+    known = [run.known[user] for user in users]
+    return run.search(searcher, known, mask_seen=False, progress="without the trie", users=users)
 
 
 @check("What does the trie do?", samples=True)
@@ -40,7 +41,7 @@ def unconstrained(run: AuditedRun) -> Finding:
         raise NotApplicableError("This generator scores the children of a node of the trie alone.")
     users = run.sample("unconstrained")
     known, targets = [run.known[user] for user in users], run.targets[users]
-    lists = unconstrained_lists(run, known)
+    lists = unconstrained_lists(run, users)
     invalid = lists < 0
     rows: list[dict[str, Any]] = [
         {
@@ -94,7 +95,7 @@ def reads_input(run: AuditedRun) -> Finding:
     own, top = run.ranks[run.model, "item", "masked"][users], run.lists[run.model, "masked"][users, :CUTOFF]
     rows: dict[str, dict[str, Any]] = {"as it is": headline(own)}
     for name, histories in changed_histories(known, run.known, users, run.searcher.model.facts["max_items"]).items():
-        lists = run.search(run.searcher, histories, mask_seen=True, progress=name, seen=known)
+        lists = run.search(run.searcher, histories, mask_seen=True, progress=name, seen=known, users=users)
         ranks = item_ranks(lists, targets)
         pairs = [(a[a >= 0], b[b >= 0]) for a, b in zip(top, lists[:, :CUTOFF], strict=True)]
         stays = float(np.mean([len(np.intersect1d(before, after)) / max(1, len(before)) for before, after in pairs]))

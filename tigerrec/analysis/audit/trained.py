@@ -7,6 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tigerrec.analysis.audit.figures import HR, NDCG, difference_in_words, headline, paired_difference
 from tigerrec.analysis.audit.run import SEED, AuditedRun, Finding, check, seeded_rng
 from tigerrec.analysis.audit.variants import from_end, in_a_tie, poisoned, ties_reversed
@@ -135,7 +137,9 @@ def ties(run: AuditedRun) -> Finding:
     histories = load_histories(data)
     known, targets = known_and_targets(histories, "test")
     searcher = run.open_searcher(trained, run.semantic_ids, training_counts(histories))
-    lists = run.search(searcher, known, mask_seen=True, progress="reversed within equal times")
+    lists = run.search(
+        searcher, known, mask_seen=True, progress="reversed within equal times", users=np.arange(len(known))
+    )
     training, old_training = (
         [of_all.training_part(user) for user in range(len(of_all))] for of_all in (histories, run.histories)
     )
