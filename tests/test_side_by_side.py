@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tigerrec import TigerrecError
-from tigerrec.analysis.table.side_by_side import side_by_side
+from tigerrec.analysis.side_by_side import side_by_side
 
 DATA = {"name": "shop", "users": 9, "items": 7, "interactions": 80}
 
@@ -34,10 +34,10 @@ def write(folder: Path, rows: list[dict], data: dict = DATA) -> Path:
     return folder
 
 
-def test_every_row_stands_once_with_the_figures_of_each_table_best_first(tmp_path):
+def test_every_row_of_the_first_table_stands_there_with_the_figures_of_each_best_first(tmp_path):
     popularity = a_row("popularity", [0.005], "baseline")
     first = write(tmp_path / "t5-short", [a_row("opq", [0.03, 0.04]), a_row("lsh", [0.02]), popularity])
-    second = write(tmp_path / "t5_tree-long", [a_row("lsh", [0.05, 0.05, 0.05, 0.05]), popularity])
+    second = write(tmp_path / "t5_tree-long", [a_row("lsh", [0.05] * 4), a_row("fsq", [0.9]), popularity])
     command = [sys.executable, "-m", "tigerrec", "compare-tables", str(first), str(second)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == side_by_side([first, second])

@@ -126,7 +126,7 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
 
         return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
     if name == "compare-tables":
-        from tigerrec.analysis.table.side_by_side import side_by_side
+        from tigerrec.analysis.side_by_side import side_by_side
 
         return side_by_side(options.folders)
     from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table

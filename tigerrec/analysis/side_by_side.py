@@ -20,8 +20,8 @@ def _ranked(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def side_by_side(folders: Sequence[Path]) -> str:
-    """Tables of the same data set in Markdown: every row in order of its best NDCG@10, with runs, HR@10, NDCG@10 and
-    the 95 % interval over users of each table.
+    """Tables of the same data set in Markdown: the rows of the first in order of their best NDCG@10, with runs, HR@10,
+    NDCG@10 and the 95 % interval over users of each table.
 
     Raises:
         TigerrecError: a folder has no table, or one of other data or another split.
@@ -33,15 +33,11 @@ def side_by_side(folders: Sequence[Path]) -> str:
                 f"{folder} is of other data than {folders[0]}; compare tables of one data set and split."
             )
     tables = [_ranked(of_table) for of_table in results]
-    best: dict[str, float] = {}
-    for rows in tables:
-        for name, row in rows.items():
-            best[name] = max(best.get(name, 0.0), row["ndcg@10"])
+    best = {name: max(rows[name]["ndcg@10"] for rows in tables if name in rows) for name in tables[0]}
     lines = [["row", *(head for folder in folders for head in _heads(folder.resolve().name))]]
     for name in sorted(best, key=lambda name: (-best[name], name)):
-        kind = next(rows[name]["kind"] for rows in tables if name in rows)
         figures = [cell for rows in tables for cell in _figures(rows.get(name))]
-        lines.append([f"*{name}*" if kind == BASELINE else name, *figures])
+        lines.append([f"*{name}*" if tables[0][name]["kind"] == BASELINE else name, *figures])
     return text.table(lines)
 
 
