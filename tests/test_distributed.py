@@ -311,7 +311,7 @@ def training(orders: Path, runs: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_28_a_dead_process_ends_all_and_leaves_a_checkpoint(victim: int, orders: Path, tmp_path: Path) -> None:
     process = training(orders, tmp_path / "runs")
     workers = children(process)
