@@ -55,6 +55,24 @@ def test_every_user_gets_what_the_recommender_gives(shop, tmp_path):
         assert found[user] == [(rank, item.item_id, round(item.score, 4)) for rank, item in enumerate(one, 1)]
 
 
+def test_users_of_a_run_are_read_with_their_own_tokens(tmp_path):
+    orders = tiny_shop.write_orders(tmp_path)
+    trained = tiny_shop.run(orders, tmp_path / "runs", "generator.user_tokens=7", until="train")
+    recommender, histories = Recommender.from_pretrained(trained, device="cpu"), load_histories(tmp_path / "runs/shop")
+    known = [histories[user] for user in range(len(histories))]
+    own, mean = (recommender.lists(known, 4, users=users).scores for users in (np.arange(len(known)), None))
+    assert np.abs(own - mean).max() > 1e-3
+    names = list(dict.fromkeys(line.split(",")[0] for line in orders.read_text().splitlines()[1:]))
+    (tmp_path / "some.csv").write_text("user_id\nu31\nnobody\nu7\n")
+    for users in ("all", tmp_path / "some.csv"):
+        found: dict[str, list[float]] = {}
+        for row in rows_of(recommend_all(trained, tmp_path / "recs.parquet", users=users, k=4, device="cpu")):
+            found.setdefault(row["user_id"], []).append(row["score"])
+        found.pop("nobody", None)
+        assert set(found) == (set(names) if users == "all" else {"u7", "u31"})
+        assert all(scores == pytest.approx(own[names.index(user)], abs=1e-4) for user, scores in found.items())
+
+
 def test_a_table_of_histories_is_read_as_the_data_were(shop, tmp_path):
     orders, trained = shop
     exported = export(trained, tmp_path / "model")

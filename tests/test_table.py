@@ -418,7 +418,20 @@ def test_the_rows_that_validate_best_alone_are_run_with_all_seeds(asked, tmp_pat
         ("random", "1 of 4"),
         ("hkmeans", "1 of 4"),
     ]
-    assert "The 2 rows of the generator whose first run validated best were run again" in text
+    assert "random, hkmeans validated best with their first seeds and were to be run with others too" in text
+
+
+def test_a_damaged_further_run_is_told_of_before_any_work(asked, tmp_path):
+    options = [*TINY, "seeds=2", "baselines=[]", "replicated=1", f"paths.runs={tmp_path}/runs"]
+    options.append(f"paths.results={tmp_path}")
+    row = plan_rows(options, compose(options), tmp_path / "sample_table")[0]
+    write_cell(
+        row.cells[1, 1], {"masked": np.ones(9, np.int16), "kept": np.ones(9, np.int16)}, np.random.default_rng(0)
+    )
+    (row.cells[1, 1].folder / "metrics.json").write_text("[]")
+    with pytest.raises(DamagedError, match=r"seed1_seed1"):
+        make_table(options)
+    assert not asked
 
 
 def test_beauty_table_plans_all_its_rows():

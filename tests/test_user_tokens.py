@@ -18,6 +18,7 @@ from tigerrec.models.loading import load_generator
 from tigerrec.models.t5 import T5
 from tigerrec.models.t5_model import HistoryT5
 from tigerrec.search.searcher import Searcher
+from tigerrec.serving.model_card import OWN_ENCODING, _how_to_generate
 from tigerrec.tokenizers.ids import SemanticIds, load_semantic_ids
 from tigerrec.training.loop import Trainer
 from tigerrec.training.options import TrainConfig, Training
@@ -117,3 +118,5 @@ def test_a_trained_model_with_user_tokens_is_loaded_as_it_was(folders):
         for of in (model, other)
     ]
     assert np.array_equal(*ranked)
+    settings = model.facts | {"encoder_mask": "bidirectional", "decoder_reads": "all_items"}
+    assert _how_to_generate({"model_type": "t5", "tigerrec": settings}) == OWN_ENCODING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from tigerrec.analysis.table.markdown import with_spread
 from tigerrec.analysis.table.rows import BASELINE
 
 SHOWN = ("hr@10", "ndcg@10")
+KEYS = (
+    "kind",
+    "runs",
+    "ndcg@10_low",
+    "ndcg@10_high",
+    *(f"{metric}_{key}" for metric in SHOWN for key in ("sd", "runs")),
+)
 
 
 def _ranked(results: Results) -> dict[str, dict[str, Any]]:
@@ -26,15 +34,17 @@ def side_by_side(folders: Sequence[Path]) -> str:
     Raises:
         TigerrecError: a folder has no table, or one of other data or another split.
     """
-    results = [read_results(folder) for folder in folders]
+    results = [read_results(folder, KEYS) for folder in folders]
     for folder, other in zip(folders, results, strict=True):
-        if any(other.about[name] != results[0].about[name] for name in ("dataset", "split")):
+        if any(other.about.get(name) != results[0].about.get(name) for name in ("dataset", "split")):
             raise TigerrecError(
                 f"{folder} is of other data than {folders[0]}; compare tables of one data set and split."
             )
     tables = [_ranked(of_table) for of_table in results]
     best = {name: max(rows[name]["ndcg@10"] for rows in tables if name in rows) for name in tables[0]}
-    lines = [["row", *(head for folder in folders for head in _heads(folder.resolve().name))]]
+    shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    names = [str(folder.resolve().relative_to(shared)) for folder in folders]
+    lines = [["row", *(head for name in names for head in _heads(name))]]
     for name in sorted(best, key=lambda name: (-best[name], name)):
         figures = [cell for rows in tables for cell in _figures(rows.get(name))]
         lines.append([f"*{name}*" if tables[0][name]["kind"] == BASELINE else name, *figures])

@@ -43,10 +43,12 @@ MOST_UNREADABLE = 0.5  # of the lines of a table: more, and it is written otherw
 
 @dataclass(frozen=True)
 class Audience:
-    """Users by their own ids, and the item indices that each took, oldest first."""
+    """Users by their own ids, the item indices that each took, oldest first, and their numbers in the model's own data,
+    int64 (n,), if it is of there."""
 
     user_ids: list[str]
     known: list[np.ndarray]
+    numbers: np.ndarray | None = None
 
 
 def recommend_all(
@@ -113,7 +115,7 @@ def _of_run(model: Path, recommender: Recommender) -> Audience:
     prepared = upstream_folders(model)["prepare"]
     histories = load_histories(prepared)
     names = read_table(prepared, USERS, {"user": "int32", "user_id": "string"})["user_id"].to_pylist()
-    return Audience(names, [histories[user] for user in range(len(histories))])
+    return Audience(names, [histories[user] for user in range(len(histories))], np.arange(len(histories)))
 
 
 def _of_table(model: Path, histories: Path, options: dict[str, Any], recommender: Recommender, work: Path) -> Audience:
@@ -142,16 +144,19 @@ def _chosen(audience: Audience, users: str | Path | None) -> Audience:
     if users is None or str(users) == ALL_USERS:
         return audience
     wanted = sorted(read_ids(Path(users), ("user_id", "user")))
-    numbers = {user: number for number, user in enumerate(audience.user_ids)}
+    places = {user: place for place, user in enumerate(audience.user_ids)}
     nothing = np.empty(0, np.int32)
-    return Audience(wanted, [audience.known[numbers[user]] if user in numbers else nothing for user in wanted])
+    known = [audience.known[places[user]] if user in places else nothing for user in wanted]
+    if audience.numbers is None:
+        return Audience(wanted, known)
+    return Audience(wanted, known, audience.numbers[[places.get(user, 0) for user in wanted]])
 
 
 def _ranked(recommender: Recommender, audience: Audience, k: int, mask_seen: bool, rules: Rules, work: Path) -> Lists:
     """The lists of all users, shard by shard."""
     from tigerrec.runtime.devices import environment
 
-    told = [sorted(rules.allow) if rules.allow is not None else None, sorted(rules.deny), rules.category]
+    ruled = [sorted(rules.allow) if rules.allow is not None else None, sorted(rules.deny), rules.category]
     content = sha256_text(canonical_json([audience.user_ids, [known.tolist() for known in audience.known]]))
     runs_under = environment(recommender.searcher.model.device, recommender.searcher.precision)
     identity = [
@@ -160,7 +165,7 @@ def _ranked(recommender: Recommender, audience: Audience, k: int, mask_seen: boo
         content,
         k,
         mask_seen,
-        told,
+        ruled,
         SHARD_USERS,
         runs_under,
     ]
@@ -168,8 +173,10 @@ def _ranked(recommender: Recommender, audience: Audience, k: int, mask_seen: boo
     starts = range(0, len(audience.known), SHARD_USERS)
 
     def ranked(number: int) -> dict[str, np.ndarray]:
-        known = audience.known[starts[number] : starts[number] + SHARD_USERS]
-        found = recommender.lists(known, k, mask_seen, rules, f"users, part {number + 1} of {len(starts)}")
+        shard = slice(starts[number], starts[number] + SHARD_USERS)
+        told, numbers = f"users, part {number + 1} of {len(starts)}", audience.numbers
+        of_shard = None if numbers is None else numbers[shard]
+        found = recommender.lists(audience.known[shard], k, mask_seen, rules, told, of_shard)
         return {"items": found.items, "scores": found.scores, "fallback": found.fallback}
 
     pieces, computed = shards.computed(folder, [f"{number:06d}" for number in range(len(starts))], ranked)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tigerrec import text
 from tigerrec.config import shipped_folder
 from tigerrec.data.histories import read_items, read_stats
-from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES
+from tigerrec.models.base import ALL_ITEMS, BIDIRECTIONAL, CODES, USER_TOKENS
 from tigerrec.search.options import CODES_ALONE
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import sha256_file
@@ -97,7 +97,8 @@ def _how_to_generate(config: dict[str, Any]) -> str:
         return SEQUENCE_ENCODING.format(max_items=settings["max_items"], level_sizes=level_sizes)
     if config["model_type"] != "t5":
         return "Rank with tigerrec, whose search asks the model for the codes that may follow."
-    return STOCK_ENCODING if STOCK_READING.items() <= settings.items() else OWN_ENCODING
+    as_transformers_does = STOCK_READING.items() <= settings.items() and USER_TOKENS not in settings
+    return STOCK_ENCODING if as_transformers_does else OWN_ENCODING
 
 
 def _results(evaluations: list[Path]) -> str:

@@ -200,10 +200,20 @@ class Recommender:
         ]
 
     def lists(
-        self, known: Sequence[np.ndarray], k: int, mask_seen: bool = True, rules: Rules = ALL, progress: str = ""
+        self,
+        known: Sequence[np.ndarray],
+        k: int,
+        mask_seen: bool = True,
+        rules: Rules = ALL,
+        progress: str = "",
+        users: np.ndarray | None = None,
     ) -> Lists:
-        """`recommend_batch` for histories of item indices; `progress` is the label of a bar on stderr, none where
-        empty."""
+        """`recommend_batch` for histories of item indices.
+
+        Args:
+            progress: the label of a bar on stderr, none where empty.
+            users: whose they are, numbers in the model's own data, int64 (n,), where that is known.
+        """
         k = min(whole_number(k), len(self.catalogue))
         allowed, searcher = self.within(rules)
         items = np.full((len(known), k), -1, np.int32)
@@ -213,7 +223,7 @@ class Recommender:
         if len(rows):
             items[rows], scores[rows] = searcher.rank(
                 [known[int(row)] for row in rows], k=k, beam_size=max(k, SMALLEST_BEAM), mask_seen=mask_seen,
-                progress=progress,
+                progress=progress, users=None if users is None else users[rows],
             )  # fmt: skip
         if fallback.any():
             items[fallback], scores[fallback] = self._most_popular(k, allowed)

@@ -129,6 +129,8 @@ def cold_items(run: AuditedRun) -> Finding:
     if they had never been there; tokenizer and generator are fitted again with the same seeds and options. Then the
     frozen tokenizer gives these items ids, they join the trie, and users are ranked for; of their histories the new
     items are missing. Cold users are those whose target is a new item; warm ones are all others."""
+    if run.searcher.model.reads_users:
+        raise NotApplicableError("Without the new items users have other numbers, and so other tokens.")
     cold = cold_start(run)
     tokenized = _tokenized(run, cold)
     read = None if run.vectors is None else _vectors_of_known(run, cold, run.vectors, True)

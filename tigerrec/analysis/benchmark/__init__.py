@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, pipeline
 from tigerrec.config import compose
+from tigerrec.models.base import USER_TOKENS
 from tigerrec.models.t5 import T5
 from tigerrec.runtime.processes import in_own_process
 from tigerrec.runtime.provenance import provenance
@@ -199,10 +200,12 @@ second"""
 
 def planned(cfg: DictConfig) -> dict[str, pipeline.Step]:
     """The stages of a configuration whose generator can be measured with random weights. Raises TigerrecError if it
-    reads item vectors."""
+    reads item vectors or users."""
     steps = pipeline.plan(cfg)
     if steps["train"].config.generator.needs:
         raise TigerrecError(f"generator={cfg.generator.name} reads item vectors; give `generator=t5_tree`.")
+    if getattr(steps["train"].config.generator, USER_TOKENS, 0):
+        raise TigerrecError("The stock side reads no token of the user; leave `generator.user_tokens` out.")
     return steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,14 @@ class Results:
         return sorted(rows, key=lambda row: (-row[MAIN], row["row"]))
 
 
-def read_results(folder: Path) -> Results:
-    """The table of results in a folder; an error where there is none, or where it lacks columns or rows."""
+def read_results(folder: Path, further: Sequence[str] = ()) -> Results:
+    """The table of results in a folder; an error where there is none, or where it lacks rows or columns, the needed
+    ones and some further ones."""
     import pyarrow.parquet
 
     for name in ("table.parquet", "table.json"):
         if not (folder / name).is_file():
-            raise MissingError(
-                f"{folder} holds no {name}; give the folder that `tigerrec table` printed as `--table <folder>`."
-            )
+            raise MissingError(f"{folder} holds no {name}; give the folder that `tigerrec table` printed.")
     try:
         rows = pyarrow.parquet.read_table(folder / "table.parquet").to_pylist()
         about = read_json(folder, "table.json")
@@ -49,7 +49,7 @@ def read_results(folder: Path) -> Results:
         raise DamagedError(
             f"The table in {folder} cannot be read ({str(error).splitlines()[0]}); run `tigerrec table` again."
         ) from None
-    lacking = [name for name in NEEDED if rows and name not in rows[0]]
+    lacking = [name for name in (*NEEDED, *further) if rows and name not in rows[0]]
     if lacking or not any((row["hit"], row["seen"]) == ("item", "masked") for row in rows):
         fault = f"has no column '{lacking[0]}'" if lacking else "has no row of hits on items with seen items masked"
         raise TigerrecError(f"{folder / 'table.parquet'} {fault}; run `tigerrec table` again.")

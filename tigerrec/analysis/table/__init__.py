@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, text
 from tigerrec.analysis.table.cells import Cell
-from tigerrec.analysis.table.rows import Row, plan_rows, replicated, results_of
+from tigerrec.analysis.table.rows import GENERATOR, Row, by_seeds, plan_rows, replicated, results_of
 from tigerrec.analysis.table.summary import Summary
 from tigerrec.config import ConfigError, compose
 from tigerrec.runtime.provenance import short_commit
@@ -73,10 +73,15 @@ def make_table(overrides: Sequence[str]) -> Path:
     folder = _folder(cfg)
     rows = plan_rows(overrides, cfg, folder)
     locks = Path(cfg.paths.runs) / ".table" / cfg.table
-    failures = _run_cells([row.first for row in rows], folder, locks)
-    rows = replicated(rows, cfg.replicated)
-    others = [(seeds, cell) for row in rows for seeds, cell in row.cells.items() if cell is not row.first]
-    failures += _run_cells([cell for _, cell in sorted(others, key=lambda pair: pair[0])], folder, locks)
+    cells, failures = by_seeds(rows), []
+    if cfg.replicated is not None:
+        for cell in cells:
+            cell.is_done()  # what is stale or damaged is told of before anything is run
+        first = [row.first for row in rows]
+        failures = _run_cells(first, folder, locks)
+        rows = replicated(rows, cfg.replicated)
+        cells = [cell for cell in by_seeds(rows) if cell not in first]
+    failures += _run_cells(cells, folder, locks)
     with locked(locks / "table", wait=True):
         return write_table(rows, cfg, overrides, folder / f"{cfg.generator.name}-{cfg.train.name}", failures)
 
@@ -119,10 +124,12 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
     """What each row was given, so that nobody takes a difference of budgets for one of methods."""
     of_generator = f"{cfg.generator.name} was trained for {cfg.train.epochs} epochs in every row"
     notes = [f"{of_generator} and ranks in {cfg.evaluate.precision}."]
-    if cfg.replicated is not None:
+    rows = [result.row for result in summary.results if result.row.kind == GENERATOR]
+    several = [row.name for row in rows if len(row.cells) > 1]
+    if 0 < len(several) < len(rows):
         notes.append(
-            f"The {cfg.replicated} rows of the generator whose first run validated best were run again with other "
-            "seeds, the others not."
+            f"{', '.join(several)} validated best with their first "
+            "seeds and were to be run with others too; other rows of the generator have one run."
         )
     steps = {result.row.name: next(iter(result.row.cells.values())).steps for result in summary.results}
     tuned = sorted(

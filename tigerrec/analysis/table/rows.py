@@ -209,8 +209,15 @@ class RowResults:
         return min(spent, default=None)
 
 
+def by_seeds(rows: Sequence[Row]) -> list[Cell]:
+    """The cells of all rows, those with the lowest seeds first: every row once before any has a second run."""
+    pairs = [(seeds, cell) for row in rows for seeds, cell in row.cells.items()]
+    return [cell for _, cell in sorted(pairs, key=lambda pair: pair[0])]
+
+
 def _validation_score(row: Row) -> float:
-    """NDCG@10 on validation of a row's first run; -inf where it is not done."""
+    """NDCG@10 on validation of a row's first run, by the scores that chose among checkpoints; -inf where it is not
+    done."""
     if not read_manifest(row.first.folder):
         return -math.inf
     return float(open_stage(row.first.folder, CELL).provenance["stages"]["train"]["selected"]["validation_ndcg@10"])
