@@ -223,11 +223,9 @@ def _validation_score(row: Row) -> float:
     return float(open_stage(row.first.folder, CELL).provenance["stages"]["train"]["selected"]["validation_ndcg@10"])
 
 
-def replicated(rows: Sequence[Row], n_best: Any) -> list[Row]:
-    """Rows with the runs that they get, of the option `replicated`: the `n_best` rows of the generator whose first run
-    validates best keep all seeds, the others that run alone; None = all keep all. Test items are not looked at."""
-    if n_best is None:
-        return list(rows)
+def replicated(rows: Sequence[Row], n_best: int) -> list[Row]:
+    """Rows with the runs that they get: the `n_best` rows of the generator whose first run validates best keep all
+    seeds, the others that run alone. Test items are not looked at."""
     of_generator = sorted((row for row in rows if row.kind == GENERATOR), key=_validation_score, reverse=True)
     others = {row.name for row in of_generator[n_best:]}
     return [replace(row, cells={min(row.cells): row.first}) if row.name in others else row for row in rows]
