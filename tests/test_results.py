@@ -15,6 +15,7 @@ import pytest
 from tests.tiny_run import build_run
 from tigerrec.analysis import table
 from tigerrec.analysis.audit.report import page
+from tigerrec.analysis.side_by_side import side_by_side
 from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
@@ -69,6 +70,9 @@ def test_quoted_tables_are_those_of_the_tables(document, folder):
     quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
     assert (f"beauty_table/{folder}", "masked") in [(of, part) for of, part, _ in quoted]
     for folder, part, lines in quoted:
+        if part == "compared":
+            assert lines.strip() == side_by_side([ROOT / "results" / name for name in folder.split(",")])
+            continue
         made = (ROOT / "results" / folder / "table.md").read_text()
         if part == "made":
             assert lines.startswith("Made by `make table ")

@@ -42,14 +42,11 @@ def test_every_row_of_the_first_table_stands_there_with_the_figures_of_each_best
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == side_by_side([first, second])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.strip().splitlines()]
-    assert lines[0] == [
-        "row", "t5-short: runs", "HR@10", "NDCG@10", "95 % of NDCG@10",
-        "t5_tree-long: runs", "HR@10", "NDCG@10", "95 % of NDCG@10",
-    ]  # fmt: skip
+    assert lines[0] == ["row", "t5-short: HR@10", "t5-short: NDCG@10", "t5_tree-long: HR@10", "t5_tree-long: NDCG@10"]
     assert lines[2:] == [
-        ["lsh", "1", ".0200", ".0200", "[.0100, .0300]", "4", ".0500 ± .0010", ".0500 ± .0010", "[.0400, .0600]"],
-        ["opq", "2", ".0300 · .0400", ".0300 · .0400", "[.0250, .0450]", "–", "–", "–", "–"],
-        ["*popularity*", *["1", ".0050", ".0050", "[-.0050, .0150]"] * 2],
+        ["lsh", ".0200", ".0200", ".0500 ± .0010", ".0500 ± .0010"],
+        ["opq", ".0300 · .0400", ".0300 · .0400", "–", "–"],
+        ["*popularity*", ".0050", ".0050", ".0050", ".0050"],
     ]
 
 

@@ -13,13 +13,7 @@ from tigerrec.analysis.table.markdown import with_spread
 from tigerrec.analysis.table.rows import BASELINE
 
 SHOWN = ("hr@10", "ndcg@10")
-KEYS = (
-    "kind",
-    "runs",
-    "ndcg@10_low",
-    "ndcg@10_high",
-    *(f"{metric}_{key}" for metric in SHOWN for key in ("sd", "runs")),
-)
+KEYS = ("kind", "runs", *(f"{metric}_{key}" for metric in SHOWN for key in ("sd", "runs")))
 
 
 def _ranked(results: Results) -> dict[str, dict[str, Any]]:
@@ -28,8 +22,8 @@ def _ranked(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def side_by_side(folders: Sequence[Path]) -> str:
-    """Tables of the same data set in Markdown: the rows of the first in order of their best NDCG@10, with runs, HR@10,
-    NDCG@10 and the 95 % interval over users of each table.
+    """Tables of the same data set in Markdown: the rows of the first in order of their best NDCG@10, with HR@10 and
+    NDCG@10 of each table, hits on items, seen items masked; one or two runs are all shown, more as mean ± deviation.
 
     Raises:
         TigerrecError: a folder has no table, or one of other data or another split.
@@ -44,19 +38,12 @@ def side_by_side(folders: Sequence[Path]) -> str:
     best = {name: max(rows[name]["ndcg@10"] for rows in tables if name in rows) for name in tables[0]}
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
     names = [str(folder.resolve().relative_to(shared)) for folder in folders]
-    lines = [["row", *(head for name in names for head in _heads(name))]]
+    lines = [["row", *(f"{name}: {metric.upper()}" for name in names for metric in SHOWN)]]
     for name in sorted(best, key=lambda name: (-best[name], name)):
         figures = [cell for rows in tables for cell in _figures(rows.get(name))]
         lines.append([f"*{name}*" if tables[0][name]["kind"] == BASELINE else name, *figures])
     return text.table(lines)
 
 
-def _heads(name: str) -> list[str]:
-    return [f"{name}: runs", *(metric.upper() for metric in SHOWN), "95 % of NDCG@10"]
-
-
 def _figures(row: dict[str, Any] | None) -> list[str]:
-    if row is None:
-        return [text.NOTHING] * 4
-    interval = f"[{text.figure(row['ndcg@10_low'])}, {text.figure(row['ndcg@10_high'])}]"
-    return [str(row["runs"]), *(with_spread(row, metric) for metric in SHOWN), interval]
+    return [with_spread(row, metric) if row else text.NOTHING for metric in SHOWN]
