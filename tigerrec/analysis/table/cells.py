@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
 from tigerrec import pipeline
 from tigerrec.config import compose
@@ -89,15 +90,15 @@ class Cell:
 _sha256 = functools.cache(sha256_file)
 
 
-def steps_of(overrides: list[str], last: str) -> dict[str, pipeline.Step]:
+def steps_of(cfg: DictConfig, last: str) -> dict[str, pipeline.Step]:
     """The stages up to the one that ranks: `evaluate` of a generator, or `baseline`."""
-    return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(compose(overrides))
+    return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(cfg)
 
 
 def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
     """Bring the stages of a cell up to date."""
     pipeline.show_progress()
-    pipeline.bring_up_to_date(steps_of(overrides, last), last, overwrite=None)
+    pipeline.bring_up_to_date(steps_of(compose(overrides), last), last, overwrite=None)
     return {}
 
 

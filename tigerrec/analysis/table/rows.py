@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from tigerrec.analysis.table.cells import CELL, Cell, steps_of
-from tigerrec.config import ConfigError, config_folder
+from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.evaluation.lists import read_ranks
 from tigerrec.evaluation.metrics import gains
 from tigerrec.search.options import CODES, ITEMS, WEIGHED
@@ -109,10 +109,11 @@ def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: 
         options = [*(option for option in options if not option.startswith("embedder=")), f"embedder={embedder}"]
     if scores:
         options += [f"evaluate.scores={scores}", f"evaluate.name={evaluate_name}-{scores}"]
-    cells = {}
+    cfg, cells = compose(options), {}
     for seed, generator_seed in np.ndindex(n_seeds):
+        cfg.tokenizer.seed, cfg.generator.seed = seed, generator_seed
         of_cell = (*options, f"tokenizer.seed={seed}", f"generator.seed={generator_seed}")
-        steps = steps_of(list(of_cell), "evaluate")
+        steps = steps_of(cfg, "evaluate")
         embedded, tokenized = steps["embed"].folder.name, steps["tokenize"].folder.name
         place = folder / f"{embedded}_{tokenized}_seed{generator_seed}{f'_{scores}' if scores else ''}"
         cells[seed, generator_seed] = Cell(name, steps["evaluate"].config.model, of_cell, steps, place)
@@ -122,10 +123,11 @@ def _generator_row(name: str, overrides: Sequence[str], n_seeds: Seeds, folder: 
 
 def _baseline_row(name: str, overrides: Sequence[str], n_seeds: int, folder: Path) -> Row:
     _check_choice(name, "baselines", BASELINE)
-    cells = {}
+    cfg, cells = compose([*overrides, f"baseline={name}"]), {}
     for seed in range(n_seeds):
+        cfg.baseline.seed = seed
         options = (*overrides, f"baseline={name}", f"baseline.seed={seed}")
-        steps = steps_of(list(options), BASELINE)
+        steps = steps_of(cfg, BASELINE)
         step = steps[BASELINE]
         cells[seed, 0] = Cell(name, step.config.model, options, steps, folder / step.folder.name)
         if not step.config.baseline.is_random:
