@@ -174,8 +174,18 @@ def test_nothing_is_run_again_even_without_the_runs(made, elsewhere, asked):
 
 def test_a_table_without_its_reference_says_so(elsewhere, asked):
     out = make_table([*elsewhere.options, "reference=opq"])
-    assert "Nothing is compared: reference=opq" in (out / "table.md").read_text()
+    assert "Nothing is compared with opq, which is not a row" in (out / "table.md").read_text()
     assert json.loads((out / "table.json").read_text())["comparisons"] == []
+
+
+def test_a_table_with_several_references_compares_with_each_as_with_it_alone(elsewhere, asked):
+    def compared(option: str) -> tuple[list[dict], list[str]]:
+        out = make_table([*elsewhere.options, option])
+        sections = re.findall(r"^## Against .*?(?=^## )", (out / "table.md").read_text(), re.DOTALL | re.MULTILINE)
+        return json.loads((out / "table.json").read_text())["comparisons"], sections
+
+    (one, (of_one,)), (other, (of_other,)) = compared("reference=rkmeans"), compared("reference=popularity")
+    assert compared("reference=[rkmeans,popularity]") == (one + other, [of_one, of_other])
 
 
 def test_only_a_missing_cell_is_run(elsewhere, asked):

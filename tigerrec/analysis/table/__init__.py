@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tigerrec import TigerrecError, text
 from tigerrec.analysis.table.cells import Cell
-from tigerrec.analysis.table.rows import GENERATOR, Row, by_seeds, plan_rows, replicated, results_of
+from tigerrec.analysis.table.rows import GENERATOR, Row, by_seeds, listed, plan_rows, replicated, results_of
 from tigerrec.analysis.table.summary import Summary
 from tigerrec.config import ConfigError, compose
 from tigerrec.runtime.provenance import short_commit
@@ -98,14 +98,16 @@ def write_table(
     results = [result for row in rows if (result := results_of(row))]
     if not results:
         raise TigerrecError(f"No cell of the table could be run; {failures[0]}")
-    summary = Summary(results, cfg.reference)
+    references = listed(cfg.reference)
+    summary = Summary(results, references)
     title = f"{cfg.dataset.name}: tokenizers for {cfg.generator.name} ({cfg.train.name}) and baselines"
     notes = budgets(summary, cfg)
-    if not summary.comparisons:
-        notes.append(
-            f"Nothing is compared: reference={cfg.reference} is not a row with others beside it; give "
-            "`reference=<row>`."
-        )
+    compared = {line["reference"] for line in summary.comparisons}
+    notes += [
+        f"Nothing is compared with {name}, which is not a row with others beside it; give `reference=<row>`."
+        for name in references
+        if name not in compared
+    ]
     plot.draw(summary, title, out / "table.png")
     made = how_it_was_made(summary, cfg, overrides) | {"picture": True, "notes": notes}
     with atomic(out / "table.parquet") as temporary:

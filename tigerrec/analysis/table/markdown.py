@@ -81,10 +81,10 @@ def ids_table(summary: Summary) -> str:
     return table(rows)
 
 
-def comparisons_table(summary: Summary) -> str:
-    """The differences to the reference row."""
+def comparisons_table(summary: Summary, reference: str) -> str:
+    """The differences to a reference row."""
     rows = [["row", "metric", "difference", "95 %", "p (Holm)"]]
-    for row in summary.comparisons:
+    for row in (row for row in summary.comparisons if row["reference"] == reference):
         interval = f"[{row['low']:+.4f}, {row['high']:+.4f}]"
         p = f"{'≤ ' if row['p'] <= LEAST_P else ''}{row['p_holm']:.4f}"
         rows.append([row["row"], row["metric"].upper(), f"{row['difference']:+.4f}", interval, p])
@@ -124,8 +124,8 @@ def page(title: str, summary: Summary, made: dict[str, Any], missing: Sequence[s
         "## Ids, diversity and cost (seen masked)",
         ids_table(summary),
     ]
-    if summary.comparisons:
-        blocks += [f"## Against {summary.comparisons[0]['reference']} (seen masked)", comparisons_table(summary)]
+    for reference in dict.fromkeys(line["reference"] for line in summary.comparisons):
+        blocks += [f"## Against {reference} (seen masked)", comparisons_table(summary, reference)]
     if summary.variance:
         blocks += ["## What seeds change (seen masked)", table(spread(summary.variance, figure)), VARIANCE]
     if any(result.trials for result in summary.results):

@@ -55,7 +55,7 @@ class Row:
         return self.cells[min(self.cells)]
 
 
-def _listed(values: Any) -> list[str]:
+def listed(values: Any) -> list[str]:
     """The values of an option that takes one or several, each once."""
     return list(dict.fromkeys([values] if isinstance(values, str) else map(str, values or [])))
 
@@ -82,9 +82,9 @@ def plan_rows(overrides: Sequence[str], cfg: DictConfig, folder: Path) -> list[R
     seeds = numbers_of_seeds(cfg.seeds)
     if cfg.replicated is not None and (type(cfg.replicated) is not int or cfg.replicated < 0):
         raise ConfigError(f"replicated={cfg.replicated} must be a number of rows, or null for all.")
-    rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in _listed(cfg.baselines)]
+    rows = [_baseline_row(name, overrides, seeds[1], folder / "baselines") for name in listed(cfg.baselines)]
     own = folder / f"{cfg.generator.name}-{cfg.train.name}"
-    rows += [_generator_row(name, overrides, seeds, own, cfg.evaluate.name) for name in _listed(cfg.tokenizers)]
+    rows += [_generator_row(name, overrides, seeds, own, cfg.evaluate.name) for name in listed(cfg.tokenizers)]
     if not rows:
         raise ConfigError("There is no row; give `tokenizers=[<tokenizer>,…]` or `baselines=[<baseline>,…]`.")
     owners: dict[Path, str] = {}

@@ -41,11 +41,11 @@ class Summary:
 
     Args:
         results: of the same users.
-        reference: the row that others are compared with; None = no comparison.
+        references: the rows that all others are compared with, each on its own.
 
     Attributes:
         rows: of `table.parquet`: one for each row, kind of hit and treatment of seen items.
-        comparisons: the difference of a row's mean to that of the reference, with its 95 % paired bootstrap interval
+        comparisons: the difference of a row's mean to that of a reference, with its 95 % paired bootstrap interval
             over users, the two-sided p of that bootstrap, and p corrected for the number of rows compared.
         variance: the standard deviations that `variance_components` estimates, over all generator rows and of each.
 
@@ -53,7 +53,7 @@ class Summary:
         TigerrecError: rows have other users or targets.
     """
 
-    def __init__(self, results: Sequence[RowResults], reference: str | None) -> None:
+    def __init__(self, results: Sequence[RowResults], references: Sequence[str]) -> None:
         self.results = sorted(results, key=lambda result: -result.mean("ndcg@10"))
         first = next(iter(self.results[0].runs.values()))
         for result in self.results:
@@ -68,7 +68,7 @@ class Summary:
         )
         self._resampled = dict(zip(keys, np.split(means, len(keys), axis=1), strict=True))
         self.rows = [line for result in self.results for line in self._lines(result)]
-        self.comparisons = self._compare(reference)
+        self.comparisons = [line for reference in references for line in self._compare(reference)]
         self.variance = self._components()
 
     def _lines(self, result: RowResults) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ class Summary:
             lines.append(line | details | {name: result.minutes(name) for name in WORK})
         return lines
 
-    def _compare(self, reference: str | None) -> list[dict[str, Any]]:
+    def _compare(self, reference: str) -> list[dict[str, Any]]:
         others = [result for result in self.results if result.row.name != reference]
         base = next((result for result in self.results if result.row.name == reference), None)
         if base is None or not others:
