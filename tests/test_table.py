@@ -391,7 +391,7 @@ def test_rows_are_paired_by_user_and_averaged_over_runs(tmp_path):
         for seeds, cell in row.cells.items():
             ranks[row.name, seeds] = np.where(rng.random(400) < likely, rng.integers(1, 21, 400), 0).astype(np.int16)
             write_cell(cell, {"masked": ranks[row.name, seeds], "kept": np.zeros(400, np.int16)}, rng)
-    summary = Summary([result for row in rows if (result := results_of(row))], "rkmeans")
+    summary = Summary([result for row in rows if (result := results_of(row))], ["rkmeans"])
     means = {row.name: np.mean([gains_of(ranks[row.name, seeds]) for seeds in row.cells], axis=0) for row in rows}
     change = means["hkmeans"] - means["rkmeans"]
     draws = np.random.default_rng(9).integers(0, 400, (4_000, 400))
@@ -568,7 +568,7 @@ def summary() -> Summary:
         a_result("strong", {(0, 0): 0.5, (1, 0): 0.5}, 2, kind="baseline"),
         a_result("like good", dict.fromkeys(FOUR[:2], 0.3), 3),
     ]
-    return Summary(results, "good")
+    return Summary(results, ["good"])
 
 
 def test_rows_are_means_over_runs_with_the_spread_of_three_runs_up(summary):
@@ -670,4 +670,4 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
 
 def test_runs_of_other_targets_do_not_share_a_table():
     with pytest.raises(TigerrecError, match="have results of other targets; delete the older cells"):
-        Summary([a_result("a", {(0, 0): 0.1}, 0), a_result("b", {(0, 0): 0.1}, 1, n_users=20)], None)
+        Summary([a_result("a", {(0, 0): 0.1}, 0), a_result("b", {(0, 0): 0.1}, 1, n_users=20)], [])
