@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tigerrec import TigerrecError
 from tigerrec.runtime.processes import in_own_process
+from tigerrec.runtime.signals import Interrupted
 
 SLEEPER = """
 import multiprocessing, sys
@@ -28,6 +30,10 @@ def who() -> dict:
 
 def refuse(text: str) -> dict:
     raise TigerrecError(text)
+
+
+def stop(folder: str) -> dict:
+    raise Interrupted(signal.SIGTERM, Path(folder))
 
 
 def end_at_once() -> dict:
@@ -52,6 +58,14 @@ def test_its_errors_are_raised_here():
         in_own_process(f"{__name__}.refuse", "no such thing")
     with pytest.raises(TigerrecError, match=r"ended without a result \(exit code 3\)"):
         in_own_process(f"{__name__}.end_at_once")
+
+
+def test_one_that_was_stopped_says_where_its_checkpoint_is_and_no_traceback(capfd):
+    with pytest.raises(TigerrecError, match=r"ended without a result \(exit code 143\)"):
+        in_own_process(f"{__name__}.stop", "runs/mine")
+    printed = capfd.readouterr().err
+    assert "a checkpoint is in runs/mine" in printed
+    assert "Traceback" not in printed
 
 
 def is_running(pid: int) -> bool:

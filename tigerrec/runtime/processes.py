@@ -6,12 +6,14 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tigerrec import TigerrecError
 from tigerrec.runtime.memory import peak_mb
+from tigerrec.runtime.signals import Interrupted
 
 
 def _end_with_parent() -> None:
@@ -31,6 +33,9 @@ def _work(results: Connection, function: str, arguments: tuple[Any, ...]) -> Non
         results.send(result | {"peak_mb": peak_mb()})
     except TigerrecError as error:
         results.send(error)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "Stopped", file=sys.stderr)
+        sys.exit(stopped.code if isinstance(stopped, Interrupted) else 128 + signal.SIGINT)
 
 
 def in_own_process(function: str, *arguments: Any) -> dict[str, Any]:
