@@ -108,10 +108,14 @@ def test_what_follows_is_learned_where_popularity_cannot(choice, cycles):
 
 
 @pytest.mark.parametrize("choice", sorted(set(CHOICES) - {"popularity", "sasrec_ce_4"}))
-def test_twelve_settings_are_tried(choice):
+def test_what_is_tuned_has_twelve_combinations_or_values_on_both_sides_of_the_middle(choice):
     steps = plan(compose(["dataset=beauty", f"baseline={choice}"]))
     assert list(steps) == ["prepare", "tune", "baseline"]
-    assert len({canonical_json(trial) for trial in steps["tune"].config.trials}) == 12
+    tuning = steps["tune"].config
+    assert len({canonical_json(trial) for trial in tuning.trials}) == (12 if tuning.values is None else 0)
+    for values in (tuning.values or {}).values():
+        assert list(values) == sorted(values)
+        assert len(values) >= 3
 
 
 def test_the_best_items_are_those_of_a_sort():
@@ -391,6 +395,72 @@ def test_a_tuning_holds_all_trials_and_chooses_the_best(run, tuned):
     assert not (tuned / "trials").exists()
 
 
+def test_a_climb_goes_from_the_middle_up_and_down_until_no_neighbour_is_better():
+    values, asked = {"b": (0, 1, 2, 3, 4), "a": (0, 1, 2, 3, 4)}, []
+    heights = {(1, 2): 2, (0, 2): 1, (1, 1): 3, (1, 0): 2, (2, 1): 4, (2, 0): 5, (3, 0): 1, (1, 3): 1}  # a, b
+
+    def score(settings):
+        asked.append((settings["a"], settings["b"]))
+        return heights.get(asked[-1], 0)
+
+    assert stage.climb(values, score) == {"a": 2, "b": 0}
+    once = list(dict.fromkeys(asked))
+    down = [(2, 2), (3, 2), (1, 2), (0, 2), (1, 3), (1, 1), (1, 0)]
+    assert once == [*down, (2, 1), (3, 1), (2, 0), (3, 0)]
+    assert stage.climb({"a": (1, 2, 3)}, lambda _: 0.0) == {"a": 2}
+
+
+def test_a_climb_tries_every_neighbour_of_what_it_chooses_and_fits_nothing_twice(run, tuned, tmp_path, monkeypatch):
+    values = {"dim": (4, 8, 12), "dropout": (0.0, 0.25, 0.5, 0.75)}
+    real, ran = stage.run_trial, []
+    monkeypatch.setattr(stage, "run_trial", lambda *given: ran.append(given[1]) or real(*given))
+    tune(run["prepare"], TuneConfig(TUNING.baseline, (), values=values), tmp_path)
+    assert len(ran) == len(set(ran))
+    trials = {tuple(trial["settings"].values()): trial for trial in read_json(tmp_path, "trials.json")}
+    chosen = tuple(read_json(tmp_path, "chosen.json").values())
+    neighbours = {
+        tuple(given[place] if name == changed else now for name, now in zip(values, chosen, strict=True))
+        for changed, given in values.items()
+        for place in range(len(given))
+        if abs(place - given.index(chosen[list(values).index(changed)])) == 1
+    }
+    assert neighbours <= trials.keys()
+    best = trials[chosen]["validation_ndcg@10"]
+    assert all(trials[neighbour]["validation_ndcg@10"] <= best for neighbour in neighbours)
+    of_grid = {
+        tuple(trial["settings"].values()): trial["validation_ndcg@10"] for trial in read_json(tuned, "trials.json")
+    }
+    assert all(trials[place]["validation_ndcg@10"] == of_grid[place] for place in trials.keys() & of_grid.keys())
+
+
+@pytest.mark.parametrize(("chosen", "ends"), [((1, 0.1, "a"), ["x"]), ((2, 0.0, "b"), ["y"]), ((2, 0.1, "a"), [])])
+def test_what_was_chosen_at_an_end_of_the_values_tried_is_named(chosen, ends):
+    trials = [
+        {"settings": {"x": x, "y": y, "z": z, "one": 5}} for x in (1, 2, 3) for y in (0.0, 0.1, 0.2) for z in "ab"
+    ]
+    assert stage.at_an_end(trials, dict(zip("xyz", chosen, strict=True)) | {"one": 5}) == ends
+
+
+def test_a_stopped_climb_goes_on_without_repeating_trials(run, tmp_path, monkeypatch):
+    config = TuneConfig(TUNING.baseline, (), values={"dim": (4, 8, 12), "dropout": (0.0, 0.25, 0.5)})
+    whole = tune(run["prepare"], config, tmp_path / "whole")
+    real, ran = stage.run_trial, []
+
+    def stopping(histories, baseline, seed):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(baseline)
+        return real(histories, baseline, seed)
+
+    monkeypatch.setattr(stage, "run_trial", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(run["prepare"], config, tmp_path / "stopped")
+    monkeypatch.setattr(stage, "run_trial", lambda *given: ran.append(given[1]) or real(*given))
+    tune(run["prepare"], config, tmp_path / "stopped")
+    assert len(ran) == len(set(ran))
+    assert without_seconds(tmp_path / "stopped") == without_seconds(whole)
+
+
 def test_a_stopped_tuning_goes_on_without_repeating_trials(run, tuned, tmp_path, monkeypatch):
     real, ran = stage.run_trial, []
 
@@ -504,6 +574,7 @@ def test_a_tuning_on_other_interactions_is_refused(tuned, tmp_path):
         (["baseline=item_knn", "baseline.recency=[0.5,much]"], r"baseline\.recency='much' has the wrong type"),
         (["baseline=item_knn", "baseline.family=[item_knn]"], r"baseline\.family="),
         (["baseline=item_knn", "baseline.recency=[]"], r"baseline\.recency=\[\] holds no value"),
+        (["baseline=item_knn", "baseline.search=random"], r"baseline\.search=random must be one of grid, climb"),
         (["baseline=item_knn", "baseline.seed=-1"], r"baseline\.seed=-1 must be a whole number"),
         (["+baseline.dim=3"], r"baseline\.dim is not an option"),
     ],
@@ -514,13 +585,32 @@ def test_a_wrong_option_is_named_before_any_work(options, message):
 
 
 def test_a_setting_that_is_given_is_not_tuned():
-    tried = plan(compose(["baseline=sasrec_ce", "baseline.dropout=0.25"]))["tune"].config.trials
-    assert len(tried) == 4
-    assert all(set(trial) == {"dim", "learning_rate"} for trial in tried)
-    wider = plan(compose(["baseline=sasrec_ce", "baseline.layers=[1,2]", "baseline.dropout=0.25"]))["tune"].config
-    assert len(wider.trials) == 8
+    tuned = plan(compose(["baseline=bsarec", "baseline.dropout=0.25"]))["tune"].config
+    assert set(tuned.values) == {"dim", "learning_rate", "epochs", "filter_share"}
+    wider = plan(compose(["baseline=bsarec", "baseline.layers=[1,2]", "baseline.dropout=0.25"]))["tune"].config
+    assert wider.values == tuned.values | {"layers": (1, 2)}
     assert wider.baseline.dropout == 0.25
-    assert {trial["layers"] for trial in wider.trials} == {1, 2}
+
+
+def test_a_grid_has_all_combinations():
+    options = ["baseline=item_knn", "baseline.search=grid", "baseline.neighbours=50", "baseline.recency=[0.4,0.6]"]
+    config = plan(compose([*options, "baseline.shrinkage=[1,2]", "baseline.normalisation=[0.5]"]))["tune"].config
+    assert config.trials == combinations({"shrinkage": (1.0, 2.0), "recency": (0.4, 0.6)})
+    assert config.values is None
+
+
+@pytest.mark.parametrize("search", ["grid", "climb"])
+def test_settings_that_do_not_go_together_are_named_before_any_work(search):
+    options = ["baseline=sasrec_ce", f"baseline.search={search}", "baseline.dim=[6,8,64]", "baseline.heads=[1,2,3]"]
+    with pytest.raises(ConfigError, match=r"multiple of heads=3, got 8, with .*baseline\.dim=8, .*do not go together"):
+        plan(compose(options))
+
+
+def test_a_climb_takes_numbers_in_their_order_and_equal_ones_once():
+    alone = ["baseline=item_knn", "baseline.neighbours=50", "baseline.normalisation=0.5", "baseline.shrinkage=10"]
+    shuffled = plan(compose([*alone, "baseline.recency=[0.9,0.4,0.6,0.9]"]))["tune"].config
+    assert shuffled.values == {"recency": (0.4, 0.6, 0.9)}
+    assert "tune" not in plan(compose([*alone, "baseline.recency=[0.4,0.4]"]))
 
 
 def test_a_list_of_one_value_is_that_value():
@@ -529,7 +619,13 @@ def test_a_list_of_one_value_is_that_value():
 
 
 def test_what_tuning_chose_does_not_stand_for_what_is_given(tmp_path):
-    options = ["baseline=item_knn", "baseline.shrinkage=10", "baseline.normalisation=0.5", f"paths.runs={tmp_path}"]
+    options = [
+        "baseline=item_knn",
+        "baseline.shrinkage=10",
+        "baseline.normalisation=0.5",
+        "baseline.neighbours=100",
+        f"paths.runs={tmp_path}",
+    ]
     pipeline.bring_up_to_date(plan(compose(options)), "baseline", None)
     with pytest.raises(StaleError, match="item_knn-seed0"):
         pipeline.bring_up_to_date(plan(compose([*options, "baseline.recency=0.4"])), "baseline", None)
@@ -540,7 +636,7 @@ def test_what_tuning_chose_does_not_stand_for_what_is_given(tmp_path):
 
 def test_without_settings_to_choose_from_nothing_is_tuned():
     assert list(plan(compose([]))) == ["prepare", "baseline"]
-    given = ["baseline.dim=128", "baseline.learning_rate=[0.002]", "baseline.dropout=0.4"]
+    given = ["baseline.dim=128", "baseline.learning_rate=[0.002]", "baseline.dropout=0.4", "baseline.epochs=3"]
     steps = plan(compose(["baseline=sasrec_ce", *given, "baseline.seed=3", "evaluate.split=validation"]))
     assert steps["baseline"].config.baseline.dropout == 0.4
     assert list(steps) == ["prepare", "baseline"]

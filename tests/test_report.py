@@ -408,7 +408,7 @@ def test_the_page_of_a_table_has_its_rows_best_first_and_everything_about_them(t
         ["0.0600", "0.1000", "64", "0.5", "ce", "1.5"],
         ["0.0400", "0.1000", "64", "0.2", "ce", "1.5"],
     ]
-    assert "sasrec_ce: dim 64, dropout 0.5, loss ce, of 2 combinations" in page.text
+    assert "sasrec_ce: dim 64, dropout 0.5, loss ce, of 2 combinations tried; at an end: dropout" in page.text
     assert all(
         text in page.text
         for text in ("make table TABLE=<x>", "abc1234", "A note & more.", "50 users, 40 items, 300 interactions")

@@ -162,7 +162,10 @@ def test_what_was_tried_of_a_baseline_stays_with_its_cell(tmp_path):
     ]
     assert len(found) == 1
     assert f"to {f'{best:.4f}'.removeprefix('0')} " in found[0]
-    assert f"| {', '.join(f'{name} {value:g}' for name, value in chosen.items())} |" in found[0]
+    values = {name: {trial["settings"][name] for trial in tried} for name in chosen}
+    ends = [name for name, value in chosen.items() if value in (min(values[name]), max(values[name]))]
+    settings = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    assert [part.strip() for part in found[0].split("|")[-3:-1]] == [settings, ", ".join(ends) or "–"]
 
 
 def test_nothing_is_run_again_even_without_the_runs(made, elsewhere, asked):

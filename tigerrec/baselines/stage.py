@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,20 @@ from tigerrec.storage.stages import check_made_from, input_record, open_stage, w
 logger = logging.getLogger(__name__)
 EPOCH_USERS = 5000
 TRIALS, CHOSEN = "trials", "chosen.json"
+SEARCHES = ("grid", "climb")
+STAGE_KEYS = ("seed", "search")
+Score = Callable[[dict[str, Any]], float]
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """Settings of a baseline to compare: it has the first value of each setting that the trials change, and the seed is
-    that of all trials."""
+    that of all trials. All `trials` are run or, where `values` of settings are given, those that `climb` asks for."""
 
     baseline: Baseline
     trials: tuple[Mapping[str, Any], ...]
     seed: int = 0
+    values: Mapping[str, tuple[Any, ...]] | None = added(None)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,32 @@ class BaselineConfig:
 def combinations(values: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
     """All combinations of the values of each setting, the last setting changing fastest."""
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
+
+
+def climb(values: Mapping[str, Sequence[Any]], score: Score) -> dict[str, Any]:
+    """The settings where a walk ends that starts at the middle value of each setting and goes, one at a time and in the
+    order of their names, to the value after or before it as long as `score` rises: no neighbour has a higher one."""
+    here = {name: given[len(given) // 2] for name, given in values.items()}
+    best, rising = score(here), True
+    while rising:
+        rising = False
+        for name, step in itertools.product(sorted(values), (1, -1)):
+            place = values[name].index(here[name]) + step
+            while 0 <= place < len(values[name]) and score(there := here | {name: values[name][place]}) > best:
+                here, best, rising = there, score(there), True
+                place += step
+    return here
+
+
+def at_an_end(trials: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """The names of those settings that hold the least or the greatest of several numbers tried."""
+    names = []
+    for name, value in settings.items():
+        tried = {trial["settings"][name] for trial in trials}
+        numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in tried)
+        if numbers and len(tried) > 1 and value in (min(tried), max(tried)):
+            names.append(name)
+    return names
 
 
 def validate(rank: Rank, histories: Histories, users: np.ndarray) -> dict[str, float]:
@@ -91,8 +121,8 @@ def finished_trial(path: Path) -> dict[str, Any] | None:
 
 
 def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
-    """Fit a baseline with all settings to choose from and take those with the highest validation NDCG@10; test items
-    are never looked at.
+    """Fit a baseline with settings to choose from and take those with the highest validation NDCG@10; test items are
+    never looked at.
 
     Returns:
         `out`, with `trials.json` (settings, metrics, seconds) and `chosen.json` (the best settings, first of equals).
@@ -103,26 +133,35 @@ def tune(prepared: Path, config: TuneConfig, out: Path) -> Path:
     """
     started = time.perf_counter()
     histories, record = load_histories(prepared), input_record(prepared)
-    trials = []
-    for number, settings in enumerate(config.trials, 1):
+    trials: dict[str, dict[str, Any]] = {}
+
+    def score(settings: dict[str, Any]) -> float:
         baseline = replace(config.baseline, **settings)  # type: ignore[type-var]
         identity = [describe(baseline), config.seed, record["fingerprint"], record["content"]]
-        path = out / TRIALS / f"{sha256_text(canonical_json(identity))[:16]}.json"
-        trial = finished_trial(path)
-        if trial is None:
-            trial = run_trial(histories, baseline, config.seed)
-            write_json(path, trial)
-        trials.append({"settings": dict(settings), **trial})
-        score, seconds = trial["validation_ndcg@10"], trial["seconds"]
-        logger.info("trial %d of %d: %s: NDCG@10 %.4f in %.1f s", number, len(config.trials), settings, score, seconds)
-    best = max(trials, key=lambda trial: trial["validation_ndcg@10"])
+        name = sha256_text(canonical_json(identity))[:16]
+        if name not in trials:
+            path = out / TRIALS / f"{name}.json"
+            trial = finished_trial(path)
+            if trial is None:
+                trial = run_trial(histories, baseline, config.seed)
+                write_json(path, trial)
+            trials[name] = {"settings": dict(settings), **trial}
+            ndcg, seconds = trial["validation_ndcg@10"], trial["seconds"]
+            number = f"{len(trials)} of {len(config.trials)}" if config.trials else len(trials)
+            logger.info("trial %s: %s: NDCG@10 %.4f in %.1f s", number, settings, ndcg, seconds)
+        return float(trials[name]["validation_ndcg@10"])
+
+    chosen = max(map(dict, config.trials), key=score) if config.values is None else climb(config.values, score)
+    tried = list(trials.values())
     with writing(out, "tune", config, {"prepare": prepared}, started=started) as files:
-        files.json("trials.json", trials, measured=True)
-        files.json(CHOSEN, best["settings"])
-        total = round(sum(trial["seconds"] for trial in trials), 3)
+        files.json("trials.json", tried, measured=True)
+        files.json(CHOSEN, chosen)
+        total = round(sum(trial["seconds"] for trial in tried), 3)
         files.provenance |= {"threads": _threads(), "seconds_of_trials": total}
     remove_tree(out / TRIALS)
-    logger.info("chosen: %s, validation NDCG@10 %.4f", best["settings"], best["validation_ndcg@10"])
+    logger.info("chosen of %d: %s, validation NDCG@10 %.4f", len(tried), chosen, score(chosen))
+    if ends := at_an_end(tried, chosen):
+        logger.warning("at an end of the values tried: %s; there may be better ones beyond.", ", ".join(ends))
     return out
 
 

@@ -98,6 +98,6 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    """A value to read in a message; of long lists, how long they are."""
+    """A value to read in a message; of long lists and mappings, how long they are."""
     text = repr(value)
-    return f"{len(value)} values" if isinstance(value, list) and len(text) > LONG else text
+    return f"{len(value)} values" if isinstance(value, (list, dict)) and len(text) > LONG else text

@@ -13,6 +13,7 @@ from tigerrec.analysis.charts import KINDS, Interval, interval_chart
 from tigerrec.analysis.report import METRICS, percent
 from tigerrec.analysis.table.rows import WORK
 from tigerrec.analysis.table.summary import spread
+from tigerrec.baselines.stage import at_an_end
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import DamagedError, MissingError
 from tigerrec.text import NOTHING, written
@@ -154,7 +155,8 @@ def inflation(results: Results) -> dict[str, Any]:
 
 
 def tuning(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Every combination of settings that was tried of a baseline, with what validation said of it, best first."""
+    """The combinations of settings that were tried of each baseline, with what validation said of them, best first, and
+    which of the best settings are at an end of the values tried."""
     baselines = {}
     for name, tried in trials.items():
         ordered = sorted(tried, key=lambda trial: -trial["validation_ndcg@10"])
@@ -164,5 +166,10 @@ def tuning(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             validation = [trial["validation_ndcg@10"], trial["validation_hr@10"]]
             rows.append([*validation, *map(written, trial["settings"].values()), _minutes(trial["seconds"] / 60)])
         chosen = ", ".join(f"{setting} {value}" for setting, value in best.items())
-        baselines[f"{name}: {chosen}, of {len(rows)} combinations"] = ["NDCG@10", "HR@10", *best, "minutes"], rows
+        ends = at_an_end(tried, ordered[0]["settings"])
+        at_ends = f"; at an end: {', '.join(end.replace('_', ' ') for end in ends)}" if ends else ""
+        baselines[f"{name}: {chosen}, of {len(rows)} combinations tried{at_ends}"] = (
+            ["NDCG@10", "HR@10", *best, "minutes"],
+            rows,
+        )
     return {"baselines": baselines} if baselines else {}

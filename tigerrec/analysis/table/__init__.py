@@ -133,10 +133,7 @@ def budgets(summary: Summary, cfg: DictConfig) -> list[str]:
             f"{', '.join(several)} validated best with their first "
             "seeds and were to be run with others too; other rows of the generator have one run."
         )
-    steps = {result.row.name: next(iter(result.row.cells.values())).steps for result in summary.results}
-    tuned = sorted(
-        f"{name} ({len(of_row['tune'].config.trials)})" for name, of_row in steps.items() if "tune" in of_row
-    )
+    tuned = sorted(f"{result.row.name} ({len(result.trials)})" for result in summary.results if result.trials)
     weighed = {result.row.name: result.item_weights for result in summary.results if result.item_weights}
     notes += [
         f"In {name} the item head counts {', '.join(f'{weight:g}' for weight in weights)} times the tree, as training "

@@ -8,7 +8,8 @@ from typing import Any
 from tigerrec.analysis.table.rows import GENERATOR, METRICS, WORK, RowResults
 from tigerrec.analysis.table.statistics import LEAST_P, LEAST_RUNS_FOR_SD
 from tigerrec.analysis.table.summary import Summary, spread
-from tigerrec.text import figure, table, written
+from tigerrec.baselines.stage import at_an_end
+from tigerrec.text import NOTHING, figure, table, written
 
 NOTES = (
     "Every row ranks the whole catalogue for every user. A hit is the item itself; hits on its codes, which other "
@@ -92,8 +93,10 @@ def comparisons_table(summary: Summary, reference: str) -> str:
 
 
 def tuning_table(summary: Summary) -> str:
-    """How many combinations of settings were tried of each baseline, and which was chosen."""
-    rows = [["baseline", "combinations tried", "longest, minutes", "NDCG@10 on validation, worst to best", "chosen"]]
+    """How many combinations of settings were tried of each baseline, which was chosen, and which of its values are the
+    least or the greatest tried."""
+    validation = "NDCG@10 on validation, worst to best"
+    rows = [["baseline", "combinations tried", "longest, minutes", validation, "chosen", "at an end of its values"]]
     for result in summary.results:
         if result.trials:
             by_ndcg = sorted(result.trials, key=lambda trial: trial["validation_ndcg@10"])
@@ -102,7 +105,8 @@ def tuning_table(summary: Summary) -> str:
             chosen = next(trial for trial in result.trials if trial["validation_ndcg@10"] == best)["settings"]
             settings = ", ".join(f"{name} {written(value)}" for name, value in chosen.items())
             figures = [f"{longest:.1f}", f"{figure(worst)} to {figure(best)}"]
-            rows.append([_name(result), str(len(result.trials)), *figures, settings])
+            ends = ", ".join(at_an_end(result.trials, chosen)) or NOTHING
+            rows.append([_name(result), str(len(result.trials)), *figures, settings, ends])
     return table(rows)
 
 
