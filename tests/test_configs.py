@@ -29,7 +29,7 @@ RESERVED = {
     "train": ("validated",),
     "baseline": ("seed",),
 }
-OPTIONAL = ("inputs", "parts")  # further item vectors, of the choices that read some
+OPTIONAL = ("inputs", "parts", "search")  # of the choices that read further item vectors, or have settings to choose
 FILES = sorted((path for group in GROUPS for path in (config_folder() / group).glob("*.yaml")), key=str)
 CHOICES = [pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}") for path in FILES]
 BY_GROUP = {group: [path.stem for path in FILES if path.parent.name == group] for group in GROUPS}
