@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -441,36 +442,33 @@ def test_what_was_chosen_at_an_end_of_the_values_tried_is_named(chosen, ends):
     assert stage.at_an_end(trials, dict(zip("xyz", chosen, strict=True)) | {"one": 5}) == ends
 
 
-def test_a_stopped_climb_goes_on_without_repeating_trials(run, tmp_path, monkeypatch):
-    config = TuneConfig(TUNING.baseline, (), values={"dim": (4, 8, 12), "dropout": (0.0, 0.25, 0.5)})
-    whole = tune(run["prepare"], config, tmp_path / "whole")
-    real, ran = stage.run_trial, []
-
-    def stopping(histories, baseline, seed):
-        if len(ran) == 2:
-            raise KeyboardInterrupt
-        ran.append(baseline)
-        return real(histories, baseline, seed)
-
-    monkeypatch.setattr(stage, "run_trial", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        tune(run["prepare"], config, tmp_path / "stopped")
-    monkeypatch.setattr(stage, "run_trial", lambda *given: ran.append(given[1]) or real(*given))
-    tune(run["prepare"], config, tmp_path / "stopped")
-    assert len(ran) == len(set(ran))
-    assert without_seconds(tmp_path / "stopped") == without_seconds(whole)
-
-
-def test_a_stopped_tuning_goes_on_without_repeating_trials(run, tuned, tmp_path, monkeypatch):
-    real, ran = stage.run_trial, []
+def stopping_at_trial(number: int, monkeypatch) -> list:
+    """The baselines of trials as they run; that of a number is stopped once."""
+    real, ran, asked = stage.run_trial, [], itertools.count(1)
 
     def counted(histories, baseline, seed):
-        if len(ran) == 3:
+        if next(asked) == number:
             raise KeyboardInterrupt
         ran.append(baseline)
         return real(histories, baseline, seed)
 
     monkeypatch.setattr(stage, "run_trial", counted)
+    return ran
+
+
+def test_a_stopped_climb_goes_on_without_repeating_trials(run, tmp_path, monkeypatch):
+    config = TuneConfig(TUNING.baseline, (), values={"dim": (4, 8, 12), "dropout": (0.0, 0.25, 0.5)})
+    whole = tune(run["prepare"], config, tmp_path / "whole")
+    ran = stopping_at_trial(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        tune(run["prepare"], config, tmp_path / "stopped")
+    tune(run["prepare"], config, tmp_path / "stopped")
+    assert len(ran) == len(set(ran)) > 2
+    assert without_seconds(tmp_path / "stopped") == without_seconds(whole)
+
+
+def test_a_stopped_tuning_goes_on_without_repeating_trials(run, tuned, tmp_path, monkeypatch):
+    ran = stopping_at_trial(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         tune(run["prepare"], TUNING, tmp_path)
     assert read_manifest(tmp_path) is None

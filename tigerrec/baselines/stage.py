@@ -69,8 +69,11 @@ def climb(values: Mapping[str, Sequence[Any]], score: Score) -> dict[str, Any]:
         rising = False
         for name, step in itertools.product(sorted(values), (1, -1)):
             place = values[name].index(here[name]) + step
-            while 0 <= place < len(values[name]) and score(there := here | {name: values[name][place]}) > best:
-                here, best, rising = there, score(there), True
+            while 0 <= place < len(values[name]):
+                there = here | {name: values[name][place]}
+                if (found := score(there)) <= best:
+                    break
+                here, best, rising = there, found, True
                 place += step
     return here
 
