@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tests.tiny_run import N_ITEMS, N_USERS, build_run
 from tigerrec import TigerrecError, pipeline
-from tigerrec.baselines import next_item, stage
+from tigerrec.baselines import next_item, stage, tuning
 from tigerrec.baselines.base import Baseline
 from tigerrec.baselines.bilinear import Bilinear
 from tigerrec.baselines.bsarec import BSARec
@@ -27,8 +27,9 @@ from tigerrec.baselines.last_item import LastItem
 from tigerrec.baselines.next_item import NextItemModel, binary_cross_entropy, pieces, targets_of
 from tigerrec.baselines.popularity import Popularity
 from tigerrec.baselines.sasrec import SASRec
-from tigerrec.baselines.stage import BaselineConfig, TuneConfig, combinations, measure, tune
+from tigerrec.baselines.stage import BaselineConfig, measure
 from tigerrec.baselines.transformer import Transformer
+from tigerrec.baselines.tuning import TuneConfig, combinations, tune
 from tigerrec.config import ConfigError, compose, config_folder
 from tigerrec.data.batches import NO_ITEM, padded
 from tigerrec.data.histories import load_histories
@@ -404,17 +405,17 @@ def test_a_climb_goes_from_the_middle_up_and_down_until_no_neighbour_is_better()
         asked.append((settings["a"], settings["b"]))
         return heights.get(asked[-1], 0)
 
-    assert stage.climb(values, score) == {"a": 2, "b": 0}
+    assert tuning.climb(values, score) == {"a": 2, "b": 0}
     once = list(dict.fromkeys(asked))
     down = [(2, 2), (3, 2), (1, 2), (0, 2), (1, 3), (1, 1), (1, 0)]
     assert once == [*down, (2, 1), (3, 1), (2, 0), (3, 0)]
-    assert stage.climb({"a": (1, 2, 3)}, lambda _: 0.0) == {"a": 2}
+    assert tuning.climb({"a": (1, 2, 3)}, lambda _: 0.0) == {"a": 2}
 
 
 def test_a_climb_tries_every_neighbour_of_what_it_chooses_and_fits_nothing_twice(run, tuned, tmp_path, monkeypatch):
     values = {"dim": (4, 8, 12), "dropout": (0.0, 0.25, 0.5, 0.75)}
-    real, ran = stage.run_trial, []
-    monkeypatch.setattr(stage, "run_trial", lambda *given: ran.append(given[1]) or real(*given))
+    real, ran = tuning.run_trial, []
+    monkeypatch.setattr(tuning, "run_trial", lambda *given: ran.append(given[1]) or real(*given))
     tune(run["prepare"], TuneConfig(TUNING.baseline, (), values=values), tmp_path)
     assert len(ran) == len(set(ran))
     trials = {tuple(trial["settings"].values()): trial for trial in read_json(tmp_path, "trials.json")}
@@ -439,12 +440,12 @@ def test_what_was_chosen_at_an_end_of_the_values_tried_is_named(chosen, ends):
     trials = [
         {"settings": {"x": x, "y": y, "z": z, "one": 5}} for x in (1, 2, 3) for y in (0.0, 0.1, 0.2) for z in "ab"
     ]
-    assert stage.at_an_end(trials, dict(zip("xyz", chosen, strict=True)) | {"one": 5}) == ends
+    assert tuning.at_an_end(trials, dict(zip("xyz", chosen, strict=True)) | {"one": 5}) == ends
 
 
 def stopping_at_trial(number: int, monkeypatch) -> list:
     """The baselines of trials as they run; that of a number is stopped once."""
-    real, ran, asked = stage.run_trial, [], itertools.count(1)
+    real, ran, asked = tuning.run_trial, [], itertools.count(1)
 
     def counted(histories, baseline, seed):
         if next(asked) == number:
@@ -452,7 +453,7 @@ def stopping_at_trial(number: int, monkeypatch) -> list:
         ran.append(baseline)
         return real(histories, baseline, seed)
 
-    monkeypatch.setattr(stage, "run_trial", counted)
+    monkeypatch.setattr(tuning, "run_trial", counted)
     return ran
 
 

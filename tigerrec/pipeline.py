@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tigerrec.baselines.base import Baseline
-from tigerrec.baselines.stage import SEARCHES, STAGE_KEYS, BaselineConfig, TuneConfig, combinations, measure, tune
-from tigerrec.config import FAMILY, NAME, ConfigError, build, build_choice, plain
+from tigerrec.baselines.stage import BaselineConfig, measure
+from tigerrec.baselines.tuning import plan_tuning, tune
+from tigerrec.config import ConfigError, build, build_choice, plain
 from tigerrec.data.base import Dataset
 from tigerrec.embed.base import Embedder, needed_parts
 from tigerrec.evaluation.stage import EvaluateConfig
@@ -230,13 +230,12 @@ def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
     """The steps `prepare`, `tune` (of a baseline with settings to choose from) and `baseline` of a configuration,
     checked as in `plan`."""
     prepare = _plan_prepare(cfg)
-    baseline, keys, values, trials = _trials(cfg.get("baseline"))
+    baseline, keys, tuning = plan_tuning(cfg.get("baseline"))
     evaluation, _ = build_choice(cfg.get("evaluate"), "evaluate", EvaluateConfig)
     name, seed = _folder_name(keys, "baseline"), _seed(keys, "baseline")
     prepared, folder, steps = prepare.folder, prepare.folder / "baselines", {"prepare": prepare}
     inputs, tuned = {"prepare": prepared}, None
-    if values:
-        tuning = TuneConfig(baseline, trials, values=None if trials else values)
+    if tuning:
         tuned = folder / f"{name}-tuning"
         steps["tune"] = Step(
             "tune", "tune", tuned, tuning, inputs, "baseline.name", lambda out: tune(prepared, tuning, out)
@@ -248,43 +247,6 @@ def plan_baseline(cfg: DictConfig) -> dict[str, Step]:
         lambda out: measure(prepared, tuned, config, out),
     )  # fmt: skip
     return steps
-
-
-def _trials(node: Any) -> tuple[Baseline, dict[str, Any], dict[str, tuple[Any, ...]], tuple[dict[str, Any], ...]]:
-    """A baseline with the first value of every setting, the keys that the stages read, the values of the settings that
-    have several (in order, where they are numbers to climb on), and with a grid all combinations of these."""
-    values = plain(node, "baseline")
-    search = values.get("search", SEARCHES[0])
-    if search not in SEARCHES:
-        raise ConfigError(f"baseline.search={search} must be one of {', '.join(SEARCHES)}.")
-    settings = values.keys() - {NAME, FAMILY, *STAGE_KEYS}
-    lists = {name: given for name, given in values.items() if name in settings and isinstance(given, list)}
-    for name, given in lists.items():
-        if not given:
-            repair = f"give `baseline.{name}=<value>`, or several to choose from: `baseline.{name}=[<value>,…]`"
-            raise ConfigError(f"baseline.{name}=[] holds no value; {repair}.")
-    first = {name: given[0] for name, given in lists.items()}
-    alone = [first, *(first | {name: value} for name, given in lists.items() for value in given)]
-    built = [build_choice(values | trial, "baseline", Baseline, STAGE_KEYS) for trial in alone]
-    distinct = {name: tuple(dict.fromkeys(getattr(one, name) for one, _ in built)) for name in lists}
-    several = {name: given for name, given in distinct.items() if len(given) > 1}
-    if search == "climb":
-        several = {name: _in_order(given) for name, given in several.items()}
-    baseline, keys = built[0]
-    trials = combinations(several)
-    for trial in trials:
-        try:
-            dataclasses.replace(baseline, **trial)  # type: ignore[type-var]
-        except ValueError as error:
-            together = ", ".join(f"baseline.{name}={value}" for name, value in trial.items())
-            raise ConfigError(f"{error}, with {together}; these values do not go together.") from None
-    return baseline, keys, several, trials if search == "grid" else ()
-
-
-def _in_order(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Numbers from the least to the greatest; other values as they stand."""
-    numbers = all(isinstance(value, (int, float)) for value in values)
-    return tuple(sorted(values)) if numbers else values
 
 
 def run(cfg: DictConfig, until: str) -> Path:

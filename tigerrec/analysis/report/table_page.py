@@ -13,7 +13,7 @@ from tigerrec.analysis.charts import KINDS, Interval, interval_chart
 from tigerrec.analysis.report import METRICS, percent
 from tigerrec.analysis.table.rows import WORK
 from tigerrec.analysis.table.summary import spread
-from tigerrec.baselines.stage import at_an_end
+from tigerrec.baselines.tuning import at_an_end
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import DamagedError, MissingError
 from tigerrec.text import NOTHING, written

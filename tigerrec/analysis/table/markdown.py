@@ -8,7 +8,7 @@ from typing import Any
 from tigerrec.analysis.table.rows import GENERATOR, METRICS, WORK, RowResults
 from tigerrec.analysis.table.statistics import LEAST_P, LEAST_RUNS_FOR_SD
 from tigerrec.analysis.table.summary import Summary, spread
-from tigerrec.baselines.stage import at_an_end
+from tigerrec.baselines.tuning import at_an_end
 from tigerrec.text import NOTHING, figure, table, written
 
 NOTES = (
