@@ -437,6 +437,36 @@ def test_the_rows_that_validate_best_alone_are_run_with_all_seeds(asked, tmp_pat
     assert "random, hkmeans validated best with their first seeds and were to be run with others too" in text
 
 
+def test_how_many_runs_are_left_and_how_long_they_take_is_told(tmp_path, monkeypatch, caplog):
+    clock, rng = [0.0], np.random.default_rng(0)
+
+    def run(cell):
+        clock[0] += {"popularity": 6, "rkmeans": 600}.get(cell.row, 1200)
+        if cell.row == "hkmeans":
+            raise TigerrecError("not today.")
+        ranks = rng.integers(0, 3, 9).astype(np.int16)
+        write_cell(cell, {"masked": ranks, "kept": ranks}, rng, 0.1)
+
+    monkeypatch.setattr(cells.Cell, "run", run)
+    monkeypatch.setattr(table, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    options = [*TINY, "tokenizers=[rkmeans,hkmeans,lsh,random]", f"paths.runs={tmp_path}", f"paths.results={tmp_path}"]
+    with caplog.at_level("INFO"):
+        make_table(options)
+        make_table(options)
+    told = [line.removeprefix("table: ") for line in caplog.messages if line.startswith("table: ")]
+    assert told[0] == "0 of 5 runs are done"
+    assert [re.sub(" → .*? \\(", " (", line) for line in told[1:6]] == [
+        "popularity (left: 5)",
+        "rkmeans (left: 4)",
+        "hkmeans (left: 3, about 30 min)",
+        "lsh (left: 2, about 20 min)",
+        "random (left: 1, about 15 min)",
+    ]
+    assert told[6] == "4 of 5 runs are done"
+    assert told[7].startswith("hkmeans → ")
+    assert told[7].endswith("(left: 1)")
+
+
 def test_a_damaged_further_run_is_told_of_before_any_work(asked, tmp_path):
     options = [*TINY, "seeds=2", "baselines=[]", "replicated=1", f"paths.runs={tmp_path}/runs"]
     options.append(f"paths.results={tmp_path}")

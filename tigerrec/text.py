@@ -57,6 +57,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as plain text, their columns two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tigerrec import TigerrecError
 from tigerrec.storage.files import atomic
-from tigerrec.text import NOTHING
+from tigerrec.text import NOTHING, duration
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +73,6 @@ def percent(share: float, decimals: int = 1) -> str:
 def interval(row: Mapping[str, float], metric: str) -> str:
     """The ends of the interval around a metric."""
     return f"{row[f'{metric}_low']:.4f}–{row[f'{metric}_high']:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def cell(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tigerrec.analysis.charts import KINDS, Interval, interval_chart, line_chart
-from tigerrec.analysis.report import METRICS, duration, interval
+from tigerrec.analysis.report import METRICS, interval
 from tigerrec.analysis.report.codes_part import code_use, prefix_tree
 from tigerrec.analysis.report.evaluated import EvaluatedRun
 from tigerrec.analysis.report.users_part import recommended, users
@@ -15,6 +15,7 @@ from tigerrec.data.histories import read_stats
 from tigerrec.evaluation.stage import POPULARITY
 from tigerrec.runtime.provenance import short_commit
 from tigerrec.storage.contracts import read_json
+from tigerrec.text import duration
 
 HITS = {
     ("item", "masked"): "Hits on the item, seen items masked: the result",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig
@@ -37,20 +39,34 @@ def _run_cells(cells: Sequence[Cell], results: Path, locks: Path) -> list[str]:
     left to it and looked at again in the end. `locks` holds the locks of the cells below `results`."""
     failures: list[str] = []
     remaining = [cell for cell in cells if not cell.is_done()]
+    left, seconds = list(remaining), dict[str, list[float]]()
+    logger.info("table: %d of %d runs are done", len(cells) - len(left), len(cells))
     for wait in (False, True):
         waiting, remaining = remaining, []
         for cell in waiting:
             try:
                 with locked(locks / cell.folder.relative_to(results), wait=wait, announce=logger.info):
                     if not cell.is_done():
-                        logger.info("table: %s → %s", cell.row, cell.folder)
+                        logger.info("table: %s → %s%s", cell.row, cell.folder, _outlook(left, seconds))
+                        started = time.perf_counter()
                         cell.run()
+                        seconds.setdefault(cell.last.stage, []).append(time.perf_counter() - started)
+                    left.remove(cell)
             except BusyError:
                 remaining.append(cell)
             except TigerrecError as error:
+                left.remove(cell)
                 failures.append(f"{cell.folder.name} failed: {error}")
                 logger.warning("%s", failures[-1])
     return failures
+
+
+def _outlook(left: Sequence[Cell], seconds: Mapping[str, Sequence[float]]) -> str:
+    """How many runs are left, and how long they take if each takes as long as those before that ended in its stage."""
+    stages = [cell.last.stage for cell in left]
+    if not seconds.keys() >= set(stages):
+        return f" (left: {len(left)})"
+    return f" (left: {len(left)}, about {text.duration(sum(fmean(seconds[stage]) for stage in stages))})"
 
 
 def make_table(overrides: Sequence[str]) -> Path:
