@@ -15,10 +15,10 @@ import pytest
 from tests.tiny_run import build_run
 from tigerrec.analysis import table
 from tigerrec.analysis.audit.report import page
-from tigerrec.analysis.side_by_side import side_by_side
 from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
+from tigerrec.tools import arguments_of, result_of
 
 ROOT = Path(__file__).parent.parent
 CELLS = sorted(path.parent for path in (ROOT / "results").glob("*/*/*/ranks.parquet"))
@@ -66,12 +66,14 @@ def table_lines(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("document", "folder"), [("README.md", "t5_tree_vectors-members-4"), ("docs/results.md", "t5-4-epochs")]
 )
-def test_quoted_tables_are_those_of_the_tables(document, folder):
-    quoted = re.findall(r"<!-- (\S+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
+def test_quoted_tables_are_those_of_the_tables(document, folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    quoted = re.findall(r"<!-- ([^>]+) (\w+) -->\n(.*?)<!-- end -->", (ROOT / document).read_text(), re.DOTALL)
     assert (f"beauty_table/{folder}", "masked") in [(of, part) for of, part, _ in quoted]
     for folder, part, lines in quoted:
         if part == "compared":
-            assert lines.strip() == side_by_side([ROOT / "results" / name for name in folder.split(",")])
+            options = arguments_of("compare-tables", shlex.split(folder))
+            assert lines.strip() == result_of("compare-tables", options)
             continue
         made = (ROOT / "results" / folder / "table.md").read_text()
         if part == "made":

@@ -40,7 +40,7 @@ def test_every_row_of_the_first_table_stands_there_with_the_figures_of_each_best
     second = write(tmp_path / "t5_tree-long", [a_row("lsh", [0.05] * 4), a_row("fsq", [0.9]), popularity])
     command = [sys.executable, "-m", "tigerrec", "compare-tables", str(first), str(second)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == side_by_side([first, second])
+    assert done.stdout.strip() == side_by_side([[first], [second]])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.strip().splitlines()]
     assert lines[0] == ["row", "t5-short: HR@10", "t5-short: NDCG@10", "t5_tree-long: HR@10", "t5_tree-long: NDCG@10"]
     assert lines[2:] == [
@@ -50,10 +50,31 @@ def test_every_row_of_the_first_table_stands_there_with_the_figures_of_each_best
     ]
 
 
+def test_tables_share_a_column_and_rows_by_one_score_alone_are_left_out(tmp_path):
+    tree = [a_row(name, [figure]) for name, figure in (("opq", 0.03), ("lsh", 0.02), ("fsq", 0.01), ("opq:codes", 0.9))]
+    first = write(tmp_path / "t5_tree-long", tree)
+    (tmp_path / "new").mkdir()
+    second = write(tmp_path / "new" / "t5-long", [a_row("lsh", [0.04])])
+    older = write(tmp_path / "t5-older", [a_row("lsh", [0.05]), a_row("fsq", [0.015]), a_row("rqvae", [0.06])])
+    command = [sys.executable, "-m", "tigerrec", "compare-tables", "--whole", "--metric", "ndcg@10"]
+    done = subprocess.run([*command, str(first), f"{second},{older}"], capture_output=True, text=True, check=True)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.strip().splitlines()]
+    assert lines[0] == ["row", "t5_tree-long: NDCG@10", "t5-long, t5-older: NDCG@10"]
+    assert lines[2:] == [["lsh", ".0200", ".0400"], ["opq", ".0300", "–"], ["fsq", ".0100", ".0150"]]
+
+
+def test_columns_of_equal_names_are_told_apart_by_the_folders_above(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    tables = [write(tmp_path / name / "t5-short", [a_row("opq", [0.03])]) for name in ("one", "other")]
+    head = side_by_side([[table] for table in tables], ["hr@5"]).splitlines()[0]
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["row", "one/t5-short: HR@5", "other/t5-short: HR@5"]
+
+
 def test_tables_of_other_data_are_refused(tmp_path):
     first = write(tmp_path / "one", [a_row("opq", [0.03])])
     second = write(tmp_path / "other", [a_row("opq", [0.03])], DATA | {"users": 8})
     with pytest.raises(TigerrecError, match=r"other is of other data than .*one; compare tables of one data set"):
-        side_by_side([first, second])
+        side_by_side([[first], [second]])
     with pytest.raises(TigerrecError, match=r"none holds no table\.parquet"):
-        side_by_side([first, tmp_path / "none"])
+        side_by_side([[first, tmp_path / "none"]])

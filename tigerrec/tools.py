@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tigerrec import TigerrecError
+from tigerrec.analysis.report import METRICS
 from tigerrec.config import compose
 from tigerrec.search.options import SCORES
 
@@ -27,6 +28,10 @@ TOOLS = {
 }
 
 
+def _folders(text: str) -> list[Path]:
+    return [Path(folder) for folder in text.split(",")]
+
+
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The arguments of a command that has some of its own."""
     parser = argparse.ArgumentParser(prog=f"tigerrec {name}", description=f"{TOOLS[name][0].upper()}{TOOLS[name][1:]}.")
@@ -34,7 +39,10 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
         parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
     elif name == "compare-tables":
-        parser.add_argument("folders", nargs="+", type=Path, help="folders that `tigerrec table` printed")
+        several = "folders that `tigerrec table` printed; `first,second` share a column: a row is that of the first with it"
+        parser.add_argument("columns", nargs="+", type=_folders, help=several)
+        parser.add_argument("--metric", choices=METRICS, action="append", help="again for more; HR@10 and NDCG@10")
+        parser.add_argument("--whole", action="store_true", help="without rows like `rkmeans:codes`")
     elif name == "report":
         about = parser.add_mutually_exclusive_group(required=True)
         about.add_argument("--run", type=Path, help="evaluate folder, or a train folder with one evaluation")
@@ -126,9 +134,9 @@ def result_of(name: str, options: argparse.Namespace) -> Any:
 
         return report_run(options.run, options.out) if options.run else report_table(options.table, options.out)
     if name == "compare-tables":
-        from tigerrec.analysis.side_by_side import side_by_side
+        from tigerrec.analysis.side_by_side import SHOWN, side_by_side
 
-        return side_by_side(options.folders)
+        return side_by_side(options.columns, options.metric or SHOWN, options.whole)
     from tigerrec.analysis.training_runs import plot_validation, read_runs, training_table
 
     runs = read_runs(options.folders)
