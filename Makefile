@@ -2,6 +2,7 @@
 # LAUNCH="torchrun --standalone --nproc-per-node 2" lets several processes share a stage. Each target calls the command `tigerrec`.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 CHOICES = $(foreach pair,dataset:$(DATASET) embedder:$(EMBEDDER) tokenizer:$(TOKENIZER) generator:$(GENERATOR) train:$(TRAIN) evaluate:$(EVALUATE) baseline:$(BASELINE) experiment:$(EXPERIMENT),$(if $(word 2,$(subst :, ,$(pair))),$(subst :,=,$(pair))))
 CALL = @$(BIN)/tigerrec $(1) $(ARGS) $(CHOICES)
 CALL_STAGE = @$(if $(LAUNCH),PATH="$(CURDIR)/$(BIN):$$PATH" $(LAUNCH) -m tigerrec,$(BIN)/tigerrec) $(1) $(ARGS) $(CHOICES)
@@ -27,17 +28,17 @@ setup: .venv/.installed  ## make .venv and install tigerrec with its offline enc
 	@$(PYTHON) -c 'import sys; sys.exit("tigerrec needs Python 3.11 or later: give one as PYTHON=<python3.x>.") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'installing into .venv (about 2 GB, once) …'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline]'
+	@$(PIP_INSTALL) -e '.[offline]'
 	@touch $@
 
 .venv/.developed: .venv/.installed
 	@echo 'installing what tests and lint need …'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	@$(PIP_INSTALL) -e '.[offline,dev]'
 	@touch $@
 
 .venv/.served: .venv/.installed
 	@echo 'installing what serving needs …'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,serve]'
+	@$(PIP_INSTALL) -e '.[offline,serve]'
 	@touch $@
 
 data: .venv/.installed  ## raw files → items and interactions
@@ -117,10 +118,10 @@ lint: .venv/.developed  ## ruff, mypy, and the layers of imports
 	$(BIN)/lint-imports
 
 test: .venv/.developed  ## the tests that take minutes together, or ARGS="tests/test_tokenizers.py -k rkmeans"
-	$(BIN)/python -m pytest -n 2 -m 'not long' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long' $(ARGS)
 
 test-all: .venv/.developed  ## all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-lowest: .venv/.installed  ## the pipeline with the lowest versions that pyproject.toml allows, from the package index; torch is the pinned one
 	@$(BIN)/python scripts/lowest_versions.py
