@@ -68,7 +68,7 @@ def test_columns_of_equal_names_are_told_apart_by_the_folders_above(tmp_path):
         (tmp_path / name).mkdir()
     tables = [write(tmp_path / name / "t5-short", [a_row("opq", [0.03])]) for name in ("one", "other")]
     head = side_by_side([[table] for table in tables], ["hr@5"]).splitlines()[0]
-    assert [cell.strip() for cell in head.strip("|").split("|")] == ["row", "one/t5-short: HR@5", "other/t5-short: HR@5"]
+    assert head.replace("|", " ").split() == ["row", "one/t5-short:", "HR@5", "other/t5-short:", "HR@5"]
 
 
 def test_tables_of_other_data_are_refused(tmp_path):

@@ -39,9 +39,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
         parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
     elif name == "compare-tables":
-        several = "folders that `tigerrec table` printed; `first,second` share a column: a row is that of the first with it"
+        several = "folders that `tigerrec table` printed; `first,second`: one column, each row of the first that has it"
         parser.add_argument("columns", nargs="+", type=_folders, help=several)
-        parser.add_argument("--metric", choices=METRICS, action="append", help="again for more; HR@10 and NDCG@10")
+        parser.add_argument(
+            "--metric", choices=METRICS, action="append", help="once for each; HR@10 and NDCG@10 by default"
+        )
         parser.add_argument("--whole", action="store_true", help="without rows like `rkmeans:codes`")
     elif name == "report":
         about = parser.add_mutually_exclusive_group(required=True)

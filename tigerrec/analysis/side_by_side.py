@@ -25,9 +25,7 @@ def _ranked(results: Results) -> dict[str, dict[str, Any]]:
     return {row["row"]: row for row in results.ranked("item", "masked")}
 
 
-def side_by_side(
-    columns: Sequence[Sequence[Path]], metrics: Sequence[str] = SHOWN, whole: bool = False
-) -> str:
+def side_by_side(columns: Sequence[Sequence[Path]], metrics: Sequence[str] = SHOWN, whole: bool = False) -> str:
     """Tables of the same data set in Markdown: the rows of the first column in order of their best NDCG@10, with some
     metrics of each column, hits on items, seen items masked; one or two runs are all shown, more as mean ± deviation.
 
