@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tigerrec import TigerrecError
-from tigerrec.analysis.report import METRICS
 from tigerrec.config import compose
 from tigerrec.search.options import SCORES
 
@@ -39,6 +38,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
         parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
     elif name == "compare-tables":
+        from tigerrec.analysis.report import METRICS
+
         several = "folders that `tigerrec table` printed; `first,second`: one column, each row of the first that has it"
         parser.add_argument("columns", nargs="+", type=_folders, help=several)
         parser.add_argument(
