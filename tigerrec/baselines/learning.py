@@ -24,7 +24,7 @@ class Learning:
         validate_every: epochs between validations, of which the best one's weights are kept.
         members: models trained apart, each from a beginning and on batches of its own, and scored as one by the mean of
             their scores (Lakshminarayanan et al. 2017, arXiv 1612.01474).
-        precision: of matrix products: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
+        precision: of matrix products: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware gains by it.
         device: `auto`, the GPU where there is one, `cpu` or `cuda`.
     """
 

@@ -39,7 +39,7 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         weights_sha256: what the weights must be; None accepts any.
         max_length: tokens that are read of a text; None: the model's own limit.
         normalize: whether vectors have length 1.
-        precision: of matrix products; `auto` is bf16 where the hardware multiplies it.
+        precision: of matrix products; `auto` is bf16 where the hardware gains by it.
         batch_size: texts encoded at once.
         device: where; `auto` is a GPU where there is one.
     """

@@ -21,13 +21,17 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """`auto` is bf16 on hardware that multiplies bf16 matrices, else fp32."""
+    """`auto` is bf16 on hardware that multiplies bf16 matrices faster than fp32, else fp32.
+
+    Intel's multiplies them faster with AMX alone (docs/performance.md).
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+    vectors_gain = capabilities.get("avx512_bf16") and "Intel" not in capabilities.get("cpu_name", "")
+    return "bf16" if capabilities.get("amx_bf16") or vectors_gain else "fp32"
 
 
 def product_type(device: torch.device, precision: str) -> torch.dtype:

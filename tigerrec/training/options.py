@@ -51,7 +51,7 @@ class Training:
         patience: validations without a new best before training stops; 0 = never.
         holdout: whether validation and test interactions are kept from training; without them, weights are neither
             validated nor chosen, and cannot be evaluated.
-        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it.
+        precision: `auto`, `fp32` or `bf16`; `auto` is bf16 where the hardware gains by it.
         checkpoint_steps: steps between checkpoints.
         log_steps: steps between lines of `training.jsonl`.
         device: `auto`, `cpu` or `cuda`.
