@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("MAKELEVEL", None)  # commands are told as they are without make
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -25,6 +29,33 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     made = build_run(tmp_path)
     shutil.rmtree(made["train"])
     return made
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The command `tigerrec` in this process, which saves loading its libraries once more."""
+    from tigerrec.cli import main
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        code: int | str | None = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        if isinstance(code, str):
+            code, err = 1, f"{err}{code}\n"
+        return subprocess.CompletedProcess(sys.argv, code or 0, out, err)
+
+    monkeypatch.setattr(sys, "argv", ["tigerrec"])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    handlers = logging.root.handlers[:]
+    yield run
+    logging.root.handlers[:] = handlers
+    logging.getLogger("tigerrec").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

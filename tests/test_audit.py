@@ -6,9 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -328,11 +325,8 @@ def test_a_training_of_the_audit_that_was_done_is_taken_up(run, monkeypatch):
     assert {row["result"] for row in leakage(run).rows} == {"equal bytes"}
 
 
-def test_the_script_writes_a_report_that_names_no_places_and_prints_its_folder_last(options, audited):
-    command = [sys.executable, "-m", "tigerrec", "audit", *options, "audit.checks=[seen]", "audit.users=30"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
-    )
+def test_the_command_writes_a_report_that_names_no_places_and_prints_its_folder_last(options, audited, command):
+    done = command("audit", *options, "audit.checks=[seen]", "audit.users=30")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(audited)
     assert "seen: up to date" in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -643,30 +641,17 @@ def test_without_settings_to_choose_from_nothing_is_tuned():
     assert (steps["baseline"].config.split, steps["baseline"].config.seed) == ("validation", 3)
 
 
-def script(runs: Path, *options: str) -> subprocess.CompletedProcess:
+def test_the_command_tunes_once_and_prints_the_folder_last(tmp_path, command):
     settings = [f"baseline.{setting}" for setting in ("epochs=1", "dim=[4,8]", "dropout=0.5", "learning_rate=0.01")]
-    command = [
-        sys.executable,
-        "-m",
-        "tigerrec",
-        "baseline",
-        "baseline=last_item",
-        *settings,
-        f"paths.runs={runs}",
-        *options,
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
-def test_the_script_tunes_once_and_prints_the_folder_last(tmp_path):
-    done = script(tmp_path)
+    told = ["baseline", "baseline=last_item", *settings, f"paths.runs={tmp_path}"]
+    done = command(*told)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "sample" / "baselines" / "last_item-seed0")
     assert all((Path(done.stdout.splitlines()[-1]) / name).exists() for name in FILES)
-    again = script(tmp_path, "baseline.seed=1")
+    again = command(*told, "baseline.seed=1")
     assert "tune: up to date" in again.stderr
     assert again.stdout.splitlines()[-1].endswith("last_item-seed1")
-    stale = script(tmp_path, "baseline.epochs=2")
+    stale = command(*told, "baseline.epochs=2")
     assert stale.returncode == 1
     assert stale.stderr.splitlines()[-1].startswith("Error: ")
     assert "epochs: 1 → 2" in stale.stderr

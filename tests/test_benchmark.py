@@ -8,7 +8,6 @@ import importlib
 import json
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -332,9 +331,8 @@ def test_the_limits_follow_the_examples_and_the_beam(tmp_path):
         ("train.epochs=0", "train.epochs must be"),
     ],
 )
-def test_the_script_refuses_in_one_sentence(tmp_path, option, text):
-    command = [sys.executable, "-m", "tigerrec", "benchmark", f"paths.runs={tmp_path}", option]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def test_the_command_refuses_in_one_sentence(tmp_path, option, text, command):
+    done = command("benchmark", f"paths.runs={tmp_path}", option)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {text}")
     assert len(done.stderr.splitlines()) == 1

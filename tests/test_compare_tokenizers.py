@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -108,10 +107,9 @@ def test_the_parquet_holds_what_the_stages_and_the_codes_say(runs):
     assert random["purity"][0] == pytest.approx(random["purity_by_chance"][0], abs=0.06)
 
 
-def test_a_second_run_fits_nothing_and_says_so_and_the_script_prints_the_folder_last(runs):
+def test_a_second_run_fits_nothing_and_says_so_and_the_command_prints_the_folder_last(runs, command):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("manifest.json")}
-    command = [sys.executable, "-m", "tigerrec", "compare-tokenizers", *OPTIONS, BOTH, f"paths.runs={runs}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = command("compare-tokenizers", *OPTIONS, BOTH, f"paths.runs={runs}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(runs / "sample" / "hashed" / "tokenizers")
     assert done.stderr.count("tokenize: up to date in") == 2
@@ -172,16 +170,8 @@ def test_options_that_make_no_sense_are_refused_before_any_work(option, message,
     assert not list(tmp_path.iterdir())
 
 
-def test_the_script_refuses_in_one_sentence(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "tigerrec",
-        "compare-tokenizers",
-        "tokenizers=[nothing]",
-        f"paths.runs={tmp_path}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_the_command_refuses_in_one_sentence(tmp_path, command):
+    done = command("compare-tokenizers", "tokenizers=[nothing]", f"paths.runs={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: tokenizers=nothing is not a choice; allowed: ")
     assert len(done.stderr.splitlines()) == 1

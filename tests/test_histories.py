@@ -79,7 +79,7 @@ ROWS = (
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs)
 def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -> None:
     rows = [(f"u{user}", f"i{item}", time) for time, (user, item) in enumerate(interactions)]
@@ -98,7 +98,7 @@ def test_k_core_is_the_largest_stable_set(interactions: list[tuple[int, int]]) -
     assert sorted(found.timestamps) == [time for _, _, time in kept]
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(-2, 2)), min_size=1, max_size=60)
 )
@@ -176,7 +176,7 @@ def test_prepare_writes_the_contract(tmp_path: Path) -> None:
     assert [history.tolist() for history in histories] == [[2, 0, 1], [2, 1, 0]]
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs, st.integers(1, 5))
 def test_histories_are_the_same_however_many_rows_are_read_at_once(
     interactions: list[tuple[int, int]], n_rows: int

@@ -308,13 +308,9 @@ def test_new_items_with_the_semantic_id_of_another_item_are_refused(run, rows):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_script_prints_the_folder_or_one_sentence(tmp_path, table):
-    run, command = build_embedded_run(tmp_path / "runs"), [sys.executable, "-m", "tigerrec", "add"]
-    asked = lambda items: subprocess.run(
-        [*command, run["train"], "--items-file", items, "--out", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-    )
+def test_the_command_prints_the_folder_or_one_sentence(tmp_path, table, command):
+    run = build_embedded_run(tmp_path / "runs")
+    asked = lambda items: command("add", run["train"], "--items-file", items, "--out", tmp_path / "out")
     failed = asked(tmp_path / "nowhere.csv")
     assert (failed.returncode, failed.stdout, len(failed.stderr.splitlines())) == (1, "", 1)
     done = asked(table)

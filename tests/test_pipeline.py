@@ -2,7 +2,6 @@
 or damaged is refused."""
 
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -55,27 +54,9 @@ def script(runs, *options, name="evaluate", cwd=ROOT, env=None):
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
-    """The same in this process, which saves starting one."""
-
-    def run(runs, *options, name="evaluate"):
-        code = 0
-        monkeypatch.setattr(sys, "argv", ["tigerrec"])
-        try:
-            main(arguments(name, runs, options))
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        if isinstance(code, str):
-            code, err = 1, f"{err}{code}\n"
-        return subprocess.CompletedProcess(sys.argv, code, out, err)
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    before = logging.root.handlers[:]
-    yield run
-    logging.root.handlers[:] = before
-    logging.getLogger("tigerrec").setLevel(logging.NOTSET)
+def here(command):
+    """The same in this process."""
+    return lambda runs, *options, name="evaluate": command(*arguments(name, runs, options))
 
 
 def succeeded(done) -> Path:

@@ -3,8 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -238,12 +236,8 @@ def test_the_model_card_of_a_decoder_alone_says_how_transformers_generates_with_
     assert "T5" not in card
 
 
-def test_the_command_says_one_sentence_and_fails(run, tmp_path):
-    asked = subprocess.run(
-        [sys.executable, "-m", "tigerrec", "recommend", tmp_path, "--items", "x"],
-        capture_output=True,
-        text=True,
-    )
+def test_the_command_says_one_sentence_and_fails(tmp_path, command):
+    asked = command("recommend", tmp_path, "--items", "x")
     assert asked.returncode == 1
     assert asked.stdout == ""
     assert asked.stderr.startswith(f"Error: {tmp_path} holds no finished stage")

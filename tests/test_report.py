@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -444,17 +442,14 @@ def test_folders_without_a_table_are_refused(tmp_path):
         report_table(folder)
 
 
-def test_the_command_prints_the_file_it_wrote_last(run, tmp_path):
-    command = [sys.executable, "-m", "tigerrec", "report"]
+def test_the_command_prints_the_file_it_wrote_last(run, tmp_path, command):
     out = tmp_path / "run.html"
-    done = subprocess.run(
-        [*command, "--run", str(run["train"]), "--out", str(out)], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    done = command("report", "--run", run["train"], "--out", out)
     assert done.stdout.splitlines()[-1] == str(out)
     folder = build_table(tmp_path / "table", **ABOUT)
-    done = subprocess.run([*command, "--table", str(folder)], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = command("report", "--table", folder)
     assert done.stdout.splitlines()[-1] == str(folder / "report.html")
-    done = subprocess.run([*command, "--run", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = command("report", "--run", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {tmp_path} holds no finished stage")
 

@@ -33,7 +33,10 @@ with cli.reporting("tigerrec train"):
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],
+)
 def test_signals(folders, number, code):
     """A real process: SIGKILL ends it anywhere, SIGTERM and Ctrl-C after a checkpoint; each time a second run ends in
     the same bytes."""

@@ -505,19 +505,12 @@ def test_beauty_table_plans_all_its_rows():
     }
 
 
-def test_the_script_prints_the_folder_last(elsewhere):
-    done = subprocess.run(
-        [sys.executable, "-m", "tigerrec", "table", *elsewhere.options], capture_output=True, text=True, timeout=120
-    )
+def test_the_command_prints_the_folder_last(elsewhere, command):
+    done = command("table", *elsewhere.options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(elsewhere.table / "t5-4-epochs")]
     assert "popularity" in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "tigerrec", "table", *elsewhere.options, "seeds=none"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = command("table", *elsewhere.options, "seeds=none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().startswith("Error: seeds=none must be")
 
