@@ -40,6 +40,7 @@ def command(
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         code: int | str | None = 0
+        capsys.readouterr()  # what was told before
         try:
             main([*map(str, arguments)])
         except SystemExit as stop:
