@@ -15,7 +15,7 @@ from tigerrec.runtime.devices import resolve_precision
         ({}, "fp32"),
     ],
 )
-def test_auto_is_bf16_where_its_products_are_the_faster_ones(monkeypatch, capabilities, chosen):
+def test_auto_is_bf16_where_the_hardware_has_it_but_not_on_intel_without_amx(monkeypatch, capabilities, chosen):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     cpu = torch.device("cpu")
     assert resolve_precision(cpu, "auto") == chosen

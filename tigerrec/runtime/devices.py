@@ -21,17 +21,17 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """`auto` is bf16 on hardware that multiplies bf16 matrices faster than fp32, else fp32.
+    """`auto` is bf16 on hardware that multiplies bf16 matrices, else fp32.
 
-    Intel's multiplies them faster with AMX alone (docs/performance.md).
+    On Intel without AMX it is fp32 too: bf16 was measured to be slower there (docs/performance.md).
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     capabilities = torch.cpu.get_capabilities()
-    vectors_gain = capabilities.get("avx512_bf16") and "Intel" not in capabilities.get("cpu_name", "")
-    return "bf16" if capabilities.get("amx_bf16") or vectors_gain else "fp32"
+    vectors_serve = capabilities.get("avx512_bf16") and "Intel" not in capabilities.get("cpu_name", "")
+    return "bf16" if capabilities.get("amx_bf16") or vectors_serve else "fp32"
 
 
 def product_type(device: torch.device, precision: str) -> torch.dtype:
