@@ -86,7 +86,7 @@ def record(lines: str, folder: Path) -> list[list[str]]:
     recorded.unlink(missing_ok=True)
     environment = {"PATH": str(folder / "bin"), "RECORDED": str(recorded), "HOME": str(folder)}
     done = subprocess.run(
-        ["/bin/bash", "-e", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        ["/bin/bash", "-e", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, f"{lines}\n{done.stderr}"
     started = recorded.read_text(encoding="utf-8").split("\036\037") if recorded.exists() else []
