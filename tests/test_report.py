@@ -20,6 +20,7 @@ from tests.tiny_run import build_embedded_run
 from tigerrec import TigerrecError
 from tigerrec.analysis.charts import Interval, frequency_chart, interval_chart, line_chart
 from tigerrec.analysis.report import report_run, report_table
+from tigerrec.analysis.report.table_page import Results, metrics
 from tigerrec.analysis.report.users_part import chosen_users
 from tigerrec.analysis.table.plot import draw
 from tigerrec.data.histories import load_histories
@@ -411,6 +412,19 @@ def test_the_page_of_a_table_has_its_rows_best_first_and_everything_about_them(t
         text in page.text
         for text in ("make table TABLE=<x>", "abc1234", "A note & more.", "50 users, 40 items, 300 interactions")
     )
+
+
+def test_each_chart_of_a_table_has_the_best_by_its_own_metric_first():
+    row = {"hit": "item", "seen": "masked", "runs": 1}
+    rows = [
+        row | {"row": "precise", "ndcg@10": 0.5, "hr@10": 0.6},
+        row | {"row": "broad", "ndcg@10": 0.4, "hr@10": 0.7},
+    ]
+    rows = [dict.fromkeys(("hr@5", "ndcg@5"), 0.3) | row for row in rows]
+    charts = metrics(Results(rows, {}))["charts"]
+    for name, first, second in (("NDCG@10", "precise", "broad"), ("HR@10", "broad", "precise")):
+        chart = str(charts[f"{name}, best first"])
+        assert 0 < chart.index(f">{first}<") < chart.index(f">{second}<")
 
 
 def test_a_table_without_the_optional_parts_has_a_page_too(tmp_path):

@@ -80,7 +80,7 @@ def metrics(results: Results) -> dict[str, Any]:
     rows = results.ranked("item", "masked")
     charts = {}
     for metric in ("ndcg@10", "hr@10"):
-        intervals = [Interval.of_metric(row, metric) for row in rows]
+        intervals = [Interval.of_metric(row, metric) for row in sorted(rows, key=lambda row: -row[metric])]
         charts[f"{metric.upper()}, best first"] = interval_chart(intervals, metric.upper())
     kinds = [f"{kind}s" for kind in KINDS] if {row.get("kind") for row in rows} >= set(KINDS) else []
     tables = [_cells(rows), _cells(results.ranked("item", "kept"))]
