@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from tigerrec.data.batches import NO_ITEM, length_sorted_batches, padded
-from tigerrec.models.base import HistoryModel, Reader, ReadsUsers
+from tigerrec.models.base import Decoder, HistoryModel, Reader, ReadsUsers
 from tigerrec.runtime.devices import product_type
 from tigerrec.search.options import CODES_ALONE, Scoring
 from tigerrec.search.scoring import lists
@@ -67,6 +67,16 @@ class Searcher:
         found = dataclasses.replace(self, trie=self.trie.within(torch.from_numpy(allowed).to(self.model.device)))
         found.__dict__["reader"] = self.reader  # its nodes are the same
         return found
+
+    @torch.inference_mode()
+    def decoder(self, histories: Sequence[np.ndarray], users: np.ndarray | None = None) -> Decoder:
+        """What a search asks after some histories, `users` as in `rank`; a new one is needed for each search."""
+        device = self.model.device
+        recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
+        reader = self.reader
+        if users is not None and self.model.reads_users:
+            reader = cast(ReadsUsers, reader).of_users(torch.from_numpy(users.astype(np.int64)).to(device))
+        return reader.decoder(recent, product_type(device, self.precision))
 
     def rank(
         self,
@@ -126,17 +136,13 @@ class Searcher:
         users: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         device = self.model.device
-        recent = padded([history[-self.model.facts["max_items"] :] for history in histories]).to(device)
         if masked is None:
             seen = None
         else:
             rows = np.repeat(np.arange(len(masked)), [len(items) for items in masked])
             items = np.concatenate(masked).astype(np.int64)
             seen = torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
+        decoder = self.decoder(histories, users)
         with torch.inference_mode():
-            reader = self.reader
-            if users is not None and self.model.reads_users:
-                reader = cast(ReadsUsers, reader).of_users(torch.from_numpy(users.astype(np.int64)).to(device))
-            decoder = reader.decoder(recent, product_type(device, self.precision))
             listed, scores = lists(decoder, self.trie, len(histories), beam_size, seen, self.scoring, k)
         return listed.cpu().numpy(), scores.cpu().numpy()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from pydantic import AfterValidator
 
 from tigerrec import TigerrecError, __version__, pipeline
-from tigerrec.analysis.audit import cold, from_lists, searched, trained
+from tigerrec.analysis.audit import cold, from_lists, prefixes, searched, trained
 from tigerrec.analysis.audit.report import page
 from tigerrec.analysis.audit.run import AuditedRun, Finding, NotApplicableError, identities
 from tigerrec.config import AtLeastOne, ConfigError, build, options
@@ -31,6 +31,8 @@ CHECKS = {  # in the order of the report
     "unconstrained": searched.unconstrained,
     "hits": from_lists.hits,
     "diversity": from_lists.diversity,
+    "codes": prefixes.given_codes,
+    "temperature": prefixes.temperature,
     "buckets": from_lists.by_bucket,
     "cold": cold.cold_items,
     "input": searched.reads_input,

@@ -131,8 +131,12 @@ class AuditedRun:
 
     def search(self, searcher: Searcher, histories: list[np.ndarray], **how: Any) -> np.ndarray:
         """The lists of some histories, int32 (n, k), with the beam of the evaluation; `how` as in `Searcher.rank`."""
+        return self.scored(searcher, histories, **how)[0]
+
+    def scored(self, searcher: Searcher, histories: list[np.ndarray], **how: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The lists of some histories as in `search`, and the scores of their items, float32 (n, k)."""
         sizes = {name: getattr(self.evaluation, name) for name in ("k", "beam_size", "batch_tokens")}
-        return searcher.rank(histories, **sizes, **how)[0]
+        return searcher.rank(histories, **sizes, **how)
 
     def sample(self, purpose: str) -> np.ndarray:
         """A seeded sample of `users` users in ascending order; all of them where there are no more."""
