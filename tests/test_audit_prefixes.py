@@ -82,6 +82,10 @@ def test_what_a_code_decides_begins_with_the_evaluation_and_ends_with_certainty(
         sum(begins_like(run, target, 1)) - sum(begins_like(run, target, 1)[history])
         for target, history in zip(run.targets, run.known, strict=True)
     ]
+    for row in (free, one):
+        assert row["change from popularity, hr@10"] == pytest.approx(
+            row["hr@10"] - row["HR@10 of popularity"], abs=1e-6
+        )
     assert one["HR@10 at random"] == pytest.approx(np.mean([min(1, 10 / n) for n in left]))
 
 

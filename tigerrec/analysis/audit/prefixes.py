@@ -9,18 +9,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tigerrec.analysis.audit.figures import CUTOFF, HR, NDCG, headline, listed_in
+from tigerrec.analysis.audit.figures import (
+    CUTOFF,
+    HR,
+    NDCG,
+    difference_in_words,
+    headline,
+    listed_in,
+    paired_difference,
+)
 from tigerrec.analysis.audit.run import AuditedRun, Finding, check, seeded_rng
 from tigerrec.analysis.tokenizers.fitted import read_categories
 from tigerrec.data.batches import length_sorted_batches
-from tigerrec.evaluation.metrics import item_ranks, metrics
+from tigerrec.evaluation.metrics import item_ranks
 from tigerrec.models.base import Beams
 from tigerrec.search.ranking import by_popularity
 from tigerrec.text import figure, percent
 from tigerrec.tokenizers.ids import PAD, group_codes
 
 TEMPERATURES = (1.0, 1.5, 2.0)
-AT_RANDOM = "HR@10 at random"
+ABOVE = "change from popularity, "
+OF_POPULARITY, AT_RANDOM = "HR@10 of popularity", "HR@10 at random"
 OF_LISTS = "share of the top 10 in the category asked for"
 OF_ITEMS = "share of all items that begin so"
 CODES, ENTROPY = "first codes in a list", "entropy of categories"
@@ -65,13 +74,15 @@ def decided(run: AuditedRun, users: np.ndarray, length: int) -> dict[str, Any]:
     lists = lists_begun_with(run, users, targets, length, f"{length} codes of the target") if length else own
     seen_below = [int((groups[items] == groups[target]).sum()) for items, target in zip(known, targets, strict=True)]
     left = np.bincount(groups)[groups[targets]] - seen_below
-    of_popularity = metrics(item_ranks(popular_begun_with(run, users, targets, length), targets), intervals=False)
+    ranks = item_ranks(lists, targets)
+    of_popularity = item_ranks(popular_begun_with(run, users, targets, length), targets)
     can_be_found = ~listed_in(targets[:, None], known)[:, 0]
     return {
         "codes given": length,
         "items left": round(float(left.mean())),
-        **headline(item_ranks(lists, targets)),
-        **{f"{name.upper()} of popularity": of_popularity[name] for name in (HR, NDCG)},
+        **headline(ranks),
+        OF_POPULARITY: headline(of_popularity)[HR],
+        **{f"{ABOVE}{name}": value for name, value in paired_difference(of_popularity, ranks).items()},
         AT_RANDOM: float((can_be_found * np.minimum(1, CUTOFF / np.maximum(left, 1))).mean()),
     }
 
@@ -107,9 +118,9 @@ def given_codes(run: AuditedRun) -> Finding:
     ]
     free, one, *_ = rows
     summary = (
-        f"With the target's first code given, HR@10 goes from {figure(free[HR])} to {figure(one[HR])}; the most "
-        f"popular items that begin with it have {figure(one['HR@10 of popularity'])}, ten at random "
-        f"{figure(one[AT_RANDOM])}."
+        f"With the target's first code given, HR@10 goes from {figure(free[HR])} to {figure(one[HR])}, which is "
+        f"{difference_in_words(one, f'{ABOVE}{HR}')} from the most popular items that begin with it; ten at random "
+        f"have {figure(one[AT_RANDOM])}."
     )
     if len(rows) > 2:
         summary += f" With the first {len(rows) - 1} it is {figure(rows[-1][HR])}."
