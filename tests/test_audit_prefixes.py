@@ -13,24 +13,28 @@ from tests import tiny_shop
 from tests.oracles import stock_logits
 from tigerrec import pipeline
 from tigerrec.analysis.audit import prefixes
-from tigerrec.analysis.audit.run import AuditedRun
+from tigerrec.analysis.audit.run import AuditedRun, NotApplicableError
 from tigerrec.analysis.tokenizers.fitted import read_categories
 from tigerrec.config import compose
-from tigerrec.search.options import CODES_ALONE
+from tigerrec.search.options import CODES_ALONE, Scoring
 
 N_ITEMS = tiny_shop.N_ITEMS
+USERS = np.array([0, 5, 6, 17, 31, 38])  # the first of them bought an item twice
 KINDS = ("Hair", "Skin", "Nails")
 
 
 @pytest.fixture(scope="module", params=["t5", "decoder_only", "t5_tree"])
 def run(request, tmp_path_factory) -> AuditedRun:
-    """A finished run whose items have categories, but the last."""
+    """A finished run whose items have categories, but the last; one user bought an item twice."""
     folder = tmp_path_factory.mktemp("shop")
+    orders = tiny_shop.write_orders(folder)
+    first = orders.read_text().splitlines()[1].rpartition(",")[0]
+    orders.write_text(f"{orders.read_text()}{first},0.5\n")
     lines = [f"i{item:02d},Thing {item},Beauty > {KINDS[item % 3]}" for item in range(N_ITEMS - 1)]
     (folder / "products.csv").write_text("\n".join(["item,title,categories", *lines]) + "\n")
     sizes = [f"generator.{size}" for size in ("num_layers=1", "d_model=16", "num_heads=2", "d_ff=16", "max_items=5")]
     options = tiny_shop.options(
-        tiny_shop.write_orders(folder),
+        orders,
         folder / "runs",
         f"dataset.items={folder}/products.csv",
         f"generator={request.param}",
@@ -38,7 +42,7 @@ def run(request, tmp_path_factory) -> AuditedRun:
     )
     cfg = compose([*options, *sizes, "train.stride=5"])
     pipeline.run(cfg, "evaluate")
-    return AuditedRun(pipeline.plan(cfg), folder / "work", users=tiny_shop.N_USERS)
+    return AuditedRun(pipeline.plan(cfg), folder / "work", users=25)
 
 
 def whole_catalogue(run: AuditedRun) -> tuple[np.ndarray, np.ndarray]:
@@ -53,57 +57,56 @@ def begins_like(run: AuditedRun, item: int, length: int) -> np.ndarray:
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_lists_begun_with_are_the_whole_ranking_kept_to_these_items(run, length):
-    users, asked = np.arange(tiny_shop.N_USERS), run.targets[::-1].copy()
-    lists = prefixes.lists_begun_with(run, users, asked, length, "")
-    for found, ranking, item in zip(lists, whole_catalogue(run)[0], asked, strict=True):
+    asked = run.targets[USERS[::-1]]
+    lists = prefixes.lists_begun_with(run, USERS, asked, length, "")
+    for found, ranking, item in zip(lists, whole_catalogue(run)[0][USERS], asked, strict=True):
         expected = [other for other in ranking[ranking >= 0] if begins_like(run, item, length)[other]]
         assert found[found >= 0].tolist() == expected[: run.evaluation.k]
 
 
 def test_the_most_popular_items_begun_with_are_unseen_and_ordered(run):
-    users = np.arange(tiny_shop.N_USERS)
-    for user, found in zip(users, prefixes.popular_begun_with(run, users, run.targets, 1), strict=True):
+    lists = prefixes.popular_begun_with(run, USERS, run.targets[USERS], 1)
+    for user, found in zip(USERS, lists, strict=True):
         inside = np.flatnonzero(begins_like(run, run.targets[user], 1))
         unseen = [item for item in inside if item not in run.known[user]]
         assert found[found >= 0].tolist() == sorted(unseen, key=lambda item: (-run.popularity[item], item))
 
 
 def test_what_a_code_decides_begins_with_the_evaluation_and_ends_with_certainty(run):
-    users = np.arange(tiny_shop.N_USERS)
-    free, one, two = (prefixes.decided(run, users, length) for length in range(3))
-    evaluated = prefixes.headline(run.ranks[run.model, "item", "masked"])
+    free, one, two = (prefixes.decided(run, USERS, length) for length in range(3))
+    evaluated = prefixes.headline(run.ranks[run.model, "item", "masked"][USERS])
     assert {key: free[key] for key in evaluated} == evaluated
-    assert free["items left"] == round(np.mean([N_ITEMS - len(history) for history in run.known]))
-    assert free["items left"] > one["items left"] > two["items left"]
-    largest = max(begins_like(run, item, 2).sum() for item in range(N_ITEMS))
-    assert largest <= 10
-    assert two["hr@10"] == two["HR@10 of popularity"] == two["HR@10 at random"] == 1.0
+    history = run.known[USERS[0]].tolist()
+    assert len(history) > len(set(history))
     left = [
-        sum(begins_like(run, target, 1)) - sum(begins_like(run, target, 1)[history])
-        for target, history in zip(run.targets, run.known, strict=True)
+        [np.setdiff1d(np.flatnonzero(begins_like(run, run.targets[user], length)), run.known[user]) for user in USERS]
+        for length in range(3)
     ]
-    for row in (free, one):
-        assert row["change from popularity, hr@10"] == pytest.approx(
-            row["hr@10"] - row["HR@10 of popularity"], abs=1e-6
-        )
-    assert one["HR@10 at random"] == pytest.approx(np.mean([min(1, 10 / n) for n in left]))
+    for row, unseen in zip((free, one, two), left, strict=True):
+        assert row["items left"] == round(np.mean([len(items) for items in unseen]))
+        assert row["HR@10 at random"] == pytest.approx(np.mean([min(1, 10 / len(items)) for items in unseen]))
+        above = row["change from popularity, hr@10"]
+        assert above == pytest.approx(row["hr@10"] - row["HR@10 of popularity"], abs=1e-6)
+    assert max(len(items) for items in left[2]) <= 10
+    assert two["hr@10"] == two["HR@10 of popularity"] == 1.0
 
 
-def test_a_steered_list_is_measured_by_the_category_asked_for(run):
-    users, asked = np.arange(tiny_shop.N_USERS), np.roll(run.targets, 1)
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_a_steered_list_is_measured_by_the_category_asked_for_without_the_item_itself(run, length):
+    asked = np.roll(run.targets[USERS], 1)
+    asked[0] = N_ITEMS - 1  # which has no category
     categories = read_categories(run.folders["prepare"]).of_items
     assert sorted(set(categories)) == [-1, 0, 1, 2]
-    found = prefixes.steered(run, users, asked, categories, 1)
     places, of_items = [], []
-    for item, ranking in zip(asked, whole_catalogue(run)[0], strict=True):
-        if categories[item] < 0:
-            continue
-        inside = begins_like(run, item, 1)
-        top = [other for other in ranking[ranking >= 0] if inside[other]][:10]
-        places += [categories[other] == categories[item] for other in top]
-        of_items.append(np.mean(categories[inside] == categories[item]))
-    assert found == pytest.approx({prefixes.OF_LISTS: np.mean(places), prefixes.OF_ITEMS: np.mean(of_items)})
-    assert prefixes.steered(run, users, asked, np.full(N_ITEMS, -1), 1) == {}
+    for user, item in zip(USERS, asked, strict=True):
+        ranking = whole_catalogue(run)[0][user]
+        begun = [other for other in ranking[ranking >= 0] if begins_like(run, item, length)[other] and other != item]
+        if categories[item] >= 0 and begun:
+            places.append(np.mean([categories[other] == categories[item] for other in begun[:10]]))
+            of_items.append(np.mean([categories[other] == categories[item] for other in begun]))
+    expected = {prefixes.OF_LISTS: np.mean(places), prefixes.OF_ITEMS: np.mean(of_items)}
+    assert prefixes.steered(run, USERS, asked, categories, length) == pytest.approx(expected)
+    assert prefixes.steered(run, USERS, asked, np.full(N_ITEMS, -1), length) == {}
 
 
 def test_first_codes_have_the_probability_that_the_generator_gives_them(run):
@@ -127,15 +130,21 @@ def test_first_codes_have_the_probability_that_the_generator_gives_them(run):
 
 
 def test_lists_of_drawn_codes_hold_the_best_of_each_code_in_the_order_of_the_whole_ranking(run):
-    users, groups = np.arange(tiny_shop.N_USERS), prefixes.prefix_groups(run, 1)
-    unseen = np.stack([np.bincount(np.delete(groups, run.known[user])) for user in users])
+    groups = prefixes.prefix_groups(run, 1)
+    unseen = np.stack([np.bincount(np.delete(groups, run.known[user]), minlength=4) for user in USERS])
     counts = prefixes.drawn(np.log(np.full(unseen.shape, 0.25)), unseen, 1.0, np.random.default_rng(0))
     assert (counts.sum(1) == 10).all()
-    lists = prefixes.composed(prefixes.best_of_codes(run, users, groups, counts > 0), counts)
-    for found, ranking, of_codes in zip(lists, whole_catalogue(run)[0], counts, strict=True):
-        ranked = ranking[ranking >= 0]
-        best = [item for code in range(4) for item in ranked[groups[ranked] == code][: of_codes[code]]]
-        assert found.tolist() == [item for item in ranked if item in best]
+    lists = prefixes.composed(prefixes.best_of_codes(run, USERS, groups, counts > 0), counts)
+    for found, ranking, of_codes in zip(lists, whole_catalogue(run)[0][USERS], counts, strict=True):
+        assert found.tolist() == drawn_from(ranking, groups, of_codes)
+    assert (prefixes.composed({}, np.zeros((2, 4), int)) == -1).all()
+
+
+def drawn_from(ranking: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> list[int]:
+    """The items of a ranking that are among the best `counts[code]` of their first code."""
+    ranked = ranking[ranking >= 0]
+    best = {item for code, count in enumerate(counts) for item in ranked[groups[ranked] == code][:count].tolist()}
+    return [item for item in ranked.tolist() if item in best]
 
 
 def test_draws_follow_the_probabilities_and_their_temperature():
@@ -160,15 +169,38 @@ def test_entropy_of_categories_by_hand():
     assert prefixes.category_entropy(categories, np.array([[3, -1, -1]])) is None
 
 
-def test_the_findings_say_what_their_rows_hold(run):
+def test_what_codes_decide_is_found_of_a_sample_of_users(run):
     given = prefixes.given_codes(run)
-    assert [row["codes given"] for row in given.rows] == [0, 1]
+    assert [(row["codes given"], row["users"]) for row in given.rows] == [(0, 25), (1, 25)]
+    users = run.sample("given codes")
+    assert given.rows[1].items() >= prefixes.decided(run, users, 1).items()
     assert "of that target's category" in given.summary
-    drawn = prefixes.temperature(run)
-    assert [row["list"] for row in drawn.rows] == [
+
+
+def test_drawn_lists_stand_beside_those_of_beam_search(run):
+    found = prefixes.temperature(run).rows
+    users, groups = run.sample("temperature"), prefixes.prefix_groups(run, 1)
+    assert len(users) == 25 < tiny_shop.N_USERS
+    assert [row["list"] for row in found] == [
         "beam search", *(f"first code drawn, temperature {value}" for value in ("1", "1.5", "2"))
     ]  # fmt: skip
-    evaluated = prefixes.headline(run.ranks[run.model, "item", "masked"])
-    assert {key: drawn.rows[0][key] for key in evaluated} == evaluated
-    assert all(1 <= row["first codes in a list"] <= 4 for row in drawn.rows)
-    assert all(0 < row["entropy of categories"] <= np.log(3) for row in drawn.rows)
+    evaluated = prefixes.headline(run.ranks[run.model, "item", "masked"][users])
+    assert found[0].items() >= evaluated.items()
+    unseen = np.stack([np.bincount(np.delete(groups, run.known[user]), minlength=4) for user in users])
+    rng, log_probabilities = prefixes.seeded_rng("temperature"), prefixes.first_codes(run, users)
+    for row, temperature in zip(found[1:], prefixes.TEMPERATURES, strict=True):
+        counts = prefixes.drawn(log_probabilities, unseen, temperature, rng)
+        rankings = whole_catalogue(run)[0][users]
+        lists = [drawn_from(*of_user) for of_user in zip(rankings, [groups] * 25, counts, strict=True)]
+        ranks = prefixes.item_ranks(np.array(lists), run.targets[users])
+        assert row.items() >= prefixes.headline(ranks).items()
+        assert row["change of hr@10"] == pytest.approx(row["hr@10"] - found[0]["hr@10"], abs=1e-6)
+        assert row["first codes in a list"] == np.mean((counts > 0).sum(1))
+        assert 0 < row["entropy of categories"] <= np.log(3)
+
+
+@pytest.mark.parametrize("scoring", [Scoring(scores="items"), Scoring(scores="hybrid", cold_places=1)])
+def test_lists_not_in_the_order_of_codes_are_not_drawn(run, scoring, monkeypatch):
+    monkeypatch.setitem(vars(run), "searcher", replace(run.searcher, scoring=scoring))
+    with pytest.raises(NotApplicableError):
+        prefixes.temperature(run)

@@ -68,7 +68,6 @@ class Searcher:
         found.__dict__["reader"] = self.reader  # its nodes are the same
         return found
 
-    @torch.inference_mode()
     def decoder(self, histories: Sequence[np.ndarray], users: np.ndarray | None = None) -> Decoder:
         """What a search asks after some histories, `users` as in `rank`; a new one is needed for each search."""
         device = self.model.device
@@ -142,7 +141,7 @@ class Searcher:
             rows = np.repeat(np.arange(len(masked)), [len(items) for items in masked])
             items = np.concatenate(masked).astype(np.int64)
             seen = torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
-        decoder = self.decoder(histories, users)
         with torch.inference_mode():
+            decoder = self.decoder(histories, users)
             listed, scores = lists(decoder, self.trie, len(histories), beam_size, seen, self.scoring, k)
         return listed.cpu().numpy(), scores.cpu().numpy()

@@ -17,12 +17,14 @@ from tigerrec.analysis.audit.figures import (
     headline,
     listed_in,
     paired_difference,
+    without,
 )
-from tigerrec.analysis.audit.run import AuditedRun, Finding, check, seeded_rng
+from tigerrec.analysis.audit.run import AuditedRun, Finding, NotApplicableError, check, seeded_rng
 from tigerrec.analysis.tokenizers.fitted import read_categories
 from tigerrec.data.batches import length_sorted_batches
 from tigerrec.evaluation.metrics import item_ranks
 from tigerrec.models.base import Beams
+from tigerrec.search.options import ITEMS
 from tigerrec.search.ranking import by_popularity
 from tigerrec.text import figure, percent
 from tigerrec.tokenizers.ids import PAD, group_codes
@@ -31,7 +33,7 @@ TEMPERATURES = (1.0, 1.5, 2.0)
 ABOVE = "change from popularity, "
 OF_POPULARITY, AT_RANDOM = "HR@10 of popularity", "HR@10 at random"
 OF_LISTS = "share of the top 10 in the category asked for"
-OF_ITEMS = "share of all items that begin so"
+OF_ITEMS = "share of all that begin so in it"
 CODES, ENTROPY = "first codes in a list", "entropy of categories"
 
 BestOfCodes = dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]  # (row, first code) → items and scores, best first
@@ -45,6 +47,8 @@ def prefix_groups(run: AuditedRun, length: int) -> np.ndarray:
 def lists_begun_with(run: AuditedRun, users: np.ndarray, items: np.ndarray, length: int, progress: str) -> np.ndarray:
     """The list of each user among the items that begin with the first `length` codes of an item of `items`, int64 (n,):
     int32 (n, k); seen items masked."""
+    if not length:
+        return run.lists[run.model, "masked"][users]
     groups = prefix_groups(run, length)
     lists = np.full((len(users), run.evaluation.k), -1, np.int32)
     for group in tqdm(np.unique(groups[items]), desc=progress, unit="prefix", leave=False):
@@ -69,9 +73,9 @@ def popular_begun_with(run: AuditedRun, users: np.ndarray, items: np.ndarray, le
 
 def decided(run: AuditedRun, users: np.ndarray, length: int) -> dict[str, Any]:
     """How well the test targets of users are found where their first `length` codes are given."""
-    known, targets, groups = [run.known[user] for user in users], run.targets[users], prefix_groups(run, length)
-    own = run.lists[run.model, "masked"][users]
-    lists = lists_begun_with(run, users, targets, length, f"{length} codes of the target") if length else own
+    targets, groups = run.targets[users], prefix_groups(run, length)
+    known = [np.unique(run.known[user]) for user in users]
+    lists = lists_begun_with(run, users, targets, length, f"{length} codes of the target")
     seen_below = [int((groups[items] == groups[target]).sum()) for items, target in zip(known, targets, strict=True)]
     left = np.bincount(groups)[groups[targets]] - seen_below
     ranks = item_ranks(lists, targets)
@@ -90,17 +94,18 @@ def decided(run: AuditedRun, users: np.ndarray, length: int) -> dict[str, Any]:
 def steered(
     run: AuditedRun, users: np.ndarray, asked: np.ndarray, categories: np.ndarray, length: int
 ) -> dict[str, float]:
-    """How much of the lists of users is of the category of an item of `asked`, int64 (n,), whose first `length` codes
-    are given; nothing where no item asked for has one. `categories` (n_items,) are negative where there is none."""
-    users, asked = users[categories[asked] >= 0], asked[categories[asked] >= 0]
-    if not len(asked):
-        return {}
-    groups, own = prefix_groups(run, length), run.lists[run.model, "masked"][users]
-    lists = lists_begun_with(run, users, asked, length, f"{length} codes of another") if length else own
-    top = lists[:, :CUTOFF]
-    is_asked_for = (categories[top] == categories[asked][:, None])[top >= 0]
-    begun = [np.mean(categories[groups == groups[item]] == categories[item]) for item in asked]
-    return {OF_LISTS: float(is_asked_for.mean()), OF_ITEMS: float(np.mean(begun))}
+    """How much of the top 10 of users is of the category of an item of `asked`, int64 (n,), whose first `length` codes
+    are given, and how much of all unseen items that begin so, that item left out of both: means over users; nothing
+    where no item asked for has a category. `categories` (n_items,) are negative where there is none."""
+    groups = prefix_groups(run, length)
+    lists = lists_begun_with(run, users, asked, length, f"{length} codes of another")
+    tops, shares = without(lists, lists == asked[:, None])[:, :CUTOFF], []
+    for user, item, top in zip(users, asked, tops, strict=True):
+        unseen = np.setdiff1d(np.flatnonzero(groups == groups[item]), [*run.known[user], item])
+        if categories[item] >= 0 and (top >= 0).any():
+            is_asked_for = categories == categories[item]
+            shares.append((is_asked_for[top[top >= 0]].mean(), is_asked_for[unseen].mean()))
+    return dict(zip((OF_LISTS, OF_ITEMS), np.mean(shares, axis=0).tolist(), strict=True)) if shares else {}
 
 
 @check("What does each code decide, and do codes steer?", samples=True)
@@ -108,7 +113,8 @@ def given_codes(run: AuditedRun) -> Finding:
     """The search is kept to the items that begin with codes given in advance. First those of the user's test target:
     what is left to decide, and how well the generator decides it beside the most popular of these items and ten of them
     at random. Then those of the test target of another user, drawn at random, which somebody might ask for: the share
-    of places in the top 10 with an item of the category of that target, beside all items that begin like it."""
+    of places in the top 10 with an item of the category of that target (the second element of its path, or the only
+    one), beside that of all unseen items that begin like it; the target itself is left out of both."""
     users, n_users = run.sample("given codes"), len(run.targets)
     others = (users + seeded_rng("given codes").integers(1, n_users, len(users))) % n_users if n_users > 1 else users
     categories = read_categories(run.folders["prepare"]).of_items
@@ -124,10 +130,11 @@ def given_codes(run: AuditedRun) -> Finding:
     )
     if len(rows) > 2:
         summary += f" With the first {len(rows) - 1} it is {figure(rows[-1][HR])}."
-    if OF_LISTS in one:
+    if OF_LISTS in free and OF_LISTS in one:
         summary += (
             f" Given the first code of another user's target, {percent(one[OF_LISTS])} of the top 10 are of that "
-            f"target's category; {percent(free[OF_LISTS])} where no code is given."
+            f"target's category, {percent(one[OF_ITEMS])} of all items that begin so; {percent(free[OF_LISTS])} where "
+            "no code is given."
         )
     return Finding(summary, rows)
 
@@ -137,8 +144,9 @@ def first_codes(run: AuditedRun, users: np.ndarray) -> np.ndarray:
     (n, nodes)."""
     searcher, trie = run.searcher, run.searcher.trie
     first = np.empty((len(users), len(trie.token[0])), np.float32)
-    lengths = np.array([len(run.known[user]) for user in users])
-    for batch in length_sorted_batches(lengths, run.evaluation.batch_tokens // searcher.model.positions_per_item):
+    lengths = np.minimum([len(run.known[user]) for user in users], searcher.model.facts["max_items"])
+    sizes = lengths * searcher.model.positions_per_item + run.evaluation.beam_size
+    for batch in length_sorted_batches(sizes, run.evaluation.batch_tokens):
         root = torch.zeros((len(batch), 1), dtype=torch.int64, device=searcher.model.device)
         children, exists = trie.children(0, root)
         start = torch.full_like(root, PAD)
@@ -201,11 +209,15 @@ def composed(best: BestOfCodes, counts: np.ndarray) -> np.ndarray:
 @check("What does drawing the first code cost, and what does it give?", samples=True)
 def temperature(run: AuditedRun) -> Finding:
     """For each of ten places a first code is drawn with a probability proportional to the generator's own to the power
-    of 1 / temperature, as TIGER's paper proposes for diversity (Rajput et al. 2023, arXiv 2305.05065); a code drawn m
-    times gives the m best unseen items that begin with it, and the list is sorted by score. Entropy is that of the
+    of 1 / temperature, as TIGER's paper proposes for diversity (Rajput et al. 2023, arXiv 2305.05065), by the codes
+    alone, whatever else scores items. A code drawn m times gives the m best unseen items that begin with it, is drawn
+    no more where none is left, and the list is sorted by score. Changes are from beam search; entropy is that of the
     categories of the ten items, in nats, on average over users."""
+    scoring = run.searcher.scoring
+    if scoring.scores == ITEMS or scoring.cold_places:
+        raise NotApplicableError("These lists are not in the order of scores to which codes contribute.")
     users = run.sample("temperature")
-    known, targets = [run.known[user] for user in users], run.targets[users]
+    known, targets = [np.unique(run.known[user]) for user in users], run.targets[users]
     groups, categories = prefix_groups(run, 1), read_categories(run.folders["prepare"]).of_items
     n_codes = int(groups.max()) + 1
     unseen = np.bincount(groups) - np.stack([np.bincount(groups[items], minlength=n_codes) for items in known])
@@ -216,8 +228,12 @@ def temperature(run: AuditedRun) -> Finding:
     for value in TEMPERATURES:
         lists[f"first code drawn, temperature {value:g}"] = composed(best, counts[value])
     rows: list[dict[str, Any]] = []
+    of_beam = item_ranks(lists["beam search"], targets)
     for name, items in lists.items():
-        row, top = {"list": name, **headline(item_ranks(items, targets))}, items[:, :CUTOFF]
+        ranks, top = item_ranks(items, targets), items[:, :CUTOFF]
+        row = {"list": name, **headline(ranks)}
+        if rows:
+            row |= {f"change of {key}": value for key, value in paired_difference(of_beam, ranks).items()}
         row[CODES] = float(np.mean([len(set(groups[own[own >= 0]])) for own in top]))
         entropy = category_entropy(categories, top)
         row |= {} if entropy is None else {ENTROPY: entropy}
@@ -225,7 +241,7 @@ def temperature(run: AuditedRun) -> Finding:
     found, one, *_, last = rows
     summary = (
         f"Drawn at temperature 1 the top 10 hold {one[CODES]:.1f} first codes in the place of {found[CODES]:.1f}, and "
-        f"NDCG@10 is {figure(one[NDCG])} in the place of {figure(found[NDCG])}; at temperature {TEMPERATURES[-1]:g}, "
-        f"{last[CODES]:.1f} and {figure(last[NDCG])}."
+        f"NDCG@10 changes by {difference_in_words(one, f'change of {NDCG}')} from {figure(found[NDCG])}; at "
+        f"temperature {TEMPERATURES[-1]:g}, {last[CODES]:.1f} and {difference_in_words(last, f'change of {NDCG}')}."
     )
     return Finding(summary, rows)
