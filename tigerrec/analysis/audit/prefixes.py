@@ -215,7 +215,9 @@ def temperature(run: AuditedRun) -> Finding:
     categories of the ten items, in nats, on average over users."""
     scoring = run.searcher.scoring
     if scoring.scores == ITEMS or scoring.cold_places:
-        raise NotApplicableError("These lists are not in the order of scores to which codes contribute.")
+        raise NotApplicableError(
+            "Codes do not order lists of `evaluate.scores=items` or with `evaluate.cold_places`; leave them out."
+        )
     users = run.sample("temperature")
     known, targets = [np.unique(run.known[user]) for user in users], run.targets[users]
     groups, categories = prefix_groups(run, 1), read_categories(run.folders["prepare"]).of_items
