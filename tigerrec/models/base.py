@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Prot
 import numpy as np
 from pydantic import Field
 
-from tigerrec.tokenizers.ids import SemanticIds
+from tigerrec.tokenizers.ids import PAD, SemanticIds
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,14 @@ class Beams:
     children: Tensor
     child_tokens: Tensor
     exists: Tensor
+
+    @classmethod
+    def at(cls, nodes: Tensor, ancestors: Tensor, trie: Trie) -> Beams:
+        """The prefixes that end at nodes of a trie, int64 (B, K), all of the depth that their ancestors say."""
+        depth = ancestors.shape[2] - 1
+        tokens = trie.token[depth - 1][nodes] if depth else nodes.new_full(nodes.shape, PAD)
+        children, exists = trie.children(depth, nodes)
+        return cls(depth, nodes, tokens, ancestors, children, trie.token[depth][children], exists)
 
 
 class Decoder(Protocol):

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tigerrec.data.batches import NO_ITEM
 from tigerrec.models.base import Beams, Decoder
-from tigerrec.tokenizers.ids import PAD
 from tigerrec.tokenizers.trie import Trie
 
 
@@ -38,13 +37,11 @@ def beam_search(
     """
     users = torch.arange(n_users, device=trie.leaf_item.device)[:, None]
     nodes = torch.zeros_like(users)
-    tokens = torch.full_like(users, PAD)
     ancestors = torch.zeros_like(users)[:, :, None]
     scores = torch.zeros(users.shape, device=users.device)
     for depth in range(trie.n_levels):
-        children, exists = trie.children(depth, nodes)
-        child_tokens = trie.token[depth][children]
-        beams = Beams(depth, nodes, tokens, ancestors, children, child_tokens, exists)
+        beams = Beams.at(nodes, ancestors, trie)
+        children, exists = beams.children, beams.exists
         log_probabilities = decoder.step(beams)
         if steering is not None:
             own = steering[depth].gather(1, children.flatten(1)).view(children.shape)
@@ -57,7 +54,7 @@ def beam_search(
         candidates = candidates.masked_fill(~exists, -torch.inf).flatten(1)
         scores, chosen = candidates.topk(min(beam_size, candidates.shape[1]), dim=1)
         parents = chosen // children.shape[-1]
-        nodes, tokens = children.flatten(1).gather(1, chosen), child_tokens.flatten(1).gather(1, chosen)
+        nodes = children.flatten(1).gather(1, chosen)
         slots = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
         of_parents = ancestors.gather(1, parents[:, :, None].expand(-1, -1, depth + 1))
         ancestors = torch.cat([of_parents, slots[:, :, None]], dim=2)

@@ -12,7 +12,6 @@ from tigerrec.data.batches import NO_ITEM
 from tigerrec.models.base import Beams, Decoder, ScoresItems
 from tigerrec.search.beam_search import beam_search
 from tigerrec.search.options import HYBRID, INLINE, ITEMS, LIGER, PLACES, Scoring
-from tigerrec.tokenizers.ids import PAD
 from tigerrec.tokenizers.trie import Trie
 
 SMALLEST_PROBABILITY = 1e-30
@@ -28,17 +27,15 @@ def path_scores(decoder: Decoder, trie: Trie, items: Tensor) -> Tensor:
     """
     slots = torch.arange(items.shape[1], device=items.device).expand_as(items)
     listed = items.clamp(min=0)
-    nodes, tokens = torch.zeros_like(items[:, :1]), torch.full_like(items[:, :1], PAD)
+    nodes = torch.zeros_like(items[:, :1])
     ancestors = torch.zeros_like(nodes)[:, :, None]
     scores = torch.zeros(items.shape, device=items.device)
     for depth in range(trie.n_levels):
-        children, exists = trie.children(depth, nodes)
-        beams = Beams(depth, nodes, tokens, ancestors, children, trie.token[depth][children], exists)
         following = trie.path[depth][listed]
         place = following - trie.first_child[depth][nodes]
-        log_probabilities = decoder.step(beams).expand(-1, items.shape[1], -1)
+        log_probabilities = decoder.step(Beams.at(nodes, ancestors, trie)).expand(-1, items.shape[1], -1)
         scores += log_probabilities.gather(2, place[:, :, None]).squeeze(2)
-        nodes, tokens = following, trie.token[depth][following]
+        nodes = following
         ancestors = torch.cat([ancestors.expand(-1, items.shape[1], -1), slots[:, :, None]], dim=2)
     return scores.masked_fill(items == NO_ITEM, -torch.inf)
 

@@ -27,7 +27,7 @@ from tigerrec.models.base import Beams
 from tigerrec.search.options import ITEMS
 from tigerrec.search.ranking import by_popularity
 from tigerrec.text import figure, percent
-from tigerrec.tokenizers.ids import PAD, group_codes
+from tigerrec.tokenizers.ids import group_codes
 
 TEMPERATURES = (1.0, 1.5, 2.0)
 ABOVE = "change from popularity, "
@@ -148,12 +148,9 @@ def first_codes(run: AuditedRun, users: np.ndarray) -> np.ndarray:
     sizes = lengths * searcher.model.positions_per_item + run.evaluation.beam_size
     for batch in length_sorted_batches(sizes, run.evaluation.batch_tokens):
         root = torch.zeros((len(batch), 1), dtype=torch.int64, device=searcher.model.device)
-        children, exists = trie.children(0, root)
-        start = torch.full_like(root, PAD)
-        beams = Beams(0, root, start, root[:, :, None], children, trie.token[0][children], exists)
         with torch.inference_mode():
             decoder = searcher.decoder([run.known[user] for user in users[batch]], users[batch])
-            first[batch] = decoder.step(beams)[:, 0].log_softmax(-1).cpu().numpy()
+            first[batch] = decoder.step(Beams.at(root, root[:, :, None], trie))[:, 0].log_softmax(-1).cpu().numpy()
     return first
 
 
