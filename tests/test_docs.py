@@ -318,6 +318,16 @@ def test_the_examples_run_on_the_sample_as_printed(extended):
     assert len(done.stdout.splitlines()[-5:]) == 5
 
 
+def test_the_examples_pass_the_test_that_the_docs_name(extended):
+    shutil.copytree(ROOT / "tests", extended / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    chosen = "thirds or lengths or lcrec or successors"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_configs.py", "-k", chosen],
+        cwd=extended, env=os.environ | {"PYTHONPATH": str(extended)}, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 def test_the_printed_options_of_own_data_can_be_given_in_a_shell():
     table = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("| your files | option |")[2]
     printed = [code for row in table.splitlines()[2:] for code in re.findall(r"`([^`]*dataset\.[^`]*)`", row)]
