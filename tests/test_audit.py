@@ -177,6 +177,30 @@ def test_ties_are_counted_as_the_histories_say(run):
     assert generator[2]["hr@10"] == pytest.approx(generator[1]["hr@10"] - generator[0]["hr@10"])
 
 
+def test_data_with_a_split_of_their_own_keep_it_in_every_check(options, tmp_path):
+    orders = Path(next(option for option in options if "interactions=" in option).partition("=")[2])
+    head, *rows = orders.read_text().splitlines()
+    for name, times in (("training", "0123"), ("validation", "4"), ("test", "5")):
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *(row for row in rows if row[-1] in times)]) + "\n")
+    own = [f"dataset.{part}_interactions={tmp_path}/{part}.csv" for part in ("validation", "test")]
+    own += [f"dataset.interactions={tmp_path}/training.csv", "generator.user_tokens=4", f"paths.runs={tmp_path}/runs"]
+    run = opened(options, *own, work=tmp_path / "work")
+    assert 0 < len(run.targets) < len(run.histories)
+    assert run.numbers.tolist() == run.histories.users_with("test").tolist()
+    lists = run.search(run.searcher, run.known, mask_seen=True, users=np.arange(len(run.known)))
+    assert (lists == run.lists[run.model, "masked"]).all()
+    assert {row["result"] for row in leakage(run).rows} == {"equal bytes"}
+    reversed_in_parts = ties(run).rows
+    changed = load_histories(next(run.work.glob("ties-reversed-????????")))
+    assert changed.parts.tolist() == run.histories.parts.tolist()
+    before, after = ([h.split(user, "test")[1] for user in run.numbers] for h in (run.histories, changed))
+    counts = {row["what"]: row["users"] for row in reversed_in_parts}
+    assert counts["users whose test target changes"] == sum(np.array(before) != after) > 0
+    assert counts["users with equal times in their history"] <= len(run.targets)
+    done = audit.audit(compose([*options, *own, "audit.users=20", f"audit.folder={tmp_path}/out"]))
+    assert results(done).keys() == CHECKS.keys()
+
+
 def test_cold_items_are_known_to_neither_training_nor_tokenizer_and_are_ranked_for(run):
     cold = cold_start(run)
     histories = load_histories(cold.prepared)

@@ -164,6 +164,17 @@ def test_poison_replaces_the_last_two_items_of_every_user_and_nothing_else():
     assert poisoned(SMALL, 6, np.random.default_rng(0)).equals(changed)
 
 
+def test_a_split_of_its_own_says_what_is_poisoned_and_which_ties_may_be_reversed():
+    split = SMALL.assign(part=np.array([0, 0, 0, 0, 2, 0, 1, 1], np.int8))  # the tie at time 3 is of two parts
+    assert from_end(split).tolist() == [3, 3, 3, 3, 1, 3, 2, 2]
+    for last, changes in ((2, [4, 6, 7]), (1, [4])):
+        changed = poisoned(split, 6, np.random.default_rng(0), last)
+        assert np.flatnonzero(changed["item"] != split["item"]).tolist() == changes
+    assert ties_reversed(split)["item"].tolist() == [3, 4, 2, 1, 0, 5, 4, 3]
+    assert in_a_tie(split).tolist() == [True, True, *[False] * 6]
+    assert without_items(split, np.isin(np.arange(6), [4, 2]))[0]["user"].tolist() == [0, 0, 0, 1, 1]
+
+
 def test_items_held_out_are_in_no_history_and_short_users_go():
     held_out = np.isin(np.arange(6), [4, 2])
     left, numbers = without_items(SMALL, held_out)

@@ -149,7 +149,7 @@ def first_codes(run: AuditedRun, users: np.ndarray) -> np.ndarray:
     for batch in length_sorted_batches(sizes, run.evaluation.batch_tokens):
         root = torch.zeros((len(batch), 1), dtype=torch.int64, device=searcher.model.device)
         with torch.inference_mode():
-            decoder = searcher.decoder([run.known[user] for user in users[batch]], users[batch])
+            decoder = searcher.decoder([run.known[user] for user in users[batch]], run.numbers[users[batch]])
             first[batch] = decoder.step(Beams.at(root, root[:, :, None], trie))[:, 0].log_softmax(-1).cpu().numpy()
     return first
 

@@ -92,7 +92,8 @@ class AuditedRun:
 
     Attributes:
         interactions: the histories with their times.
-        known, targets: what the test input of each user is, and the test target of each, int64 (n_users,).
+        known, targets: what the test input of each user with a test target is, and the target, int64 (n_users,).
+        numbers: of these users in the prepared data, int32 (n_users,); the checks call them 0, 1, 2, ….
         popularity: how often training holds each item, int64 (n_items,).
         ranks: the rank of each user's target by (model, hit, seen), int16 (n_users,); 0 = not in the list.
         lists: the list of each user by (model, seen), int32 (n_users, k); -1 where it is shorter.
@@ -108,10 +109,10 @@ class AuditedRun:
         self.semantic_ids = load_semantic_ids(self.folders["tokenize"])
         self.known, self.targets = known_and_targets(self.histories, "test")
         self.popularity = training_counts(self.histories)
-        self.ranks, _, users_ranked = read_ranks(self.folders["evaluate"])
-        if len(users_ranked) < len(self.histories):
+        self.ranks, _, self.numbers = read_ranks(self.folders["evaluate"])
+        if len(self.numbers) < len(self.targets):
             raise TigerrecError("The audit needs the lists of all users; evaluate without `evaluate.users`.")
-        lists = read_lists(self.folders["evaluate"], users_ranked)
+        lists = read_lists(self.folders["evaluate"], self.numbers)
         self.lists = {key: of_model.items for key, of_model in lists.items()}
 
     @cached_property
@@ -133,14 +134,16 @@ class AuditedRun:
         """The lists of some histories, int32 (n, k), with the beam of the evaluation; `how` as in `Searcher.rank`."""
         return self.scored(searcher, histories, **how)[0]
 
-    def scored(self, searcher: Searcher, histories: list[np.ndarray], **how: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The lists of some histories as in `search`, and the scores of their items, float32 (n, k)."""
+    def scored(
+        self, searcher: Searcher, histories: list[np.ndarray], *, users: np.ndarray | None = None, **how: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The lists of some histories, of some users, as in `search`, and the scores of their items, float32 (n, k)."""
         sizes = {name: getattr(self.evaluation, name) for name in ("k", "beam_size", "batch_tokens")}
-        return searcher.rank(histories, **sizes, **how)
+        return searcher.rank(histories, users=None if users is None else self.numbers[users], **sizes, **how)
 
     def sample(self, purpose: str) -> np.ndarray:
         """A seeded sample of `users` users in ascending order; all of them where there are no more."""
-        n = len(self.histories)
+        n = len(self.targets)
         rng = seeded_rng("users", purpose)
         return np.arange(n) if n <= self.users else np.sort(rng.choice(n, self.users, replace=False))
 

@@ -91,6 +91,7 @@ def leakage(run: AuditedRun) -> Finding:
     if once != own:
         rows += _trained_again(run, 1, own, "training with its validations on data with poisoned test items")
     rows += _vectors(run, _poisoned_data(run, 2))
+    n_replaced = int((from_end(run.interactions) <= 2).sum())
     leaking = [row["what"] for row in rows if row["result"] == DIFFERENT]
     if leaking:
         return Finding(
@@ -102,7 +103,7 @@ def leakage(run: AuditedRun) -> Finding:
     if once == own:
         selected = "it validated once, so nothing was selected"
     return Finding(
-        f"The trained weights have the same bytes after all {2 * len(run.targets):,} test and validation items were "
+        f"The trained weights have the same bytes after all {n_replaced:,} test and validation items were "
         f"replaced: none of them enters training; and {selected}.",
         rows,
     )
@@ -141,7 +142,11 @@ def ties(run: AuditedRun) -> Finding:
         searcher, known, mask_seen=True, progress="reversed within equal times", users=np.arange(len(known))
     )
     training, old_training = (
-        [of_all.training_part(user) for user in range(len(of_all))] for of_all in (histories, run.histories)
+        [of_all.training_part(user) for user in run.numbers] for of_all in (histories, run.histories)
+    )
+    validated = np.intersect1d(histories.users_with("validation"), run.numbers)
+    validation, old_validation = (
+        known_and_targets(of_all, "validation", validated)[1] for of_all in (histories, run.histories)
     )
     popularity, _ = by_popularity(training_counts(histories))(known, k=run.evaluation.k, mask_seen=True)
     ranks = {
@@ -157,12 +162,12 @@ def ties(run: AuditedRun) -> Finding:
     difference |= paired_difference(*ranks[run.model])
     rows.insert(2, difference)
     items = zip(old_training, training, strict=True)
-    with_ties, other_targets = before["user"][in_a_tie(before)].nunique(), int((targets != run.targets).sum())
-    other_items = before["item"] != after["item"]
+    with_ties = int(np.isin(run.numbers, before["user"][in_a_tie(before)]).sum())
+    other_targets = int((targets != run.targets).sum())
     counts = {
         "users with equal times in their history": with_ties,
         "users whose test target changes": other_targets,
-        "users whose validation target changes": int(other_items[from_end(before) == 2].sum()),
+        "users whose validation target changes": int((validation != old_validation).sum()),
         "users whose training items change": sum(set(old.tolist()) != set(new.tolist()) for old, new in items),
     }
     n_users = len(targets)
