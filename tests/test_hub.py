@@ -16,6 +16,7 @@ import pytest
 
 from tests.hub_server import TOKEN, Hub, Model
 from tests.test_recommender import HISTORY
+from tests.test_serve import Client, ids, refused
 from tests.tiny_run import build_run
 from tigerrec import TigerrecError, tools
 from tigerrec.serving.everybody import recommend_all
@@ -23,6 +24,7 @@ from tigerrec.serving.export import export, push
 from tigerrec.serving.hub import HubError, model_folder
 from tigerrec.serving.new_items import add_items
 from tigerrec.serving.recommender import Recommender
+from tigerrec.serving.server import make_app
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import write_json
 from tigerrec.storage.fingerprints import content_digest
@@ -170,6 +172,15 @@ def test_other_commands_take_a_name_of_the_hub_too(exported: Path, hub: Hub) -> 
     Path("new.csv").write_text("item_id,title\nnew,New item\n")
     with pytest.raises(TigerrecError, match="does not say which embedder made its vectors"):
         add_items(Path(NAME), Path("new.csv"), Path("more"))
+
+
+def test_a_model_of_the_hub_is_served_and_its_download_stays_as_it_is(exported: Path, hub: Hub) -> None:
+    put(hub, exported)
+    client = Client(make_app(Path(NAME), "cpu"))
+    assert len(ids(client.recommend(history=["0000000003"], k=2))) == 2
+    answer = client("POST", "/items", json={"items": [{"item_id": "new", "title": "New item"}]})
+    assert f"tigerrec add {NAME} --items-file <table> --out <folder>" in refused(answer, 400)
+    assert read_manifest(model_folder(NAME)) == read_manifest(exported)
 
 
 @pytest.mark.parametrize(

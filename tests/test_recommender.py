@@ -14,7 +14,7 @@ from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.serving.export import export
 from tigerrec.serving.recommender import Recommender, RecommendError
 from tigerrec.storage.contracts import read_json
-from tigerrec.storage.files import ArtifactError
+from tigerrec.storage.files import ArtifactError, BusyError, locked_beside
 from tigerrec.storage.manifests import MANIFEST, DamagedError, StaleError, read_manifest
 from tigerrec.storage.stages import open_stage, writing
 from tigerrec.tokenizers.ids import load_semantic_ids
@@ -189,6 +189,16 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
         export(run["train"], run["train"])
     assert (mine / "letter.txt").read_text() == "keep me"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "mine"]
+
+
+@pytest.mark.parametrize("of_an_export", [False, True])
+def test_an_export_that_another_process_writes_is_left_to_it(run, tmp_path, of_an_export):
+    folder, source = export(run["train"], tmp_path / "export"), run["train"]
+    if of_an_export:
+        source = export(folder, tmp_path / "second")
+    with locked_beside(folder), pytest.raises(BusyError, match="is being written by process"):
+        export(source, folder)
+    assert export(source, folder) == folder
 
 
 def test_the_model_card_tells_what_was_measured(tmp_path):

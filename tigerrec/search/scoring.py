@@ -100,7 +100,7 @@ def lists(
         return beam_search(decoder, trie, n_users, beam_size=beam_size, closed=closed)
     scorer = cast(ScoresItems, decoder)
     item_scores = scorer.item_scores()
-    allowed = item_scores if seen is None else item_scores.index_put(seen, torch.tensor(-torch.inf).to(item_scores))
+    allowed = item_scores if seen is None else item_scores.index_put(seen, item_scores.new_tensor(-torch.inf))
     if trie.allowed is not None:
         allowed = allowed.masked_fill(~trie.allowed, -torch.inf)
     every = torch.arange(item_scores.shape[1], device=item_scores.device)

@@ -57,7 +57,7 @@ def branches(
         read = padded([known[-model.facts["max_items"] :]]).to(model.device)
         recorder = Recorder(searcher.reader.decoder(read, product_type(model.device, searcher.precision)))
         found, scores = beam_search(recorder, trie, 1, beam_size=max(k, SMALLEST_BEAM), closed=seen)
-    levels, log_probabilities = [], torch.zeros(1)
+    levels, log_probabilities = [], torch.zeros(1, device=model.device)
     for depth in range(1, trie.n_levels):
         (before, answers), beams = recorder.asked[depth - 1], recorder.asked[depth][0]
         parents, nodes = beams.ancestors[0, :, depth - 1], beams.nodes[0]

@@ -14,7 +14,7 @@ from tigerrec.serving.catalogue import EXPORT, POPULARITY, counts_of_training
 from tigerrec.serving.hub import check_name, upload
 from tigerrec.serving.model_card import model_card
 from tigerrec.serving.recommender import check_run
-from tigerrec.storage.files import ASIDE, ArtifactError
+from tigerrec.storage.files import ASIDE, ArtifactError, locked_beside
 from tigerrec.storage.folders import embed_folder, upstream_folders
 from tigerrec.storage.manifests import MANIFEST, StaleError, read_manifest
 from tigerrec.storage.stages import check_made_from, input_record, open_stage, writing
@@ -29,18 +29,20 @@ EMBEDDER, GENERATOR_EMBEDDER, CARD = "embedder.json", "generator_embedder.json",
 def export(run: Path, out: Path) -> Path:
     """Write everything that recommending with a finished train stage needs into one folder, whole or not at all, or
     copy an export; `out` is new, empty, or an older export, which is replaced. Raises ArtifactError if the run or a
-    folder above it cannot be used, or `out` holds something else."""
+    folder above it cannot be used, or `out` holds something else or is being written by another process."""
+    out = out.resolve()
     check_run(run)
-    manifest = open_stage(run, "train", EXPORT)
-    if manifest.stage == "train":
-        write_export(run, out.resolve())
-    elif run.resolve() != out.resolve():
-        check_free(out.resolve())
-        with writing(out.resolve(), EXPORT, {}, {"export": run}) as files:
-            for name in manifest.files:
-                files.copy(run / name)
+    check_free(out)
+    with locked_beside(out):
+        manifest = open_stage(run, "train", EXPORT)
+        if manifest.stage == "train":
+            write_export(run, out)
+        elif run.resolve() != out:
+            with writing(out, EXPORT, {}, {"export": run}) as files:
+                for name in manifest.files:
+                    files.copy(run / name)
     logger.info("wrote the run %s to %s", run, out)
-    return out.resolve()
+    return out
 
 
 def push(model: Path, name: str, private: bool = False) -> str:

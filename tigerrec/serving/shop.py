@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tigerrec.search.options import Scores
 from tigerrec.serving.gathering import Answer, Gatherer, Request, Serving
+from tigerrec.serving.hub import model_folder
 from tigerrec.serving.new_items import NewItemsError, add_items
 from tigerrec.serving.recommender import EXPORT, Recommender
 from tigerrec.storage.stages import open_stage
@@ -29,14 +30,22 @@ class Shop:
     """What a server serves, and how many answered what.
 
     Args:
-        folder: a train stage or an export; an export takes new items.
+        model: a train stage or an export, also as `owner/name` on the Hugging Face Hub; an export that is a folder of
+            its own takes new items.
         most_waiting: how many requests may wait for the ranking thread.
         scores: as in `Recommender.from_pretrained`.
     """
 
-    def __init__(self, folder: Path, device: str, most_waiting: int, scores: Scores | None = None) -> None:
-        self.folder, self.device, self.scores = folder, device, scores
-        self.is_export = open_stage(folder, "train", EXPORT).stage == EXPORT
+    def __init__(self, model: Path, device: str, most_waiting: int, scores: Scores | None = None) -> None:
+        self.folder, self.device, self.scores = model_folder(model), device, scores
+        self.takes_no_items = None
+        if self.folder != model:
+            self.takes_no_items = (
+                f"{model} of the hub takes no new items; serve a folder that `tigerrec add {model} --items-file <table> "
+                "--out <folder>` wrote."
+            )
+        elif open_stage(self.folder, "train", EXPORT).stage != EXPORT:
+            self.takes_no_items = "A train folder takes no new items; serve an export of it: `tigerrec export`."
         self.serving = Serving(self._read())
         self.gatherer = Gatherer(lambda: self.serving, most_waiting)
         self.adding = asyncio.Lock()
@@ -81,8 +90,8 @@ class Shop:
     async def add(self, items: list[dict[str, Any]]) -> dict[str, int]:
         """Add items to the export and serve it; returns how many items there are, and the number of the catalogue. The
         older one serves until the newer one stands. Raises TigerrecError if they cannot be added."""
-        if not self.is_export:
-            raise NewItemsError("A train folder takes no new items; serve an export of it: `tigerrec export`.")
+        if self.takes_no_items:
+            raise NewItemsError(self.takes_no_items)
         async with self.adding:
             recommender = await asyncio.to_thread(self._grown, items)
             self.serving = Serving(recommender, self.serving.version + 1)
