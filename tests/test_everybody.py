@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
@@ -84,6 +86,24 @@ def test_a_table_of_histories_is_read_as_the_data_were(shop, tmp_path):
     tables = [pq.read_table(path).drop(["model"]) for path in ways]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
+
+
+def test_the_table_of_a_training_with_ratings_and_repeats_gives_the_histories_of_the_training(tmp_path):
+    head, *rows = tiny_shop.write_orders(tmp_path).read_text().splitlines()
+    users = sorted({row.partition(",")[0] for row in rows})
+    disliked = [f"{user},i{number % tiny_shop.N_ITEMS:02d},99,2" for number, user in enumerate(users)]
+    table = tmp_path / "rated.csv"
+    table.write_text("\n".join([f"{head},stars", *(f"{row},5" for row in rows for _ in range(3)), *disliked]) + "\n")
+    with duckdb.connect(tmp_path / "shop.duckdb") as database:
+        database.execute(f"CREATE TABLE orders AS FROM '{table}'")
+    own = ["dataset.interactions_table=orders", "dataset.rating_column=stars", "dataset.min_rating=4"]
+    trained = tiny_shop.run(tmp_path / "shop.duckdb", tmp_path / "runs", *own, until="train")
+    out = [tmp_path / f"{name}.parquet" for name in "abc"]
+    expected = rows_of(recommend_all(trained, out[0], device="cpu"))
+    for path, histories in zip(out[1:], (table, tmp_path / "shop.duckdb"), strict=True):
+        found = rows_of(recommend_all(trained, path, histories=histories, device="cpu"))
+        key = operator.itemgetter("user_id", "rank")
+        assert sorted(found, key=key) == sorted(expected, key=key)
 
 
 def test_formats_hold_the_same(shop, tmp_path):

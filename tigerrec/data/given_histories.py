@@ -16,13 +16,15 @@ logger = logging.getLogger(__name__)
 
 USERS_AT_ONCE = 10_000
 HISTORIES = """
-SELECT user, list(item ORDER BY {order}) FROM interactions GROUP BY user ORDER BY min(place)
+SELECT user, list(item ORDER BY {order}) FROM (
+    SELECT min(place) AS place, user, item, seconds, nanos FROM interactions GROUP BY user, item, seconds, nanos)
+GROUP BY user ORDER BY min(place)
 """
 
 
 def read_histories(dataset: Dataset, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each user and the items of its history, oldest first, users in the order of the table; what memory does not hold
-    is spilled into a folder. Raises TigerrecError if the files are missing or damaged, hold nothing, or too many lines
+    """Each user and the items of its history, oldest first, a row that is repeated counting once, users in the order of
+    the table; what memory does not hold is spilled into a folder. Raises TigerrecError if the files are missing or damaged, hold nothing, or too many lines
     are unreadable."""
     sources, tally = dataset.sources(), Tally()
     with working_database(folder) as database:

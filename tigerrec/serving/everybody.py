@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tigerrec.config import build
+from tigerrec.data.databases import is_database
 from tigerrec.data.given_histories import read_histories
 from tigerrec.data.histories import load_histories
 from tigerrec.data.tables import TablesDataset
@@ -120,22 +121,24 @@ def _of_run(model: Path, recommender: Recommender) -> Audience:
 
 def _of_table(model: Path, histories: Path, options: dict[str, Any], recommender: Recommender, work: Path) -> Audience:
     """The users of a table of interactions, written as the model's own tables are, but for some options."""
-    given = {**_own_options(model), "max_dropped": MOST_UNREADABLE, **options, "interactions": str(histories)}
+    given = {**_own_options(model, histories), "max_dropped": MOST_UNREADABLE, **options, "interactions": str(histories)}
     dataset = build(given, "dataset", TablesDataset)
     pairs = list(read_histories(dataset, work))
     known = recommender.catalogue.known([items for _, items in pairs])
     return Audience([user for user, _ in pairs], known)
 
 
-def _own_options(model: Path) -> dict[str, Any]:
-    """How the tables of a train stage's data set were written; nothing of other data sets or of an export."""
+def _own_options(model: Path, histories: Path) -> dict[str, Any]:
+    """How the tables of a train stage's data set were written, as far as it holds for a table of histories; nothing of
+    other data sets or of an export."""
     manifest = read_manifest(model)
     if manifest is None or manifest.stage != "train":
         return {}
     config = open_stage(upstream_folders(model)["prepare"], "prepare").config
     if config.get("family") != TablesDataset.family:
         return {}
-    left_out = ("family", "min_", "max_user", "validation_from", "test_from", "items_table")
+    of_training = ("family", "min_user", "min_item", "max_user", "validation_from", "test_from", "items_table")
+    left_out = of_training if is_database(histories) else (*of_training, "interactions_table")
     return {name: value for name, value in config.items() if not name.startswith(left_out)}
 
 

@@ -41,8 +41,8 @@ class Shop:
         self.takes_no_items = None
         if self.folder != model:
             self.takes_no_items = (
-                f"{model} of the hub takes no new items; serve a folder that `tigerrec add {model} --items-file <table> "
-                "--out <folder>` wrote."
+                f"{model} of the hub takes no new items; serve a folder that "
+                f"`tigerrec add {model} --items-file <table> --out <folder>` wrote."
             )
         elif open_stage(self.folder, "train", EXPORT).stage != EXPORT:
             self.takes_no_items = "A train folder takes no new items; serve an export of it: `tigerrec export`."
