@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests import tiny_shop
-from tigerrec import TigerrecError
+from tigerrec import TigerrecError, cli
+from tigerrec.analysis.training_runs import read_runs
 from tigerrec.config import ConfigError
 from tigerrec.data.batches import Examples
 from tigerrec.data.histories import Histories, load_histories
@@ -17,6 +18,7 @@ from tigerrec.evaluation.stage import EvaluateConfig, evaluate
 from tigerrec.models.loading import load_generator
 from tigerrec.serving.export import export
 from tigerrec.serving.recommender import Recommender
+from tigerrec.storage.files import ArtifactError
 from tigerrec.storage.folders import upstream_folders
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.tokenizers.ids import load_semantic_ids
@@ -65,8 +67,17 @@ def test_it_takes_as_many_epochs_and_weights_as_a_validated_run_chose(orders, tm
     assert len(Recommender.from_pretrained(live, device="cpu").recommend(["i03"], 5)) == 5
 
 
+def test_the_command_says_how_to_recommend_with_it(orders, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    cli.main(["train", *tiny_shop.options(orders, tmp_path, LIVE, "train.validated=false")])
+    (live,) = tmp_path.rglob("*-everything-seed0")
+    assert f"next: tigerrec recommend {live} --items " in capfd.readouterr().err
+
+
 def test_a_fixed_number_of_epochs_needs_no_other_run(orders, tmp_path):
     live = tiny_shop.run(orders, tmp_path, LIVE, "train.validated=false", "generator=t5_tree", until="train")
+    with pytest.raises(ArtifactError, match=r"was never validated; compare the run with train\.holdout=true"):
+        read_runs([live])
     assert [path.name for path in live.parent.glob("*seed0")] == [live.name]
     manifest = read_manifest(live)
     assert manifest.provenance["steps"] == 2 * -(-manifest.provenance["targets"] // 32)

@@ -117,6 +117,7 @@ def test_new_items_are_under_the_same_rules(recommender):
         ("stock.csv", "item,left\na,3\nb,0\n", {"a", "b"}),
         ("stock.csv", "left,item_id\n3,007\n", {"007"}),
         ("stock.csv", "a\nb\n", {"a", "b"}),
+        ("stock.csv", "item_id\na;1\nb|2\n", {"a;1", "b|2"}),
         ("stock.jsonl", '{"item_id": 12}\n{"item_id": "x"}\n', {"12", "x"}),
     ],
 )
@@ -130,6 +131,9 @@ def test_ids_are_read_from_files_of_any_kind(tmp_path, name, content, ids):
     [
         ("stock.csv", "sku,left\na,3\n", "has the columns sku, left; name that of the ids `item_id`"),
         ("stock.csv", "item\n", "holds no id"),
+        ("deny.csv", "item_id;reason\ni15;broken\n", "seem to be separated by ';'; separate them by commas"),
+        ("deny.csv", "i15;broken\ni9;broken\n", "seem to be separated by ';'"),
+        ("deny.csv", "item_id\treason\ni15\tbroken\n", r"seem to be separated by '\\t'"),
         ("stock.txt", "\n \n", "holds no id"),
         ("stock.csv", "item,left\na,3\n,4\n", "1 lines of .* cannot be read"),
     ],

@@ -480,6 +480,12 @@ def test_where_it_listens(model, monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(TigerrecError, match=f"Cannot listen at 127.0.0.1:{port}; choose another port"):
             serve(model, port=port, device="cpu")
+    for port in (-1, 70_000):
+        with pytest.raises(TigerrecError, match=f"--port {port} must be from 0 to 65535"):
+            serve(model, port=port)
+    for most_waiting in (0, -5):
+        with pytest.raises(TigerrecError, match=f"--waiting {most_waiting} must be 1 or more"):
+            serve(model, most_waiting=most_waiting)
     for token in ("", "  "):
         with pytest.raises(TigerrecError, match="The token is empty"):
             serve(model, "0.0.0.0", token=token)

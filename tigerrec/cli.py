@@ -189,13 +189,16 @@ def run_stage(stage: str, cfg: DictConfig, overrides: list[str]) -> float | None
     with reporting(text.same_command(stage, overrides)):
         distributed.join()
         folder = pipeline.run(cfg, stage)
-    later = list(STAGES)[list(STAGES).index(stage) + 1 :]
-    logger.info("next: %s", text.same_command(later[0], overrides) if later else text.recommend_command(folder.parent))
+    trained = {"train": folder, "evaluate": folder.parent}
+    if stage == "evaluate" or (stage == "train" and not cfg.train.holdout):  # of everything nothing is left to rank
+        following = text.recommend_command(trained[stage])
+    else:
+        following = text.same_command(list(STAGES)[list(STAGES).index(stage) + 1], overrides)
+    logger.info("next: %s", following)
     if HydraConfig.get().runtime.choices["dataset"] == "sample":
         logger.info("this is the bundled sample; %s runs the real thing", text.choice_of_data("beauty"))
     if distributed.is_first():
         print(folder, flush=True)
-    trained = {"train": folder, "evaluate": folder.parent}
     return validation_score(trained[stage]) if stage in trained else None
 
 

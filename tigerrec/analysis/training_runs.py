@@ -47,6 +47,8 @@ def read_run(folder: Path, name: str) -> TrainedRun:
             f"{folder} is not the folder of a finished train stage; give folders that `tigerrec train` printed."
         )
     lines = [line for line in map(json.loads, log.read_text().splitlines()) if NDCG in line]
+    if not lines:
+        raise ArtifactError(f"{folder} was never validated; compare the run with train.holdout=true, which was.")
     kept = [line for line in lines if line["step"] == manifest.provenance["selected"]["step"]]
     histories = manifest.inputs.get("prepare", {}).get("fingerprint")
     validations = [line for line in lines if not line.get("selection")]

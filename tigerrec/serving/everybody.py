@@ -121,7 +121,12 @@ def _of_run(model: Path, recommender: Recommender) -> Audience:
 
 def _of_table(model: Path, histories: Path, options: dict[str, Any], recommender: Recommender, work: Path) -> Audience:
     """The users of a table of interactions, written as the model's own tables are, but for some options."""
-    given = {**_own_options(model, histories), "max_dropped": MOST_UNREADABLE, **options, "interactions": str(histories)}
+    given = {
+        **_own_options(model, histories),
+        "max_dropped": MOST_UNREADABLE,
+        **options,
+        "interactions": str(histories),
+    }
     dataset = build(given, "dataset", TablesDataset)
     pairs = list(read_histories(dataset, work))
     known = recommender.catalogue.known([items for _, items in pairs])

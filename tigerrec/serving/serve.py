@@ -23,15 +23,19 @@ def serve(
     once it answers.
 
     Args:
-        port: 0 takes a free one.
+        port: up to 65535; 0 takes a free one.
         token: what requests have to bring; needed where others than this machine can reach the server.
-        most_waiting: how many requests may wait; more are answered with 503.
+        most_waiting: how many requests may wait, one at least; more are answered with 503.
         scores: as in `Recommender.from_pretrained`.
 
     Raises:
-        TigerrecError: the packages are missing, the model cannot be read, the address is taken, or it is open to others
-            without a token.
+        TigerrecError: the packages are missing, a number is out of range, the model cannot be read, the address is
+            taken, or it is open to others without a token.
     """
+    for option, value, least, most in (("port", port, 0, 65_535), ("waiting", most_waiting, 1, None)):
+        if value < least or (most is not None and value > most):
+            allowed = f"{least} or more" if most is None else f"from {least} to {most}"
+            raise TigerrecError(f"--{option} {value} must be {allowed}; give `--{option} <number>`.")
     try:
         import uvicorn
 
