@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,6 +27,7 @@ def folder(tmp_path):
         Ranking(name, "masked", items.astype(np.int32), items.astype(np.float32) / 7) for name, items in lists.items()
     ]
     ranks = {("long", hit, "masked"): rng.integers(0, 5, N_USERS).astype(np.int16) for hit in ("item", "sid")}
+    ranks["nothing", "item", "masked"] = np.zeros(N_USERS, np.int16)  # its lists are empty
     targets = np.arange(N_USERS, dtype=np.int32) * 3
     columns = [
         {"model": model, "hit": hit, "seen": seen, "user": int(user), "target": int(target), "rank": int(rank)}
@@ -38,14 +40,15 @@ def folder(tmp_path):
         table = table.set_column(place, name, table[name].cast(kind))
     with writing(tmp_path, "evaluate", {}) as files:
         write_recommendations(files, rankings, USERS)
-        files.parquet(RANKS, table.take(rng.permutation(2 * N_USERS)))
+        files.parquet(RANKS, table.take(rng.permutation(len(ranks) * N_USERS)))
     return tmp_path, rankings, ranks, targets
 
 
 def test_lists_are_read_as_they_were_written(folder):
     path, rankings, _, _ = folder
-    lists = read_lists(path, USERS)
-    assert set(lists) == {("long", "masked"), ("short", "masked")}
+    lists = read_lists(path)
+    assert set(lists) == {("long", "masked"), ("short", "masked"), ("nothing", "masked")}
+    assert lists["nothing", "masked"].items.tolist() == [[-1]] * N_USERS
     for ranking in rankings:
         found, longest = lists[ranking.model, ranking.seen], 4 if ranking.model == "long" else 3
         items, scores = ranking.items[:, :longest], ranking.scores[:, :longest]
@@ -66,8 +69,10 @@ def test_ranks_are_read_in_the_order_of_users(folder):
 
 def test_tables_of_other_users_are_refused(folder):
     path, *_ = folder
-    pq.write_table(pq.read_table(path / RANKS).slice(1), path / RANKS)
+    ranks = pq.read_table(path / RANKS)
+    pq.write_table(ranks.slice(1), path / RANKS)
     with pytest.raises(DamagedError, match=r"ranks\.parquet does not hold what it should .*overwrite=eval"):
         read_ranks(path)
+    pq.write_table(ranks.filter(pc.field("user") != int(USERS[-1])), path / RANKS)
     with pytest.raises(DamagedError, match=r"recommendations\.parquet does not hold what it should"):
-        read_lists(path, USERS[:-1])
+        read_lists(path)

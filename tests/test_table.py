@@ -17,12 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests import tiny_shop
 from tigerrec import TigerrecError, text
 from tigerrec.analysis import table
+from tigerrec.analysis.audit import CHECKS, audit
+from tigerrec.analysis.report import report_run
 from tigerrec.analysis.table import budgets, cells, how_it_was_made, make_table, markdown, plot
 from tigerrec.analysis.table.rows import METRICS, CellResults, Row, RowResults, gains_of, plan_rows, results_of
 from tigerrec.analysis.table.summary import Summary, spread
 from tigerrec.config import ConfigError, compose
+from tigerrec.evaluation.lists import read_lists
 from tigerrec.evaluation.metrics import metrics
 from tigerrec.runtime.provenance import short_commit
 from tigerrec.storage.files import BusyError, sha256_file
@@ -700,3 +704,19 @@ def test_the_page_says_what_a_reader_must_know(summary, tmp_path):
 def test_runs_of_other_targets_do_not_share_a_table():
     with pytest.raises(TigerrecError, match="have results of other targets; delete the older cells"):
         Summary([a_result("a", {(0, 0): 0.1}, 0), a_result("b", {(0, 0): 0.1}, 1, n_users=20)], [])
+
+
+def test_users_who_know_the_whole_catalogue_leave_a_table_a_page_and_an_audit(tmp_path):
+    orders = tmp_path / "orders.csv"
+    lines = [f"u{user},i{time % 2},{time}" for user in range(3) for time in range(6)]
+    orders.write_text("\n".join(["user,item,time", *lines]) + "\n")
+    options = tiny_shop.options(orders, tmp_path / "runs", f"paths.results={tmp_path}/results")
+    evaluated = tiny_shop.run(orders, tmp_path / "runs")
+    assert (read_lists(evaluated)["t5", "masked"].items == -1).all()
+    assert not re.search(r">\s*nan\b", report_run(evaluated).read_text())
+    of_table = ["table=t", "seeds=1", "tokenizers=[rkmeans]", "baselines=[popularity]", "reference=null"]
+    out = make_table([*(option for option in options if option != "tokenizer=rkmeans"), *of_table])
+    assert {row["distinct_items"] for row in pq.read_table(out / "table.parquet").to_pylist()} == {0}
+    checks = [check for check in CHECKS if check != "cold"]  # of one item no history is long enough
+    audited = audit(compose([*options, "audit.users=3", f"audit.checks=[{','.join(checks)}]"]))
+    assert [check["check"] for check in json.loads((audited / "audit.json").read_text())["checks"]] == checks

@@ -24,8 +24,8 @@ GROUP BY user ORDER BY min(place)
 
 def read_histories(dataset: Dataset, folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Each user and the items of its history, oldest first, a row that is repeated counting once, users in the order of
-    the table; what memory does not hold is spilled into a folder. Raises TigerrecError if the files are missing or damaged, hold nothing, or too many lines
-    are unreadable."""
+    the table; what memory does not hold is spilled into a folder. Raises TigerrecError if the files are missing or
+    damaged, hold nothing, or too many lines are unreadable."""
     sources, tally = dataset.sources(), Tally()
     with working_database(folder) as database:
         loader = Loader(database, tally)

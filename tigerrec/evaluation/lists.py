@@ -49,13 +49,16 @@ def read_ranks(folder: Path) -> tuple[dict[tuple[str, str, str], np.ndarray], np
     return {key: rows["rank"].to_numpy() for key, rows in groups.items()}, targets, users
 
 
-def read_lists(folder: Path, users: np.ndarray) -> dict[tuple[str, str], Lists]:
-    """The lists of users, ascending (n,), in a folder that an evaluation left, by (model, seen).
+def read_lists(folder: Path) -> dict[tuple[str, str], Lists]:
+    """The lists in a folder that an evaluation left, by (model, seen), rows as in `read_ranks`; one place, which
+    is empty, where all lists are.
 
     Raises:
-        DamagedError: there is no such table, or it has other users.
+        DamagedError: there is no such table, or it has other users than that of ranks.
     """
-    lists = {}
+    ranks, _, users = read_ranks(folder)
+    nothing = Lists(np.full((len(users), 1), -1, np.int32), np.full((len(users), 1), np.nan, np.float32))
+    lists = {(model, seen): nothing for model, _, seen in ranks}
     with contract(folder, RECOMMENDATIONS):
         columns = {"user": "int32", "rank": "int16", "item": "int32", "score": "float"}
         for key, rows in _groups(folder, RECOMMENDATIONS, ("model", "seen"), columns).items():

@@ -56,7 +56,7 @@ def head_share(counts: np.ndarray, popularity: np.ndarray, share: float) -> floa
     """The part of the counts (n_items,) that falls on the given share of the catalogue, at least one item, with the
     most training interactions, `popularity` (n_items,); ties by item index."""
     head = np.argsort(-popularity, kind="stable")[: max(1, round(share * len(popularity)))]
-    return float(counts[head].sum() / counts.sum())
+    return float(counts[head].sum() / max(1, counts.sum()))
 
 
 def exposure(shown: np.ndarray, popularity: np.ndarray) -> dict[str, float]:

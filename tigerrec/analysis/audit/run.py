@@ -112,7 +112,7 @@ class AuditedRun:
         self.ranks, _, self.numbers = read_ranks(self.folders["evaluate"])
         if len(self.numbers) < len(self.targets):
             raise TigerrecError("The audit needs the lists of all users; evaluate without `evaluate.users`.")
-        lists = read_lists(self.folders["evaluate"], self.numbers)
+        lists = read_lists(self.folders["evaluate"])
         self.lists = {key: of_model.items for key, of_model in lists.items()}
 
     @cached_property

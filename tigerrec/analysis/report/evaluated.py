@@ -87,7 +87,7 @@ class EvaluatedRun:
     @cached_property
     def lists(self) -> dict[tuple[str, str], Lists]:
         """All users' lists by model and treatment of seen items."""
-        return read_lists(self.folders["evaluate"], self.users)
+        return read_lists(self.folders["evaluate"])
 
 
 def evaluation_of(folder: Path) -> Path:

@@ -60,7 +60,7 @@ def recommended(run: EvaluatedRun) -> dict[str, Any]:
     rows, lines = [], []
     places = np.unique(np.geomspace(1, n_items, DRAWN_PLACES).round().astype(int))
     for name, count in counts.items():
-        shares = np.cumsum(np.sort(count)[::-1]) / count.sum()
+        shares = np.cumsum(np.sort(count)[::-1]) / max(1, count.sum())
         used, tops = int((count > 0).sum()), [percent(shares[:top][-1]) for top in (10, 100)]
         rows.append([name, used, percent(used / n_items), *tops])
         lines.append((places, shares[places - 1]))

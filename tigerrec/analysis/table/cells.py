@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from tigerrec import pipeline
 from tigerrec.config import compose
 from tigerrec.data.histories import read_stats
-from tigerrec.evaluation.lists import RANKS, read_lists, read_ranks
+from tigerrec.evaluation.lists import RANKS, read_lists
 from tigerrec.runtime.processes import in_own_process
 from tigerrec.storage.contracts import read_json, read_table
 from tigerrec.storage.files import ArtifactError, sha256_file
@@ -126,7 +126,7 @@ def collect(cell: Cell) -> None:
 def _details(cell: Cell) -> dict[str, Any]:
     """Sizes of the data, collisions of the ids, number of different items recommended, trials of a tuned baseline."""
     stats = read_stats(cell.steps["prepare"].folder)
-    listed = read_lists(cell.last.folder, read_ranks(cell.last.folder)[2])[cell.model, "masked"].items[:, :LISTED]
+    listed = read_lists(cell.last.folder)[cell.model, "masked"].items[:, :LISTED]
     details = {name: stats[name] for name in ("users", "items", "interactions")}
     details["distinct_items"] = len(np.unique(listed[listed >= 0]))
     if "tokenize" in cell.steps:
