@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +31,7 @@ from tigerrec.config import ConfigError, compose
 from tigerrec.evaluation.lists import read_lists
 from tigerrec.evaluation.metrics import metrics
 from tigerrec.runtime.provenance import short_commit
-from tigerrec.storage.files import BusyError, sha256_file
+from tigerrec.storage.files import BusyError, locked, sha256_file
 from tigerrec.storage.manifests import DamagedError, StaleError, read_manifest
 from tigerrec.storage.stages import writing
 
@@ -96,7 +98,7 @@ def asked(monkeypatch) -> list[list[str]]:
     """The cells that would be run: what each is asked to do, instead of doing it."""
     found: list[list[str]] = []
 
-    def note(function: str, overrides: list[str], last: str) -> dict:
+    def note(function: str, overrides: list[str], last: str, wait: bool) -> dict:
         found.append(overrides)
         raise TigerrecError("not today.")
 
@@ -294,6 +296,20 @@ def test_a_cell_that_another_process_runs_is_left_to_it(elsewhere, made, asked, 
     assert waited == [finished.name]
     assert asked == []
     assert "Missing" not in (out / "table.md").read_text()
+
+
+def test_a_stage_of_a_cell_that_another_process_runs_is_waited_for(tmp_path, caplog):
+    popularity = tmp_path / "runs" / "sample" / "baselines" / "popularity-seed0"
+    options = [*TINY, f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}/results"]
+    with caplog.at_level(logging.INFO, "tigerrec"), ThreadPoolExecutor() as pool:
+        with locked(popularity):
+            made = pool.submit(make_table, [*options, "tokenizers=[]", "baselines=[popularity]"])
+            while sum("table: popularity" in message for message in caplog.messages) < 2:  # left, then looked at again
+                assert not made.done()
+                time.sleep(0.05)
+        page = (made.result() / "table.md").read_text()
+    assert "popularity" in page
+    assert "Missing" not in page
 
 
 @pytest.mark.parametrize(

@@ -263,8 +263,9 @@ def run(cfg: DictConfig, until: str) -> Path:
     return bring_up_to_date(steps, until, cfg.overwrite)
 
 
-def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | None) -> Path:
-    """Run the steps of a plan up to `until`, as `run` does; returns the folder of the last."""
+def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | None, wait: bool = False) -> Path:
+    """Run the steps of a plan up to `until`, as `run` does; returns the folder of the last. Raises BusyError if another
+    process writes that one, unless it is to `wait` for it as for the others."""
     wanted = list(steps)[: list(steps).index(until) + 1]
     if overwrite and overwrite not in wanted:
         raise ConfigError(f"overwrite={overwrite!r} is not among the steps asked for; allowed: {', '.join(wanted)}.")
@@ -272,7 +273,7 @@ def bring_up_to_date(steps: Mapping[str, Step], until: str, overwrite: str | Non
     for number, key in enumerate(wanted, start=1):
         step = steps[key]
         rebuild = key == overwrite or not rebuilt.isdisjoint(step.inputs.values())
-        _bring_up_to_date(step, rebuild, key == until, [steps[later].folder for later in wanted[number:]])
+        _bring_up_to_date(step, rebuild, key == until and not wait, [steps[later].folder for later in wanted[number:]])
         if rebuild:
             rebuilt.add(step.folder)
     return steps[until].folder

@@ -49,12 +49,13 @@ def _run_cells(cells: Sequence[Cell], results: Path, locks: Path) -> list[str]:
                     if not cell.is_done():
                         logger.info("table: %s → %s%s", cell.row, cell.folder, _outlook(left, seconds))
                         started = time.perf_counter()
-                        cell.run()
+                        cell.run(wait)
                         seconds.setdefault(cell.last.stage, []).append(time.perf_counter() - started)
                     left.remove(cell)
-            except BusyError:
-                remaining.append(cell)
             except TigerrecError as error:
+                if isinstance(error, BusyError) and not wait:
+                    remaining.append(cell)
+                    continue
                 left.remove(cell)
                 failures.append(f"{cell.folder.name} failed: {error}")
                 logger.warning("%s", failures[-1])

@@ -81,9 +81,10 @@ class Cell:
             )
         return True
 
-    def run(self) -> None:
-        """Run the stages that are missing, in a process of their own, and leave the results in the cell's folder."""
-        in_own_process(f"{__name__}.run_in_this_process", list(self.overrides), self.last.key)
+    def run(self, wait: bool) -> None:
+        """Run the stages that are missing, in a process of their own, and leave the results in the cell's folder.
+        Raises BusyError if another process runs the last of them, unless it is to `wait` for it."""
+        in_own_process(f"{__name__}.run_in_this_process", list(self.overrides), self.last.key, wait)
         collect(self)
 
 
@@ -95,10 +96,10 @@ def steps_of(cfg: DictConfig, last: str) -> dict[str, pipeline.Step]:
     return (pipeline.plan_baseline if last == "baseline" else pipeline.plan)(cfg)
 
 
-def run_in_this_process(overrides: list[str], last: str) -> dict[str, Any]:
+def run_in_this_process(overrides: list[str], last: str, wait: bool) -> dict[str, Any]:
     """Bring the stages of a cell up to date."""
     pipeline.show_progress()
-    pipeline.bring_up_to_date(steps_of(compose(overrides), last), last, overwrite=None)
+    pipeline.bring_up_to_date(steps_of(compose(overrides), last), last, None, wait)
     return {}
 
 
