@@ -12,7 +12,7 @@ import pytest
 
 import tigerrec
 from tests import tiny_shop
-from tigerrec import TigerrecError, api
+from tigerrec import TigerrecError, api, cli
 from tigerrec.api import _picks
 from tigerrec.config import compose
 from tigerrec.pipeline import plan
@@ -45,6 +45,28 @@ def test_five_lines(orders, tmp_path):
     assert model.recommend_batch([["i03", "i07"]], 5) == [found]
     rules = tigerrec.Rules.of(["i01", "i02"])
     assert sorted(item.item_id for item in model.recommend(["i03"], rules=rules)) == ["i01", "i02"]
+
+
+def test_a_tilde_is_the_users_folder_for_python_and_for_commands(orders, tmp_path, monkeypatch, capsys):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    model = tigerrec.fit(orders, folder="~/runs", overrides=QUICK)
+    assert model.folder.is_relative_to(home / "runs")
+    assert model.save("~/saved") == (home / "saved").resolve()
+    found = tigerrec.load("~/saved").recommend(["i03"], k=2)
+    assert found == model.recommend(["i03"], k=2)
+    cli.main(["recommend", "~/saved", "--items=i03", "--k=2"])
+    assert found[0].item_id in capsys.readouterr().out
+    overrides = ["dataset=tables", f"dataset.interactions={orders}", "dataset.name=orders", *QUICK]
+    cli.main(["table", *overrides[:3], "paths.runs='~/runs'", "paths.results='~/results'", "table=small", "seeds=1",
+              "tokenizers=[]", "baselines=[popularity]", "reference=null"])  # fmt: skip
+    assert (home / "results" / "small").is_dir()
+    cli.main(["prepare", *overrides, "paths.runs='~/more'"])
+    assert (home / "more" / "orders" / "manifest.json").is_file()
+    assert not list(here.iterdir())
 
 
 def test_it_is_the_run_that_the_command_makes(orders, tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from tigerrec import pipeline
-from tigerrec.config import compose
+from tigerrec.config import compose, expanded
 from tigerrec.data.base import DatasetError
 from tigerrec.data.histories import read_stats
 from tigerrec.embed.base import EmbedError
@@ -60,7 +60,7 @@ class Model:
     def save(self, folder: Path | str) -> Path:
         """Write everything that recommending needs into one folder, which `load` and `tigerrec serve` take. Raises
         ArtifactError if the folder holds something else."""
-        return export(self.folder, Path(folder))
+        return export(self.folder, expanded(folder))
 
 
 def load(folder: Path | str) -> Model:
@@ -98,7 +98,7 @@ def fit(
     """
     if not logging.getLogger().handlers:
         pipeline.show_progress()
-    root = Path(folder)
+    root = expanded(folder)
     tables = {"interactions": _file(interactions, root), "items": None if items is None else _file(items, root)}
     named = name or tables["interactions"].stem  # type: ignore[union-attr]
     given = {**options, **{role: str(path) for role, path in tables.items() if path is not None}, "name": named}

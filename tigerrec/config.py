@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -113,6 +114,24 @@ def shipped_folder(installed: str, checkout: str) -> Path:
 def config_folder() -> Path:
     """The folder of the yaml files."""
     return shipped_folder("configs", "configs")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path in which `~` is the user's folder; that of a user who is not here stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
+OmegaConf.register_new_resolver("expanded", lambda path: str(expanded(str(path))), replace=True)
+
+
+def folder_of(cfg: DictConfig, option: str) -> Path:
+    """The folder that an option names; ConfigError where it names none."""
+    value = OmegaConf.select(cfg, option)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{option}={value!r} must be a folder; give `{option}=<folder>`.")
+    return expanded(value)
 
 
 def compose(overrides: list[str] | None = None) -> DictConfig:

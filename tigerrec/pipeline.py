@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tigerrec.baselines.stage import BaselineConfig, measure
 from tigerrec.baselines.tuning import plan_tuning, tune
-from tigerrec.config import ConfigError, build, build_choice, plain
+from tigerrec.config import ConfigError, build, build_choice, folder_of, plain
 from tigerrec.data.base import Dataset
 from tigerrec.embed.base import Embedder, needed_parts
 from tigerrec.evaluation.stage import EvaluateConfig
@@ -154,11 +154,8 @@ def _plan_further(
 
 def _plan_prepare(cfg: DictConfig) -> Step:
     dataset, keys = build_choice(cfg.get("dataset"), "dataset", Dataset)
-    runs = OmegaConf.select(cfg, "paths.runs")
-    if not isinstance(runs, str) or not runs:
-        raise ConfigError(f"paths.runs={runs!r} must be a folder; give `paths.runs=<folder>`.")
     return Step(
-        "prepare", "prepare", Path(runs) / _folder_name(keys, "dataset"), dataset, {}, "dataset.name",
+        "prepare", "prepare", folder_of(cfg, "paths.runs") / _folder_name(keys, "dataset"), dataset, {}, "dataset.name",
         _function("tigerrec.data.prepare.prepare", dataset), dataset.present,
     )  # fmt: skip
 

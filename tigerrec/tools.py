@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tigerrec import TigerrecError
-from tigerrec.config import compose
+from tigerrec.config import compose, expanded
 from tigerrec.search.options import SCORES
 
 TOOLS = {
@@ -28,15 +28,19 @@ TOOLS = {
 
 
 def _folders(text: str) -> list[Path]:
-    return [Path(folder) for folder in text.split(",")]
+    return [expanded(folder) for folder in text.split(",")]
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The arguments of a command that has some of its own."""
     parser = argparse.ArgumentParser(prog=f"tigerrec {name}", description=f"{TOOLS[name][0].upper()}{TOOLS[name][1:]}.")
     if name == "compare-runs":
-        parser.add_argument("folders", nargs="+", type=Path, help="train folders, or copies of their manifest and log")
-        parser.add_argument("--plot", type=Path, help="a picture of validation over minutes of training: .png or .svg")
+        parser.add_argument(
+            "folders", nargs="+", type=expanded, help="train folders, or copies of their manifest and log"
+        )
+        parser.add_argument(
+            "--plot", type=expanded, help="a picture of validation over minutes of training: .png or .svg"
+        )
     elif name == "compare-tables":
         from tigerrec.analysis.report import METRICS
 
@@ -48,12 +52,12 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--whole", action="store_true", help="without rows like `rkmeans:codes`")
     elif name == "report":
         about = parser.add_mutually_exclusive_group(required=True)
-        about.add_argument("--run", type=Path, help="evaluate folder, or a train folder with one evaluation")
-        about.add_argument("--table", type=Path, help="folder of a table of results")
-        parser.add_argument("--out", type=Path, help="the page to write; report.html in the folder by default")
+        about.add_argument("--run", type=expanded, help="evaluate folder, or a train folder with one evaluation")
+        about.add_argument("--table", type=expanded, help="folder of a table of results")
+        parser.add_argument("--out", type=expanded, help="the page to write; report.html in the folder by default")
     else:
         from_hub = "" if name in ("export", "push") else "; also as owner/name on the Hugging Face Hub"
-        parser.add_argument("model", type=Path, help=f"folder of a finished train stage, or an export{from_hub}")
+        parser.add_argument("model", type=expanded, help=f"folder of a finished train stage, or an export{from_hub}")
         if name in ("recommend", "serve"):
             scores = "what items are ranked by; by default `hybrid` of a generator with an item head, else `codes`"
             parser.add_argument("--scores", choices=SCORES, help=scores)
@@ -69,9 +73,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             parser.add_argument("--waiting", type=int, default=1024, help="requests that may wait; 1024 by default")
         if name == "add":
             columns = "item_id and any of title, brand, categories, price, text, vector, generator_vector"
-            parser.add_argument("--items-file", required=True, type=Path, help=f"table of new items: {columns}")
+            parser.add_argument("--items-file", required=True, type=expanded, help=f"table of new items: {columns}")
         if name in ("add", "export"):
-            parser.add_argument("--out", required=True, type=Path, help="new folder, or an older export to replace")
+            parser.add_argument("--out", required=True, type=expanded, help="new folder, or an older export to replace")
         if name == "push":
             parser.add_argument("name", help="<owner>/<name> on the hub; made where it is not there")
             parser.add_argument("--private", action="store_true", help="seen by nobody but its owner")
@@ -99,12 +103,14 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--item", action="append", help="one id, as it is; repeated, oldest first")
     many = parser.add_argument_group("for many users")
     many.add_argument("--users", help="all, or a file of user ids; all by default")
-    many.add_argument("--histories", type=Path, help="table of interactions; by default those of the model's data set")
-    many.add_argument("--out", type=Path, help="file to write: .parquet, .csv or .jsonl")
+    many.add_argument(
+        "--histories", type=expanded, help="table of interactions; by default those of the model's data set"
+    )
+    many.add_argument("--out", type=expanded, help="file to write: .parquet, .csv or .jsonl")
     what = parser.add_argument_group("what may be recommended")
     what.add_argument("--k", type=int, default=10, help="how many items a list; 10 by default")
-    what.add_argument("--allow", type=Path, help="file of item ids: none but these")
-    what.add_argument("--deny", type=Path, help="file of item ids: none of these")
+    what.add_argument("--allow", type=expanded, help="file of item ids: none but these")
+    what.add_argument("--deny", type=expanded, help="file of item ids: none of these")
     what.add_argument("--category", help="none but items of this category")
     what.add_argument("--keep-seen", action="store_true", help="also items of the history")
 

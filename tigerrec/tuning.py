@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from tigerrec.config import folder_of
 from tigerrec.runtime import distributed
 from tigerrec.storage.stages import open_stage
 
@@ -64,7 +65,7 @@ def _study(config: DictConfig) -> optuna.Study:
         sys.exit('Error: hydra/sweeper=search needs packages that are missing; give `pip install "tigerrec[search]"`.')
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweeper = config.hydra.sweeper
-    Path(config.paths.runs).mkdir(parents=True, exist_ok=True)
+    folder_of(config, "paths.runs").mkdir(parents=True, exist_ok=True)
     return optuna.create_study(
         study_name=sweeper.study_name, storage=sweeper.storage, direction="maximize", load_if_exists=True
     )

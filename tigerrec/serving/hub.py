@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tigerrec import TigerrecError
+from tigerrec.config import expanded
 from tigerrec.serving.catalogue import EXPORT
 from tigerrec.storage.files import FULL, ArtifactError
 from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, read_manifest
@@ -50,8 +51,9 @@ def model_folder(model: Path | str) -> Path:
     `owner/name@revision`, that of the export of this name on the hub, downloaded. Raises HubError if it cannot be
     downloaded, is no export or is damaged."""
     name, _, revision = str(model).partition("@")
-    if Path(model).exists() or not NAME.fullmatch(name):
-        return Path(model)
+    folder = expanded(model)
+    if folder.exists() or not NAME.fullmatch(name):
+        return folder
     return _downloaded(str(model), name, revision or None)
 
 

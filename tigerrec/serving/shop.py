@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tigerrec.config import expanded
 from tigerrec.search.options import Scores
 from tigerrec.serving.gathering import Answer, Gatherer, Request, Serving
 from tigerrec.serving.hub import model_folder
@@ -39,7 +40,7 @@ class Shop:
     def __init__(self, model: Path, device: str, most_waiting: int, scores: Scores | None = None) -> None:
         self.folder, self.device, self.scores = model_folder(model), device, scores
         self.takes_no_items = None
-        if self.folder != model:
+        if self.folder != expanded(model):
             self.takes_no_items = (
                 f"{model} of the hub takes no new items; serve a folder that "
                 f"`tigerrec add {model} --items-file <table> --out <folder>` wrote."

@@ -15,7 +15,7 @@ from tigerrec import TigerrecError, __version__, pipeline
 from tigerrec.analysis.audit import cold, from_lists, prefixes, searched, trained
 from tigerrec.analysis.audit.report import page
 from tigerrec.analysis.audit.run import AuditedRun, Finding, NotApplicableError, identities
-from tigerrec.config import AtLeastOne, ConfigError, build, options
+from tigerrec.config import AtLeastOne, ConfigError, build, expanded, folder_of, options
 from tigerrec.runtime.provenance import provenance, short_commit
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ArtifactError, atomic, locked, sha256_text, write_json
@@ -131,10 +131,10 @@ def audit(cfg: DictConfig, command: str = "make audit") -> Path:
     if steps["evaluate"].config.split != "test":
         raise ConfigError("evaluate.split must be test: the checks are of test metrics; leave the option out.")
     pipeline.run(cfg, "evaluate")
-    runs = Path(cfg.paths.runs)
+    runs = folder_of(cfg, "paths.runs")
     name = steps["train"].folder.relative_to(runs)
     run = AuditedRun(steps, runs / "audit" / name, chosen.users)
-    out = Path(chosen.folder) if chosen.folder else Path(cfg.paths.results) / "audit" / name
+    out = expanded(chosen.folder) if chosen.folder else folder_of(cfg, "paths.results") / "audit" / name
     with locked(run.work):
         failures: list[str] = []
         for check in sorted(chosen.checks or CHECKS, key=lambda check: CHECKS[check].trains):

@@ -15,7 +15,7 @@ from tigerrec import TigerrecError, text
 from tigerrec.analysis.table.cells import Cell
 from tigerrec.analysis.table.rows import GENERATOR, Row, by_seeds, listed, plan_rows, replicated, results_of
 from tigerrec.analysis.table.summary import Summary
-from tigerrec.config import ConfigError, compose
+from tigerrec.config import ConfigError, compose, folder_of
 from tigerrec.runtime.provenance import short_commit
 from tigerrec.storage.files import BusyError, atomic, locked, write_json
 
@@ -26,12 +26,11 @@ ONE_RUN_A_CELL = ("tokenizer", "tokenizer.seed", "generator.seed", "baseline", "
 
 def _folder(cfg: DictConfig) -> Path:
     """Where the results of the table's cells stand."""
-    for name, value in (("table", cfg.table), ("paths.results", cfg.paths.results)):
-        if not isinstance(value, str) or not value:
-            raise ConfigError(
-                f"{name}={value!r} must be a folder name; choose one with `experiment=beauty_table` or `{name}=<name>`."
-            )
-    return Path(cfg.paths.results) / cfg.table
+    if not isinstance(cfg.table, str) or not cfg.table:
+        raise ConfigError(
+            f"table={cfg.table!r} must be a folder name; choose one with `experiment=beauty_table` or `table=<name>`."
+        )
+    return folder_of(cfg, "paths.results") / cfg.table
 
 
 def _run_cells(cells: Sequence[Cell], results: Path, locks: Path) -> list[str]:
@@ -89,7 +88,7 @@ def make_table(overrides: Sequence[str]) -> Path:
     cfg = compose(list(overrides))
     folder = _folder(cfg)
     rows = plan_rows(overrides, cfg, folder)
-    locks = Path(cfg.paths.runs) / ".table" / cfg.table
+    locks = folder_of(cfg, "paths.runs") / ".table" / cfg.table
     cells, failures = by_seeds(rows), []
     if cfg.replicated is not None:
         for cell in cells:
