@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.raw_data import lines
+from tigerrec import pipeline
 from tigerrec.config import compose
 from tigerrec.data.base import DatasetError
 from tigerrec.data.prepare import prepare
 from tigerrec.data.tables import TablesDataset
-from tigerrec.pipeline import run
+from tigerrec.embed.sentence_transformer import SentenceTransformerEmbedder
+from tigerrec.pipeline import Step, run
 from tigerrec.storage.contracts import read_json, read_table
-from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.manifests import StaleError, read_manifest
 
 HEAD = ["user", "item", "time"]
 ORDERS = [("ann", item, time) for time, item in enumerate("abcde")] + [("bob", item, 9) for item in "edc"]
@@ -430,3 +433,60 @@ def test_columns_of_items_that_are_not_read_are_told_of(tmp_path: Path, caplog: 
 def test_files_of_recbole_are_tables(tmp_path: Path) -> None:
     (tmp_path / "shop.inter").write_bytes(lines(ORDERS, ["user:token", "item:token", "time:float"], "\t"))
     assert histories(prepare(TablesDataset(tmp_path / "shop.inter"), tmp_path / "out"))["bob"] == list("edc")
+
+
+def test_a_stage_is_up_to_date_with_the_files_that_are_named_alone(tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{(user + time) % 9}", time) for user in range(9) for time in range(6)]
+    late = [(f"u{number % 9}", f"i{number % 9}", 10 + number // 9) for number in range(18)]
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name, some in (("all", rows), ("parts/a", rows[:20]), ("parts/b", rows[20:]), ("next", late[:9]), ("last", late[9:])):
+        (tmp_path / f"{name}.csv").write_bytes(lines(some, HEAD))
+    (tmp_path / "items.csv").write_bytes(lines([(f"i{item}", f"Thing {item}") for item in range(9)], ["item", "title"]))
+    np.save(tmp_path / "vectors.npy", np.eye(9, dtype=np.float32))
+    (tmp_path / "ids.txt").write_text("".join(f"i{item}\n" for item in range(9)))
+
+    def options(name: str, **files: str) -> list[str]:
+        named = [f"{option.replace('__', '.')}={tmp_path / file}" for option, file in files.items()]
+        return ["dataset=tables", f"dataset.name={name}", f"paths.runs={tmp_path}/runs", *named]
+
+    def is_current(stage: str, given: list[str]) -> bool:
+        return pipeline.plan(compose(given))[stage].is_current()
+
+    orders, items = {"dataset__interactions": "all.csv"}, {"dataset__items": "items.csv"}
+    split = {"dataset__validation_interactions": "next.csv", "dataset__test_interactions": "last.csv"}
+    folder = {"dataset__interactions": "parts"}
+    vectors = {"embedder__vectors": "vectors.npy", "embedder__ids": "ids.txt"}
+    for name, files in (("plain", orders | items), ("split", orders | split), ("parts", folder)):
+        pipeline.run(compose(options(name, **files)), "prepare")
+        assert is_current("prepare", options(name, **files))
+    embedded = ["embedder=precomputed", *options("plain", **orders, **items, **vectors)]
+    pipeline.run(compose(embedded), "embed")
+    for name, files in (
+        ("plain", orders),
+        ("plain", orders | {"dataset__items": "itmes.csv"}),
+        ("plain", {"dataset__interactions": "orders_2025.csv"} | items),
+        ("split", orders),
+    ):
+        with pytest.raises(StaleError, match="made from other"):
+            is_current("prepare", options(name, **files))
+    with pytest.raises(StaleError, match="made from other vectors"):
+        is_current("embed", ["embedder=precomputed", *options("plain", **orders, **items, **vectors),
+                             f"embedder.vectors={tmp_path}/others.npy"])  # fmt: skip
+    (parts / "b.csv").unlink()
+    with pytest.raises(StaleError, match="made from other interactions"):
+        is_current("prepare", options("parts", **folder))
+    for path in (*parts.iterdir(), parts, *tmp_path.glob("*.*")):
+        path.rmdir() if path.is_dir() else path.unlink()
+    for name, files in (("plain", orders | items), ("split", orders | split), ("parts", folder), ("plain", {})):
+        assert is_current("prepare", options(name, **files))
+    assert is_current("embed", embedded)
+
+
+def test_another_encoder_that_is_not_here_is_another() -> None:
+    first, second = (SentenceTransformerEmbedder(model=name) for name in ("nobody/one", "nobody/two"))
+    steps = [Step("embed", "embed", Path("x"), None, {}, "", Path, one.present, one.named) for one in (first, second)]
+    recorded = {"weights": "1" * 64, "weights/2_Dense/model.safetensors": "2" * 64}
+    assert steps[0].outside(recorded, first.named()) == recorded
+    assert steps[1].outside(recorded, first.named()) != recorded
+    assert steps[1].outside(recorded, {}) == recorded  # of before names were kept

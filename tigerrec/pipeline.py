@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ class Step:
         name_option: the option that gives the folder another name.
         run: takes the folder and builds the stage in it.
         present: the outside files it would read, by role, as far as they are there now.
+        named: what the options call these files, by role, whether they are there or not.
         shared: whether several processes run it together; otherwise the first runs it for all.
     """
 
@@ -58,6 +60,7 @@ class Step:
     name_option: str
     run: Callable[[Path], Path]
     present: Callable[[], Mapping[str, Path]] = dict
+    named: Callable[[], Mapping[str, str]] = dict
     shared: bool = False
 
     def input_records(self) -> dict[str, dict[str, Any]]:
@@ -68,6 +71,19 @@ class Step:
         """What the stage would be made of now, as one sha256; ArtifactError where a stage it reads is not finished."""
         return sha256_text(canonical_json([describe(self.config), self.input_records()]))
 
+    def outside(
+        self, recorded: Mapping[str, str], called: Mapping[str, str], digest: Callable[[Path], str] = sha256_file
+    ) -> dict[str, str]:
+        """The sha256 of the outside files that it is made of now, by role: of those that are there, and of those that
+        are not as they were `recorded`, unless others are named than they were `called` then."""
+        present, named = self.present(), self.named()
+        there, wanted = ({_kind(role) for role in roles} for roles in (present, named or recorded))
+        renamed = {role for role, name in named.items() if called.get(role, name) != name}
+        kept = {
+            role: value for role, value in recorded.items() if _kind(role) in wanted - there and role not in renamed
+        }
+        return kept | {role: digest(path) for role, path in present.items()}
+
     def is_current(self) -> bool:
         """Whether the stage is finished and made of exactly this, and is not to be built again; ArtifactError where it
         is damaged or made of something else."""
@@ -77,13 +93,19 @@ class Step:
         manifest = read_manifest(self.folder)
         if manifest is None:
             return False
-        inputs = self.input_records()
-        outside = {
-            role: record
+        recorded = {
+            role: record["fingerprint"]
             for role, record in manifest.inputs.items()
             if role not in self.inputs and "content" not in record  # that of a stage has content
-        } | {role: {"fingerprint": sha256_file(path)} for role, path in self.present().items()}
-        return stages.check_current(self.folder, self.stage, self.config, inputs | outside, self.name_option, self.key)
+        }
+        outside = self.outside(recorded, manifest.provenance.get("named", {}))
+        inputs = self.input_records() | {role: {"fingerprint": value} for role, value in outside.items()}
+        return stages.check_current(self.folder, self.stage, self.config, inputs, self.name_option, self.key)
+
+
+def _kind(role: str) -> str:
+    """The role of which a file is one of several."""
+    return re.split("[:/]", role)[0]
 
 
 def _function(path: str, *arguments: Any, **options: Any) -> Callable[[Path], Path]:
@@ -120,7 +142,8 @@ def _plan_embed(node: Any, where: str, prepared: Path, steps: dict[str, Step], k
     others = _plan_further(keys.get("parts"), f"{where}.parts", needed_parts(embedder), prepared, steps)
     step = Step(
         key or f"embed:{folder.name}", "embed", folder, embedder, {"prepare": prepared, **others}, f"{where}.name",
-        _function("tigerrec.embed.stage.embed", prepared, embedder, parts=others), embedder.present, shared=True,
+        _function("tigerrec.embed.stage.embed", prepared, embedder, parts=others),
+        embedder.present, embedder.named, shared=True,
     )  # fmt: skip
     known = next((other for other in steps.values() if other.folder == folder), step)
     if (known.config, known.inputs) != (step.config, step.inputs):
@@ -156,7 +179,7 @@ def _plan_prepare(cfg: DictConfig) -> Step:
     dataset, keys = build_choice(cfg.get("dataset"), "dataset", Dataset)
     return Step(
         "prepare", "prepare", folder_of(cfg, "paths.runs") / _folder_name(keys, "dataset"), dataset, {}, "dataset.name",
-        _function("tigerrec.data.prepare.prepare", dataset), dataset.present,
+        _function("tigerrec.data.prepare.prepare", dataset), dataset.present, dataset.named,
     )  # fmt: skip
 
 

@@ -55,6 +55,10 @@ class Dataset(Protocol):
         """Role → raw file, of those that are there; never downloads."""
         return {role: path for role, path in self.files().items() if path.is_file()}
 
+    def named(self) -> dict[str, str]:
+        """Role → what its raw file is called, whether it is there or not."""
+        return {role: path.name for role, path in self.files().items()}
+
     def sources(self) -> dict[str, Path]:
         """Role → existing raw file, downloaded where that is possible. Raises TigerrecError if a file is missing."""
 

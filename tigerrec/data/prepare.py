@@ -316,6 +316,7 @@ def prepare(dataset: Dataset, out: Path) -> Path:
         )
         _check_expected(stats, dataset.expected)
         with writing(out, "prepare", dataset, sources=digests) as files:
+            files.provenance["named"] = dataset.named()
             _write(files, "items.parquet", database, ITEMS)
             _write(files, "users.parquet", database, USERS)
             _write(files, "interactions.parquet", database, loader.ordered(part, dataset.equal_times))

@@ -28,6 +28,10 @@ class Embedder(Protocol):
         """Those of the files of `sources` that are on this machine; never downloads."""
         return {}
 
+    def named(self) -> dict[str, str]:
+        """What the files of `sources` are called in the options, by role, whether they are there or not."""
+        return {}
+
     def sources(self) -> dict[str, Path]:
         """The existing files, by role, whose sha256 say which vectors come out; cheap. Raises EmbedError if a file is
         not there, cannot be fetched, or is not the expected one."""

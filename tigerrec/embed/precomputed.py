@@ -38,7 +38,7 @@ class Precomputed(EmbedsTexts):
     id_column: str = "item_id"
     vector_column: str = "vector"
 
-    def _named(self) -> dict[str, Path]:
+    def _files(self) -> dict[str, Path]:
         """Role → file, of those that are read."""
         names = {"vectors": self.vectors, "ids": self.ids}
         paths = {role: Path(name).expanduser() for role, name in names.items() if name is not None}
@@ -48,11 +48,15 @@ class Precomputed(EmbedsTexts):
 
     def present(self) -> dict[str, Path]:
         """The files that are named and there."""
-        return {role: path for role, path in self._named().items() if path.is_file()}
+        return {role: path for role, path in self._files().items() if path.is_file()}
+
+    def named(self) -> dict[str, str]:
+        """Their names."""
+        return {role: path.name for role, path in self._files().items()}
 
     def sources(self) -> dict[str, Path]:
         """The file of vectors and, unless that is a Parquet table, the file of ids."""
-        paths = self._named()
+        paths = self._files()
         if "vectors" not in paths:
             raise EmbedError(
                 "embedder=precomputed needs a file of vectors; give it as `embedder.vectors=<file>` "

@@ -60,6 +60,10 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         folder = find_local(self.model)
         return weight_files(folder) if folder else {}
 
+    def named(self) -> dict[str, str]:
+        """The model."""
+        return {"weights": self.model}
+
     def sources(self) -> dict[str, Path]:
         """The weight files: `weights` is the encoder's, `weights/<path>` are those of shards and further layers."""
         folder = find_model(self.model)

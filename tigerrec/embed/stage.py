@@ -63,6 +63,7 @@ def embed(
             files.arrays(FILE, {"embeddings": vectors})
             files.provenance |= {
                 "embedder": dataclasses.asdict(embedder),  # type: ignore[call-overload]
+                "named": embedder.named(),
                 "processes": distributed.world_size(),
                 "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1,
             } | embedder.environment()

@@ -70,10 +70,13 @@ class Cell:
             fault = str(error).partition(";")[0]
             raise DamagedError(f"{fault}; delete {self.folder} and run the same command again.") from None
         recorded = {name: record["fingerprint"] for name, record in manifest.inputs.items()}
-        steps = self.steps.items()
-        present = {f"{key}.{role}": _sha256(path) for key, step in steps for role, path in step.present().items()}
+        outside: dict[str, str] = {}
+        for key, step in self.steps.items():
+            start, called = f"{key}.", manifest.provenance["stages"].get(key, {}).get("named", {})
+            own = {name.removeprefix(start): value for name, value in recorded.items() if name.startswith(start)}
+            outside |= {f"{start}{role}": value for role, value in step.outside(own, called, _sha256).items()}
         chain = json.loads(canonical_json(self.chain))
-        differences = changed_keys(manifest.config | recorded, chain | recorded | present)
+        differences = changed_keys(manifest.config | recorded, chain | outside)
         if differences:
             raise StaleError(
                 f"{self.folder} holds results of other settings ({'; '.join(differences)}); "
