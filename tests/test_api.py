@@ -58,6 +58,9 @@ def test_a_tilde_is_the_users_folder_for_python_and_for_commands(orders, tmp_pat
     assert model.save("~/saved") == (home / "saved").resolve()
     found = tigerrec.load("~/saved").recommend(["i03"], k=2)
     assert found == model.recommend(["i03"], k=2)
+    (home / "users.txt").write_text("u1\n")
+    cli.main(["recommend", str(model.folder), "--users=~/users.txt", "--out=~/recs.csv", "--k=2"])
+    assert len((home / "recs.csv").read_text().splitlines()) == 3
     cli.main(["recommend", "~/saved", "--items=i03", "--k=2"])
     assert found[0].item_id in capsys.readouterr().out
     overrides = ["dataset=tables", f"dataset.interactions={orders}", "dataset.name=orders", *QUICK]

@@ -98,9 +98,11 @@ def test_the_table_of_a_training_with_ratings_and_repeats_gives_the_histories_of
         database.execute(f"CREATE TABLE orders AS FROM '{table}'")
     own = ["dataset.interactions_table=orders", "dataset.rating_column=stars", "dataset.min_rating=4"]
     trained = tiny_shop.run(tmp_path / "shop.duckdb", tmp_path / "runs", *own, until="train")
-    out = [tmp_path / f"{name}.parquet" for name in "abc"]
+    query = tmp_path / "recent.sql"
+    query.write_text(f"FROM '{table}'")
+    out = [tmp_path / f"{name}.parquet" for name in "abcd"]
     expected = rows_of(recommend_all(trained, out[0], device="cpu"))
-    for path, histories in zip(out[1:], (table, tmp_path / "shop.duckdb"), strict=True):
+    for path, histories in zip(out[1:], (table, query, tmp_path / "shop.duckdb"), strict=True):
         found = rows_of(recommend_all(trained, path, histories=histories, device="cpu"))
         key = operator.itemgetter("user_id", "rank")
         assert sorted(found, key=key) == sorted(expected, key=key)

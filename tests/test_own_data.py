@@ -438,9 +438,17 @@ def test_files_of_recbole_are_tables(tmp_path: Path) -> None:
 def test_a_stage_is_up_to_date_with_the_files_that_are_named_alone(tmp_path: Path) -> None:
     rows = [(f"u{user}", f"i{(user + time) % 9}", time) for user in range(9) for time in range(6)]
     late = [(f"u{number % 9}", f"i{number % 9}", 10 + number // 9) for number in range(18)]
-    parts = tmp_path / "parts"
+    parts, single = tmp_path / "parts", tmp_path / "one"
     parts.mkdir()
-    for name, some in (("all", rows), ("parts/a", rows[:20]), ("parts/b", rows[20:]), ("next", late[:9]), ("last", late[9:])):
+    single.mkdir()
+    for name, some in (
+        ("all", rows),
+        ("parts/a", rows[:20]),
+        ("parts/b", rows[20:]),
+        ("one/a", rows),
+        ("next", late[:9]),
+        ("last", late[9:]),
+    ):
         (tmp_path / f"{name}.csv").write_bytes(lines(some, HEAD))
     (tmp_path / "items.csv").write_bytes(lines([(f"i{item}", f"Thing {item}") for item in range(9)], ["item", "title"]))
     np.save(tmp_path / "vectors.npy", np.eye(9, dtype=np.float32))
@@ -455,9 +463,10 @@ def test_a_stage_is_up_to_date_with_the_files_that_are_named_alone(tmp_path: Pat
 
     orders, items = {"dataset__interactions": "all.csv"}, {"dataset__items": "items.csv"}
     split = {"dataset__validation_interactions": "next.csv", "dataset__test_interactions": "last.csv"}
-    folder = {"dataset__interactions": "parts"}
+    folder, one, pattern = ({"dataset__interactions": name} for name in ("parts", "one", "on*/*.csv"))
     vectors = {"embedder__vectors": "vectors.npy", "embedder__ids": "ids.txt"}
-    for name, files in (("plain", orders | items), ("split", orders | split), ("parts", folder)):
+    for name, files in (("plain", orders | items), ("split", orders | split), ("parts", folder), ("one", one),
+                        ("pattern", pattern)):  # fmt: skip
         pipeline.run(compose(options(name, **files)), "prepare")
         assert is_current("prepare", options(name, **files))
     embedded = ["embedder=precomputed", *options("plain", **orders, **items, **vectors)]
@@ -476,10 +485,14 @@ def test_a_stage_is_up_to_date_with_the_files_that_are_named_alone(tmp_path: Pat
     (parts / "b.csv").unlink()
     with pytest.raises(StaleError, match="made from other interactions"):
         is_current("prepare", options("parts", **folder))
-    for path in (*parts.iterdir(), parts, *tmp_path.glob("*.*")):
+    for path in (*parts.iterdir(), parts, *single.iterdir(), single, *tmp_path.glob("*.*")):
         path.rmdir() if path.is_dir() else path.unlink()
-    for name, files in (("plain", orders | items), ("split", orders | split), ("parts", folder), ("plain", {})):
+    for name, files in (("plain", orders | items), ("split", orders | split), ("parts", folder), ("one", one),
+                        ("pattern", pattern), ("plain", {})):  # fmt: skip
         assert is_current("prepare", options(name, **files))
+    for name, others in (("parts", "other"), ("parts", "x/*.csv"), ("one", "other")):
+        with pytest.raises(StaleError, match="made from other interactions"):
+            is_current("prepare", options(name, dataset__interactions=others))
     assert is_current("embed", embedded)
 
 
@@ -488,5 +501,5 @@ def test_another_encoder_that_is_not_here_is_another() -> None:
     steps = [Step("embed", "embed", Path("x"), None, {}, "", Path, one.present, one.named) for one in (first, second)]
     recorded = {"weights": "1" * 64, "weights/2_Dense/model.safetensors": "2" * 64}
     assert steps[0].outside(recorded, first.named()) == recorded
-    assert steps[1].outside(recorded, first.named()) != recorded
+    assert steps[1].outside(recorded, first.named()) == {}
     assert steps[1].outside(recorded, {}) == recorded  # of before names were kept

@@ -16,7 +16,7 @@ from tigerrec.serving.recommender import Recommender, RecommendError
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ArtifactError, BusyError, locked_beside
 from tigerrec.storage.manifests import MANIFEST, DamagedError, StaleError, read_manifest
-from tigerrec.storage.stages import open_stage, writing
+from tigerrec.storage.stages import StageFiles, open_stage, writing
 from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = ["0000000003", "0000000011", "0000000007"]
@@ -170,6 +170,20 @@ def test_an_export_is_copied(run, recommender, tmp_path):
     (tmp_path / "letter.txt").write_text("keep me")
     with pytest.raises(ArtifactError, match="not empty and is no earlier export"):
         export(first, tmp_path)
+
+
+def test_an_export_that_is_replaced_while_it_is_copied_is_not_copied_by_halves(run, tmp_path, monkeypatch):
+    first, real = export(run["train"], tmp_path / "first"), StageFiles.copy
+
+    def copy(files, path, *more):
+        if path.name == "README.md":
+            path.write_text("of another version")
+        real(files, path, *more)
+
+    monkeypatch.setattr(StageFiles, "copy", copy)
+    with pytest.raises(ArtifactError, match=r"README\.md changed while it was copied; run the same command again"):
+        export(first, tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):

@@ -131,7 +131,8 @@ def test_ids_are_read_from_files_of_any_kind(tmp_path, name, content, ids):
     [
         ("stock.csv", "sku,left\na,3\n", "has the columns sku, left; name that of the ids `item_id`"),
         ("stock.csv", "item\n", "holds no id"),
-        ("deny.csv", "item_id;reason\ni15;broken\n", "seem to be separated by ';'; separate them by commas"),
+        ("deny.csv", "item_id;reason\ni15;broken\n", "separated by ';'; separate them by ',', as its ending says"),
+        ("deny.tsv", "item_id,reason\ni15,broken\n", r"separated by ','; separate them by '\\t', as its ending says"),
         ("deny.csv", "i15;broken\ni9;broken\n", "seem to be separated by ';'"),
         ("deny.csv", "item_id\treason\ni15\tbroken\n", r"seem to be separated by '\\t'"),
         ("stock.txt", "\n \n", "holds no id"),

@@ -304,8 +304,10 @@ def test_a_stage_of_a_cell_that_another_process_runs_is_waited_for(tmp_path, cap
     with caplog.at_level(logging.INFO, "tigerrec"), ThreadPoolExecutor() as pool:
         with locked(popularity):
             made = pool.submit(make_table, [*options, "tokenizers=[]", "baselines=[popularity]"])
+            deadline = time.monotonic() + 120
             while sum("table: popularity" in message for message in caplog.messages) < 2:  # left, then looked at again
                 assert not made.done()
+                assert time.monotonic() < deadline
                 time.sleep(0.05)
         page = (made.result() / "table.md").read_text()
     assert "popularity" in page

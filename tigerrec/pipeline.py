@@ -79,9 +79,7 @@ class Step:
         present, named = self.present(), self.named()
         there, wanted = ({_kind(role) for role in roles} for roles in (present, named or recorded))
         renamed = {role for role, name in named.items() if called.get(role, name) != name}
-        kept = {
-            role: value for role, value in recorded.items() if _kind(role) in wanted - there and role not in renamed
-        }
+        kept = {role: value for role, value in recorded.items() if _kind(role) in wanted - there - renamed}
         return kept | {role: digest(path) for role, path in present.items()}
 
     def is_current(self) -> bool:

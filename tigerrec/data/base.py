@@ -56,7 +56,7 @@ class Dataset(Protocol):
         return {role: path for role, path in self.files().items() if path.is_file()}
 
     def named(self) -> dict[str, str]:
-        """Role → what its raw file is called, whether it is there or not."""
+        """Role → what the options call its raw file, or the folder or pattern of several, whatever is there."""
         return {role: path.name for role, path in self.files().items()}
 
     def sources(self) -> dict[str, Path]:

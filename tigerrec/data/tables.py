@@ -134,20 +134,27 @@ class TablesDataset(Dataset):
 
     def files(self) -> dict[str, Path]:
         """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
-        named = {
-            "interactions": self.interactions,
-            VALIDATION: self.validation_interactions,
-            TEST: self.test_interactions,
-            "items": self.items,
-        }
-        any_name = bool(self.separator)
-        parts = {role: parts_of(self._path(path), any_name) for role, path in named.items() if path is not None}
+        parts = {role: parts_of(path, any_name=bool(self.separator)) for role, path in self._paths().items()}
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
             f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
             for role, files in parts.items()
             if len(files) > 1
             for path in files
         }
+
+    def named(self) -> dict[str, str]:
+        """Role → the name of its file, folder or pattern."""
+        return {role: path.name for role, path in self._paths().items()}
+
+    def _paths(self) -> dict[str, Path]:
+        """Role → the file, folder or pattern that is given."""
+        given = {
+            "interactions": self.interactions,
+            VALIDATION: self.validation_interactions,
+            TEST: self.test_interactions,
+            "items": self.items,
+        }
+        return {role: self._path(path) for role, path in given.items() if path is not None}
 
     def _path(self, path: Path) -> Path:
         """A file or folder where it really is."""

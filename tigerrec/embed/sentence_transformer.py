@@ -61,8 +61,8 @@ class SentenceTransformerEmbedder(EmbedsTexts):
         return weight_files(folder) if folder else {}
 
     def named(self) -> dict[str, str]:
-        """The model."""
-        return {"weights": self.model}
+        """The model, of a folder its name."""
+        return {"weights": Path(self.model).name if _is_path(self.model) else self.model}
 
     def sources(self) -> dict[str, Path]:
         """The weight files: `weights` is the encoder's, `weights/<path>` are those of shards and further layers."""
@@ -138,6 +138,11 @@ def _load(folder: Path, device: str) -> Any:
         ) from error
 
 
+def _is_path(model: str) -> bool:
+    """Whether a model is called by a path, not by a name on the hub."""
+    return model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+
+
 def find_model(model: str) -> Path:
     """The folder of a sentence-transformers model. Looked for in this order: a local folder, the hub's cache, the
     package of the extra `offline`, and the hub. Raises EmbedError if none of them has it."""
@@ -146,7 +151,7 @@ def find_model(model: str) -> Path:
     folder = find_local(model)
     if folder is not None:
         return folder
-    if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+    if _is_path(model):
         raise EmbedError(f"There is no folder {model}; give an existing model folder as `embedder.model=<folder>`.")
     try:
         return Path(snapshot_download(model, allow_patterns=HUB_FILES, etag_timeout=5))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tigerrec.config import build
-from tigerrec.data.databases import is_database
+from tigerrec.config import build, expanded
+from tigerrec.data.databases import DATABASES
 from tigerrec.data.given_histories import read_histories
 from tigerrec.data.histories import load_histories
 from tigerrec.data.tables import TablesDataset
@@ -81,7 +81,7 @@ def recommend_all(
     """
     if out.suffix.lower() not in ENDINGS:
         raise RecommendError(f"{out} must end in {', '.join(ENDINGS)}; give such a file as `--out <file>`.")
-    k = whole_number(k)
+    k, out = whole_number(k), expanded(out)
     model = model_folder(model)
     recommender = Recommender.from_pretrained(model, device, scores)
     work = out.with_name(f".{out.name}.parts")
@@ -89,7 +89,7 @@ def recommend_all(
         if histories is None:
             audience = _of_run(model, recommender)
         else:
-            audience = _of_table(model, histories, options or {}, recommender, work)
+            audience = _of_table(model, expanded(histories), options or {}, recommender, work)
         audience = _chosen(audience, users)
         logger.info("read %s users", f"{len(audience.user_ids):,}")
         found = _ranked(recommender, audience, k, mask_seen, rules, work)
@@ -143,7 +143,7 @@ def _own_options(model: Path, histories: Path) -> dict[str, Any]:
     if config.get("family") != TablesDataset.family:
         return {}
     of_training = ("family", "min_user", "min_item", "max_user", "validation_from", "test_from", "items_table")
-    left_out = of_training if is_database(histories) else (*of_training, "interactions_table")
+    left_out = of_training if histories.suffix.lower() in DATABASES else (*of_training, "interactions_table")
     return {name: value for name, value in config.items() if not name.startswith(left_out)}
 
 
@@ -151,7 +151,7 @@ def _chosen(audience: Audience, users: str | Path | None) -> Audience:
     """Some of the users, in the order of their ids in a file; ids of none have an empty history."""
     if users is None or str(users) == ALL_USERS:
         return audience
-    wanted = sorted(read_ids(Path(users), ("user_id", "user")))
+    wanted = sorted(read_ids(expanded(users), ("user_id", "user")))
     places = {user: place for place, user in enumerate(audience.user_ids)}
     nothing = np.empty(0, np.int32)
     known = [audience.known[places[user]] if user in places else nothing for user in wanted]

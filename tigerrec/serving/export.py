@@ -39,8 +39,8 @@ def export(run: Path, out: Path) -> Path:
             write_export(run, out)
         elif run.resolve() != out:
             with writing(out, EXPORT, {}, {"export": run}) as files:
-                for name in manifest.files:
-                    files.copy(run / name)
+                for name, entry in manifest.files.items():
+                    files.copy(run / name, entry["sha256"])
     logger.info("wrote the run %s to %s", run, out)
     return out
 

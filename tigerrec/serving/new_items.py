@@ -240,6 +240,6 @@ def _write(base: Path, new: NewItems, out: Path, items_file: Path) -> Path:
                 encoding="utf-8",
             )
         for name in manifest.files.keys() - files.entries.keys():
-            files.copy(base / name)
+            files.copy(base / name, manifest.files[name]["sha256"])
     logger.info("added %d items to the %d of the run and wrote %s", len(records), len(items), out)
     return out

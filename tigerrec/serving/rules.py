@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tigerrec import TigerrecError
-from tigerrec.data.delimited import SEPARATORS
+from tigerrec.data.delimited import DELIMITED, SEPARATORS
 from tigerrec.data.formats import is_table, read_rows
 from tigerrec.data.raw import Fault, Unreadable, plain_id
-from tigerrec.data.raw_files import read_lines
+from tigerrec.data.raw_files import content_suffix, read_lines
 from tigerrec.data.table import WHOLE
 from tigerrec.embed.base import few
 from tigerrec.text import shortened
@@ -121,7 +121,7 @@ def in_category(name: str, categories: pa.ChunkedArray) -> np.ndarray:
 def read_ids(path: Path, names: Sequence[str] = ITEM_IDS) -> frozenset[str]:
     """The ids of a file: of a table its column of one of some names or its only one, of other files a line each. Raises
     TigerrecError if the file cannot be read, holds no id, or several columns of which none has such a name, also where
-    they are not separated by commas."""
+    they are separated otherwise than its ending says."""
     if not path.is_file():
         raise RuleError(f"{path} does not exist; give a file of ids.")
     if not is_table(path):
@@ -132,11 +132,12 @@ def read_ids(path: Path, names: Sequence[str] = ITEM_IDS) -> frozenset[str]:
     if column is None:
         raise RuleError(f"{path} has the columns {few(columns)}; name that of the ids `{names[0]}`.")
     ids = {column} if column not in names else set()  # a file without a header
-    found = next((written for separator, written in SEPARATORS.items() if ids and separator in column), None)
+    own = DELIMITED.get(content_suffix(path), "")
+    found = next((written for mark, written in SEPARATORS.items() if ids and own and mark in column), None)
     if found:
         raise RuleError(
-            f"The columns of {path} seem to be separated by '{found}'; separate them by commas, or, if these are ids, "
-            f"name their column `{names[0]}`."
+            f"The columns of {path} seem to be separated by '{found}'; separate them by '{SEPARATORS[own]}', as its "
+            f"ending says, or, if these are ids, name their column `{names[0]}`."
         )
     n_lost = 0
     for row in rows:

@@ -164,8 +164,10 @@ def locked(folder: Path, wait: bool = False, announce: Callable[[str], None] = l
 
 
 def locked_beside(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold a lock on a file or folder that is written; the lock stands beside it and leaves nothing. Raises as
-    `locked`."""
+    """Hold a lock on a file or folder that is written; the lock stands beside it, or in a folder beside which nothing
+    can be written, and leaves nothing. Raises as `locked`."""
+    if path.is_dir() and not os.access(path.parent, os.W_OK):
+        return locked(path / ".writing")
     return locked(path.with_name(f".{path.name}.writing"))
 
 

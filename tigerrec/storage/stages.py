@@ -18,6 +18,7 @@ from tigerrec.storage.files import (
     KEPT,
     PROBE,
     SPILLED,
+    ArtifactError,
     atomic,
     fsync,
     not_writable,
@@ -164,10 +165,12 @@ class StageFiles:
         os.replace(path, self.aside / name)
         self._record(name, measured)
 
-    def copy(self, path: Path) -> None:
-        """Write a copy of a file under its own name."""
+    def copy(self, path: Path, sha256: str | None = None) -> None:
+        """Write a copy of a file under its own name. Raises ArtifactError if its bytes are not those of a sha256."""
         with self.create(path.name) as temporary:
             shutil.copyfile(path, temporary)
+        if sha256 not in (None, self.entries[path.name]["sha256"]):
+            raise ArtifactError(f"{path} changed while it was copied; run the same command again.")
 
     def json(self, name: str, value: Any, measured: bool = False) -> None:
         """Write a JSON file."""

@@ -64,7 +64,8 @@ class AuditOptions:
 def _key(run: AuditedRun, name: str) -> str:
     """What the result of a check depends on."""
     users = run.users if CHECKS[name].samples else None
-    return sha256_text(canonical_json([__version__, name, identities(run.folders), users]))
+    split = [] if run.histories.parts is None else ["split of the data"]
+    return sha256_text(canonical_json([__version__, name, identities(run.folders), users, *split]))
 
 
 def finished(run: AuditedRun, name: str) -> dict[str, Any] | None:

@@ -167,6 +167,7 @@ class AuditedRun:
     ) -> Path:
         """The prepared data with other interactions, as a stage; see `write_variant`."""
         prepared = self.folders["prepare"]
+        config = config | ({} if self.histories.parts is None else {"split": "of the data"})
         kept = np.ones(self.histories.n_items, bool) if kept_items is None else kept_items
         build = partial(write_variant, prepared, config, interactions, kept)
         return self.stage(name, "prepare", config, {"prepare": prepared}, build)
