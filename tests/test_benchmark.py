@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests import tiny_shop
+from tests.raw_data import lines
 from tests.tiny_run import build_run
-from tigerrec import TigerrecError
+from tigerrec import TigerrecError, pipeline
 from tigerrec.analysis import benchmark
-from tigerrec.analysis.benchmark import Effort, operations, operators
+from tigerrec.analysis.benchmark import Effort, operations, operators, sides
 from tigerrec.analysis.benchmark.growth import catalogue, history, made_up_items
 from tigerrec.analysis.benchmark.sides import allowed_next, limits, stock_generate, stock_inputs, stock_loss
 from tigerrec.cli import main
@@ -164,6 +166,21 @@ def test_the_stock_loss_is_our_prefix_loss():
     token_loss, item_loss = model.losses(batch, torch.float32, Dropout(0.0))
     assert item_loss.item() == 0
     assert stock.item() == pytest.approx(token_loss.item() / 10, rel=1e-5)
+
+
+def test_the_stock_search_is_scaled_to_the_users_that_are_ranked(tmp_path, monkeypatch):
+    rows = [
+        (f"u{user}", f"i{(user + day) % 9}", f"2024-03-0{day}") for user in range(12) for day in range(1, 7 - user % 2)
+    ]
+    (tmp_path / "orders.csv").write_bytes(lines(rows, ["user", "item", "time"]))
+    split = ["dataset.validation_from=2024-03-05", "dataset.test_from=2024-03-06"]
+    options = tiny_shop.options(tmp_path / "orders.csv", tmp_path, *split)
+    steps = pipeline.plan(compose(options))
+    pipeline.run(compose(options), "tokenize")
+    monkeypatch.setattr(sides, "stock_generate", lambda *arguments: None)
+    monkeypatch.setattr(sides, "seconds_of", lambda device, work: 1.0)
+    setting = sides.Setting(steps["prepare"].folder, steps["tokenize"].folder, steps["train"].config)
+    assert sides.stock_search(setting, 4, 3) == {"seconds": 6 / 3, "measured": 3}
 
 
 def test_the_stock_search_finds_what_ours_finds():

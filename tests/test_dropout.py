@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -44,6 +46,19 @@ def test_masks_follow_the_seed_and_differ_from_one_another():
     assert torch.equal(one, again(values))
     assert not torch.equal(one, first(values))
     assert not torch.equal(one, other(values))
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_dropouts_of_another_probability_go_on_with_the_same_numbers(on_gpu, monkeypatch):
+    like = torch.ones(40, 40)
+    if on_gpu:  # its masks, drawn by this machine
+        generator, rand = torch.Generator, torch.rand
+        monkeypatch.setattr(torch, "Generator", lambda device: generator())
+        monkeypatch.setattr(torch, "rand", lambda shape, device, generator: rand(shape, generator=generator))
+        like = SimpleNamespace(device=torch.device("cuda"), shape=like.shape, element_size=lambda: 4, numel=like.numel)
+    nothing = Dropout(0.0, 3)
+    one, other = nothing.at(0.5).mask(like), nothing.at(0.5).mask(like)
+    assert not torch.equal(one, other)
 
 
 def test_zero_probability_changes_nothing():

@@ -217,12 +217,19 @@ def test_precomputed_says_which_option_is_missing(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", vectors_of())
     pyarrow.parquet.write_table(pyarrow.table({"asin": IDS, "vector": list(vectors_of())}), tmp_path / "v.parquet")
     (tmp_path / "v.pkl").write_bytes(b"")
+    (tmp_path / "ids.txt").write_text("\n".join(IDS))
+    save_file({"mine": vectors_of()}, tmp_path / "v.safetensors")
     for embedder, message in [
         (Precomputed(), "embedder.vectors=<file>"),
         (Precomputed(vectors=str(tmp_path / "absent.npy")), r"no file .*absent\.npy"),
         (Precomputed(vectors=str(tmp_path / "v.pkl")), r"neither \.npy"),
         (Precomputed(vectors=str(tmp_path / "v.npy")), "embedder.ids=<file>"),
         (Precomputed(vectors=str(tmp_path / "v.npy"), ids="absent.txt"), "embedder.ids=<file>"),
+        (Precomputed(vectors=str(tmp_path / "v.parquet"), ids="absent.txt"), "leave `embedder.ids` out"),
+        (
+            Precomputed(vectors=str(tmp_path / "v.safetensors"), ids=str(tmp_path / "ids.txt"), vector_column="other"),
+            "has no tensor 'other' among \\['mine'\\]",
+        ),
         (Precomputed(vectors=str(tmp_path / "v.parquet")), "no column 'item_id'.*embedder.id_column="),
     ]:
         with pytest.raises(EmbedError, match=message):

@@ -74,6 +74,16 @@ def test_the_command_says_how_to_recommend_with_it(orders, tmp_path, capfd, monk
     assert f"next: tigerrec recommend {live} --items " in capfd.readouterr().err
 
 
+def test_steps_smaller_than_a_window_are_counted_as_they_are_taken(orders, tmp_path):
+    more = ["train.batch_targets=1", "train.epochs=2", "train.validate_every=2", "train.max_steps=null"]
+    live = tiny_shop.run(orders, tmp_path, LIVE, *more, until="train")
+    validated = read_manifest(live.with_name(live.name.replace("-everything", ""))).provenance
+    assert validated["steps_per_epoch"] < validated["targets"]  # of one target each
+    assert validated["selected"]["step"] == validated["steps"] == 2 * validated["steps_per_epoch"]
+    provenance = read_manifest(live).provenance
+    assert provenance["steps"] == 2 * provenance["steps_per_epoch"]
+
+
 def test_a_fixed_number_of_epochs_needs_no_other_run(orders, tmp_path):
     live = tiny_shop.run(orders, tmp_path, LIVE, "train.validated=false", "generator=t5_tree", until="train")
     with pytest.raises(ArtifactError, match=r"was never validated; compare the run with train\.holdout=true"):

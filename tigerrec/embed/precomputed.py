@@ -17,6 +17,7 @@ from tigerrec.text import first_line
 logger = logging.getLogger(__name__)
 
 KINDS = (".npy", ".safetensors", ".parquet")
+VECTOR_COLUMN = "vector"
 AS_FLOATS = "write it again as float32 (items, dim)"
 
 
@@ -28,7 +29,8 @@ class Precomputed(EmbedsTexts):
         vectors: the file, `.npy`, `.safetensors` or `.parquet`.
         ids: beside `.npy` and `.safetensors`: a text file of item ids, one a line in row order.
         id_column: of a `.parquet`.
-        vector_column: of a `.parquet`; of a `.safetensors` with several tensors, the tensor's name.
+        vector_column: of a `.parquet`; of a `.safetensors` the tensor's name, which a lone one needs
+            not have.
     """
 
     family: ClassVar[str] = "precomputed"
@@ -36,7 +38,7 @@ class Precomputed(EmbedsTexts):
     vectors: str | None = not_identity(default=None)
     ids: str | None = not_identity(default=None)
     id_column: str = "item_id"
-    vector_column: str = "vector"
+    vector_column: str = VECTOR_COLUMN
 
     def _files(self) -> dict[str, Path]:
         """Role → file, of those that are read."""
@@ -70,6 +72,10 @@ class Precomputed(EmbedsTexts):
             raise EmbedError(
                 f"{path} is neither {', '.join(KINDS[:-1])} nor {KINDS[-1]}; give a file of one of these as "
                 "`embedder.vectors=<file>`."
+            )
+        if path.suffix == ".parquet" and self.ids is not None:
+            raise EmbedError(
+                f"{path} has its ids in a column, so embedder.ids={self.ids} says nothing; leave `embedder.ids` out."
             )
         if path.suffix != ".parquet" and "ids" not in paths:
             raise EmbedError(
@@ -135,7 +141,8 @@ class Precomputed(EmbedsTexts):
         from safetensors.torch import load_file
 
         tensors = load_file(path)
-        name = next(iter(tensors)) if len(tensors) == 1 else self.vector_column
+        is_alone = len(tensors) == 1 and self.vector_column == VECTOR_COLUMN
+        name = next(iter(tensors)) if is_alone else self.vector_column
         if name not in tensors:
             raise KeyError(f"tensor {name!r} among {sorted(tensors)}")
         return item_ids, tensors[name].float().numpy()

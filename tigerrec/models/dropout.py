@@ -27,12 +27,12 @@ class Dropout:
     def __init__(self, p: float, seed: int = 0) -> None:
         self.p, self.scale = p, 1 / (1 - p)
         self._bits, self._seed = np.random.SFC64(seed), seed
-        self._generator: torch.Generator | None = None
+        self._generators: dict[torch.device, torch.Generator] = {}
 
     def at(self, p: float) -> Dropout:
         """A dropout of another probability that goes on with the same random numbers."""
         other = Dropout(p, self._seed)
-        other._bits, other._generator = self._bits, self._generator
+        other._bits, other._generators = self._bits, self._generators
         return other
 
     def mask(self, like: Tensor) -> Tensor | None:
@@ -42,9 +42,9 @@ class Dropout:
             return None
         integer = WORDS_AS_LARGE[like.element_size()]
         if like.device.type != "cpu":
-            if self._generator is None:
-                self._generator = torch.Generator(like.device).manual_seed(self._seed)
-            kept = torch.rand(like.shape, device=like.device, generator=self._generator) >= self.p
+            if like.device not in self._generators:
+                self._generators[like.device] = torch.Generator(like.device).manual_seed(self._seed)
+            kept = torch.rand(like.shape, device=like.device, generator=self._generators[like.device]) >= self.p
             return -kept.to(integer)
         words = torch.from_numpy(self._bits.random_raw(-(-like.numel() // 4)).view(np.int16)[: like.numel()])
         # 15 bits decide: a lane halved, less the bound, is negative with probability p

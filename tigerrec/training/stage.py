@@ -78,6 +78,7 @@ def train(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "examples": len(trainer.examples),
         "targets": trainer.n_targets,
+        "steps_per_epoch": trainer.steps_per_epoch,
     }
     sizes = (
         f"{trainer.n_targets:,} targets in {len(trainer.examples):,} examples, {trainer.last_step:,} steps, "
@@ -126,8 +127,9 @@ def train(
 def _chosen_epochs(validated: Path, training: Training) -> float:
     """After how many epochs the weights stood that a train stage chose on validation."""
     provenance = open_stage(validated, "train").provenance
-    step_targets = training.step_targets(provenance.get("processes", 1))  # which older runs do not say
-    epochs = provenance["selected"]["step"] / math.ceil(provenance["targets"] / step_targets)
+    step_targets = training.step_targets(provenance.get("processes", 1))
+    of_older_runs = math.ceil(provenance["targets"] / step_targets)  # which do not say, and mostly have as many
+    epochs = provenance["selected"]["step"] / provenance.get("steps_per_epoch", of_older_runs)
     logger.info("training on everything, %.3g of %d epochs as %s chose", epochs, training.epochs, validated)
     return float(epochs)
 
