@@ -409,7 +409,7 @@ def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
     ids = catalogue(N_ITEMS)
     model = model_of(ids, members=2)
     known = torch.arange(10, N_ITEMS)
-    model.keep_only(known)
+    model.keep_only(known, known)
     batch = Batch(torch.tensor([[30, 12]]), torch.tensor([[12, 55]]), torch.tensor([[1, 2]]))
     for member in range(2):
         sum(model.losses(batch, torch.float32, EXACT, known=known, member=member)).backward()
@@ -432,7 +432,7 @@ def test_the_head_learns_nothing_of_items_held_out_and_does_not_rank_them():
 @pytest.mark.parametrize("scores", ["hybrid", "inline"])
 def test_an_item_that_the_head_knows_nothing_of_counts_as_one_of_equally_probable_items(scores):
     model, histories = model_of(catalogue(N_ITEMS)), random_histories(4, N_ITEMS)
-    model.keep_only(torch.arange(10, N_ITEMS))
+    model.keep_only(*2 * [torch.arange(10, N_ITEMS)])
     items, found = Searcher.of(model, "fp32", scoring=Scoring(scores, 0.5)).rank(
         histories, k=N_ITEMS, beam_size=N_ITEMS, mask_seen=False
     )

@@ -237,6 +237,23 @@ def test_items_unseen_in_training_are_read_by_their_codes_and_can_be_recommended
     assert (items[0] != items[1]).any()
 
 
+@pytest.mark.parametrize("examples", ["packed", "prefix"])
+@pytest.mark.parametrize("item_loss", [0.0, 1.0])
+def test_items_that_no_history_of_training_is_read_with_have_no_embedding(examples, item_loss):
+    histories = Histories(np.array([0, 6, 11, 14]), np.array([0, 1, 2, 3, 0, 1, 2, 1, 4, 0, 2, 5, 0, 1], np.int32), 7)
+    ids = SemanticIds(np.arange(7, dtype=np.int32)[:, None], TokenLayout((7,), (7,)))
+    generator = dataclasses.replace(MODEL, history="items", item_loss=item_loss)
+    model = generator.new(ids, "item_causal", 0)
+    Trainer(
+        model,
+        histories,
+        TrainConfig(generator, dataclasses.replace(TRAINING, examples=examples, stride=STRIDE[examples])),
+    )
+    has_one = (model.inputs.item_embeddings.weight != 0).any(1).tolist()
+    # 3 and 4 end the training parts of two users, 5 is all of a third's, and 6 is nowhere
+    assert has_one == [True, True, True, *[item_loss > 0] * 3, False]
+
+
 def test_leaves_a_model_that_plain_transformers_loads_and_a_log(folders):
     from transformers import T5ForConditionalGeneration
 
@@ -265,8 +282,8 @@ def test_embeddings_learn_at_a_rate_of_their_own(folders):
     )
     generator = dataclasses.replace(MODEL, history="items", decoder_reads="all_items")
     model = generator.new(ids, "item_causal", 0)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, histories, TrainConfig(generator, training))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer.step(0)
     rate = trainer.learning_rate(0)
     moved = {

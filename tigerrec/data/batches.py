@@ -114,6 +114,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.start)
 
+    def items_read(self) -> np.ndarray:
+        """The items that the encoder reads, int32 (n,): all but those that are targets alone, or in no piece."""
+        ends = np.zeros(len(self.items) + 1, np.int64)
+        np.add.at(ends, self.start, 1)
+        np.add.at(ends, self.stop, -1)
+        return self.items[np.cumsum(ends)[:-1] > 0]
+
     def shuffled_batches(self, batch_targets: int, rng: np.random.Generator) -> list[np.ndarray]:
         """All pieces in batches of similar length and of nearly equal numbers of targets, at most about
         `batch_targets`, shuffled."""

@@ -204,8 +204,9 @@ class HistoryModel(Protocol):
     def item_embeddings(self) -> list[Tensor]:
         """The embeddings of items, where the model has some."""
 
-    def keep_only(self, items: Tensor) -> None:
-        """Give up what the model holds of single items but some, int64 (n,)."""
+    def keep_only(self, items: Tensor, learned: Tensor) -> None:
+        """Give up what the model holds of single items but those of training, int64 (n,), and their embeddings but
+        those that training changes, int64 (m,)."""
 
     def with_items(self, tokens: np.ndarray, vectors: np.ndarray | None = None) -> HistoryModel:
         """The same model with further items after its own, of tokens int64 (n, T), and vectors float32 (n, D) where it

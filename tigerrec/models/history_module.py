@@ -88,11 +88,11 @@ class HistoryModule(nn.Module):
         return []
 
     @torch.no_grad()
-    def keep_only(self, items: Tensor) -> None:
-        """Give up the embeddings of all items but some, int64 (n,)."""
+    def keep_only(self, items: Tensor, learned: Tensor) -> None:
+        """Give up the embeddings of all items but those that training changes, int64 (m,)."""
         for weight in self.item_embeddings():
-            kept = weight[items]
-            weight.zero_()[items] = kept
+            kept = weight[learned]
+            weight.zero_()[learned] = kept
 
     def weight_files(self) -> dict[str, nn.Module]:
         """The parts of the model by file: the stock model."""

@@ -26,7 +26,7 @@ INPUT_MODULE = "input_module.safetensors"
 class ItemInputs(nn.Module):
     """One encoder position an item: a projection of the embeddings of its tokens plus an embedding of its own.
 
-    An item that training never sees has an embedding of zeros: it is read by its tokens alone.
+    An item that training never reads has an embedding of zeros: it is read by its tokens alone.
 
     Args:
         n_items: rows of the item embeddings.

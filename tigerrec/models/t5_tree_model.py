@@ -196,9 +196,9 @@ class TreeT5(HistoryModule):
         return [member.item_embeddings.weight for member in self.members]
 
     @torch.no_grad()
-    def keep_only(self, items: Tensor) -> None:
-        """As in `HistoryModel.keep_only`; nor do nodes above none of these items have a part in training."""
-        super().keep_only(items)
+    def keep_only(self, items: Tensor, learned: Tensor) -> None:
+        """As in `HistoryModel.keep_only`; nor do nodes above no item of training, int64 (n,), have a part in it."""
+        super().keep_only(items, learned)
         rows = self.row_of_item[items]
         self.possible.zero_()[rows[rows >= 0]] = True
 

@@ -57,9 +57,12 @@ class Trainer:
             raise TigerrecError("No history is long enough to train on (4 interactions or more); give more data.")
         self.n_targets = int(self.examples.n_targets.sum())
         self.n_tokens = model.n_tokens(self.examples.lengths, self.examples.n_targets)
-        known = torch.from_numpy(np.unique(self.examples.items).astype(np.int64)).to(device)
-        model.keep_only(known)
+        known, read = (
+            torch.from_numpy(np.unique(items).astype(np.int64)).to(device)
+            for items in (self.examples.items, self.examples.items_read())
+        )
         self.known = known if config.generator.item_loss else None
+        model.keep_only(known, read if self.known is None else known)  # predicting items changes their embeddings too
         self.dtype = product_type(device, self.training.precision)
         self.of_members = model.member_parameters()
         self.parameters = [parameter for parameters in self.of_members for parameter in parameters]
