@@ -462,7 +462,7 @@ def test_the_rows_that_validate_best_alone_are_run_with_all_seeds(asked, tmp_pat
 def test_how_many_runs_are_left_and_how_long_they_take_is_told(tmp_path, monkeypatch, caplog):
     clock, rng = [0.0], np.random.default_rng(0)
 
-    def run(cell):
+    def run(cell, wait):
         clock[0] += {"popularity": 6, "rkmeans": 600}.get(cell.row, 1200)
         if cell.row == "hkmeans":
             raise TigerrecError("not today.")
