@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.raw_data import COLUMNS, Rows, arranged
-from tigerrec.data.base import DatasetError, EqualTimes, RawItem
+from tigerrec.data.base import Dataset, DatasetError, EqualTimes, RawItem
 from tigerrec.data.histories import (
     Histories,
     evaluated_users,
@@ -39,7 +39,7 @@ pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, ma
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class Fixed(Dataset):
     """A data set of interactions given in the test: (user, item, time)."""
 
     path: Path = not_identity()
@@ -52,9 +52,12 @@ class Fixed:
     equal_times: EqualTimes = "file"
     dropped: int = not_identity(default=0)
 
+    def files(self) -> dict[str, Path]:
+        return {"rows": self.path}
+
     def sources(self) -> dict[str, Path]:
         self.path.write_text(json.dumps(self.rows))
-        return {"rows": self.path}
+        return self.files()
 
     def load_interactions(self, loader: Loader) -> None:
         loader.load(Rows(self.rows), COLUMNS)
