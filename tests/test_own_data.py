@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
+import shlex
 import sqlite3
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.raw_data import lines
-from tigerrec import pipeline
+from tigerrec import TigerrecError, pipeline
 from tigerrec.config import compose
 from tigerrec.data.base import DatasetError
 from tigerrec.data.prepare import prepare
@@ -503,3 +505,84 @@ def test_another_encoder_that_is_not_here_is_another() -> None:
     assert steps[0].outside(recorded, first.named()) == recorded
     assert steps[1].outside(recorded, first.named()) == {}
     assert steps[1].outside(recorded, {}) == recorded  # of before names were kept
+
+
+def test_items_may_be_written_otherwise_than_interactions(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_bytes(lines(ORDERS, HEAD).replace(b",", b";").replace(b"ann", "jürgen".encode("latin-1")))
+    goods = tmp_path / "goods.txt"
+    goods.write_bytes("".join(f"{item}|Café {item}\n" for item in "abcde").encode())
+    dataset = TablesDataset(
+        path, goods, separator=";", encoding="latin-1", items_separator="|", items_encoding="utf-8",
+        items_header=False, items_item_column="1", title_column="2",
+    )  # fmt: skip
+    out = prepare(dataset, tmp_path / "out")
+    assert texts(out)["a"] == "Title: Café a."
+    assert list(histories(out)) == ["jürgen", "bob"]
+    assert read_json(out, "stats.json")["noted"] == {}
+
+
+def test_the_options_of_items_are_named_where_items_are_at_fault(tmp_path: Path) -> None:
+    semicolons, commas = tmp_path / "semi.csv", tmp_path / "goods.csv"
+    semicolons.write_bytes(lines(ORDERS, HEAD).replace(b",", b";"))
+    commas.write_text("item,title\na,Tent\n")
+    with pytest.raises(DatasetError, match=r"add `\"dataset\.items_separator=','\"`"):
+        prepare(TablesDataset(semicolons, commas, separator=";"), tmp_path / "out")
+    commas.write_text("1,Tent\n2,Bag\n")
+    with pytest.raises(DatasetError, match=r"add `dataset\.items_header=false` .*`dataset\.items_item_column=1 "):
+        prepare(TablesDataset(orders(tmp_path), commas), tmp_path / "out")
+    commas.write_bytes("item,größe\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"name its encoding, as `dataset\.items_encoding=latin-1`"):
+        prepare(TablesDataset(orders(tmp_path), commas), tmp_path / "out")
+    commas.write_bytes("item,title\na,größe\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"name its encoding, as `dataset\.items_encoding=latin-1`, or repair"):
+        prepare(TablesDataset(orders(tmp_path), commas), tmp_path / "out")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_texts_in_utf_8_that_are_read_otherwise_are_noted(tmp_path: Path, encoding: str) -> None:
+    goods = tmp_path / "goods.csv"
+    goods.write_text("item,title\na,Café\nb,Müller’s\nc,Tent\nd,à la carte\ne,Cup\n", encoding="utf-8")
+    path = orders(tmp_path)
+    out = prepare(TablesDataset(path, goods, encoding=encoding), tmp_path / "out")
+    noted = read_json(out, "stats.json")["noted"]
+    assert noted["texts in UTF-8 that are read otherwise (`dataset.items_encoding=utf-8`)"] == 3
+    goods.write_text("item,title\na,Café\nb,Müllers\nc,ÃLAND\nd,à la carte\ne,Â\n", encoding=encoding)
+    assert (
+        read_json(prepare(TablesDataset(path, goods, encoding=encoding), tmp_path / "right"), "stats.json")["noted"]
+        == {}
+    )
+
+
+def test_what_seems_to_stand_between_items_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "histories.csv"
+    path.write_text('user,items\nann,"1, 2, 3, 4"\nbob,"2, 3, 1"\n')
+    dataset = TablesDataset(path, sequence_column="items")
+    with pytest.raises(DatasetError, match=r"items that end in a comma .*`\"dataset\.sequence_separator=','\"`"):
+        prepare(dataset, tmp_path / "out")
+    out = prepare(dataclasses.replace(dataset, sequence_separator=","), tmp_path / "out")
+    assert histories(out) == {"ann": ["1", "2", "3", "4"], "bob": ["2", "3", "1"]}
+
+
+def test_the_options_that_a_message_names_mend_it(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_bytes(lines(ORDERS, [" user ", "item", "time "]))
+    given = [f"dataset.interactions={path}", f"paths.runs={tmp_path / 'runs'}", "dataset=tables", "dataset.name=shop"]
+    with pytest.raises(DatasetError) as caught:
+        run(compose(given), "prepare")
+    named = shlex.split(re.search("`(.*)`", str(caught.value))[1])  # type: ignore[index]
+    assert run(compose([*given, *named]), "prepare").is_dir()
+
+
+def test_numbers_of_several_units_have_no_one_unit(tmp_path: Path) -> None:
+    mixed = [(user, item, 1709251200 * (1000 if time % 2 else 1) + time) for user, item, time in ORDERS]
+    with pytest.raises(DatasetError, match=r"are of several kinds: .*; write them in one unit\.$"):
+        prepare(TablesDataset(orders(tmp_path, mixed)), tmp_path / "out")
+
+
+def test_a_name_that_is_read_as_a_number_is_asked_for_in_quotes(tmp_path: Path) -> None:
+    given = [f"dataset.interactions={orders(tmp_path)}", f"paths.runs={tmp_path / 'runs'}", "dataset=tables"]
+    with pytest.raises(TigerrecError, match=r"give it in quotes of its own, as `\"dataset\.name='2024'\"`") as caught:
+        run(compose([*given, "dataset.name=2024"]), "prepare")
+    named = shlex.split(re.search("`(.*)`", str(caught.value))[1])  # type: ignore[index]
+    assert run(compose([*given, *named]), "prepare").name == "2024"

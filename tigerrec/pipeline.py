@@ -121,6 +121,11 @@ def _folder_name(values: Mapping[str, Any], where: str) -> str:
     """The `name` of a choice; ConfigError where it cannot name a folder."""
     name = values.get("name")
     if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\\" in name:
+        if isinstance(name, int | float):
+            raise ConfigError(
+                f"{where}.name={name!r} was read as a number and must be a folder name; give it in quotes of its own, "
+                f"as `\"{where}.name='{name}'\"`."
+            )
         raise ConfigError(f"{where}.name={name!r} must be a folder name; give `{where}.name=<name>`.")
     return name
 

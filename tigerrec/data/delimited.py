@@ -107,18 +107,20 @@ class DelimitedTable(RowTable):
         return [row[place] for row in rows]
 
     def advice(self, wanted: Sequence[str]) -> str | None:
-        text = self.separator.join(self.first)
+        text, of = self.separator.join(self.first), self.dialect.of
         if "\0" in text:
             order = "be" if text.startswith("\0") else "le"
-            return f"it seems to be in UTF-16: add `dataset.encoding=utf-16-{order}`"
+            return f"it seems to be in UTF-16: add `dataset.{of}encoding=utf-16-{order}`"
         for separator, written in SEPARATORS.items():
             parts = text.split(separator)
             if separator != self.separator and (set(wanted) & set(parts) or (self.width < 2 < len(parts))):
-                return f"its columns seem to be separated by '{written}': add `\"dataset.separator='{written}'\"`"
+                option = f"dataset.{of}separator='{written}'"
+                return f"its columns seem to be separated by '{written}': add `\"{option}\"`"
         if self.dialect.header and any(re.fullmatch(r"[-+.\d]+", name) for name in self.first):
+            columns = "items_item_column=1 dataset.title_column=2" if of else "user_column=1 dataset.item_column=2"
             return (
-                "its first line seems to hold data, not names: add `dataset.header=false` and number the columns, as "
-                "`dataset.user_column=1 dataset.item_column=2 dataset.time_column=4`"
+                f"its first line seems to hold data, not names: add `dataset.{of}header=false` and number the columns, "
+                f"as `dataset.{columns}{'' if of else ' dataset.time_column=4'}`"
             )
         return None
 

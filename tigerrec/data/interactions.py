@@ -286,7 +286,7 @@ class Loader:
         if len(kinds) > 1:
             told = ", ".join(f"{count:,} {kind} ({self.examples[kind]})" for kind, count in sorted(kinds.items()))
             repair = "write them in one unit"
-            if has_options:
+            if has_options and len(kinds.keys() - {"dates", "small numbers"}) < 2:
                 repair = (
                     "say by `dataset.time_unit=s` (ms, us, ns) what the numbers are, beside dates too, or by "
                     "`dataset.time_format='%Y-%m-%d'` how all times are written: other lines are then dropped and "

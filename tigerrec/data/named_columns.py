@@ -13,9 +13,12 @@ def check_columns(table: Table, named: Mapping[str, str], any_of: Sequence[str])
     """Raise DatasetError if a table lacks a column `named` by an option → it, or all of the columns `any_of`."""
     path, fault = table.path, table.fault
     if fault:
+        repair = REPAIRS.get(fault.reason, "repair it")
+        if "items_item_column" in named:
+            repair = repair.replace("dataset.encoding", "dataset.items_encoding")
         raise DatasetError(
             f"{path} tells no columns: its line {fault.line:,} cannot be read "
-            f"({': '.join(filter(None, (fault.reason, fault.text)))}); {REPAIRS.get(fault.reason, 'repair it')}."
+            f"({': '.join(filter(None, (fault.reason, fault.text)))}); {repair}."
         )
     if not table.columns:
         raise DatasetError(f"{path} is empty; give a file with data.")
@@ -25,9 +28,9 @@ def check_columns(table: Table, named: Mapping[str, str], any_of: Sequence[str])
     if missing:
         columns = table.all_columns()
         names = ", ".join(f"'{name}'" for name in missing.values())
-        given = " ".join(f"dataset.{option}={_own(name, columns)}" for option, name in missing.items())
-        repair = f'`"{given}"`' if "'" in given else f"`{given}`"
-        advice = table.advice(list(named.values())) or f"name yours by {repair}"
+        given = [f"dataset.{option}={_own(name, columns)}" for option, name in missing.items()]
+        repair = " ".join(f'"{each}"' if "'" in each else each for each in given)
+        advice = table.advice(list(named.values())) or f"name yours by `{repair}`"
         raise DatasetError(
             f"{path} has no column{'s' if len(missing) > 1 else ''} {names}, only {shown(columns)}; {advice}."
         )

@@ -16,7 +16,7 @@ from tigerrec.data.arrange import arrange
 from tigerrec.data.base import Dataset, DatasetError, RawItem
 from tigerrec.data.interactions import NOT_A_RATING, NOT_A_TIME, ROLE, Loader, working_database
 from tigerrec.data.judgement import judge_histories, judge_join
-from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_A_PRICE, NOT_JSON, NOT_QUOTED, NOT_UTF_8, Tally
+from tigerrec.data.raw import LONE_BREAK, NO_RECORD, NOT_A_PRICE, NOT_JSON, NOT_QUOTED, NOT_UTF_8, SEPARATED, Tally
 from tigerrec.runtime.memory import without_cycle_search
 from tigerrec.storage.files import SPILLED, unchanged
 from tigerrec.storage.stages import StageFiles, writing
@@ -38,9 +38,15 @@ REPAIRS = {
     NO_RECORD: "write one record a line, or one array of records",
     NOT_A_RATING: "read a rating like 4,5 by `dataset.decimal_comma=true`",
     LONE_BREAK: "end its lines as Unix or Windows does",
+    SEPARATED: "name what stands between items, as `\"dataset.sequence_separator=','\"`",
 }
 """The reason for which a line cannot be read → what helps."""
-OPTIONS = {NOT_UTF_8: "encoding", NOT_QUOTED: "escape", NOT_A_RATING: "decimal_comma"}  # of `dataset`, for repairs
+OPTIONS = {  # of `dataset`, for repairs
+    NOT_UTF_8: "encoding",
+    NOT_QUOTED: "escape",
+    NOT_A_RATING: "decimal_comma",
+    SEPARATED: "sequence_separator",
+}
 METADATA = """
 CREATE TABLE catalogue (item VARCHAR);
 CREATE TABLE metadata (item VARCHAR, title VARCHAR, brand VARCHAR, categories VARCHAR[], price DOUBLE, text VARCHAR);
@@ -80,6 +86,8 @@ def check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, c
         max_dropped = dataset.max_dropped
         options = [reason for reason, option in OPTIONS.items() if reason in reasons and hasattr(dataset, option)]
         remedies = "".join(f"{REPAIRS[reason]}, or " for reason in options)
+        if role.startswith("items"):
+            remedies = remedies.replace("dataset.encoding", "dataset.items_encoding")
         if dropped > max_dropped * lines and dropped == lines:
             is_formed = NOT_A_TIME in reasons and hasattr(dataset, "time_format")
             raise DatasetError(

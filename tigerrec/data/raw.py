@@ -20,6 +20,7 @@ from tigerrec.data.base import RawItem
 
 NOT_UTF_8 = "invalid UTF-8"
 LONE_BREAK = "a line break outside quotes"
+SEPARATED = "items that end in a comma or semicolon"
 NOT_QUOTED = "text after a closing quote"
 NOT_JSON = "neither JSON nor a Python literal"
 NO_RECORD = "not a record of named values"
@@ -27,6 +28,7 @@ NOT_A_PRICE = "price is not a number"
 EXAMPLES = 3
 TEXT_LIMIT = 1_000  # characters of a further text of an item
 SHOWN = 40  # characters of a value in a message
+UTF_8_MISREAD = re.compile(r"[\xc2\xc3][\x80-\xbf]|â€")  # é or ’ in UTF-8 read as latin-1 or cp1252
 CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # all but the line break of C1
 LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""")
 SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all that str.strip takes away

@@ -79,4 +79,7 @@ class SequenceTable(Table):
             return list(listed)
         if not isinstance(value, str) or value.strip().startswith("["):
             raise raw.Unreadable("neither a list of items nor a text of them")
-        return value.split(self.separator) if value.strip() else []
+        items = value.split(self.separator) if value.strip() else []
+        if self.separator is None and items[1:] and all(item[-1] in ",;" for item in items[:-1]):
+            raise raw.Unreadable(raw.SEPARATED)
+        return items

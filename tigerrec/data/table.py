@@ -23,13 +23,15 @@ WHOLE = "give a whole file"
 @dataclasses.dataclass(frozen=True)
 class Dialect:
     """How a table of text is written: what stands between its columns (None: as its ending tells), its encoding,
-    whether its first line names the columns, and the marks that quote and escape (None: quotes in CSV alone)."""
+    whether its first line names the columns, the marks that quote and escape (None: quotes in CSV alone), and what the
+    options that say so begin with, where they are of this table alone."""
 
     separator: str | None = None
     encoding: str = "utf-8"
     header: bool = True
     quote: str | None = None
     escape: str | None = None
+    of: str = ""
 
 
 @dataclasses.dataclass

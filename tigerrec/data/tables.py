@@ -62,6 +62,7 @@ class TablesDataset(Dataset):
         encoding: of files of text, as `latin-1`; UTF-16 is known by its mark.
         header: whether the first line names the columns; if not, they are numbered from 1.
         quote, escape: the marks of texts that hold the separator; None: `"` in CSV, none in TSV.
+        items_separator, items_encoding, items_header: likewise of `items`; None: as of `interactions`.
         decimal_comma: whether prices are written as 1.299,00, ratings as 4,5.
         time_format: how dates are written, as `%d.%m.%Y`; None: numbers or ISO 8601.
         time_unit: of times that are numbers (s, ms, us, ns), to be kept as seconds; None: they stay as they are.
@@ -107,6 +108,9 @@ class TablesDataset(Dataset):
     header: bool = added(True)
     quote: Annotated[str, Field(max_length=1)] | None = added(None)
     escape: Annotated[str, Field(min_length=1, max_length=1)] | None = added(None)
+    items_separator: str | None = added(None)
+    items_encoding: str | None = added(None)
+    items_header: bool | None = added(None)
     decimal_comma: bool = added(False)
     time_format: str | None = added(None)
     time_unit: Literal["s", "ms", "us", "ns"] | None = added(None)
@@ -134,7 +138,9 @@ class TablesDataset(Dataset):
 
     def files(self) -> dict[str, Path]:
         """Role → file, of those that are named; of a folder or a pattern, each of its tables."""
-        parts = {role: parts_of(path, any_name=bool(self.separator)) for role, path in self._paths().items()}
+        parts = {
+            role: parts_of(path, any_name=bool(self._dialect(role).separator)) for role, path in self._paths().items()
+        }
         return {role: files[0] for role, files in parts.items() if len(files) == 1} | {
             f"{role}: {path.relative_to(os.path.commonpath([part.parent for part in files]))}": path
             for role, files in parts.items()
@@ -203,7 +209,7 @@ class TablesDataset(Dataset):
                 )
             has_lines = role != "items" and self.sequence_column is not None
             is_known = content_suffix(path) in SUFFIXES or is_database(path) or has_lines
-            if not is_known and not self.separator:
+            if not is_known and not self._dialect(role).separator:
                 if path.suffix.lower() == ".zip":
                     with opened(path, WHOLE):  # says what is wrong with it
                         pass
@@ -218,10 +224,13 @@ class TablesDataset(Dataset):
                 )
         return files
 
-    @property
-    def dialect(self) -> Dialect:
-        """How the files of text are written."""
-        return Dialect(self.separator, self.encoding, self.header, self.quote, self.escape)
+    def _dialect(self, role: str) -> Dialect:
+        """How the files of text of a role are written."""
+        separator, encoding, header = self.separator, self.encoding, self.header
+        if role == "items":
+            separator, encoding = self.items_separator or separator, self.items_encoding or encoding
+            header = header if self.items_header is None else self.items_header
+        return Dialect(separator, encoding, header, self.quote, self.escape, "items_" if role == "items" else "")
 
     def load_interactions(self, loader: Loader) -> None:
         """Load the table of interactions. Raises DatasetError if a column is missing, or the file is damaged."""
@@ -333,8 +342,8 @@ class TablesDataset(Dataset):
         if name is not None:
             raise DatasetError(f"{path} is no database; leave `{option}={name}` out, or give {', '.join(DATABASES)}.")
         if role == "interactions" and self.sequence_column is not None and not self.separator and not is_table(path):
-            return LineTable(path, [self.user_column, self.sequence_column], self.dialect)
-        return open_table(path, self.dialect)
+            return LineTable(path, [self.user_column, self.sequence_column], self._dialect(role))
+        return open_table(path, self._dialect(role))
 
     def _records(
         self, table: Table, role: str, columns: Mapping[str, str], needed: Set[str], told: set[str], tally: raw.Tally
@@ -342,6 +351,7 @@ class TablesDataset(Dataset):
         """The items of a table whose `columns` are the fields of an item → their names; those of `told` were told of
         before."""
         id_column = self.items_item_column or self.item_column
+        is_utf_8 = self._dialect("items").encoding.lower().replace("-", "") == "utf8"
         for batch in table.batches([id_column, *columns.values(), *self.text_columns]):
             for fault in batch.faults:
                 tally.lines[role] += fault.lines
@@ -360,6 +370,8 @@ class TablesDataset(Dataset):
                     continue
                 told.add(item)
                 record = {field: row[column] for field, column in columns.items()}
+                if not is_utf_8 and raw.UTF_8_MISREAD.search(" ".join(map(str, record.values()))):
+                    tally.note("texts in UTF-8 that are read otherwise (`dataset.items_encoding=utf-8`)", item)
                 told_of = raw.make_item(record, tally, self.categories_separator, self.decimal_comma)
                 if self.text_columns:
                     told_of = told_of._replace(texts=raw.further_texts(row, self.text_columns, tally))
