@@ -364,7 +364,10 @@ def test_other_content_under_one_fingerprint_is_stale(tmp_path):
     folder = tmp_path / "down"
     with pytest.raises(StaleError, match="made from other embed"):
         check_current(folder, "tokenize", Config(), {"embed": input_record(upstream)}, "tokenizer")
-    with pytest.raises(StaleError, match=r"was made from another 'embed' than the one in .*; add `overwrite=tokenize`"):
+    with pytest.raises(
+        StaleError,
+        match=r"was made from another 'embed' than the one in .*; run `tigerrec tokenize` .*`overwrite=tokenize`",
+    ):
         check_made_from(folder, open_stage(folder, "tokenize"), "embed", upstream)
 
 

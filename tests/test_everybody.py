@@ -302,3 +302,43 @@ def test_one_file_has_one_writer(shop, tmp_path):
         recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
     recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+
+
+def test_the_column_of_users_may_be_named_as_in_the_data_and_strangers_are_told_of(tmp_path, caplog):
+    orders = tiny_shop.write_orders(tmp_path)
+    orders.write_text(orders.read_text().replace("user", "Kunde", 1))
+    trained = tiny_shop.run(orders, tmp_path / "runs", "dataset.user_column=Kunde", until="train")
+    (tmp_path / "some.csv").write_text("Kunde\nu3\nnobody\n")
+    for histories in (None, orders):
+        with caplog.at_level(logging.WARNING, "tigerrec"):
+            rows = rows_of(
+                recommend_all(
+                    trained,
+                    tmp_path / "recs.parquet",
+                    users=tmp_path / "some.csv",
+                    histories=histories,
+                    k=1,
+                    device="cpu",
+                )
+            )
+        assert [row["user_id"] for row in rows] == ["nobody", "u3"]
+    assert caplog.text.count("1 of 2 users of") == 2
+    assert "are not in the data: 'nobody'" in caplog.text
+
+
+def test_users_whom_rules_leave_nothing_are_counted(shop, tmp_path, caplog):
+    orders, trained = shop
+    took = [line.split(",")[1] for line in orders.read_text().splitlines()[1:] if line.startswith("u3,")]
+    with caplog.at_level(logging.INFO, "tigerrec"):
+        rows = rows_of(recommend_all(trained, tmp_path / "recs.parquet", rules=Rules.of(took[:1]), device="cpu"))
+    users = {row["user_id"] for row in rows}
+    assert "u3" not in users
+    empty = tiny_shop.N_USERS - len(users)
+    assert f"{empty} of {tiny_shop.N_USERS} users get nothing, since the rules and what they took leave" in caplog.text
+    assert f"wrote {len(rows)} recommendations for {len(users)} users" in caplog.text
+
+
+def test_a_folder_as_output_is_refused_before_ranking(shop, tmp_path):
+    (tmp_path / "recs.parquet").mkdir()
+    with pytest.raises(TigerrecError, match=r"recs\.parquet is a folder; give another"):
+        recommend_all(shop[1], tmp_path / "recs.parquet", device="cpu")

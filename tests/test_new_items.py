@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 
+from tests import tiny_shop
 from tests.test_tokenizers import edit_facts
 from tests.tiny_run import N_ITEMS, build_embedded_run, build_run
 from tigerrec import TigerrecError
 from tigerrec.embed.stage import load_embeddings
 from tigerrec.serving import new_items
-from tigerrec.serving.export import export
+from tigerrec.serving.export import ITEM_OPTIONS, ItemOptions, export, item_options
 from tigerrec.serving.new_items import NewItemsError, add_items, new_semantic_ids, read_new_items
 from tigerrec.serving.recommender import Recommender, RecommendError
 from tigerrec.storage.contracts import read_json
 from tigerrec.storage.manifests import read_manifest
+from tigerrec.storage.stages import StageFiles
 from tigerrec.tokenizers.ids import load_semantic_ids
 
 HISTORY = [f"{number:010d}" for number in (3, 11, 7, 20, 5)]
@@ -176,12 +178,10 @@ def test_vectors_can_stand_in_the_table(tmp_path, table):
     run = build_embedded_run(tmp_path)
     vectors = load_embeddings(run["tokenize"].parent)[[3, 8]]
     own = tmp_path / "own.parquet"
-    pyarrow.parquet.write_table(
-        pa.table({"item_id": ["x", "y"], "vector": vectors.tolist(), "colour": ["red", None]}), own
-    )
+    pq.write_table(pa.table({"item_id": ["x", "y"], "vector": vectors.tolist(), "colour": ["red", None]}), own)
     codes = load_semantic_ids(add_items(run["train"], own, tmp_path / "out")).codes
     assert np.array_equal(codes[N_ITEMS:, :-1], codes[[3, 8], :-1])
-    pyarrow.parquet.write_table(pa.table({"item_id": ["x", "y"], "vector": vectors[:, :5].tolist()}), own)
+    pq.write_table(pa.table({"item_id": ["x", "y"], "vector": vectors[:, :5].tolist()}), own)
     with pytest.raises(TigerrecError, match="have 5 dimensions"):
         add_items(run["train"], own, tmp_path / "other")
 
@@ -254,7 +254,7 @@ def test_what_is_not_used_of_a_table_is_said(tmp_path, caplog):
     ]
     assert "ignored the columns colour" in caplog.text
     assert "price is not a number: 1" in caplog.text
-    with pytest.raises(NewItemsError, match=r"is no table; give the new items as .*ITEMS_FILE="):
+    with pytest.raises(NewItemsError, match=r"is no table; give the new items as .*--items-file"):
         read_new_items(tmp_path / "nowhere.csv")
 
 
@@ -346,3 +346,49 @@ def test_two_processes_that_add_to_one_export_leave_it_whole(tmp_path):
     assert [f"new{number}" in known for number in range(4)] == [end == "added" for end in ends]
     assert "added" in ends
     assert not list(tmp_path.glob(".*"))
+
+
+def test_new_items_are_read_as_those_of_the_data(tmp_path):
+    orders = tiny_shop.write_orders(tmp_path)
+    goods = tmp_path / "goods.csv"
+    rows = [f'i{item:02d},Zelt {item},Outdoor|Zelte,"1.{item + 100},50",Nylon' for item in range(tiny_shop.N_ITEMS)]
+    head = "item,title,categories,price,material"
+    goods.write_text("\n".join([head, *rows]) + "\n")
+    trained = tiny_shop.run(
+        orders, tmp_path / "runs", f"dataset.items={goods}", "dataset.categories_separator='|'",
+        "dataset.decimal_comma=true", "dataset.text_columns=[material]", until="train",
+    )  # fmt: skip
+    exported = export(trained, tmp_path / "model")
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join([head, rows[3].replace("i03", "new")]) + "\n")
+    for base in (trained, exported, add_items(exported, _other(tmp_path, head, rows[5]), tmp_path / "one")):
+        items = {
+            row["item_id"]: row
+            for row in pq.read_table(add_items(base, new, tmp_path / "out") / "items.parquet").to_pylist()
+        }
+        assert {**items["new"], "item": 0, "item_id": ""} == {**items["i03"], "item": 0, "item_id": ""}
+        assert items["new"]["price"] == 1103.5
+        assert items["new"]["categories"] == ["Outdoor", "Zelte"]
+    without = tmp_path / "without.csv"
+    without.write_text("item,title\nnew,Zelt\n")
+    with pytest.raises(NewItemsError, match=r"Row 1 .* \(no material, which the texts of the other items hold, and no"):
+        add_items(exported, without, tmp_path / "never")
+    without.write_text("item,text\nnew,Zelt aus Nylon\n")
+    assert add_items(exported, without, tmp_path / "whole").is_dir()
+
+
+def test_exports_that_do_not_say_how_items_were_read_take_new_ones_by_default(run, table, tmp_path, monkeypatch):
+    written = StageFiles.json
+    monkeypatch.setattr(
+        StageFiles, "json", lambda self, name, *value: None if name == ITEM_OPTIONS else written(self, name, *value)
+    )
+    older = export(run["train"], tmp_path / "older")
+    assert not (older / ITEM_OPTIONS).exists()
+    assert item_options(older) == ItemOptions()
+    assert {"new-a", "new-b"} < set(Recommender.from_pretrained(add_items(older, table, older), "cpu").item_ids)
+
+
+def _other(folder: Path, head: str, row: str) -> Path:
+    path = folder / "other.csv"
+    path.write_text(f"{head}\n{row.replace('i05', 'other')}\n")
+    return path

@@ -143,6 +143,7 @@ def test_an_export_holds_every_file_of_the_model(tmp_path):
         "tokenizer.json",
         "tokenizer.safetensors",
         "items.parquet",
+        "item_options.json",
         "popularity.safetensors",
         "README.md",
     }
@@ -266,3 +267,9 @@ def test_the_command_says_one_sentence_and_fails(tmp_path, command):
     assert asked.stdout == ""
     assert asked.stderr.startswith(f"Error: {tmp_path} holds no finished stage")
     assert len(asked.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("histories", ["i01", None, 5])
+def test_what_is_no_collection_of_histories_is_refused(recommender, histories):
+    with pytest.raises(RecommendError, match=r"The histories are (one text|None|5); give a list of lists of item ids"):
+        recommender.recommend_batch(histories)

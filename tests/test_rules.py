@@ -69,6 +69,21 @@ def test_ids_of_rules_are_taken_as_those_of_histories(recommender, caplog):
 
 
 @pytest.mark.parametrize(
+    "rules", [{"allow": 17}, {"deny": 1.5}, {"category": 5}, {"category": ["Tents"]}, {"category": float("nan")}]
+)
+def test_what_is_no_rule_is_refused(rules):
+    with pytest.raises(RuleError, match=r"A rule takes (a list of item ids|one category by its name), not .*\.$"):
+        Rules.of(**rules)
+
+
+def test_no_ids_to_deny_may_be_given_as_none(recommender):
+    assert Rules.of(deny=None) == Rules()
+    for rules in ({"allow": IDS[:3]}, None, IDS[:3]):
+        with pytest.raises(RuleError, match=r"are no rules; make them by `tigerrec\.Rules\.of"):
+            recommender.recommend(HISTORY, rules=rules)
+
+
+@pytest.mark.parametrize(
     ("rules", "message"),
     [
         (Rules.of([]), r"The rules leave no item of the 40 \(0 allowed\)"),
@@ -114,6 +129,7 @@ def test_new_items_are_under_the_same_rules(recommender):
     [
         ("stock.txt", "\ufeffa\r\nb\r\n\r\n c \r\n", {"a", "b", "c"}),
         ("stock", "a,1\nb\n", {"a,1", "b"}),
+        ("stock.txt", "item_id\na\nb\n", {"a", "b"}),
         ("stock.csv", "item,left\na,3\nb,0\n", {"a", "b"}),
         ("stock.csv", "left,item_id\n3,007\n", {"007"}),
         ("stock.csv", "a\nb\n", {"a", "b"}),
@@ -136,6 +152,7 @@ def test_ids_are_read_from_files_of_any_kind(tmp_path, name, content, ids):
         ("deny.csv", "i15;broken\ni9;broken\n", "seem to be separated by ';'"),
         ("deny.csv", "item_id\treason\ni15\tbroken\n", r"seem to be separated by '\\t'"),
         ("stock.txt", "\n \n", "holds no id"),
+        ("stock.csv", "", "holds no id"),
         ("stock.csv", "item,left\na,3\n,4\n", "1 lines of .* cannot be read"),
     ],
 )
@@ -145,3 +162,17 @@ def test_files_without_ids_are_refused(tmp_path, name, content, message):
         read_ids(tmp_path / name)
     with pytest.raises(RuleError, match="does not exist"):
         read_ids(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", "\n"), ("a.csv", ""), ("a.csv", "item_id\n")])
+def test_a_list_may_be_empty_where_nothing_is_denied(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert read_ids(tmp_path / name, may_be_empty=True) == frozenset()
+
+
+def test_lines_in_another_encoding_are_refused(tmp_path):
+    (tmp_path / "deny.txt").write_bytes("Zelt\nKüche\n".encode("latin-1"))
+    with pytest.raises(RuleError, match=r"deny\.txt cannot be read \(invalid UTF-8\); write it in UTF-8"):
+        read_ids(tmp_path / "deny.txt")
+    (tmp_path / "deny.txt").write_text("Zelt\nKüche\n", encoding="utf-16")
+    assert read_ids(tmp_path / "deny.txt") == {"Zelt", "Küche"}

@@ -137,6 +137,37 @@ def test_unknown_and_empty_histories_get_what_was_bought_most(client):
     assert (mixed["fallback"], mixed["unknown"]) == (False, 1)
 
 
+def test_ids_that_are_whole_numbers_are_taken_as_the_data_sets_reader_takes_them(tmp_path):
+    orders = tiny_shop.write_orders(tmp_path)
+    head, *rows = orders.read_text().splitlines()
+    orders.write_text("\n".join([head, *(row.replace(",i0", ",").replace(",i", ",") for row in rows)]) + "\n")
+    trained = tiny_shop.run(orders, tmp_path / "runs", "tokenizer.codebook_size=16", until="train")
+    client = Client(make_app(export(trained, tmp_path / "model"), "cpu"))
+    expected = client.recommend(history=["8"], k=20).json()
+    assert client.recommend(history=[8.0], k=20).json() == client.recommend(history=[8], k=20).json() == expected
+    assert not expected["fallback"]
+    for deny in ([3], [3.0], ["3"]):
+        assert "3" not in ids(client.recommend(history=["8"], k=30, deny=deny))
+    assert client("POST", "/items", json={"items": [{"item_id": 99.0, "title": "x"}]}).status_code == 200
+    assert client("GET", "/items/99").status_code == 200
+
+
+def test_unknown_ids_of_rules_are_counted(client):
+    answer = client.recommend(history=["i03", "gone"], allow=["i01", "lost"], deny=["i02", "left", "away"]).json()
+    assert (answer["unknown"], answer["unknown_in_rules"]) == (1, 3)
+
+
+def test_media_types_have_no_letter_case(client):
+    content = json.dumps({"history": ["i03"]})
+    answer = client("POST", "/recommend", content=content, headers={"Content-Type": "Application/JSON ; charset=utf-8"})
+    assert answer.status_code == 200
+
+
+def test_new_items_that_cannot_be_read_name_no_file_of_the_server(client):
+    told = refused(client("POST", "/items", json={"items": [{"item_id": "", "title": "x"}]}), 400)
+    assert told.startswith("Row 1 of the request cannot be read")
+
+
 @pytest.mark.parametrize(
     ("content", "place"),
     [
@@ -151,6 +182,7 @@ def test_unknown_and_empty_histories_get_what_was_bought_most(client):
         (b'{"history": "i01"}', "history: "),
         (b'{"history": [["i01"]]}', "history.0: "),
         (b'{"history": [], "k": 0}', "k: "),
+        (b'{"history": [], "k": true}', "k: "),
         (b'{"history": [], "k": 1e9}', "k: "),
         (b'{"history": [], "K": 5}', "K: "),
         (b'{"history": [], "allow": {"a": 1}}', "allow: "),

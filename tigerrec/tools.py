@@ -165,8 +165,9 @@ def _recommended(options: argparse.Namespace) -> Any:
     from tigerrec.serving.rules import Rules, read_ids
 
     of_table = _dataset_options(options.further)
-    rules = Rules(options.allow and read_ids(options.allow), read_ids(options.deny) if options.deny else frozenset(),
-                  options.category)  # fmt: skip
+    allow = read_ids(options.allow) if options.allow else None
+    deny = read_ids(options.deny, may_be_empty=True) if options.deny else frozenset()
+    rules = Rules(allow, deny, options.category)
     if options.items is not None or options.item:
         from tigerrec.serving.recommender import Recommender
 

@@ -44,11 +44,12 @@ MOST_UNREADABLE = 0.5  # of the lines of a table: more, and it is written otherw
 
 @dataclass(frozen=True)
 class Audience:
-    """Users by their own ids, the item indices that each took, oldest first, and their numbers in the model's own data,
-    int64 (n,), if it is of there."""
+    """Users by their own ids, the item indices that each took, oldest first, the name of the users' column, and their
+    numbers in the model's own data, int64 (n,), if it is of there."""
 
     user_ids: list[str]
     known: list[np.ndarray]
+    column: str = "user"
     numbers: np.ndarray | None = None
 
 
@@ -82,6 +83,8 @@ def recommend_all(
     if out.suffix.lower() not in ENDINGS:
         raise RecommendError(f"{out} must end in {', '.join(ENDINGS)}; give such a file as `--out <file>`.")
     k, out = whole_number(k), expanded(out)
+    if out.is_dir():
+        raise RecommendError(f"{out} is a folder; give another `--out <file>`.")
     model = model_folder(model)
     recommender = Recommender.from_pretrained(model, device, scores)
     work = out.with_name(f".{out.name}.parts")
@@ -102,8 +105,15 @@ def recommend_all(
             "%s of %s users have no item of the catalogue and get what was bought most, as %s",
             f"{n_fallbacks:,}", f"{len(found.fallback):,}", shown,
         )  # fmt: skip
-    n_rows = int((found.items >= 0).sum())
-    logger.info("wrote %s recommendations for %s users to %s", f"{n_rows:,}", f"{len(found.items):,}", out)
+    n_rows, empty = int((found.items >= 0).sum()), np.flatnonzero((found.items < 0).all(axis=1))
+    n_users = len(found.items)
+    if len(empty):
+        shown = few([repr(audience.user_ids[row]) for row in empty[:4]])
+        logger.warning(
+            "%s of %s users get nothing, since the rules and what they took leave no item: %s",
+            f"{len(empty):,}", f"{n_users:,}", shown,
+        )  # fmt: skip
+    logger.info("wrote %s recommendations for %s users to %s", f"{n_rows:,}", f"{n_users - len(empty):,}", out)
     return out
 
 
@@ -116,7 +126,8 @@ def _of_run(model: Path, recommender: Recommender) -> Audience:
     prepared = upstream_folders(model)["prepare"]
     histories = load_histories(prepared)
     names = read_table(prepared, USERS, {"user": "int32", "user_id": "string"})["user_id"].to_pylist()
-    return Audience(names, [histories[user] for user in range(len(histories))], np.arange(len(histories)))
+    column = str(open_stage(prepared, "prepare").config.get("user_column", "user"))
+    return Audience(names, [histories[user] for user in range(len(histories))], column, np.arange(len(histories)))
 
 
 def _of_table(model: Path, histories: Path, options: dict[str, Any], recommender: Recommender, work: Path) -> Audience:
@@ -130,7 +141,7 @@ def _of_table(model: Path, histories: Path, options: dict[str, Any], recommender
     dataset = build(given, "dataset", TablesDataset)
     pairs = list(read_histories(dataset, work))
     known = recommender.catalogue.known([items for _, items in pairs])
-    return Audience([user for user, _ in pairs], known)
+    return Audience([user for user, _ in pairs], known, dataset.user_column)
 
 
 def _own_options(model: Path, histories: Path) -> dict[str, Any]:
@@ -148,16 +159,23 @@ def _own_options(model: Path, histories: Path) -> dict[str, Any]:
 
 
 def _chosen(audience: Audience, users: str | Path | None) -> Audience:
-    """Some of the users, in the order of their ids in a file; ids of none have an empty history."""
+    """Some of the users, in the order of their ids in a file; ids of none have an empty history, and are counted in a
+    warning."""
     if users is None or str(users) == ALL_USERS:
         return audience
-    wanted = sorted(read_ids(expanded(users), ("user_id", "user")))
+    wanted = sorted(read_ids(expanded(users), ("user_id", "user", audience.column)))
     places = {user: place for place, user in enumerate(audience.user_ids)}
+    unknown = [repr(user) for user in wanted if user not in places]
+    if unknown:
+        logger.warning(
+            "%s of %s users of %s are not in the data: %s",
+            f"{len(unknown):,}", f"{len(wanted):,}", users, few(unknown[:4]),
+        )  # fmt: skip
     nothing = np.empty(0, np.int32)
     known = [audience.known[places[user]] if user in places else nothing for user in wanted]
     if audience.numbers is None:
         return Audience(wanted, known)
-    return Audience(wanted, known, audience.numbers[[places.get(user, 0) for user in wanted]])
+    return Audience(wanted, known, audience.column, audience.numbers[[places.get(user, 0) for user in wanted]])
 
 
 def _ranked(recommender: Recommender, audience: Audience, k: int, mask_seen: bool, rules: Rules, work: Path) -> Lists:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tigerrec.serving.catalogue import EXPORT, POPULARITY, counts_of_training
 from tigerrec.serving.hub import check_name, upload
 from tigerrec.serving.model_card import model_card
 from tigerrec.serving.recommender import check_run
+from tigerrec.storage.contracts import read_json
 from tigerrec.storage.files import ASIDE, ArtifactError, locked_beside
 from tigerrec.storage.folders import embed_folder, upstream_folders
 from tigerrec.storage.manifests import MANIFEST, StaleError, read_manifest
@@ -24,6 +26,31 @@ from tigerrec.tokenizers.stage import load_tokenizer
 logger = logging.getLogger(__name__)
 
 EMBEDDER, GENERATOR_EMBEDDER, CARD = "embedder.json", "generator_embedder.json", "README.md"
+ITEM_OPTIONS = "item_options.json"
+
+
+@dataclass(frozen=True)
+class ItemOptions:
+    """How a data set's items were read, as the options of that name of `TablesDataset` have it."""
+
+    categories_separator: str = ">"
+    decimal_comma: bool = False
+    text_columns: tuple[str, ...] = ()
+
+
+def item_options(run: Path) -> ItemOptions:
+    """How the items of a train stage or an export were read; by default of exports that do not say it. Raises
+    ArtifactError if the run cannot be used."""
+    if open_stage(run, "train", EXPORT).stage == "train":
+        recorded = open_stage(upstream_folders(run)["prepare"], "prepare").config
+    elif (run / ITEM_OPTIONS).exists():
+        recorded = read_json(
+            run, ITEM_OPTIONS, {"categories_separator": str, "decimal_comma": bool, "text_columns": list}
+        )
+    else:
+        return ItemOptions()
+    given = {field.name: recorded[field.name] for field in fields(ItemOptions) if field.name in recorded}
+    return ItemOptions(**given | {"text_columns": tuple(given.get("text_columns", ()))})
 
 
 def export(run: Path, out: Path) -> Path:
@@ -69,6 +96,7 @@ def write_export(run: Path, out: Path) -> None:
     evaluations = _evaluations(folders["train"])
     with writing(out, EXPORT, {}, folders | {folder.name: folder for folder in evaluations}) as files:
         files.copy(folders["prepare"] / ITEMS)
+        files.json(ITEM_OPTIONS, asdict(item_options(run)))
         for stage in ("tokenize", "train"):
             for name, entry in open_stage(folders[stage], stage).files.items():
                 if not entry.get("measured"):

@@ -43,10 +43,12 @@ class Serving:
 
 @dataclass(frozen=True)
 class Answer:
-    """A list, how many ids of the history were unknown, and the number of the catalogue and the model it is of."""
+    """A list, how many ids of the history and of the rules were unknown, and the number of the catalogue and the model
+    it is of."""
 
     items: list[Recommendation]
     n_unknown: int
+    n_unknown_rules: int
     version: int
     model: str
 
@@ -56,8 +58,10 @@ def answers(serving: Serving, requests: list[Request]) -> list[Answer]:
     catalogue, first = serving.recommender.catalogue, requests[0]
     known = [catalogue.indices(request.history) for request in requests]
     found = serving.recommender.lists(known, first.k, first.mask_seen, first.rules)
+    of_rules = first.rules.n_unknown(catalogue.numbers)
+    model = serving.recommender.fingerprint
     return [
-        Answer(items, len(request.history) - len(indices), serving.version, serving.recommender.fingerprint)
+        Answer(items, len(request.history) - len(indices), of_rules, serving.version, model)
         for request, indices, items in zip(requests, known, serving.recommender.named(found), strict=True)
     ]
 

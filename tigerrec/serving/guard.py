@@ -77,7 +77,8 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limit(scope):
             return 413, "The body is too large."
-        if scope["method"] == "POST" and headers.get(b"content-type", b"").partition(b";")[0] != b"application/json":
+        media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if scope["method"] == "POST" and media_type != b"application/json":
             return 415, "Send JSON, with `Content-Type: application/json`."
         if self.token is None:
             return self._foreign(headers)

@@ -14,14 +14,22 @@ from tigerrec import TigerrecError, config
 from tigerrec.data.formats import is_table, read_rows
 from tigerrec.data.histories import ITEMS, read_items
 from tigerrec.data.prepare import ITEM_FIELDS, item_text
-from tigerrec.data.raw import Fault, Tally, Unreadable, clean, make_item, plain_id
+from tigerrec.data.raw import Fault, Tally, Unreadable, clean, further_texts, make_item, plain_id
 from tigerrec.data.table import shown
 from tigerrec.embed.base import Embedder, EmbedsTexts, checked, few
 from tigerrec.embed.precomputed import Precomputed
 from tigerrec.models.base import CONFIG, VECTORS
 from tigerrec.models.loading import NEW_VECTORS
 from tigerrec.serving.catalogue import EXPORT, POPULARITY, read_popularity
-from tigerrec.serving.export import CARD, EMBEDDER, GENERATOR_EMBEDDER, check_free, write_export
+from tigerrec.serving.export import (
+    CARD,
+    EMBEDDER,
+    GENERATOR_EMBEDDER,
+    ItemOptions,
+    check_free,
+    item_options,
+    write_export,
+)
 from tigerrec.serving.hub import model_folder
 from tigerrec.serving.recommender import check_run
 from tigerrec.storage.contracts import read_arrays, read_json
@@ -59,17 +67,17 @@ class NewItems:
         return [record[ID] for record in self.records]
 
 
-def read_new_items(path: Path) -> NewItems:
+def read_new_items(path: Path, options: ItemOptions | None = None) -> NewItems:
     """The items of a table: the column `item_id`, or `item`, and any of title, brand, categories, price, text, vector
-    and generator_vector, where the generator reads another vector than the tokenizer. Raises NewItemsError if the file
-    is no such table, a row cannot be read, an item comes twice, or there is none."""
+    and generator_vector, where the generator reads another vector than the tokenizer; read as `options` say. Raises
+    NewItemsError if the file is no such table, a row cannot be read, an item comes twice, or there is none."""
     if not path.is_file() or not is_table(path):
         raise NewItemsError(
             f"{path} is no table; give the new items as a CSV, TSV, JSON Lines or Parquet file with "
-            "`ITEMS_FILE=<file>`."
+            "`--items-file <file>`."
         )
     with unchanged({"items": path}) as digests:
-        records, vectors = _read(path)
+        records, vectors = _read(path, options or ItemOptions())
     if not records:
         raise NewItemsError(f"{path} holds no items; give a table with one row a new item.")
     repeated = sorted(item_id for item_id, count in Counter(record[ID] for record in records).items() if count > 1)
@@ -79,7 +87,7 @@ def read_new_items(path: Path) -> NewItems:
     return NewItems(records, matrices, digests["items"])
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
+def _read(path: Path, options: ItemOptions) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     """The records of a table, and its vectors by column."""
     columns, rows = read_rows(path)
     if ID not in columns and ITEM in columns:  # as tables of training name it
@@ -87,7 +95,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     if ID not in columns or not {*FIELDS, VECTOR} & set(columns):
         lacking = f"'{ID}'" if ID not in columns else f"'{FIELDS[0]}', nor {', '.join((*FIELDS[1:], VECTOR))}"
         raise NewItemsError(f"{path} has no column {lacking}, only {shown(columns)}; rename its columns, or add one.")
-    ignored = [name for name in columns if name not in (ID, *FIELDS, *VECTOR_OF.values(), ITEM)]
+    ignored = [name for name in columns if name not in (ID, *FIELDS, *VECTOR_OF.values(), ITEM, *options.text_columns)]
     if ignored:
         logger.warning("ignored the columns %s of %s", shown(ignored), path)
     tally, records = Tally(), []
@@ -96,7 +104,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
         try:
             if isinstance(row, Fault):
                 raise Unreadable(row.reason)
-            records.append(_record(row, tally))
+            records.append(_record(row, tally, options))
         except Unreadable as reason:
             raise NewItemsError(
                 f"Row {number} of {path} cannot be read ({reason}); repair it, or leave it out."
@@ -113,9 +121,13 @@ def _with_id(row: dict[str, Any] | Fault) -> dict[str, Any] | Fault:
     return row if isinstance(row, Fault) else {ID: row.get(ITEM), **row}
 
 
-def _record(row: dict[str, Any], tally: Tally) -> dict[str, Any]:
-    item_id, item = plain_id(row.get(ID), ID), make_item(row, tally, ">")
-    text = clean(row.get("text"), "text", tally) or item_text(item_id, item)
+def _record(row: dict[str, Any], tally: Tally, options: ItemOptions) -> dict[str, Any]:
+    item_id, text = plain_id(row.get(ID), ID), clean(row.get("text"), "text", tally)
+    lacking = [column for column in options.text_columns if column not in row]
+    if lacking and not text:
+        raise Unreadable(f"no {few(lacking)}, which the texts of the other items hold, and no whole text as 'text'")
+    item = make_item(row, tally, options.categories_separator, options.decimal_comma)
+    text = text or item_text(item_id, item._replace(texts=further_texts(row, options.text_columns, tally)))
     return {ID: item_id, **{field: getattr(item, field) for field in ITEM_FIELDS}, "text": text}
 
 
@@ -195,7 +207,7 @@ def add_items(run: Path, items_file: Path, out: Path) -> Path:
     check_free(out)
     run = model_folder(run)
     check_run(run)
-    new = read_new_items(items_file)
+    new = read_new_items(items_file, item_options(run))
     with locked_beside(out):
         manifest = read_manifest(run)
         if manifest is not None and manifest.stage == EXPORT:

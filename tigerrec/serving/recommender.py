@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -18,7 +18,7 @@ from tigerrec.search.options import CODES, HYBRID, Scores, Scoring, check_scorin
 from tigerrec.search.ranking import by_popularity
 from tigerrec.serving.catalogue import EXPORT, SHOWN_IDS, Catalogue, RecommendError, ids_of, read_catalogue
 from tigerrec.serving.hub import model_folder
-from tigerrec.serving.rules import ALL, Rules, allowed_items
+from tigerrec.serving.rules import ALL, RuleError, Rules, allowed_items
 from tigerrec.storage.folders import upstream_folders
 from tigerrec.storage.manifests import read_manifest
 from tigerrec.storage.stages import open_stage
@@ -178,9 +178,10 @@ class Recommender:
         self, histories: Sequence[Sequence[str]], k: int = 10, mask_seen: bool = True, rules: Rules = ALL
     ) -> list[list[Recommendation]]:
         """`recommend` for many histories at once; a warning names those without a known item. Raises RecommendError if
-        k is no whole number from 1 up, or `histories` is a text, RuleError if the rules leave no item."""
-        if isinstance(histories, str):
-            raise RecommendError("The histories are one text; give a list of lists of item ids.")
+        k is no whole number from 1 up, or `histories` is no collection, RuleError if the rules leave no item."""
+        if isinstance(histories, str) or not isinstance(histories, Iterable):
+            told = "one text" if isinstance(histories, str) else shortened(repr(histories))
+            raise RecommendError(f"The histories are {told}; give a list of lists of item ids.")
         found = self.lists(self.catalogue.known(histories), k, mask_seen, rules)
         if found.fallback.any():
             rows = list(map(str, np.flatnonzero(found.fallback)))
@@ -230,7 +231,10 @@ class Recommender:
         return Lists(items, scores, fallback)
 
     def within(self, rules: Rules) -> tuple[np.ndarray | None, Searcher]:
-        """The items that rules allow, None for all, and a searcher of these; those of the newest rules are kept."""
+        """The items that rules allow, None for all, and a searcher of these; those of the newest rules are kept. Raises
+        RuleError if they are no rules, or leave no item."""
+        if not isinstance(rules, Rules):
+            raise RuleError(f"{shortened(repr(rules))} are no rules; make them by `tigerrec.Rules.of(allow=[<id>])`.")
         if not rules:
             return None, self.searcher
         found = self._searchers.get(rules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import numpy as np
 from tigerrec import TigerrecError
 from tigerrec.data.delimited import DELIMITED, SEPARATORS
 from tigerrec.data.formats import is_table, read_rows
-from tigerrec.data.raw import Fault, Unreadable, plain_id
+from tigerrec.data.raw import Fault, Unreadable, plain_id, text_of
 from tigerrec.data.raw_files import content_suffix, read_lines
 from tigerrec.data.table import WHOLE
 from tigerrec.embed.base import few
@@ -50,9 +50,16 @@ class Rules:
     category: str | None = None
 
     @staticmethod
-    def of(allow: Iterable[str] | None = None, deny: Iterable[str] = (), category: str | None = None) -> Rules:
-        """Rules of any collections of ids, which are taken as the data set's reader takes them."""
-        return Rules(None if allow is None else _ids(allow), _ids(deny), category)
+    def of(allow: Iterable[str] | None = None, deny: Iterable[str] | None = (), category: str | None = None) -> Rules:
+        """Rules of any collections of ids, which are taken as the data set's reader takes them. Raises RuleError if
+        `allow` or `deny` is no collection of ids, or `category` no text."""
+        if category is not None and not isinstance(category, str):
+            raise RuleError(f"A rule takes one category by its name, not {shortened(repr(category))}.")
+        return Rules(None if allow is None else _ids(allow), _ids(() if deny is None else deny), category)
+
+    def n_unknown(self, known: Container[str]) -> int:
+        """How many ids of the rules are none of the known ones."""
+        return sum(item_id not in known for item_id in (*(self.allow or ()), *self.deny))
 
     def __bool__(self) -> bool:
         return self != Rules()
@@ -62,8 +69,9 @@ ALL = Rules()
 
 
 def _ids(values: Iterable[str]) -> frozenset[str]:
-    if isinstance(values, str):
-        raise RuleError(f"A rule takes a list of item ids, not the text {shortened(values)!r}.")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        told = f"the text {shortened(values)!r}" if isinstance(values, str) else shortened(repr(values))
+        raise RuleError(f"A rule takes a list of item ids, not {told}.")
     try:
         return frozenset(plain_id(value.item() if isinstance(value, np.generic) else value, "id") for value in values)
     except Unreadable as reason:
@@ -118,16 +126,33 @@ def in_category(name: str, categories: pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-def read_ids(path: Path, names: Sequence[str] = ITEM_IDS) -> frozenset[str]:
-    """The ids of a file: of a table its column of one of some names or its only one, of other files a line each. Raises
-    TigerrecError if the file cannot be read, holds no id, or several columns of which none has such a name, also where
-    they are separated otherwise than its ending says."""
+def read_ids(path: Path, names: Sequence[str] = ITEM_IDS, may_be_empty: bool = False) -> frozenset[str]:
+    """The ids of a file: of a table its column of one of some names or its only one, of other files a line each, but
+    for a first one that is such a name. Raises TigerrecError if the file cannot be read, holds no id, unless it
+    `may_be_empty`, or several columns of which none has such a name, also where they are separated otherwise than its
+    ending says."""
     if not path.is_file():
         raise RuleError(f"{path} does not exist; give a file of ids.")
-    if not is_table(path):
-        texts = [(line or b"").decode("utf-8-sig", "replace").strip() for _, line in read_lines(path, WHOLE)]
-        return _some(frozenset(filter(None, texts)), path)
+    ids = _of_table(path, names) if is_table(path) else _of_lines(path, names)
+    if not ids and not may_be_empty:
+        raise RuleError(f"{path} holds no id.")
+    return frozenset(ids)
+
+
+def _of_lines(path: Path, names: Sequence[str]) -> set[str]:
+    """The lines of a file of text, but for a header."""
+    try:
+        texts = [text_of(line).strip() for _, line in read_lines(path, WHOLE)]
+    except Unreadable as reason:
+        raise RuleError(f"{path} cannot be read ({reason}); write it in UTF-8, an id a line.") from None
+    return set(filter(None, texts[1:] if texts[:1] and texts[0] in names else texts))
+
+
+def _of_table(path: Path, names: Sequence[str]) -> set[str]:
+    """The ids in a table."""
     columns, rows = read_rows(path)
+    if not columns:
+        return set()
     column = next((name for name in names if name in columns), columns[0] if len(columns) == 1 else None)
     if column is None:
         raise RuleError(f"{path} has the columns {few(columns)}; name that of the ids `{names[0]}`.")
@@ -149,10 +174,4 @@ def read_ids(path: Path, names: Sequence[str] = ITEM_IDS) -> frozenset[str]:
             n_lost += 1
     if n_lost:
         raise RuleError(f"{n_lost:,} lines of {path} cannot be read; repair them, or leave them out.")
-    return _some(frozenset(ids), path)
-
-
-def _some(ids: frozenset[str], path: Path) -> frozenset[str]:
-    if not ids:
-        raise RuleError(f"{path} holds no id.")
     return ids

@@ -13,7 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from tigerrec import TigerrecError, __version__
@@ -27,7 +27,20 @@ from tigerrec.serving.shop import Shop
 from tigerrec.storage.files import BusyError
 
 MOST_BYTES = {"": 1 << 20, "/items": 1 << 26}
-Id = Annotated[str, Field(max_length=1_000)]
+
+
+def _whole(value: Any) -> Any:
+    """An id that JSON has as a number like 12.0 as the data set's reader takes it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
+Id = Annotated[str, BeforeValidator(_whole), Field(max_length=1_000)]
 Ids = Annotated[list[Id], Field(max_length=100_000)]
 
 
@@ -37,7 +50,7 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     history: Annotated[list[Id], Field(max_length=10_000)] = Field(description="item ids, oldest first")
-    k: int = Field(default=10, ge=1, le=1_000, description="how many items")
+    k: Annotated[int, BeforeValidator(_no_truth)] = Field(default=10, ge=1, le=1_000, description="how many items")
     allow: Ids | None = Field(default=None, description="none but these items")
     deny: Ids = Field(default=[], description="none of these items")
     category: str | None = Field(default=None, max_length=1_000, description="none but items of this category")
@@ -124,6 +137,7 @@ def _add_routes(app: FastAPI, shop: Shop) -> None:
             "items": [shown(item) for item in found.items],
             "fallback": bool(found.items) and found.items[0].fallback,
             "unknown": found.n_unknown,
+            "unknown_in_rules": found.n_unknown_rules,
             "catalogue": found.version,
             "model": found.model,
         }

@@ -104,7 +104,10 @@ class Shop:
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "items.jsonl"
             table.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-            add_items(self.folder, table, self.folder)
+            try:
+                add_items(self.folder, table, self.folder)
+            except NewItemsError as error:
+                raise NewItemsError(str(error).replace(str(table), "the request")) from None
         return self._read()
 
     def _read(self) -> Recommender:

@@ -125,14 +125,18 @@ def check_current(
     return True
 
 
+FOLLOWING = {"prepare": "embed", "embed": "tokenize", "tokenize": "train", "train": "evaluate"}
+"""Stage → the first that has to be built again when it was."""
+
+
 def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path) -> None:
     """Refuse a finished stage beside an input stage that it was not made from. Raises StaleError if the stage in
     `upstream` is not the `name` that the manifest of `folder` records."""
     recorded, present = manifest.inputs.get(name, {}), input_record(upstream)
     if any(recorded.get(key) != present[key] for key in ("fingerprint", "content")):
         raise StaleError(
-            f"{folder} was made from another '{name}' than the one in {upstream}; add `overwrite={manifest.stage}` to "
-            "build it again."
+            f"{folder} was made from another '{name}' than the one in {upstream}; run `tigerrec {manifest.stage}` with "
+            f"its options and `overwrite={FOLLOWING.get(name, manifest.stage)}` to build it again."
         )
 
 
