@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import operator
+import re
 from pathlib import Path
 
 import duckdb
@@ -342,3 +343,17 @@ def test_a_folder_as_output_is_refused_before_ranking(shop, tmp_path):
     (tmp_path / "recs.parquet").mkdir()
     with pytest.raises(TigerrecError, match=r"recs\.parquet is a folder; give another"):
         recommend_all(shop[1], tmp_path / "recs.parquet", device="cpu")
+
+
+def test_the_repair_of_a_run_beside_newer_data_works(tmp_path):
+    orders, runs = tiny_shop.write_orders(tmp_path), tmp_path / "runs"
+    trained = tiny_shop.run(orders, runs, until="train")
+    orders.write_text(orders.read_text() + "".join(f"new,i{item:02d},{item}\n" for item in range(5)))
+    tiny_shop.run(orders, runs, "overwrite=prepare", until="prepare")
+    with pytest.raises(TigerrecError, match="was made from another 'prepare' than the one in") as caught:
+        recommend_all(trained, tmp_path / "recs.parquet", device="cpu")
+    assert "run `tigerrec train` with its options and `overwrite=" in str(caught.value)
+    repair = re.findall("`(overwrite=.*?)`", str(caught.value))
+    tiny_shop.run(orders, runs, *repair, until="train")
+    found = rows_of(recommend_all(trained, tmp_path / "recs.parquet", k=1, device="cpu"))
+    assert found[-1]["user_id"] == "new"
