@@ -125,7 +125,9 @@ def lines_of(database: DuckDBPyConnection, batch: Batch, columns: Columns, befor
         yield _sql(mark, kinds, unit, columns, before)
         database.unregister("given")
     except duckdb.Error as error:
-        where = "look at `dataset.where=`" if columns.where else "write them as text, numbers or dates"
+        where = "write them as text, numbers or dates"
+        if columns.where:
+            where = "look at `dataset.where=`, or read every line by `dataset.where=null`"
         raise DatasetError(
             f"The interactions cannot be read ({' '.join(str(error).split())[:200]}); {where}."
         ) from None
