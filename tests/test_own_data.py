@@ -574,12 +574,6 @@ def test_the_options_that_a_message_names_mend_it(tmp_path: Path) -> None:
     assert run(compose([*given, *named]), "prepare").is_dir()
 
 
-def test_numbers_of_several_units_have_no_one_unit(tmp_path: Path) -> None:
-    mixed = [(user, item, 1709251200 * (1000 if time % 2 else 1) + time) for user, item, time in ORDERS]
-    with pytest.raises(DatasetError, match=r"are of several kinds: .*; write them in one unit\.$"):
-        prepare(TablesDataset(orders(tmp_path, mixed)), tmp_path / "out")
-
-
 def test_a_name_that_is_read_as_a_number_is_asked_for_in_quotes(tmp_path: Path) -> None:
     given = [f"dataset.interactions={orders(tmp_path)}", f"paths.runs={tmp_path / 'runs'}", "dataset=tables"]
     with pytest.raises(TigerrecError, match=r"give it in quotes of its own, as `\"dataset\.name='2024'\"`") as caught:
