@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tigerrec.data.base import DatasetError
-from tigerrec.data.prepare import REPAIRS
+from tigerrec.data.prepare import repair_of
 from tigerrec.data.table import Table, shown
 
 
@@ -13,9 +13,7 @@ def check_columns(table: Table, named: Mapping[str, str], any_of: Sequence[str])
     """Raise DatasetError if a table lacks a column `named` by an option → it, or all of the columns `any_of`."""
     path, fault = table.path, table.fault
     if fault:
-        repair = REPAIRS.get(fault.reason, "repair it")
-        if "items_item_column" in named:
-            repair = repair.replace("dataset.encoding", "dataset.items_encoding")
+        repair = repair_of(fault.reason, "items_item_column" in named)
         raise DatasetError(
             f"{path} tells no columns: its line {fault.line:,} cannot be read "
             f"({': '.join(filter(None, (fault.reason, fault.text)))}); {repair}."

@@ -72,6 +72,12 @@ def item_text(item_id: str, item: RawItem) -> str:
     return f"{'; '.join(filter(None, parts)) or f'Item {item_id}'}."
 
 
+def repair_of(reason: str, of_items: bool) -> str:
+    """What helps where lines cannot be read for a reason; the file of items has an encoding of its own."""
+    repair = REPAIRS.get(reason, "repair it")
+    return repair.replace("dataset.encoding", "dataset.items_encoding") if of_items else repair
+
+
 def check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, checked: Set[str]) -> None:
     """Raise DatasetError if too many lines of a file could not be read, of the roles that were not `checked` before."""
     for role, lines in tally.lines.items():
@@ -85,9 +91,7 @@ def check_dropped(tally: Tally, sources: Mapping[str, Path], dataset: Dataset, c
         path = sources.get(role, role)
         max_dropped = dataset.max_dropped
         options = [reason for reason, option in OPTIONS.items() if reason in reasons and hasattr(dataset, option)]
-        remedies = "".join(f"{REPAIRS[reason]}, or " for reason in options)
-        if role.startswith("items"):
-            remedies = remedies.replace("dataset.encoding", "dataset.items_encoding")
+        remedies = "".join(f"{repair_of(reason, role.startswith('items'))}, or " for reason in options)
         if dropped > max_dropped * lines and dropped == lines:
             is_formed = NOT_A_TIME in reasons and hasattr(dataset, "time_format")
             raise DatasetError(
