@@ -193,7 +193,8 @@ def test_any_flipped_bit_is_found(tmp_path):
         for place in (0, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             with pytest.raises(
-                DamagedError, match=rf"{name} is damaged \(expected sha256 .* found .*\); add `overwrite=embed`"
+                DamagedError,
+                match=rf"{name} is damaged \(expected sha256 .* found .*\); run `tigerrec embed` .*`overwrite=embed`",
             ) as caught:
                 open_stage(folder, "embed")
             one_sentence(caught.value)
@@ -231,7 +232,10 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, name, fault):
         path.mkdir()
     elif fault != "deleted":
         path.write_bytes(whole[: len(whole) // 2] if fault == "truncated" else b"")
-    with pytest.raises(DamagedError, match=rf"{name} .*; add `overwrite=embed` to build it again\.$") as caught:
+    with pytest.raises(
+        DamagedError,
+        match=rf"{name} .*; run `tigerrec embed` with its options and `overwrite=embed` to build it again\.$",
+    ) as caught:
         open_stage(tmp_path / "stage", "embed")
     one_sentence(caught.value)
 
@@ -293,7 +297,9 @@ def test_another_stage_or_format(tmp_path):
     assert open_stage(folder, "train", "embed").stage == "embed"
     path = folder / MANIFEST
     path.write_bytes(edited(schema=SCHEMA + 1)(json.loads(path.read_bytes())))
-    with pytest.raises(StaleError, match=r"was written in format 2, this version reads 1; add `overwrite=embed`"):
+    with pytest.raises(
+        StaleError, match=r"was written in format 2, this version reads 1; run `tigerrec embed` .*`overwrite=embed`"
+    ):
         open_stage(folder, "embed")
 
 

@@ -851,6 +851,6 @@ def test_vectors_that_are_none_are_refused(run: dict[str, Path], content: bytes,
     replace_file(run, "embed", "embeddings.safetensors", content)
     with pytest.raises(
         DamagedError,
-        match=r"embeddings\.safetensors does not hold .*; add `overwrite=embed` to build it again\.$",
+        match=r"embeddings.* does not hold .*; run `tigerrec embed` .*`overwrite=embed` to build it again\.$",
     ):
         CONSUMERS[consumer](run)

@@ -3,6 +3,7 @@ or damaged is refused."""
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -214,13 +215,27 @@ def test_a_stage_under_a_rebuilt_one_is_stale(here, copy):
     assert "overwrite=train" in text
 
 
+def test_damage_that_a_command_without_options_finds_names_what_repairs_it(command, here, copy):
+    path = copy / "sample" / "items.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    asked = ["recommend", str(copy / TRAINED), "--items", "B00SP2RMPG"]
+    text = refused(command(*asked))
+    assert f"{path} is damaged" in text
+    repair = r"run `tigerrec (\w+)` with its options and `(overwrite=\w+)` to build it again"
+    named, option = re.search(repair, text).groups()
+    assert succeeded(here(copy, option, name=named))
+    assert path.read_bytes() == whole
+    assert command(*asked).returncode == 0
+
+
 def test_damage_is_refused_with_the_file(here, copy):
     path = copy / "sample" / "hashed" / "embeddings.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     text = refused(here(copy))
     assert f"{path} is damaged (expected sha256 " in text
-    assert "add `overwrite=embed` to build it again" in text
+    assert "run `tigerrec embed` with its options and `overwrite=embed` to build it again" in text
     path.write_bytes(whole)
     folder = copy / "sample" / "hashed" / "random-seed0"
     (folder / "manifest.json").write_text("{")
@@ -311,7 +326,7 @@ def test_a_damaged_part_is_refused_with_its_own_repair(here, fused):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     text = refused(here(fused, *FUSED, name="embed"))
     assert f"{path} is damaged" in text
-    assert "add `overwrite=embed:collaborative` to build it again" in text
+    assert "run `tigerrec embed` with its options and `overwrite=embed:collaborative` to build it again" in text
     assert succeeded(here(fused, *FUSED, "overwrite=embed:collaborative", name="tokenize"))
 
 

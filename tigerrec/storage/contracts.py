@@ -11,7 +11,7 @@ from typing import Any
 
 from tigerrec import TigerrecError
 from tigerrec.storage.files import ArtifactError
-from tigerrec.storage.manifests import DamagedError, read_manifest
+from tigerrec.storage.manifests import DamagedError, read_manifest, rebuilding
 from tigerrec.text import first_line
 
 ROWS_AT_ONCE = 1 << 20
@@ -22,10 +22,8 @@ Shape = tuple[int | None, ...]
 def _remedy(folder: Path) -> str:
     with contextlib.suppress(ArtifactError):
         manifest = read_manifest(folder)
-        if manifest is not None and manifest.stage == "export":
-            return "export it again"
         if manifest is not None:
-            return f"add `overwrite={manifest.stage}` to build it again"
+            return rebuilding(manifest.stage)
     return "run the stage that makes it again"
 
 

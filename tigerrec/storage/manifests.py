@@ -28,6 +28,14 @@ class StaleError(ArtifactError):
     """The stage was made with another configuration or from other inputs."""
 
 
+def rebuilding(stage: str, overwrite: str | None = None) -> str:
+    """What builds a finished stage again, or an earlier one named by `overwrite`, whichever command found the fault."""
+    if stage == "export":
+        return "export it again"
+    command = "baseline" if stage == "tune" else stage
+    return f"run `tigerrec {command}` with its options and `overwrite={overwrite or stage}` to build it again"
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """The commit record of a stage folder."""

@@ -32,7 +32,15 @@ from tigerrec.storage.files import (
     write_json,
 )
 from tigerrec.storage.fingerprints import SCHEMA, canonical_json, changed_keys, content_digest, describe, fingerprint
-from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, MissingError, StaleError, read_manifest
+from tigerrec.storage.manifests import (
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    MissingError,
+    StaleError,
+    read_manifest,
+    rebuilding,
+)
 
 REBUILD = ".rebuild"
 WORKING_FILES = ("checkpoint", "shards", "trials", ASIDE, KEPT, PROBE, SPILLED, f".{REBUILD}.tmp")
@@ -69,13 +77,12 @@ def open_stage(folder: Path | str, stage: str, *or_stages: str, overwrite: str |
         raise MissingError(
             f"{folder} holds the stage '{manifest.stage}', not '{stage}'; give the folder of a '{stage}' stage."
         )
-    overwrite = overwrite or manifest.stage
     if manifest.schema != SCHEMA:
         raise StaleError(
-            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; add "
-            f"`overwrite={overwrite}` to build it again."
+            f"{folder} was written in format {manifest.schema}, this version reads {SCHEMA}; "
+            f"{rebuilding(manifest.stage, overwrite)}."
         )
-    remedy = f"add `overwrite={overwrite}` to build it again" if manifest.stage == stage else "export it again"
+    remedy = rebuilding(manifest.stage, overwrite)
     for name, entry in manifest.files.items():
         _verify_file(folder / name, entry, remedy)
     return manifest
@@ -135,8 +142,8 @@ def check_made_from(folder: Path, manifest: Manifest, name: str, upstream: Path)
     recorded, present = manifest.inputs.get(name, {}), input_record(upstream)
     if any(recorded.get(key) != present[key] for key in ("fingerprint", "content")):
         raise StaleError(
-            f"{folder} was made from another '{name}' than the one in {upstream}; run `tigerrec {manifest.stage}` with "
-            f"its options and `overwrite={FOLLOWING.get(name, manifest.stage)}` to build it again."
+            f"{folder} was made from another '{name}' than the one in {upstream}; "
+            f"{rebuilding(manifest.stage, FOLLOWING.get(name))}."
         )
 
 
