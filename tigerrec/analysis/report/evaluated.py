@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +112,7 @@ def evaluation_of(folder: Path) -> Path:
         names = ", ".join(child.name for child in evaluations)
         raise ArtifactError(
             f"{folder} has {len(evaluations)} evaluations ({names}); give one of them, for instance "
-            f"`RUN={evaluations[0]}`."
+            f"`--run {shlex.quote(str(evaluations[0]))}`."
         )
     return evaluations[0]
 
