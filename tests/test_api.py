@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,10 +145,30 @@ def test_what_is_wrong_is_one_sentence(orders, tmp_path):
         tigerrec.fit(orders, folder=runs, overrides=["train.epoch=3"])
     with pytest.raises(TigerrecError, match="A frame cannot be written as Parquet"):
         tigerrec.fit(pd.DataFrame({"user": ["a", 1], "item": ["b", {}], "time": [1, 2]}), folder=runs)
+    with pytest.raises(TigerrecError, match=r"one text; give a list of them, as \['train.epochs=3'\]"):
+        tigerrec.fit(orders, folder=runs, overrides="train.epochs=3")
+    for none in ([("u", "i", 1)], None):
+        with pytest.raises(TigerrecError, match="is no table; give the path of a file, or a frame"):
+            tigerrec.fit(none, folder=runs)
+    frame = pd.read_csv(orders)
+    with pytest.raises(TigerrecError, match="several columns 'user'; give each a name of its own"):
+        tigerrec.fit(pd.concat([frame, frame[["user"]]], axis=1), folder=runs)
+    with pytest.raises(TigerrecError, match="None names no model; give the folder"):
+        tigerrec.load(None)
     with pytest.raises(TigerrecError, match="does not exist"):
         tigerrec.load(tmp_path / "nowhere")
     with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
         _ = tigerrec.fitt
+
+
+def test_what_a_message_tells_to_do_works_in_python(orders, tmp_path):
+    frame = pd.read_csv(orders).rename(columns={"user": "Kunde", "time": "Datum und Zeit"})
+    with pytest.raises(TigerrecError) as caught:
+        tigerrec.fit(frame, folder=tmp_path, name="shop", overrides=QUICK)
+    told = re.search(r"Options are given to fit as `overrides=(\[.*\])`\.$", str(caught.value)).group(1)
+    names = iter(["Kunde", "Datum und Zeit"])
+    overrides = [option.replace("<column>", next(names)) for option in ast.literal_eval(told)]
+    assert tigerrec.fit(frame, folder=tmp_path, name="shop", overrides=[*QUICK, *overrides]).recommend(["i03"], k=3)
 
 
 def test_everything_is_trained_on_where_asked(orders, tmp_path):

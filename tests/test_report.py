@@ -274,7 +274,10 @@ def test_folders_that_are_no_evaluated_run_are_refused(run, tmp_path):
     shutil.copytree(run["prepare"], copy)
     trained = copy / run["train"].relative_to(run["prepare"])
     shutil.copytree(trained / "eval-full", trained / "eval-again")
-    with pytest.raises(TigerrecError, match=r"has 2 evaluations \(eval-again, eval-full\); give one of them, for instance `--run .*eval-again`"):
+    with pytest.raises(
+        TigerrecError,
+        match=r"has 2 evaluations \(eval-again, eval-full\); give one of them, for instance `--run .*eval-again`",
+    ):
         report_run(trained)
     assert report_run(trained / "eval-again").exists()
     for name in ("eval-again", "eval-full"):

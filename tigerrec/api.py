@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from tigerrec import pipeline
-from tigerrec.config import compose, expanded
+from tigerrec.config import compose, expanded, listed_overrides
 from tigerrec.data.base import DatasetError
 from tigerrec.data.histories import read_stats
 from tigerrec.embed.base import EmbedError
@@ -24,6 +26,7 @@ from tigerrec.serving.recommender import Recommendation, Recommender
 from tigerrec.serving.rules import ALL, Rules
 from tigerrec.storage.files import atomic
 from tigerrec.storage.manifests import StaleError, read_manifest
+from tigerrec.text import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 FEW_ITEMS, FEW_INTERACTIONS = 2_000, 50_000
 SMALLEST_CODEBOOK, LARGEST_CODEBOOK = 8, 256
+OPTIONS = re.compile(r"`(\"?(?:dataset\.|overwrite=)[^`]*)`")
+"""The options of a command that a message names."""
 SMALL = ("d_model=64", "num_heads=4", "d_kv=16", "d_ff=128")
 
 
@@ -104,8 +109,12 @@ def fit(
     given = {**options, **{role: str(path) for role, path in tables.items() if path is not None}, "name": named}
     try:
         prepared = pipeline.run(_configuration(root, given, overrides), "prepare")
-    except StaleError as error:
-        raise StaleError(f"{error} Options are given to fit as `overrides=['overwrite=prepare']`.") from None
+    except (DatasetError, StaleError) as error:
+        named_options = OPTIONS.findall(str(error))
+        if not named_options:
+            raise
+        tip = f"Options are given to fit as `overrides={shlex.split(named_options[-1])}`."
+        raise type(error)(f"{error} {tip}") from None
     stats = read_stats(prepared)
     picked = [*_picks(stats["items"], stats["interactions"], items is not None)]
     if everything:
@@ -119,7 +128,7 @@ def fit(
 
 def _configuration(root: Path, given: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
     """The composed configuration with options of the data set as values, which need no quotes."""
-    cfg = compose(["dataset=tables", *overrides])
+    cfg = compose(["dataset=tables", *listed_overrides(overrides)])
     for option, value in given.items():
         OmegaConf.update(cfg, f"dataset.{option}", value, force_add=True)
     OmegaConf.update(cfg, "paths.runs", str(root))
@@ -154,9 +163,17 @@ def _embedder() -> str:
 
 def _file(table: Table, root: Path) -> Path:
     """The file of a table; a frame is written once, under a name that its content decides. Raises DatasetError if a
-    frame cannot be written."""
+    frame cannot be written, or the table is neither."""
     if isinstance(table, str | Path):
         return Path(table)
+    if not hasattr(table, "to_parquet"):
+        raise DatasetError(
+            f"{shortened(repr(table))} is no table; give the path of a file, or a frame as `pandas.DataFrame` makes it."
+        )
+    names = [*map(str, table.columns)]
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        raise DatasetError(f"A frame has several columns '{repeated[0]}'; give each a name of its own.")
     buffer = io.BytesIO()
     try:
         table.to_parquet(buffer, index=False)

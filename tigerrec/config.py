@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -141,7 +141,7 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
         overrides: Hydra overrides, for instance `["dataset=beauty", "tokenizer=rkmeans"]`.
 
     Raises:
-        ConfigError: an override names no choice or no option.
+        ConfigError: an override names no choice or no option, or the overrides are one text.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -149,9 +149,16 @@ def compose(overrides: list[str] | None = None) -> DictConfig:
 
     try:
         with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-            return hydra_compose("config", overrides=overrides or [])
+            return hydra_compose("config", overrides=listed_overrides(overrides or []))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(composition_fault(error)) from None
+
+
+def listed_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a list. Raises ConfigError if they are one text, which would be taken letter by letter."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"The overrides are one text; give a list of them, as {overrides.split()}.")
+    return [*overrides]
 
 
 def composition_fault(error: Exception) -> str:

@@ -15,7 +15,7 @@ from tigerrec.serving.catalogue import EXPORT
 from tigerrec.storage.files import FULL, ArtifactError
 from tigerrec.storage.manifests import MANIFEST, DamagedError, Manifest, read_manifest
 from tigerrec.storage.stages import open_stage
-from tigerrec.text import first_line
+from tigerrec.text import first_line, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,10 @@ def check_name(name: str) -> None:
 def model_folder(model: Path | str) -> Path:
     """The folder of a model: the path that was given, or, where nothing is there and it reads `owner/name` or
     `owner/name@revision`, that of the export of this name on the hub, downloaded. Raises HubError if it cannot be
-    downloaded, is no export or is damaged."""
+    downloaded, is no export or is damaged, or if what is given is
+    no name."""
+    if not isinstance(model, str | Path):
+        raise HubError(f"{shortened(repr(model))} names no model; give the folder that `tigerrec train` printed.")
     name, _, revision = str(model).partition("@")
     folder = expanded(model)
     if folder.exists() or not NAME.fullmatch(name):
